@@ -1,0 +1,1 @@
+"""The ClientApp: a message in, the core called, a message out."""

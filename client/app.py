@@ -1,0 +1,131 @@
+"""The site's side of the federation.
+
+An exception leaves the site as a code and a random id; its text stays in the site's own log.
+"""
+
+import sys
+import traceback
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client import tasks
+from client.site import Site, open_site, site_log
+from mediffusion_core import protocol
+from mediffusion_core.errors import UserError
+
+app = ClientApp()
+
+Handler = Callable[[Site, RecordDict], RecordDict]
+
+
+class _OtherSettingsError(Exception):
+    """Server and site do not run the same settings."""
+
+
+def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
+    """Wraps a handler: checks the settings, and lets no error text out."""
+
+    def answer(message: Message, context: Context) -> Message:
+        folder: Path | None = None
+        try:
+            site = open_site(context)
+            folder = site.folder
+            expected = message.content.config_records[protocol.INSTRUCTIONS]["settings_hash"]
+            if expected != site.settings.fingerprint():
+                raise _OtherSettingsError(f"{expected} at the server")
+            content = handler(site, message.content)
+        except Exception as error:
+            content = _failure(error, folder)
+        return Message(content, reply_to=message)
+
+    return answer
+
+
+def _failure(error: Exception, folder: Path | None) -> RecordDict:
+    code = {UserError: "data", _OtherSettingsError: "settings"}.get(type(error), "internal")
+    identity = uuid.uuid4().hex[:8]
+    site_log(folder).error("%s %s\n%s", identity, error, traceback.format_exc())
+    if folder is None:
+        print(f"{identity} {error}", file=sys.stderr)
+    return RecordDict({protocol.FAILURE: ConfigRecord({"code": code, "id": identity})})
+
+
+def _state(content: RecordDict, component: str) -> tasks.StateDict:
+    return content.array_records[component].to_torch_state_dict()
+
+
+def _round(content: RecordDict) -> int:
+    return int(content.config_records[protocol.INSTRUCTIONS]["round"])
+
+
+@app.query("census")
+@_answer
+def census(site: Site, content: RecordDict) -> RecordDict:
+    """Replies with the site's name and its counts."""
+    return RecordDict(
+        {
+            protocol.IDENTITY: ConfigRecord({"site": site.name}),
+            protocol.METRICS: MetricRecord(tasks.census(site)),
+        }
+    )
+
+
+@app.train("autoencoder")
+@_answer
+def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
+    """Replies with the autoencoder after a local round."""
+    weights, metrics = tasks.autoencoder_round(
+        site, _state(content, protocol.AUTOENCODER), _round(content)
+    )
+    return RecordDict(
+        {
+            protocol.AUTOENCODER: ArrayRecord(dict(weights)),
+            protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
+        }
+    )
+
+
+@app.query("latents")
+@_answer
+def latents(site: Site, content: RecordDict) -> RecordDict:
+    """Replies with sums over the site's latents."""
+    sums = tasks.latent_sums(site, _state(content, protocol.AUTOENCODER))
+    return RecordDict({protocol.COUNTS: ArrayRecord(sums)})
+
+
+@app.query("encode")
+@_answer
+def encode(site: Site, content: RecordDict) -> RecordDict:
+    """Keeps the site's latents for the joint stage; the reply is empty."""
+    tasks.encode(site, _state(content, protocol.AUTOENCODER))
+    return RecordDict()
+
+
+@app.train("joint")
+@_answer
+def train_joint(site: Site, content: RecordDict) -> RecordDict:
+    """Replies with UNet and head after a local round."""
+    unet, head, metrics = tasks.joint_round(
+        site, _state(content, protocol.UNET), _state(content, protocol.HEAD), _round(content)
+    )
+    return RecordDict(
+        {
+            protocol.UNET: ArrayRecord(dict(unet)),
+            protocol.HEAD: ArrayRecord(dict(head)),
+            protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
+        }
+    )
+
+
+@app.evaluate("joint")
+@_answer
+def evaluate(site: Site, content: RecordDict) -> RecordDict:
+    """Replies with confusion counts over the site's validation patients."""
+    counts = tasks.validation_counts(
+        site, _state(content, protocol.UNET), _state(content, protocol.HEAD)
+    )
+    return RecordDict({protocol.COUNTS: ArrayRecord(counts)})

@@ -1,0 +1,212 @@
+"""What a site does for each kind of message. Only sums, counts and weights are returned."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from client.site import Site
+from mediffusion_core.artifacts.trained import build_joint
+from mediffusion_core.diffusion.noise_process import alphas_cumprod
+from mediffusion_core.evaluation.classification import (
+    bootstrap_counts,
+    class_scores,
+    logit_thresholds,
+    threshold_counts,
+)
+from mediffusion_core.model import LatentCodec, build_autoencoder, channel_sums
+from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS
+from mediffusion_core.training.autoencoder_stage import train_autoencoder
+from mediffusion_core.training.joint_stage import LatentSet, train_joint
+from mediffusion_core.training.latents import encode_views
+from mediffusion_core.training.local import LocalReport, derive_seed
+
+StateDict = Mapping[str, Tensor]
+Metrics = dict[str, float]
+
+LATENTS = "latents.safetensors"
+SUMMED = 128
+
+
+def census(site: Site) -> dict[str, int | list[int]]:
+    """How many images, patients and labels the site holds; no more is ever asked."""
+    shard = site.hospitals.shards[site.index]
+    train = site.hospitals.train(site.index)
+    rows = [*shard.train, *shard.validation, *shard.test]
+    return {
+        "images": len(rows),
+        "train": len(train),
+        "labelled": len(train.labelled),
+        "validation": len(site.hospitals.validation(site.index)),
+        "test": len(shard.test),
+        "patients": len({site.hospitals.store.groups[row] for row in rows}),
+        "per_class": [int(count) for count in (train.targets == 1).sum(dim=0)],
+    }
+
+
+def autoencoder_round(
+    site: Site, weights: StateDict, round_number: int
+) -> tuple[StateDict, Metrics]:
+    """One round of the autoencoder stage on all of the site's images."""
+    settings = site.settings
+    autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+    autoencoder.load_state_dict(dict(weights))
+    begun = time.perf_counter()
+    report = train_autoencoder(
+        autoencoder.to(site.device),
+        site.hospitals.train(site.index),
+        settings.training.autoencoder,
+        augmentation=settings.data.augmentation,
+        precision=settings.training.precision,
+        done=(round_number - 1) / settings.federation.autoencoder_rounds,
+        share=1 / settings.federation.autoencoder_rounds,
+        seed=derive_seed(settings.seed, "autoencoder", site.name, round_number),
+        on_step=site.progress("autoencoder", round_number),
+    )
+    return autoencoder.state_dict(), _metrics(report, begun)
+
+
+@torch.no_grad()
+def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
+    """Sums and sums of squares of the site's latents per channel, and how many values."""
+    settings = site.settings
+    autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+    autoencoder.load_state_dict(dict(weights))
+    autoencoder.to(site.device).eval()
+    images = site.hospitals.train(site.index)
+    channels = settings.model.autoencoder.latent_channels
+    total, squares = torch.zeros(2, channels, dtype=torch.float64)
+    count = 0
+    for part in torch.arange(len(images)).split(SUMMED):
+        sums = channel_sums(autoencoder, images.take(part).to(site.device))
+        total, squares, count = total + sums[0].cpu(), squares + sums[1].cpu(), count + sums[2]
+    return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
+
+
+def encode(site: Site, codec_weights: StateDict) -> None:
+    """Encodes the site's images and keeps the latents in its folder.
+
+    A second call with the same codec and settings finds them there and does nothing.
+    """
+    digest = _digest(codec_weights)
+    path = site.folder / LATENTS
+    if path.is_file() and _digest_of(path) == digest:
+        return
+    settings = site.settings
+    codec = LatentCodec(
+        build_autoencoder(settings.model.autoencoder, settings.data.channels),
+        codec_weights["mean"],
+        codec_weights["std"],
+    )
+    codec.load_state_dict(dict(codec_weights))
+    codec.to(site.device)
+    report = site.progress("latents", 1)
+    common = {"precision": settings.training.precision, "augmentation": settings.data.augmentation}
+    train = encode_views(
+        codec,
+        site.hospitals.train(site.index),
+        views=settings.training.joint.augmented_views,
+        seed=derive_seed(settings.seed, "views", site.name),
+        on_batch=lambda done, total: report(done, total, float("nan")),
+        **common,
+    )
+    validation = encode_views(
+        codec,
+        site.hospitals.validation(site.index),
+        views=1,
+        seed=0,
+        precision="fp32",
+        augmentation="none",
+    )
+    temporary = path.with_suffix(".tmp")
+    save_file(
+        {"train": train, "validation": validation[0].contiguous()}, temporary, {"codec": digest}
+    )
+    temporary.replace(path)
+
+
+def joint_round(
+    site: Site, unet: StateDict, head: StateDict, round_number: int
+) -> tuple[StateDict, StateDict, Metrics]:
+    """One round of the joint stage on the site's latents; returns UNet, head and metrics."""
+    settings = site.settings
+    targets = site.hospitals.train(site.index).targets
+    joint = build_joint(settings, targets.shape[1])
+    joint.unet.load_state_dict(dict(unet))
+    joint.head.load_state_dict(dict(head))
+    data = LatentSet(
+        load_file(site.folder / LATENTS)["train"], targets, site.hospitals.store.multi_label
+    )
+    begun = time.perf_counter()
+    report = train_joint(
+        joint.to(site.device),
+        data,
+        settings.training.joint,
+        alphas_cumprod(settings.diffusion),
+        precision=settings.training.precision,
+        done=(round_number - 1) / settings.federation.num_rounds,
+        share=1 / settings.federation.num_rounds,
+        seed=derive_seed(settings.seed, "joint", site.name, round_number),
+        on_step=site.progress("joint", round_number),
+    )
+    return joint.unet.state_dict(), joint.head.state_dict(), _metrics(report, begun)
+
+
+@torch.no_grad()
+def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str, Tensor]:
+    """Confusion counts per threshold over the site's validation patients, and of bootstraps.
+
+    Returns:
+        `counts` (C, T, 2, 2) and `bootstraps` (B, C, T', 2, 2), to be added up over sites.
+    """
+    settings = site.settings
+    images = site.hospitals.validation(site.index)
+    joint = build_joint(settings, images.targets.shape[1])
+    joint.unet.load_state_dict(dict(unet))
+    joint.head.load_state_dict(dict(head))
+    joint.to(site.device).eval()
+    latents = load_file(site.folder / LATENTS)["validation"].float().to(site.device)
+    scores = images.targets  # (0, C) where the site has no labelled validation patients
+    if len(images):
+        logits = torch.cat([joint.classify(part).cpu() for part in latents.split(SUMMED)])
+        scores = class_scores(logits, site.hospitals.store.multi_label)
+    evaluation = settings.evaluation
+    return {
+        "counts": threshold_counts(
+            scores, images.targets, logit_thresholds(evaluation.num_thresholds)
+        ),
+        "bootstraps": bootstrap_counts(
+            scores,
+            images.targets,
+            site.hospitals.groups(images.rows),
+            logit_thresholds(BOOTSTRAP_THRESHOLDS),
+            evaluation.num_bootstraps,
+            derive_seed(settings.seed, "bootstrap", site.name),
+        ),
+    }
+
+
+def _metrics(report: LocalReport, begun: float) -> dict[str, float]:
+    counts = {"images_seen": report.images_seen, "labelled_seen": report.labelled_seen}
+    seconds = time.perf_counter() - begun
+    return {**counts, "steps": report.steps, "seconds": seconds, **report.means()}
+
+
+def _digest(weights: StateDict) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        sha.update(name.encode())
+        sha.update(weights[name].contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _digest_of(path: Any) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return metadata.get("codec")

@@ -1,0 +1,5 @@
+"""The configuration files, and their composition by Hydra."""
+
+from configs.compose import compose, flatten
+
+__all__ = ["compose", "flatten"]

@@ -1,0 +1,96 @@
+"""Composition of a configuration, shared by server, sites and command line."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mediffusion_core.errors import UserError
+from mediffusion_core.settings import Settings, did_you_mean, known_keys, validate
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def compose(config_name: str, overrides: Sequence[str]) -> Settings:
+    """Composes and validates the settings of a run.
+
+    Args:
+        config_name: Name of a file in `configs/`, without `.yaml`.
+        overrides: Hydra overrides such as `data=isic2019` or `seed=3`.
+
+    Raises:
+        UserError: one line that names what is wrong.
+    """
+    if not (FOLDER / f"{config_name}.yaml").is_file():
+        names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+        raise UserError(f"no configuration {config_name!r}; allowed: {', '.join(names)}")
+    for override in overrides:
+        _check_override(override)
+    return validate(_to_mapping(config_name, overrides))
+
+
+def flatten(overrides: Sequence[str]) -> str:
+    """Overrides as one string, as `flwr run` carries them; `split` is its inverse."""
+    return shlex.join(overrides)
+
+
+def split(overrides: str) -> list[str]:
+    """The overrides in one string, quoted as in a shell.
+
+    Raises:
+        UserError: if a quotation mark is not closed.
+    """
+    try:
+        return shlex.split(overrides)
+    except ValueError as error:
+        raise UserError(f"overrides {overrides!r}: {str(error).lower()}") from None
+
+
+def groups() -> dict[str, list[str]]:
+    """The configuration groups with the choices of each."""
+    folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
+    found = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    return {name: choices for name, choices in found.items() if choices}
+
+
+def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(FOLDER), version_base="1.3"):
+            composed = hydra_compose(config_name, overrides=list(overrides))
+        mapping = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, config_name, overrides)) from None
+    assert isinstance(mapping, dict)
+    return {str(key): value for key, value in mapping.items()}
+
+
+def _check_override(override: str) -> None:
+    """Refuses what Hydra would explain at length: no `=`, or an unknown choice of a group."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"override {override!r} is not of the form key=value")
+    choices = groups().get(key.lstrip("+~"))
+    if choices is not None and value not in choices:
+        hint = did_you_mean(value, choices)
+        raise UserError(f"{key}={value}: no such choice; allowed: {', '.join(choices)}{hint}")
+
+
+def _one_line(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
+    """Names the override that does not fit, and what was perhaps meant."""
+    known = known_keys(_to_mapping(config_name, [])) if overrides else []
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key not in groups() and key not in known and key in str(error):
+            near = did_you_mean(key, known)
+            return f"unknown setting {key}{near or '; fed-mediffusion settings lists all'}"
+    first = re.sub(r"\s+", " ", str(error).strip().splitlines()[0])
+    return f"the configuration does not compose: {first}"

@@ -1,0 +1,243 @@
+"""The report's page, a Jinja template. It is code because Flower bundles no HTML."""
+
+# ruff: noqa: E501
+PAGE = r"""{% macro figure(text) -%}
+<span{% if text == not_measured %} class="missing"{% endif %}>{{ text }}</span>
+{%- endmacro %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ title }} – Mediffusion report</title>
+<style>
+:root {
+  --ink: #1f2933; --muted: #5f6b76; --faint: #b3bcc4; --rule: #e3e7eb; --paper: #ffffff;
+  --ground: #f5f7f9; --blue: #2f6690; --band: #a9c6dd; --good: #2f6690; --warn: #b4532a;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e6eaee; --muted: #9aa7b3; --faint: #5a6773; --rule: #2b343d; --paper: #1a2128;
+    --ground: #12171c; --blue: #8db8da; --band: #3d5f7c; --good: #8db8da; --warn: #e2936c;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--ground); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
+    "DejaVu Sans", sans-serif;
+  font-variant-numeric: tabular-nums;
+}
+main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 44px 0 12px; }
+.eyebrow { color: var(--muted); margin: 0 0 4px; font-size: .9rem; }
+.heading { display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center; }
+.status {
+  border: 1px solid currentColor; color: var(--warn); border-radius: 99px;
+  padding: 1px 12px; font-size: .85rem;
+}
+.status.complete { color: var(--good); }
+.facts { display: flex; flex-wrap: wrap; gap: 8px 28px; margin: 18px 0 0; padding: 0; }
+.facts dt { color: var(--muted); font-size: .8rem; }
+.facts dd { margin: 0; font-size: .95rem; overflow-wrap: anywhere; }
+.cards {
+  display: grid; gap: 12px; margin-top: 28px;
+  grid-template-columns: repeat(auto-fit, minmax(min(290px, 100%), 1fr));
+}
+.card, .box, figure {
+  background: var(--paper); border: 1px solid var(--rule); border-radius: 10px;
+}
+.card { padding: 16px 18px; min-height: 116px; }
+.card h3 { margin: 0; font-size: .85rem; font-weight: 500; color: var(--muted); }
+.card p { margin: 0; }
+.card .value { font-size: 1.9rem; line-height: 1.35; font-weight: 600; }
+.card .value .missing { font-size: 1.1rem; font-weight: 400; }
+.card .note { color: var(--muted); font-size: .85rem; }
+.missing { color: var(--muted); font-style: italic; }
+.box { overflow-x: auto; padding: 4px 18px; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th, td { padding: 8px 16px 8px 0; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child, .left { text-align: left; }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { color: var(--muted); font-weight: 500; font-size: .82rem; }
+tbody tr { border-top: 1px solid var(--rule); }
+tbody:first-child tr:first-child { border-top: 0; }
+tbody th { font-weight: 500; }
+td.wrap { white-space: normal; color: var(--muted); min-width: 200px; }
+.scale { position: relative; width: 320px; height: 14px; }
+.scale::before {
+  content: ""; position: absolute; inset: 6px 0 auto; border-top: 1px solid var(--rule);
+}
+.scale::after {
+  content: ""; position: absolute; left: 50%; top: 1px; bottom: 1px;
+  border-left: 1px solid var(--faint);
+}
+.scale .band {
+  position: absolute; top: 3px; height: 7px; border-radius: 4px; background: var(--band);
+}
+.scale .dot {
+  position: absolute; top: 3px; width: 7px; height: 7px; margin-left: -3px; border-radius: 50%;
+  background: var(--blue); z-index: 1;
+}
+figure { margin: 0 0 18px; overflow: hidden; }
+figure a { display: block; background: #ffffff; padding: 12px; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figcaption { padding: 12px 18px; border-top: 1px solid var(--rule); color: var(--muted);
+  font-size: .9rem; }
+figcaption b { color: var(--ink); font-weight: 600; }
+details { margin-top: 14px; }
+summary { cursor: pointer; padding: 10px 0; font-weight: 500; }
+pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas,
+  "DejaVu Sans Mono", monospace; }
+.hint { color: var(--muted); font-size: .88rem; margin: 10px 2px 0; }
+@media (max-width: 560px) {
+  main { padding: 24px 14px 48px; }
+  .cards { grid-template-columns: 1fr 1fr; gap: 8px; }
+  .card { padding: 12px 14px; min-height: 0; }
+  .card .value { font-size: 1.45rem; }
+  .box { padding: 2px 14px; }
+  .scale { width: 160px; }
+  td.wrap { min-width: 0; }
+  .notes th { white-space: normal; }
+  figure a { padding: 6px; }
+}
+@media print {
+  body { background: none; }
+  main { padding: 0; max-width: none; }
+  figure, .card, tr { break-inside: avoid; }
+}
+</style>
+</head>
+<body>
+<main>
+<header>
+  <p class="eyebrow">Federated joint diffusion: report of one run</p>
+  <div class="heading">
+    <h1>{{ title }}</h1>
+    <span class="status{% if status in ('complete', 'completed', 'finished', 'done') %} complete{% endif %}">{{ status }}</span>
+  </div>
+  <dl class="facts">
+  {% for name, text in facts %}
+    <div><dt>{{ name }}</dt><dd>{{ text }}</dd></div>
+  {% endfor %}
+  </dl>
+</header>
+
+<section class="cards" aria-label="Headline figures">
+{% for card in cards %}
+  <div class="card">
+    <h3>{{ card.name }}</h3>
+    <p class="value">{{ figure(card.value) }}</p>
+    {% if card.note %}
+    <p class="note">{{ card.note }}</p>
+    {% endif %}
+  </div>
+{% endfor %}
+</section>
+
+<h2>AUC of each class, test set</h2>
+{% if classes %}
+<div class="box"><table>
+  <thead><tr><th>Class</th><th>Positives</th><th>AUC</th><th>95 % interval</th><th class="left">0 to 1, tick at 0.5</th></tr></thead>
+  <tbody>
+  {% for row in classes %}
+  <tr>
+    <th scope="row">{{ row.name }}</th>
+    <td>{{ figure(row.positives) }}</td>
+    <td>{{ figure(row.auc) }}</td>
+    <td>{{ figure(row.interval or not_measured) }}</td>
+    <td class="left"><div class="scale" aria-hidden="true">
+      {%- if row.bounds %}<span class="band" style="left:{{ '%.1f' % (100 * row.bounds[0]) }}%;width:{{ '%.1f' % (100 * (row.bounds[1] - row.bounds[0])) }}%"></span>{% endif %}
+      {%- if row.dot is not none %}<span class="dot" style="left:{{ '%.1f' % (100 * row.dot) }}%"></span>{% endif -%}
+    </div></td>
+  </tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% else %}
+<p class="missing">{{ not_measured }}</p>
+{% endif %}
+
+<h2>Sites</h2>
+{% if sites %}
+<div class="box"><table>
+  <thead><tr><th>Site</th><th>Images</th><th>Patients</th><th>Train</th><th>of it labelled</th><th>Validation</th><th>Test</th><th>AUC</th></tr></thead>
+  <tbody>
+  {% for name, cells in sites %}
+  <tr><th scope="row">{{ name }}</th>{% for cell in cells %}<td>{{ figure(cell) }}</td>{% endfor %}</tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% else %}
+<p class="missing">{{ not_measured }}</p>
+{% endif %}
+
+<h2>Counterfactuals</h2>
+<div class="box"><table class="notes">
+  <tbody>
+  {% for name, value, note in counterfactual %}
+  <tr><th scope="row">{{ name }}</th><td>{{ figure(value) }}</td><td class="left wrap">{{ note }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+
+{% if pictures %}
+<h2>Pictures</h2>
+{% for picture in pictures %}
+<figure>
+  <a href="{{ picture.source }}"><img src="{{ picture.source }}" alt="{{ picture.name }}"></a>
+  <figcaption><b>{{ picture.name }}.</b> {{ picture.caption }}</figcaption>
+</figure>
+{% endfor %}
+{% endif %}
+
+{% if parameters or stages or judgements or settings %}
+<h2>The run</h2>
+{% endif %}
+{% if parameters %}
+<div class="box"><table>
+  <thead><tr><th>Component</th><th>Parameters</th></tr></thead>
+  <tbody>
+  {% for name, number in parameters %}
+  <tr><th scope="row">{{ name }}</th><td>{{ figure(number) }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% endif %}
+{% if stages %}
+<details><summary>Stages</summary>
+<div class="box"><table>
+  <thead><tr><th>Stage</th><th>Last round</th><th>Rounds</th><th>Ended after</th></tr></thead>
+  <tbody>
+  {% for stage in stages %}
+  <tr><th scope="row">{{ stage.name }}</th><td>{{ stage.round }}</td><td>{{ figure(stage.rounds) }}</td><td>{{ figure(stage.time) }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+</details>
+{% endif %}
+{% if judgements %}
+<details><summary>Every judgement</summary>
+<div class="box"><table>
+  <thead><tr><th>Joint round</th><th>AUC, test</th><th>AUC, pooled</th><th>FID</th><th>KID</th><th>Flip rate</th></tr></thead>
+  <tbody>
+  {% for row in judgements %}
+  <tr>{% for cell in row %}<td>{{ figure(cell) }}</td>{% endfor %}</tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+<p class="hint">Round 0 is the untrained model.</p>
+</details>
+{% endif %}
+{% if settings %}
+<details><summary>Settings</summary>
+<div class="box"><pre>{{ settings }}</pre></div>
+</details>
+{% endif %}
+</main>
+</body>
+</html>
+"""

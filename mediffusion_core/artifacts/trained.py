@@ -1,0 +1,119 @@
+"""A trained model on disk, and what it can do with images: classify, sample, explain."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.artifacts.checkpoints import read_folder, write_folder
+from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
+from mediffusion_core.diffusion.noise_process import alphas_cumprod
+from mediffusion_core.diffusion.sampling import sample_latents
+from mediffusion_core.errors import UserError
+from mediffusion_core.model import JointUNet, LatentCodec, untrained_codec
+from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.settings import CounterfactualSettings, Settings
+
+BATCH = 128
+
+
+@dataclass
+class TrainedModel:
+    """Codec and joint UNet with the names of their classes. All images are in [0, 1]."""
+
+    settings: Settings
+    classes: tuple[str, ...]
+    multi_label: bool
+    codec: LatentCodec
+    joint: JointUNet
+
+    def __post_init__(self) -> None:
+        """Puts both networks into evaluation mode and computes the noise schedule."""
+        self.codec.eval()
+        self.joint.eval()
+        self.alphas_cumprod = alphas_cumprod(self.settings.diffusion).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks stand."""
+        return self.codec.mean.device
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) to scaled latents (N, c, h, w)."""
+        return torch.cat([self.codec.encode(part.to(self.device)) for part in images.split(BATCH)])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (N, c, h, w) to images (N, C, H, W), on the CPU."""
+        return torch.cat([self.codec.decode(part).cpu() for part in latents.split(BATCH)])
+
+    @torch.no_grad()
+    def logits(self, latents: Tensor) -> Tensor:
+        """Logits (N, classes) of clean latents (N, c, h, w), on the CPU."""
+        return torch.cat([self.joint.classify(part).cpu() for part in latents.split(BATCH)])
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities (N, classes): independent if multi-label, else they sum to 1."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Probabilities (N, classes) of images (N, C, H, W)."""
+        return self.probabilities(self.logits(self.encode(images)))
+
+    def sample(self, count: int, steps: int, seed: int) -> Tensor:
+        """New images (count, C, H, W), the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(count, *self.settings.latent_shape, generator=generator)
+        parts = [
+            sample_latents(self.joint, self.alphas_cumprod, part.to(self.device), steps)
+            for part in noise.split(BATCH)
+        ]
+        return self.decode(torch.cat(parts))
+
+    def explain(self, latents: Tensor, target: Target, settings: CounterfactualSettings) -> Tensor:
+        """Latents (B, c, h, w) of counterfactuals of the images with the given latents."""
+        return counterfactual_latents(
+            self.joint, self.alphas_cumprod, latents.to(self.device), target, settings
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes weights (safetensors) and description into a folder, atomically."""
+        components = {
+            AUTOENCODER: self.codec.state_dict(),
+            UNET: self.joint.unet.state_dict(),
+            HEAD: self.joint.head.state_dict(),
+        }
+        description = {
+            "classes": list(self.classes),
+            "multi_label": self.multi_label,
+            "settings": self.settings.shared(),
+        }
+        write_folder(folder, components, description)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Self:
+        """Opens a folder written by `save`.
+
+        Raises:
+            UserError: if there is no model in the folder.
+        """
+        if not (folder / "state.json").is_file():
+            raise UserError(f"no trained model in {folder}; has the run finished an evaluation?")
+        saved = read_folder(folder)
+        settings = Settings.model_validate(saved.state["settings"])
+        classes = tuple(saved.state["classes"])
+        codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
+        codec.load_state_dict(saved.load(AUTOENCODER))
+        joint = build_joint(settings, len(classes))
+        joint.unet.load_state_dict(saved.load(UNET))
+        joint.head.load_state_dict(saved.load(HEAD))
+        multi_label = bool(saved.state["multi_label"])
+        return cls(settings, classes, multi_label, codec.to(device), joint.to(device))
+
+
+def build_joint(settings: Settings, num_classes: int) -> JointUNet:
+    """An untrained joint UNet as the settings describe it."""
+    return JointUNet(settings.model.unet, settings.model.head, settings.latent_shape, num_classes)

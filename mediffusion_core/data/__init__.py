@@ -1,0 +1,25 @@
+"""Images and labels: readers, the prepared store, and who holds what.
+
+`read_source` reads a data set's tables, `prepare` decodes its images once into a memory-mapped
+store, `partition` deals the store to sites, splits and labels. A new data set is one reader
+module and one line in `source.READERS`.
+"""
+
+from mediffusion_core.data.contract import Move, Source
+from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.partition import Shard, partition
+from mediffusion_core.data.source import READERS, read_source
+from mediffusion_core.data.store import Store, default_store_folder, prepare
+
+__all__ = [
+    "READERS",
+    "ImageError",
+    "Move",
+    "Shard",
+    "Source",
+    "Store",
+    "default_store_folder",
+    "partition",
+    "prepare",
+    "read_source",
+]

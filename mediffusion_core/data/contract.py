@@ -1,0 +1,77 @@
+"""What every reader returns: one description of a data set, with its images still on disk."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Move:
+    """An image whose lesion stands in several centres and was given whole to another one."""
+
+    image_id: str
+    group: str
+    given: str
+    centre: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as its reader sees it; N images, C classes.
+
+    Attributes:
+        name: the reader's name, as in `data.source`.
+        classes: C class names.
+        multi_label: whether an image may have several classes, or none.
+        image_ids: N distinct names.
+        labels: (N, C), 0 or 1, nan where the label is missing.
+        groups: N names of the unit that privacy and splits are about: patient or lesion.
+        centres: the natural site of each image, None where there is none. A group never stands
+            in two centres.
+        load: index to uint8 image (H, W) or (H, W, 3). Picklable, since images are decoded in
+            other processes. Raises `ImageError` for an image that can't be read.
+        fingerprint: changes when table, files, root or the reader's parameters change.
+        moves: the images that stand in another centre than the table gives.
+
+    Raises:
+        ValueError: where the parts do not fit together, which is the reader's mistake.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    image_ids: tuple[str, ...]
+    labels: NDArray[np.float32]
+    groups: tuple[str, ...]
+    centres: tuple[str, ...] | None
+    load: Callable[[int], NDArray[np.uint8]]
+    fingerprint: str
+    moves: tuple[Move, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that the parts fit together."""
+        count = len(self.image_ids)
+        if self.labels.shape != (count, len(self.classes)):
+            raise ValueError(f"{self.name}: labels have shape {self.labels.shape}")
+        if len(self.groups) != count or len(set(self.image_ids)) != count:
+            raise ValueError(f"{self.name}: groups or image names do not fit {count} images")
+        if self.centres is not None:
+            if len(self.centres) != count:
+                raise ValueError(f"{self.name}: {len(self.centres)} centres for {count} images")
+            pairs = set(zip(self.groups, self.centres, strict=True))
+            if len(pairs) != len(set(self.groups)):
+                raise ValueError(f"{self.name}: a group stands in two centres")
+
+
+def fingerprint(**parts: object) -> str:
+    """SHA-256 over named parts (JSON values; bytes enter by their own digest), 32 digits."""
+
+    def digest(part: object) -> object:
+        return hashlib.sha256(part).hexdigest() if isinstance(part, bytes) else part
+
+    text = json.dumps({key: digest(part) for key, part in parts.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,34 @@
+"""A selection of a store's images with labels, read as they are needed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A selection of a store's images with their labels."""
+
+    pixels: NDArray[np.uint8]
+    """The whole store (N, H, W, C), usually a memory map."""
+    rows: NDArray[np.int64]
+    """Which of the store's images these are, (n,)."""
+    targets: Tensor
+    """(n, classes) in {0, 1}; NaN where a label is missing or withheld."""
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.rows)
+
+    def take(self, chosen: Tensor) -> Tensor:
+        """Images at the given positions (B,) of this set as (B, C, H, W) in [0, 1]."""
+        batch = torch.from_numpy(self.pixels[self.rows[chosen.numpy()]])  # (B, H, W, C)
+        return batch.permute(0, 3, 1, 2).float().div_(255)
+
+    @property
+    def labelled(self) -> Tensor:
+        """Positions of the images with at least one known label, (m,)."""
+        return (~self.targets.isnan()).any(dim=1).nonzero().flatten()

@@ -1,0 +1,144 @@
+"""ISIC 2019 in its official layout, with the acquisition centres of Fed-ISIC2019.
+
+Folder: `ISIC_2019_Training_Input/*.jpg`, `ISIC_2019_Training_GroundTruth.csv` (one-hot),
+`ISIC_2019_Training_Metadata.csv` (`lesion_id`) and, for natural sites, `centers.csv`
+(`image`, `center_name`). Sources: Tschandl et al. 2018 (arXiv:1803.10417), Codella et al. 2018
+(arXiv:1710.05006), Hernández-Pérez et al. 2024 (BCN20000); centres: FLamby (arXiv:2210.04620).
+"""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mediffusion_core.data.contract import Move, Source, fingerprint
+from mediffusion_core.data.images import load_file
+from mediffusion_core.data.tables import data_root, image_names, list_files, read_table
+from mediffusion_core.errors import UserError
+from mediffusion_core.settings import DataSettings
+
+CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+UNKNOWN = "UNK"
+IMAGES = "ISIC_2019_Training_Input"
+TRUTH = "ISIC_2019_Training_GroundTruth.csv"
+METADATA = "ISIC_2019_Training_Metadata.csv"
+CENTRES = "centers.csv"
+
+logger = logging.getLogger(__name__)
+
+
+def read(settings: DataSettings, seed: int) -> Source:
+    """ISIC 2019 under `data.root`: one class an image, of those that occur; grouped by lesion.
+
+    An image that is only marked `UNK` has a missing label. A lesion without an id is its
+    image's own. A lesion that stands in several centres goes whole to the one that holds most
+    of its images, the first by name where they tie.
+
+    Raises:
+        UserError: missing folder, table or column; unknown class; label that is not one-hot;
+            an image without a centre.
+    """
+    root = data_root(settings)
+    names, classes, labels = _truth(root / TRUTH)
+    lesions = _lesions(root / METADATA, names)
+    centres: tuple[str, ...] | None = None
+    moves: tuple[Move, ...] = ()
+    if (root / CENTRES).is_file():
+        centres, moves = unite_lesions(names, lesions, _centres(root / CENTRES, names))
+    else:
+        logger.info("%s: no %s, so there are no natural sites", root, CENTRES)
+    for move in moves:
+        logger.info("lesion %s: image %s moves from %s to %s", move.group, move.image_id,
+                    move.given, move.centre)  # fmt: skip
+
+    if not (root / IMAGES).is_dir():
+        raise UserError(f"data.root={root}: folder {IMAGES} is missing")
+    files = list_files(root, [root / IMAGES], ".jpg")
+    paths = tuple(f"{IMAGES}/{name}.jpg" for name in names)
+    tables = {name: (root / name).read_bytes() for name in (TRUTH, METADATA)}
+    return Source(
+        name="isic2019",
+        classes=classes,
+        multi_label=False,
+        image_ids=names,
+        labels=labels,
+        groups=lesions,
+        centres=centres,
+        load=partial(load_file, root, paths, 2 * settings.image_size),
+        fingerprint=fingerprint(
+            reader="isic2019",
+            root=str(root),
+            centres=centres,
+            files=sorted(files.values()),
+            **tables,
+        ),
+        moves=moves,
+    )
+
+
+def unite_lesions(
+    names: Sequence[str], lesions: Sequence[str], given: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[Move, ...]]:
+    """Gives each lesion whole to one centre.
+
+    Args:
+        names: N images.
+        lesions: their lesions.
+        given: their centres according to the table.
+
+    Returns:
+        The N centres by majority of the lesion's images (ties: first by name), and the images
+        that moved.
+    """
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for lesion, centre in zip(lesions, given, strict=True):
+        votes[lesion][centre] += 1
+    winner = {
+        lesion: min(counts, key=lambda centre: (-counts[centre], centre))
+        for lesion, counts in votes.items()
+    }
+    centres = tuple(winner[lesion] for lesion in lesions)
+    rows = zip(names, lesions, given, centres, strict=True)
+    return centres, tuple(Move(*row) for row in rows if row[2] != row[3])
+
+
+def _truth(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.float32]]:
+    columns = (*CLASSES, UNKNOWN)
+    rows = read_table(path, ("image", *columns))
+    for column in rows[0]:
+        if column not in ("image", *columns):
+            raise UserError(f"{path}: unknown class {column!r}, allowed are {', '.join(columns)}")
+    names = image_names(path, [row["image"] for row in rows])
+    try:
+        values = np.array([[row[name] for name in columns] for row in rows]).astype(np.float32)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    wrong = np.flatnonzero(~np.isin(values, (0, 1)).all(axis=1) | (values.sum(axis=1) > 1))
+    if wrong.size:
+        raise UserError(f"{path}: the label of {names[wrong[0]]} is not one-hot")
+
+    labels = values[:, :-1]  # (N, 8)
+    occurs = labels.any(axis=0)
+    if not occurs.any():
+        raise UserError(f"{path}: no image has a class")
+    labels = labels[:, occurs]
+    labels[labels.sum(axis=1) == 0] = np.nan
+    return names, tuple(np.array(CLASSES)[occurs].tolist()), labels
+
+
+def _lesions(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    known = {row["image"]: row["lesion_id"] for row in read_table(path, ("image", "lesion_id"))}
+    return tuple(known.get(name) or name for name in names)
+
+
+def _centres(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    rows = read_table(path, ("image", "center_name"))
+    known = {row["image"]: row["center_name"] for row in rows}
+    without = [name for name in names if not known.get(name)]
+    if without:
+        raise UserError(f"{path}: {len(without)} images have no centre, the first is {without[0]}")
+    return tuple(known[name] for name in names)

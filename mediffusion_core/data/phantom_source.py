@@ -1,0 +1,62 @@
+"""Phantom radiographs as a data set: nothing on disk, everything from the run's seed."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mediffusion_core.data import phantom
+from mediffusion_core.data.contract import Source, fingerprint
+from mediffusion_core.data.images import fit
+from mediffusion_core.settings import DataSettings
+
+
+def read(settings: DataSettings, seed: int) -> Source:
+    """`data.phantom.patients_per_site` phantom patients, one image each; sites "site-0", ..."""
+    counts = settings.phantom.patients_per_site
+    patients = tuple(
+        (site, patient) for site, count in enumerate(counts) for patient in range(count)
+    )
+    names = tuple(f"site-{site}/patient-{patient}" for site, patient in patients)
+    present = [phantom.findings_of(seed, site, patient) for site, patient in patients]
+    labels = np.array([[name in found for name in phantom.FINDINGS] for found in present])
+    # The drawing itself is the data: where its code changes, prepared images are stale.
+    drawing = b"".join(
+        path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py"))
+    )
+    return Source(
+        name="phantom",
+        classes=phantom.FINDINGS,
+        multi_label=True,
+        image_ids=names,
+        labels=labels.astype(np.float32),
+        groups=names,
+        centres=tuple(f"site-{site}" for site, _ in patients),
+        load=partial(draw, seed, patients, settings.image_size),
+        fingerprint=fingerprint(reader="phantom", seed=seed, counts=counts, drawing=drawing),
+    )
+
+
+def draw(
+    seed: int, patients: tuple[tuple[int, int], ...], size: int, index: int
+) -> NDArray[np.uint8]:
+    """The phantom of `patients[index]`, (site, patient), uint8 (size, size) or finer."""
+    site, patient = patients[index]
+    findings = phantom.findings_of(seed, site, patient)
+    return phantom.render(seed, site, patient, findings, max(size, phantom.SMALLEST_SIZE))
+
+
+def without_finding(seed: int, image_id: str, finding: str, size: int) -> NDArray[np.uint8]:
+    """The same phantom patient without one finding, uint8 (size, size), noise included.
+
+    Args:
+        seed: The run's seed.
+        image_id: As in `Source.image_ids`.
+        finding: What to leave out.
+        size: Pixels a side.
+    """
+    site, patient = (int(part.rpartition("-")[2]) for part in image_id.split("/"))
+    findings = phantom.findings_of(seed, site, patient) - {finding}
+    drawn = phantom.render(seed, site, patient, findings, max(size, phantom.SMALLEST_SIZE))
+    return fit(drawn, size, 1)[..., 0]

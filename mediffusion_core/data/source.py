@@ -1,0 +1,34 @@
+"""The registry of readers. A new data set is one module with `read` and one line here."""
+
+from collections.abc import Callable
+
+from mediffusion_core.data import chestxray14, isic2019, medmnist, phantom_source
+from mediffusion_core.data.contract import Move, Source
+from mediffusion_core.data.images import ImageError
+from mediffusion_core.errors import UserError
+from mediffusion_core.settings import DataSettings
+
+__all__ = ["READERS", "ImageError", "Move", "Source", "read_source"]
+
+
+READERS: dict[str, Callable[[DataSettings, int], Source]] = {
+    "phantom": phantom_source.read,
+    "isic2019": isic2019.read,
+    "medmnist": medmnist.read,
+    "chestxray14": chestxray14.read,
+}
+
+
+def read_source(settings: DataSettings, seed: int) -> Source:
+    """Reads the tables of the data set that `data.source` names; no image is opened yet.
+
+    Args:
+        settings: the data settings.
+        seed: the run's seed; only phantoms depend on it.
+
+    Raises:
+        UserError: unknown source, missing root, table or column, unknown class.
+    """
+    if settings.source not in READERS:
+        raise UserError(f"data.source={settings.source}: allowed are {', '.join(READERS)}")
+    return READERS[settings.source](settings, seed)

@@ -1,0 +1,50 @@
+"""The forward process q(z_t | z_0) and its inverse relations, in the symbols of DDPM.
+
+ᾱ_t is `alphas_cumprod`. All latents are (B, c, h, w), all timesteps (B,) integers.
+"""
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.settings import DiffusionSettings
+
+
+def alphas_cumprod(settings: DiffusionSettings) -> Tensor:
+    """ᾱ_t = Π (1 - β_s) for s ≤ t, with β linear in its square root; (T,) float32.
+
+    Source: arXiv 2006.11239, section 2; the schedule of arXiv 2112.10752.
+    """
+    roots = torch.linspace(
+        settings.beta_start**0.5, settings.beta_end**0.5, settings.timesteps, dtype=torch.float64
+    )
+    return torch.cumprod(1 - roots.square(), dim=0).float()
+
+
+def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """z_t = √ᾱ_t z_0 + √(1 - ᾱ_t) ε (arXiv 2006.11239, eq. 4); `alpha_bar` is (B,)."""
+    alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+
+
+def predict_clean(latents: Tensor, noise_pred: Tensor, alpha_bar: Tensor) -> Tensor:
+    """ẑ_0 = (z_t - √(1 - ᾱ_t) ε̂) / √ᾱ_t (arXiv 2006.11239, eq. 15); `alpha_bar` is (B,)."""
+    alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
+    return (latents - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
+
+
+def ddim_step(latents: Tensor, noise_pred: Tensor, alpha_bar: Tensor, previous: Tensor) -> Tensor:
+    """z_s = √ᾱ_s ẑ_0 + √(1 - ᾱ_s) ε̂, deterministic (arXiv 2010.02502, eq. 12 with σ = 0).
+
+    Args:
+        latents: z_t (B, c, h, w).
+        noise_pred: ε̂ (B, c, h, w).
+        alpha_bar: ᾱ_t (B,).
+        previous: ᾱ_s (B,) of the less noisy level; 1 for the clean image.
+    """
+    return add_noise(predict_clean(latents, noise_pred, alpha_bar), noise_pred, previous)
+
+
+def descending_timesteps(start: int, steps: int) -> list[int]:
+    """At most `steps` distinct timesteps from `start` down, evenly spaced, none below 0."""
+    spaced = torch.linspace(start, start / steps, steps).round().long()
+    return list(dict.fromkeys(int(t) for t in spaced.clamp(min=0)))

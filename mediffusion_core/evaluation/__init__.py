@@ -1,0 +1,53 @@
+"""Judging a model: nothing here trains, and nothing here knows of a federation.
+
+`classification` turns scores into areas under the ROC curve, exactly or from counts that add up
+over sites; `features` and `generation` measure how far generated images stand from real ones.
+Sites call the same functions as the server, so that a pooled figure and one computed in a single
+place can be held against each other.
+"""
+
+from mediffusion_core.evaluation.classification import (
+    auc_from_counts,
+    bootstrap_auc,
+    bootstrap_counts,
+    class_scores,
+    exact_auc,
+    interval,
+    logit_thresholds,
+    macro,
+    threshold_counts,
+)
+from mediffusion_core.evaluation.features import (
+    EXTRACTORS,
+    FeatureExtractor,
+    build_extractor,
+    efficientnet_lite0,
+    inception,
+)
+from mediffusion_core.evaluation.generation import (
+    frechet_distance,
+    kernel_distance,
+    psnr,
+    real_floor,
+)
+
+__all__ = [
+    "EXTRACTORS",
+    "FeatureExtractor",
+    "auc_from_counts",
+    "bootstrap_auc",
+    "bootstrap_counts",
+    "build_extractor",
+    "class_scores",
+    "efficientnet_lite0",
+    "exact_auc",
+    "frechet_distance",
+    "inception",
+    "interval",
+    "kernel_distance",
+    "logit_thresholds",
+    "macro",
+    "psnr",
+    "real_floor",
+    "threshold_counts",
+]

@@ -1,0 +1,143 @@
+"""Judging counterfactuals: a fixed panel of test images, and figures over it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.diffusion.guidance import Target
+from mediffusion_core.settings import CounterfactualSettings
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Test images and what each is asked to become; chosen by label and seed, not by a model."""
+
+    positions: Tensor
+    """Positions in the test set, (n,)."""
+    target: Target
+    names: tuple[str, ...]
+    """What is asked for: `remove Effusion`, `NV → MEL`."""
+
+
+def choose_panel(
+    targets: Tensor, classes: tuple[str, ...], multi_label: bool, count: int, seed: int
+) -> Panel:
+    """Chooses a panel of up to `count` images from a test set's labels.
+
+    Multi-label: every class in turn, removed from an image that has it, then added to one that
+    has not. Exclusive: between the two most frequent classes, both ways in turn.
+
+    Args:
+        targets: (N, C) in {0, 1}, NaN where missing.
+        classes: Names of the C classes.
+        multi_label: Whether the classes are independent.
+        count: How many images at most.
+        seed: Chooses among the images that fit.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(targets), generator=generator)
+    wishes = _multi_label_wishes(classes) if multi_label else _exclusive_wishes(targets)
+    pools = {wish: order[targets[order, wish[0]] == wish[1]].tolist() for wish in wishes}
+    chosen: list[tuple[int, int, bool, str]] = []
+    while len(chosen) < count and any(pools.values()):
+        for wish in wishes:
+            if pools[wish] and len(chosen) < count:
+                held, value, index = wish
+                name = (
+                    f"{'remove' if value else 'add'} {classes[index]}"
+                    if multi_label
+                    else f"{classes[held]} → {classes[index]}"
+                )
+                present = not value if multi_label else True
+                chosen.append((pools[wish].pop(0), index, present, name))
+    target = Target(
+        torch.tensor([index for _, index, _, _ in chosen], dtype=torch.long),
+        torch.tensor([present for _, _, present, _ in chosen], dtype=torch.bool),
+        multi_label,
+    )
+    positions = torch.tensor([position for position, *_ in chosen], dtype=torch.long)
+    return Panel(positions, target, tuple(name for *_, name in chosen))
+
+
+Wish = tuple[int, int, int]
+"""An image whose label at the first index has the given value shall change at the last index."""
+
+
+def _multi_label_wishes(classes: tuple[str, ...]) -> list[Wish]:
+    removed = [(index, 1, index) for index in range(len(classes))]
+    added = [(index, 0, index) for index in range(len(classes))]
+    return removed + added
+
+
+def _exclusive_wishes(targets: Tensor) -> list[Wish]:
+    frequent = targets.nan_to_num().sum(dim=0).argsort(descending=True)[:2].tolist()
+    first, second = frequent
+    return [(second, 1, first), (first, 1, second)]
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """What a model made of a panel; n images."""
+
+    sources: Tensor
+    """The model's reconstructions of the images, (n, C, H, W): guidance changes nothing else."""
+    images: Tensor
+    """The counterfactuals, (n, C, H, W)."""
+    before: Tensor
+    """Probabilities of the sources, (n, classes)."""
+    after: Tensor
+    """Probabilities of the counterfactuals, encoded anew from their pixels, (n, classes)."""
+    eligible: Tensor
+    """(n,): the source was not already classified as the target."""
+    flipped: Tensor
+    """(n,): the counterfactual is classified as the target."""
+
+    def figures(self, target: Target) -> dict[str, float]:
+        """Flip rate, closeness and side effects over the panel.
+
+        `flip_rate`: share of the eligible images that reach their target. `l1`: mean absolute
+        change of a pixel, images in [0, 1]. `off_target`: mean absolute change of the other
+        classes' probabilities. `target_change`: mean change of the target's probability in the
+        wanted direction.
+        """
+        change = (self.after - self.before).abs()
+        other = torch.ones_like(change).scatter(1, target.index[:, None], 0.0)
+        sign = torch.where(target.present, 1.0, -1.0)
+        moved = (self.after - self.before).gather(1, target.index[:, None]).squeeze(1) * sign
+        eligible = int(self.eligible.sum())
+        flips = int((self.flipped & self.eligible).sum())
+        return {
+            "flip_rate": flips / eligible if eligible else float("nan"),
+            "eligible": eligible,
+            "count": len(self.images),
+            "l1": float((self.images - self.sources).abs().mean()),
+            "off_target": float((change * other).sum() / other.sum().clamp(min=1)),
+            "target_change": float(moved.mean()),
+        }
+
+
+def make_counterfactuals(
+    model: TrainedModel, images: Tensor, target: Target, settings: CounterfactualSettings
+) -> Counterfactuals:
+    """Makes one counterfactual an image and lets the model classify both from their pixels.
+
+    Args:
+        model: The trained model.
+        images: (n, C, H, W) in [0, 1].
+        target: What each should become.
+        settings: Guidance.
+    """
+    latents = model.encode(images)
+    made = model.decode(model.explain(latents, target, settings))
+    before = model.logits(latents)
+    after = model.logits(model.encode(made))
+    return Counterfactuals(
+        sources=model.decode(latents),
+        images=made,
+        before=model.probabilities(before),
+        after=model.probabilities(after),
+        eligible=~target.reached(before),
+        flipped=target.reached(after),
+    )

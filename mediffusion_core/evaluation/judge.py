@@ -1,0 +1,184 @@
+"""The server's judge: every figure and picture of one evaluation round."""
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mediffusion_core.artifacts.pictures import (
+    CounterfactualRow,
+    save_counterfactual_panel,
+    save_reconstructions,
+    save_sample_grid,
+)
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.evaluation.classification import (
+    bootstrap_auc,
+    class_scores,
+    exact_auc,
+    interval,
+    macro,
+)
+from mediffusion_core.evaluation.counterfactuals import choose_panel, make_counterfactuals
+from mediffusion_core.evaluation.features import build_extractor
+from mediffusion_core.evaluation.generation import frechet_distance, kernel_distance, psnr
+from mediffusion_core.model import LatentCodec
+from mediffusion_core.settings import Settings
+from mediffusion_core.training.local import derive_seed
+
+Truth = Callable[[int, str], NDArray[np.uint8] | None]
+"""The pixels of a test image without the named finding, where that is known."""
+
+SHOWN = 32
+RECONSTRUCTED = 512
+
+
+class Judge:
+    """Judges models on the public test set, always on the same images and the same seeds."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        test: ImageSet,
+        groups: tuple[str, ...],
+        sites: tuple[str, ...],
+        classes: tuple[str, ...],
+        multi_label: bool,
+        truth: Truth | None = None,
+    ) -> None:
+        """Takes the public test set with the patient and the site of each of its images."""
+        self._settings = settings
+        self._test = test
+        self._groups = groups
+        self._sites = np.array(sites)
+        self._classes = classes
+        self._multi_label = multi_label
+        self._truth = truth
+        count = settings.evaluation.counterfactual.count
+        self._panel = choose_panel(
+            test.targets, classes, multi_label, count, derive_seed(settings.seed, "panel")
+        )
+
+    def reconstruction(self, codec: LatentCodec, pictures: Path) -> float:
+        """Mean PSNR in dB over up to 512 test images, and a picture of some."""
+        chosen = self._spread(RECONSTRUCTED)
+        images = self._test.take(chosen)
+        device = codec.mean.device
+        with torch.no_grad():
+            made = torch.cat(
+                [codec.decode(codec.encode(part.to(device))).cpu() for part in images.split(64)]
+            )
+        decibels = psnr(made, images)
+        shown = slice(0, 8)
+        save_reconstructions(
+            images[shown], made[shown], decibels[shown], pictures / "reconstructions.png"
+        )
+        return float(decibels.mean())
+
+    def classification(self, model: TrainedModel) -> dict[str, Any]:
+        """AUC per class, macro and per site on the test set, with patient-bootstrap intervals."""
+        images = self._test.take(torch.arange(len(self._test)))
+        scores = class_scores(model.logits(model.encode(images)), self._multi_label)
+        targets = self._test.targets
+        per_class = exact_auc(scores, targets)
+        draws = bootstrap_auc(
+            scores,
+            targets,
+            self._groups,
+            self._settings.evaluation.num_bootstraps,
+            derive_seed(self._settings.seed, "bootstrap"),
+        )
+        macros = torch.tensor([macro(draw) for draw in draws])
+        return {
+            "auc_macro": macro(per_class),
+            "auc_macro_interval": interval(macros),
+            "auc_per_class": {
+                name: {
+                    "auc": float(per_class[index]),
+                    "interval": interval(draws[:, index]),
+                    "positives": int((targets[:, index] == 1).sum()),
+                }
+                for index, name in enumerate(self._classes)
+            },
+            "auc_per_site": self._per_site(scores, targets),
+        }
+
+    def generation(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
+        """FID and KID of samples against one half of the test set; the other half is the floor.
+
+        Samples and the floor's images are equally many, so the two figures can be compared.
+        """
+        first, second = self._real_features
+        seed = derive_seed(self._settings.seed, "samples")
+        images = model.sample(len(second), self._settings.evaluation.sampling_steps, seed)
+        save_sample_grid(images[:SHOWN], pictures / "samples.png")
+        features = self._extractor(images)
+        kid, kid_std = kernel_distance(features, first)
+        return {
+            "fid": frechet_distance(features, first),
+            "fid_floor": frechet_distance(second, first),
+            "kid": kid,
+            "kid_std": kid_std,
+            "num_samples": len(second),
+        }
+
+    def counterfactuals(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
+        """Flip rate, closeness and side effects over the fixed panel, and its picture."""
+        settings = self._settings.evaluation.counterfactual
+        images = self._test.take(self._panel.positions)
+        begun = time.perf_counter()
+        made = make_counterfactuals(model, images, self._panel.target, settings)
+        seconds = time.perf_counter() - begun
+        rows = [
+            CounterfactualRow(
+                source=made.sources[row].numpy(),
+                counterfactual=made.images[row].numpy(),
+                target=self._panel.names[row],
+                classes=self._classes,
+                before=made.before[row].numpy(),
+                after=made.after[row].numpy(),
+                flipped=bool(made.flipped[row]),
+                truth=self._truth_of(row),
+            )
+            for row in range(min(settings.panel, len(images)))
+        ]
+        save_counterfactual_panel(rows, pictures / "counterfactuals.png")
+        figures = made.figures(self._panel.target)
+        return {**figures, "seconds_per_image": seconds / len(images)}
+
+    def _per_site(self, scores: Tensor, targets: Tensor) -> dict[str, float]:
+        return {
+            str(site): macro(exact_auc(scores[chosen], targets[chosen]))
+            for site in np.unique(self._sites)
+            for chosen in [torch.from_numpy(self._sites == site)]
+        }
+
+    def _truth_of(self, row: int) -> NDArray[np.float32] | None:
+        if self._truth is None or bool(self._panel.target.present[row]):
+            return None
+        finding = self._classes[int(self._panel.target.index[row])]
+        store_row = int(self._test.rows[int(self._panel.positions[row])])
+        pixels = self._truth(store_row, finding)
+        return None if pixels is None else (pixels.astype(np.float32) / 255)[None]
+
+    def _spread(self, count: int) -> Tensor:
+        order = torch.Generator().manual_seed(derive_seed(self._settings.seed, "spread"))
+        return torch.randperm(len(self._test), generator=order)[:count]
+
+    @cached_property
+    def _extractor(self) -> Callable[[Tensor], Tensor]:
+        evaluation = self._settings.evaluation
+        return build_extractor(evaluation.extractor, evaluation.inception_weights)
+
+    @cached_property
+    def _real_features(self) -> tuple[Tensor, Tensor]:
+        half = min(self._settings.evaluation.num_samples, len(self._test) // 2)
+        features = self._extractor(self._test.take(self._spread(2 * half)))
+        return features[:half], features[half:]

@@ -1,0 +1,88 @@
+"""The variational autoencoder between images and latents, on diffusers' `AutoencoderKL`."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from mediffusion_core.settings import AutoencoderSettings
+
+
+def build_autoencoder(settings: AutoencoderSettings, image_channels: int) -> AutoencoderKL:
+    """Builds an untrained autoencoder.
+
+    Args:
+        settings: Widths; each width after the first halves the resolution.
+        image_channels: 1 for grey images, 3 for colour.
+    """
+    levels = len(settings.channels)
+    return AutoencoderKL(
+        in_channels=image_channels,
+        out_channels=image_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=settings.channels,
+        layers_per_block=settings.layers_per_block,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=settings.norm_groups,
+        scaling_factor=1.0,
+    )
+
+
+class LatentCodec(nn.Module):
+    """A frozen autoencoder together with the global scale of its latents.
+
+    The latents are shifted and divided per channel, so that over all sites' training images each
+    channel has mean 0 and standard deviation 1 (arXiv 2112.10752, appendix G, per channel).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, autoencoder: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+        """Takes the autoencoder and per-channel mean and standard deviation, both (C,)."""
+        super().__init__()
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.register_buffer("mean", mean.reshape(1, -1, 1, 1).float())
+        self.register_buffer("std", std.reshape(1, -1, 1, 1).float())
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to scaled latents (B, c, h, w): the posterior's mode."""
+        posterior = self.autoencoder.encode(images * 2 - 1).latent_dist
+        scaled: Tensor = (posterior.mode() - self.mean) / self.std
+        return scaled
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, c, h, w) to images (B, C, H, W) in [0, 1]."""
+        decoded: Tensor = self.autoencoder.decode(latents * self.std + self.mean).sample
+        return ((decoded + 1) / 2).clamp(0, 1)
+
+
+def channel_sums(autoencoder: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Sums over a batch from which the global latent scale is formed.
+
+    Args:
+        autoencoder: The trained autoencoder.
+        images: (B, C, H, W) in [0, 1].
+
+    Returns:
+        Per-channel sum and sum of squares of the unscaled latents, float64 (c,), and how many
+        values each sum holds.
+    """
+    latents = autoencoder.encode(images * 2 - 1).latent_dist.mode().double()  # (B, c, h, w)
+    count = latents.numel() // latents.shape[1]
+    return latents.sum(dim=(0, 2, 3)), latents.square().sum(dim=(0, 2, 3)), count
+
+
+def scale_from_sums(total: Tensor, squares: Tensor, count: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel from pooled sums; the deviation is at least 1e-3."""
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=1e-6)
+    return mean.float(), variance.sqrt().float()
+
+
+def untrained_codec(settings: AutoencoderSettings, image_channels: int) -> LatentCodec:
+    """A codec with fresh weights and unit scale, whose state can be loaded over."""
+    channels = settings.latent_channels
+    return LatentCodec(
+        build_autoencoder(settings, image_channels), torch.zeros(channels), torch.ones(channels)
+    )

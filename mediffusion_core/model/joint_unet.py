@@ -1,0 +1,123 @@
+"""The joint UNet: one set of weights that denoises latents and classifies them."""
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from mediffusion_core.settings import HeadSettings, UNetSettings
+
+
+def build_unet(settings: UNetSettings, latent_shape: tuple[int, int, int]) -> UNet2DModel:
+    """Builds an untrained denoiser for latents of the given (channels, height, width)."""
+    channels, side, _ = latent_shape
+    down = tuple("AttnDownBlock2D" if on else "DownBlock2D" for on in settings.attention)
+    up = tuple("AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(settings.attention))
+    return UNet2DModel(
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=settings.layers_per_block,
+        block_out_channels=settings.channels,
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=settings.attention_head_width,
+        norm_num_groups=settings.norm_groups,
+    )
+
+
+def pooled_width(settings: UNetSettings) -> int:
+    """Width of the pooled features: every encoder map and the middle one, concatenated.
+
+    With the reference's widths 256, 512, 1024 and two residual blocks a level this is 5632.
+    """
+    widths = [settings.channels[0]]
+    last = len(settings.channels) - 1
+    for level, width in enumerate(settings.channels):
+        widths += [width] * (settings.layers_per_block + (level < last))
+    return sum(widths) + settings.channels[-1]
+
+
+class ClassifierHead(nn.Sequential):
+    """Dropout, linear, LeakyReLU, dropout, linear (arXiv 2411.09434, the reference's widths)."""
+
+    def __init__(self, features: int, num_classes: int, settings: HeadSettings) -> None:
+        """Takes the width of the pooled features and the number of classes."""
+        super().__init__(
+            nn.Dropout(settings.dropout),
+            nn.Linear(features, settings.hidden),
+            nn.LeakyReLU(0.2),
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.hidden, num_classes),
+        )
+
+
+class JointUNet(nn.Module):
+    """Denoiser and classifier in one module with a single `forward`.
+
+    Per-sample gradient hooks see nothing but `forward`, so both outputs come from it; a caller
+    that wants only one of them says so and does not pay for the other.
+    """
+
+    def __init__(
+        self,
+        unet_settings: UNetSettings,
+        head_settings: HeadSettings,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+    ) -> None:
+        """Takes the widths, the latents' (channels, height, width) and the number of classes."""
+        super().__init__()
+        self.unet = build_unet(unet_settings, latent_shape)
+        self.head = ClassifierHead(pooled_width(unet_settings), num_classes, head_settings)
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, denoise: bool = True, classify: bool = True
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Predicts the noise in the latents, and their classes.
+
+        Args:
+            latents: Noised latents (B, c, h, w).
+            timesteps: (B,) integers; 0 is the first noise level, taken as clean.
+            denoise: Run the decoder half. Without it the step costs about 40 % as much.
+            classify: Run the head.
+
+        Returns:
+            `noise_pred` (B, c, h, w) or None, and `logits` (B, num_classes) or None.
+        """
+        embedding = self.unet.time_embedding(self.unet.time_proj(timesteps).to(latents.dtype))
+        hidden = self.unet.conv_in(latents)  # (B, C0, h, w)
+        maps: tuple[Tensor, ...] = (hidden,)
+        for block in self.unet.down_blocks:
+            hidden, block_maps = block(hidden, embedding)
+            maps += block_maps
+        hidden = self.unet.mid_block(hidden, embedding)  # (B, CL, h / 2^L, w / 2^L)
+        logits = self.head(_pool((*maps, hidden))) if classify else None
+        noise_pred = self._decode(hidden, maps, embedding) if denoise else None
+        return noise_pred, logits
+
+    def _decode(self, hidden: Tensor, maps: tuple[Tensor, ...], embedding: Tensor) -> Tensor:
+        for block in self.unet.up_blocks:
+            taken = len(block.resnets)
+            skips, maps = maps[-taken:], maps[:-taken]
+            hidden = block(hidden, skips, embedding)
+        hidden = self.unet.conv_act(self.unet.conv_norm_out(hidden))
+        noise_pred: Tensor = self.unet.conv_out(hidden)  # (B, c, h, w)
+        return noise_pred
+
+    def denoise(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The predicted noise alone, (B, c, h, w)."""
+        noise_pred, _ = self(latents, timesteps, classify=False)
+        assert noise_pred is not None
+        return noise_pred
+
+    def classify(self, latents: Tensor, timesteps: Tensor | None = None) -> Tensor:
+        """The logits alone, (B, num_classes), from the encoder half; clean where no t is given."""
+        if timesteps is None:
+            timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        _, logits = self(latents, timesteps, denoise=False)
+        assert logits is not None
+        return logits
+
+
+def _pool(maps: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([one.mean(dim=(2, 3)) for one in maps], dim=1)  # (B, sum of widths)

@@ -1,0 +1,59 @@
+"""What server and site must both know: kinds of message, names of records, what may leave.
+
+Neither side imports the other; this is the one place where they agree.
+"""
+
+from collections.abc import Mapping
+
+CENSUS = "query.census"
+"""Site replies with its counts, and nothing else."""
+TRAIN_AUTOENCODER = "train.autoencoder"
+"""Server sends the autoencoder; site trains it on all its images and replies with the weights."""
+LATENT_CENSUS = "query.latents"
+"""Server sends the trained autoencoder; site replies with per-channel sums over its latents."""
+ENCODE = "query.encode"
+"""Server sends autoencoder and latent scale; site encodes its images and keeps the latents."""
+TRAIN_JOINT = "train.joint"
+"""Server sends UNet and head; site trains them on its latents and replies with the weights."""
+EVALUATE = "evaluate.joint"
+"""Server sends UNet and head; site replies with confusion counts of its validation patients."""
+
+AUTOENCODER = "autoencoder"
+UNET = "unet"
+HEAD = "head"
+
+INSTRUCTIONS = "instructions"
+"""ConfigRecord from the server: settings hash, round, and what the kind of message needs."""
+IDENTITY = "identity"
+"""ConfigRecord from a site in reply to the census: its name."""
+METRICS = "metrics"
+"""MetricRecord from a site, filtered by `ALLOWED_METRICS`."""
+COUNTS = "counts"
+"""ArrayRecord from a site: census, confusion counts, or sums over latents."""
+FAILURE = "failure"
+"""ConfigRecord from a site that could not do its work: a code and a random id, never a text."""
+
+WEIGHTED_BY = {AUTOENCODER: "images_seen", UNET: "images_seen", HEAD: "labelled_seen"}
+"""By which metric each component's weights are averaged over the sites."""
+
+ALLOWED_METRICS = frozenset(
+    {
+        "images_seen",
+        "labelled_seen",
+        "steps",
+        "seconds",
+        "loss",
+        "diffusion_loss",
+        "classification_loss",
+    }
+)
+"""A metric is a way out of the hospital: what is not named here is dropped at the site."""
+
+
+def allowed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that may leave a site."""
+    return {name: float(value) for name, value in metrics.items() if name in ALLOWED_METRICS}
+
+
+BOOTSTRAP_THRESHOLDS = 400
+"""Thresholds of the bootstrapped counts; fewer than of the counts, whose AUC is reported."""

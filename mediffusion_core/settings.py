@@ -1,0 +1,290 @@
+"""The settings of one run: what the composed configuration must look like.
+
+Hydra composes a plain mapping; these models check it. They are frozen, refuse keys that they do
+not know, and give one hash over everything that server and sites must agree on.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mediffusion_core.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+SITE_LOCAL = {"run": True, "device": True, "data": {"root", "store"}}
+"""Settings a site may set for itself: they say where things lie, never what is computed."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSettings(_Model):
+    """Where one run lives. Local to each machine, not part of the hash."""
+
+    folder: Path | None = None
+
+
+class PhantomSettings(_Model):
+    """How many phantom patients each site holds (one image a patient)."""
+
+    patients_per_site: tuple[Count, ...] = (900, 900, 900)
+
+
+class DataSettings(_Model):
+    """Which images, how they are split, and who holds a label."""
+
+    source: Literal["phantom", "isic2019", "medmnist", "chestxray14"]
+    root: Path | None = None
+    store: Path | None = None
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    channels: Literal[1, 3]
+    partition: Literal["natural", "uniform"] = "natural"
+    labelled_fraction: Fraction = 1.0
+    labelled_fraction_by_site: dict[str, Fraction] = Field(default_factory=dict)
+    use_unlabelled: bool = True
+    test_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.15
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
+    augmentation: Literal["none", "radiograph", "dermoscopy"] = "none"
+    max_bad_fraction: Fraction = 0.01
+    phantom: PhantomSettings = PhantomSettings()
+
+    @model_validator(mode="after")
+    def _leaves_training_images(self) -> Self:
+        if self.test_fraction + self.validation_fraction >= 0.95:
+            raise ValueError(
+                "data.test_fraction and data.validation_fraction leave nothing to train on"
+            )
+        return self
+
+
+class AutoencoderSettings(_Model):
+    """Widths of diffusers' `AutoencoderKL`; each width after the first halves the resolution."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)]
+    layers_per_block: Count
+    latent_channels: Count
+    norm_groups: Count = 32
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of the image per pixel of the latent, along one side."""
+        return int(2 ** (len(self.channels) - 1))
+
+
+class UNetSettings(_Model):
+    """Widths of diffusers' `UNet2DModel`, one level each; attention where `attention` says so."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)]
+    attention: tuple[bool, ...]
+    layers_per_block: Count
+    attention_head_width: Count = 32
+    norm_groups: Count = 32
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        if len(self.attention) != len(self.channels):
+            raise ValueError("model.unet.attention needs one entry for each of model.unet.channels")
+        return self
+
+
+class HeadSettings(_Model):
+    """The classifier on the pooled maps of the UNet's encoder."""
+
+    hidden: Count = 1024
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+
+
+class ModelSettings(_Model):
+    """The two networks that are trained: autoencoder, and joint UNet with its head."""
+
+    name: str
+    autoencoder: AutoencoderSettings
+    unet: UNetSettings
+    head: HeadSettings = HeadSettings()
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        for part in (self.autoencoder, self.unet):
+            for width in part.channels:
+                if width % part.norm_groups:
+                    raise ValueError(
+                        f"width {width} is not a multiple of norm_groups {part.norm_groups}"
+                    )
+        return self
+
+
+class DiffusionSettings(_Model):
+    """The noise process: β rises from start to end, linear in its square root."""
+
+    timesteps: Annotated[int, Field(ge=2)] = 1000
+    beta_start: Positive = 0.0015
+    beta_end: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0195
+
+
+class AutoencoderTraining(_Model):
+    """One site's work in a round of the autoencoder stage."""
+
+    local_epochs: Positive
+    batch_size: Count
+    learning_rate: Positive
+    kl_weight: Annotated[float, Field(ge=0.0)] = 1e-6
+    edge_weight: Annotated[float, Field(ge=0.0)] = 0.5
+
+
+class JointTraining(_Model):
+    """One site's work in a round of the joint stage."""
+
+    local_epochs: Positive
+    batch_size: Count
+    labelled_batch_size: Count
+    learning_rate: Positive
+    head_learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    classification_weight: Annotated[float, Field(ge=0.0)]
+    noised_fraction: Fraction = 0.5
+    noised_max_timestep: Fraction = 0.6
+    augmented_views: Count = 8
+    max_grad_norm: Positive = 1.0
+
+
+class TrainingSettings(_Model):
+    """Both stages of local training."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    autoencoder: AutoencoderTraining
+    joint: JointTraining
+
+
+class FederationSettings(_Model):
+    """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage."""
+
+    num_sites: Count
+    num_rounds: Count
+    autoencoder_rounds: Count
+    cpus_per_site: Positive = 1.0
+    ema_decay: Fraction = 0.6
+    round_timeout: Positive = 3600.0
+
+
+class CounterfactualSettings(_Model):
+    """Guided counterfactuals: how far the image is noised and how hard the head pulls."""
+
+    panel: Count = 8
+    count: Count = 48
+    start: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    steps: Count = 20
+    scale: Positive = 2.0
+    closeness: Annotated[float, Field(ge=0.0)] = 0.1
+
+
+class EvaluationSettings(_Model):
+    """What the server judges, and how often (in joint rounds; the last round always)."""
+
+    every: Count = 5
+    num_samples: Annotated[int, Field(ge=16)] = 256
+    sampling_steps: Count = 20
+    extractor: Literal["efficientnet-lite0", "inception"] = "efficientnet-lite0"
+    inception_weights: Path | None = None
+    num_thresholds: Annotated[int, Field(ge=10)] = 4001
+    num_bootstraps: Annotated[int, Field(ge=2)] = 100
+    counterfactual: CounterfactualSettings = CounterfactualSettings()
+
+
+class Settings(_Model):
+    """Everything one run is told."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: str = "auto"
+    run: RunSettings = RunSettings()
+    data: DataSettings
+    model: ModelSettings
+    diffusion: DiffusionSettings = DiffusionSettings()
+    training: TrainingSettings
+    federation: FederationSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        factor = self.model.autoencoder.downsampling
+        coarsest = factor * 2 ** (len(self.model.unet.channels) - 1)
+        if self.data.image_size % coarsest:
+            raise ValueError(
+                f"data.image_size {self.data.image_size} is not a multiple of {coarsest}, "
+                f"which model={self.model.name} needs"
+            )
+        phantom_sites = len(self.data.phantom.patients_per_site)
+        if self.data.source == "phantom" and self.federation.num_sites != phantom_sites:
+            raise ValueError(
+                f"federation.num_sites is {self.federation.num_sites} but "
+                f"data.phantom.patients_per_site lists {phantom_sites} sites"
+            )
+        return self
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape of one latent, (channels, height, width)."""
+        side = self.data.image_size // self.model.autoencoder.downsampling
+        return (self.model.autoencoder.latent_channels, side, side)
+
+    def shared(self) -> dict[str, Any]:
+        """The settings that server and sites must agree on, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=SITE_LOCAL)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the shared settings, 16 hexadecimal digits."""
+        text = json.dumps(self.shared(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def validate(composed: Mapping[str, Any]) -> Settings:
+    """Checks a composed configuration.
+
+    Raises:
+        UserError: naming the first key that is wrong, its value, and what is allowed.
+    """
+    try:
+        return Settings.model_validate(composed)
+    except ValidationError as error:
+        raise UserError(_one_line(error, composed)) from None
+
+
+def _one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {key}{did_you_mean(key, known_keys(composed, key))}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key or first["type"] == "value_error":
+        return message
+    if first["type"] == "missing":
+        return f"setting {key} is missing"
+    message = message[0].lower() + message[1:]
+    return f"setting {key}={first['input']!r}: {message}"
+
+
+def known_keys(composed: Mapping[str, Any], unknown: str = "", prefix: str = "") -> list[str]:
+    """Dotted names of all leaves of a composed configuration, except the unknown one."""
+    names: list[str] = []
+    for key, value in composed.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            names += known_keys(value, unknown, f"{name}.")
+        elif name != unknown:
+            names.append(name)
+    return names
+
+
+def did_you_mean(given: str, allowed: list[str]) -> str:
+    """A hint such as `, did you mean data.image_size?`, or nothing where no name is near."""
+    near = difflib.get_close_matches(given, allowed, n=1, cutoff=0.6)
+    return f", did you mean {near[0]}?" if near else ""

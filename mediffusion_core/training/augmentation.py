@@ -1,0 +1,87 @@
+"""Random views of images, chosen to suit the kind of image.
+
+Dermoscopy has no up or down; a radiograph has both, and a left and a right: a mirrored chest is
+another diagnosis.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How far a view may depart from its image."""
+
+    rotation: float
+    """Largest rotation in degrees, either way."""
+    zoom: tuple[float, float]
+    """Smallest and largest magnification."""
+    shift: float
+    """Largest shift as a fraction of the side."""
+    contrast: float
+    """Largest relative change of contrast and absolute change of brightness."""
+    turns_and_flips: bool
+    """Quarter turns and mirror images are as likely as the original."""
+
+
+RANGES = {
+    "radiograph": Ranges(6.0, (0.93, 1.1), 0.05, 0.1, turns_and_flips=False),
+    "dermoscopy": Ranges(0.0, (1.0, 1.25), 0.06, 0.08, turns_and_flips=True),
+}
+
+
+def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """One random view of each image.
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        kind: A key of `RANGES`, or "none".
+        generator: Draws everything.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
+    """
+    if kind == "none":
+        return images
+    ranges = RANGES[kind]
+    moved = F.grid_sample(
+        images,
+        F.affine_grid(_affine(len(images), ranges, generator), list(images.shape), False),
+        mode="bilinear",
+        padding_mode="reflection",
+        align_corners=False,
+    )
+    if ranges.turns_and_flips:
+        moved = _turn_and_flip(moved, generator)
+    gain = 1 + _uniform(len(images), ranges.contrast, generator).reshape(-1, 1, 1, 1)
+    offset = _uniform(len(images), ranges.contrast / 2, generator).reshape(-1, 1, 1, 1)
+    return ((moved - 0.5) * gain + 0.5 + offset).clamp(0, 1)
+
+
+def _uniform(count: int, limit: float, generator: torch.Generator) -> Tensor:
+    return (torch.rand(count, generator=generator) * 2 - 1) * limit
+
+
+def _affine(count: int, ranges: Ranges, generator: torch.Generator) -> Tensor:
+    angle = _uniform(count, math.radians(ranges.rotation), generator)
+    low, high = ranges.zoom
+    scale = 1 / (low + (high - low) * torch.rand(count, generator=generator))
+    shift = torch.stack([_uniform(count, 2 * ranges.shift, generator) for _ in range(2)], dim=1)
+    cosine, sine = angle.cos() * scale, angle.sin() * scale
+    rows = torch.stack([cosine, -sine, shift[:, 0], sine, cosine, shift[:, 1]], dim=1)
+    return rows.reshape(count, 2, 3)
+
+
+def _turn_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    turns = torch.randint(0, 4, (len(images),), generator=generator)
+    flips = torch.rand(len(images), generator=generator) < 0.5
+    out = images.clone()
+    for quarter in range(1, 4):
+        chosen = turns == quarter
+        out[chosen] = images[chosen].rot90(quarter, (2, 3))
+    out[flips] = out[flips].flip(3)
+    return out

@@ -1,0 +1,72 @@
+"""One site's round of the autoencoder stage."""
+
+import torch
+from diffusers import AutoencoderKL
+
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.diffusion.losses import reconstruction_loss
+from mediffusion_core.settings import AutoencoderTraining
+from mediffusion_core.training.augmentation import augment
+from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
+
+
+def train_autoencoder(
+    autoencoder: AutoencoderKL,
+    images: ImageSet,
+    settings: AutoencoderTraining,
+    *,
+    augmentation: str,
+    precision: str,
+    done: float,
+    share: float,
+    seed: int,
+    on_step: Progress,
+) -> LocalReport:
+    """Trains the autoencoder in place on all of a site's images, labelled or not.
+
+    Loss: absolute error of pixels and edges, plus `kl_weight` · KL(q(z|x) ‖ N(0, 1)) summed over
+    the latent (arXiv 2112.10752, section 3.1).
+
+    Args:
+        autoencoder: Trained in place, on the device it stands on.
+        images: The site's training images.
+        settings: Steps, batch and rates.
+        augmentation: Kind of random views.
+        precision: "auto", "fp32" or "bf16".
+        done: Fraction of the stage's rounds already run; drives the learning rate.
+        share: Fraction of the stage that this round is.
+        seed: Draws batches, views and posterior samples.
+        on_step: Told after each step.
+    """
+    report = LocalReport()
+    if not len(images):
+        return report
+    device = next(autoencoder.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    order = Shuffled(torch.arange(len(images)), generator)
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate)
+    steps = local_steps(len(images), settings.local_epochs, settings.batch_size)
+    autoencoder.train()
+    for step in range(steps):
+        rate = cosine(settings.learning_rate, done + share * step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 10)
+        batch = augment(images.take(order.next(settings.batch_size)), augmentation, generator)
+        batch = batch.to(device)  # (B, C, H, W)
+        with autocast(precision, device):
+            posterior = autoencoder.encode(batch * 2 - 1).latent_dist
+            decoded = autoencoder.decode(posterior.sample()).sample
+        reconstructed = reconstruction_loss(
+            (decoded.float() + 1) / 2, batch, settings.edge_weight
+        ).mean()
+        loss = reconstructed + settings.kl_weight * posterior.kl().float().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+        optimizer.step()
+        report.images_seen += len(batch)
+        report.add(loss=float(loss.detach()))
+        on_step(step + 1, steps, float(loss.detach()))
+    return report

@@ -1,0 +1,164 @@
+"""One site's round of the joint stage: one network learns to denoise and to classify."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.diffusion.losses import classification_loss, diffusion_loss
+from mediffusion_core.diffusion.noise_process import add_noise
+from mediffusion_core.model import JointUNet
+from mediffusion_core.settings import JointTraining
+from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """A site's training latents with the labels it may use."""
+
+    views: Tensor
+    """(V, n, c, h, w) float16: V random views of each image."""
+    targets: Tensor
+    """(n, classes) in {0, 1}; NaN where a label is missing or withheld."""
+    multi_label: bool
+
+    @property
+    def labelled(self) -> Tensor:
+        """Positions of the images with at least one known label, (m,)."""
+        return (~self.targets.isnan()).any(dim=1).nonzero().flatten()
+
+    def take(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of each image at the given positions (B,): (B, c, h, w) float32."""
+        view = torch.randint(0, len(self.views), (len(chosen),), generator=generator)
+        return self.views[view, chosen].float()
+
+
+class JointObjective:
+    """Diffusion on all latents, and classification on labelled ones, clean and noised.
+
+    L = 1/B Σ ‖ε̂(z_t, t) - ε‖² + λ · 1/B_l Σ ℓ(head(z_t', t'), y)   (arXiv 2411.09434, eq. 6;
+    there t' = 0 for all; here a share of the labelled rows has t' uniform up to a bound, so that
+    the head's gradient means something at the noise levels where it guides.)
+
+    Both sums are divided by the fixed batch size, not by what a batch happens to hold.
+    """
+
+    def __init__(
+        self, settings: JointTraining, alphas_cumprod: Tensor, generator: torch.Generator
+    ) -> None:
+        """Takes the weights of the parts, ᾱ (T,) and what draws timesteps and noise."""
+        self._settings = settings
+        self._alphas = alphas_cumprod
+        self._generator = generator
+
+    def diffusion(self, model: JointUNet, latents: Tensor) -> Tensor:
+        """Mean squared error of the predicted noise over a batch (B, c, h, w); a scalar."""
+        timesteps = torch.randint(0, len(self._alphas), (len(latents),), generator=self._generator)
+        noised, noise = self._noised(latents, timesteps)
+        noise_pred = model.denoise(noised, timesteps.to(noised.device))
+        return diffusion_loss(noise_pred.float(), noise).sum() / self._settings.batch_size
+
+    def classification(
+        self, model: JointUNet, latents: Tensor, targets: Tensor, multi_label: bool
+    ) -> Tensor:
+        """Cross-entropy over labelled latents (B_l, c, h, w), clean then noised; a scalar."""
+        clean = round(len(latents) * (1 - self._settings.noised_fraction))
+        bound = max(1, round(self._settings.noised_max_timestep * len(self._alphas)))
+        timesteps = torch.randint(0, bound, (len(latents),), generator=self._generator)
+        timesteps[:clean] = 0
+        noised, _ = self._noised(latents, timesteps)
+        inputs = torch.cat([latents[:clean], noised[clean:]])
+        logits = model.classify(inputs, timesteps.to(inputs.device))
+        losses = classification_loss(logits.float(), targets, multi_label)
+        return losses.sum() / self._settings.labelled_batch_size
+
+    def _noised(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)
+        alpha_bar = self._alphas[timesteps].to(latents.device)
+        return add_noise(latents, noise, alpha_bar), noise
+
+
+def train_joint(
+    model: JointUNet,
+    data: LatentSet,
+    settings: JointTraining,
+    alphas_cumprod: Tensor,
+    *,
+    precision: str,
+    done: float,
+    share: float,
+    seed: int,
+    on_step: Progress,
+) -> LocalReport:
+    """Trains the joint UNet in place on a site's latents.
+
+    Args:
+        model: Trained in place, on the device it stands on.
+        data: The site's latents and labels.
+        settings: Steps, batches, rates and weights.
+        alphas_cumprod: ᾱ (T,).
+        precision: "auto", "fp32" or "bf16".
+        done: Fraction of the stage's rounds already run; drives the learning rate.
+        share: Fraction of the stage that this round is.
+        seed: Draws batches, views, timesteps, noise and dropout.
+        on_step: Told after each step.
+    """
+    report = LocalReport()
+    count = data.views.shape[1]
+    if not count:
+        return report
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    objective = JointObjective(settings, alphas_cumprod, generator)
+    everyone = Shuffled(torch.arange(count), generator)
+    labelled = Shuffled(data.labelled, generator) if len(data.labelled) else None
+    optimizer = _optimizer(model, settings)
+    steps = local_steps(count, settings.local_epochs, settings.batch_size)
+    model.train()
+    for step in range(steps):
+        _set_rate(optimizer, settings, step, done + share * step / steps)
+        latents = data.take(everyone.next(settings.batch_size), generator).to(device)
+        with autocast(precision, device):
+            diffusion = objective.diffusion(model, latents)
+            losses = {"diffusion_loss": diffusion}
+            report.images_seen += len(latents)
+            if labelled is not None:
+                chosen = labelled.next(settings.labelled_batch_size)
+                losses["classification_loss"] = objective.classification(
+                    model,
+                    data.take(chosen, generator).to(device),
+                    data.targets[chosen].to(device),
+                    data.multi_label,
+                )
+                report.labelled_seen += len(chosen)
+        weight = settings.classification_weight
+        loss = diffusion + weight * losses.get("classification_loss", torch.zeros(()))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        report.add(loss=float(loss.detach()), **values)
+        on_step(step + 1, steps, float(loss.detach()))
+    return report
+
+
+def _optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [
+            {"params": model.unet.parameters(), "base": settings.learning_rate},
+            {"params": model.head.parameters(), "base": settings.head_learning_rate},
+        ],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _set_rate(
+    optimizer: torch.optim.AdamW, settings: JointTraining, step: int, progress: float
+) -> None:
+    warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+    for group in optimizer.param_groups:
+        group["lr"] = cosine(group["base"], progress) * warm

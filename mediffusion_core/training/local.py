@@ -1,0 +1,92 @@
+"""What both stages share: device, precision, learning rate, seeds, and a round's report."""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+
+from mediffusion_core.errors import UserError
+
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, current loss)."""
+
+
+@dataclass
+class LocalReport:
+    """What one site's round of training amounts to: sums and counts, never single samples."""
+
+    steps: int = 0
+    images_seen: int = 0
+    labelled_seen: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, **losses: float) -> None:
+        """Adds one step's mean losses to the sums."""
+        self.steps += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """Mean of each loss over the steps."""
+        return {name: total / max(self.steps, 1) for name, total in self.sums.items()}
+
+
+def derive_seed(seed: int, *parts: str | int) -> int:
+    """A seed of its own for every purpose, from the run's seed and the purpose's name."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that `device=` names; `auto` takes a GPU where there is one.
+
+    Raises:
+        UserError: if the name is none of PyTorch's or the device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError):
+        raise UserError(
+            f"setting device={device!r}: not available here; allowed: auto, cpu, cuda, cuda:N"
+        ) from None
+    return chosen
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 autocast where it is asked for, or where `auto` finds hardware that gains by it."""
+    wanted = precision == "bf16" or (precision == "auto" and _has_fast_bf16(device))
+    if not wanted:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            line = next((text for text in file if text.startswith("flags")), "")
+    except OSError:
+        return set()
+    return set(line.split())
+
+
+def cosine(base: float, progress: float) -> float:
+    """Learning rate at `progress` in [0, 1]: cosine from `base` to a twentieth of it."""
+    return base * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def local_steps(images: int, epochs: float, batch_size: int) -> int:
+    """Steps of one round: `epochs` passes over the site's images, at least one step."""
+    return max(1, round(epochs * images / batch_size))

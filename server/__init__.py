@@ -1,0 +1,1 @@
+"""The ServerApp: rounds, aggregation by component, resume, and the global judgement."""

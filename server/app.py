@@ -1,0 +1,104 @@
+"""The server's side of the federation."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from configs.compose import compose, split
+from mediffusion_core.artifacts.report import write_report
+from mediffusion_core.artifacts.run_folder import RunFolder, run_path, write_json
+from mediffusion_core.data.hospitals import Hospitals, open_hospitals
+from mediffusion_core.data.phantom_source import without_finding
+from mediffusion_core.evaluation.judge import Judge, Truth
+from mediffusion_core.settings import Settings
+from mediffusion_core.training.local import resolve_device
+from server.federation import Federation
+from server.rounds import FederatedRun
+from server.state import fresh_state, restore_state
+
+app = ServerApp()
+
+ERROR = "error.txt"
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs the federation that the run's configuration describes."""
+    config = context.run_config
+    settings = compose(str(config["config-name"]), split(str(config["overrides"])))
+    folder = RunFolder(run_path(settings.run, context.run_id))
+    folder.create(settings)
+    folder.point_latest()
+    # While the server judges the sites wait, so it may use every core.
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        figures = _run(grid, settings, folder)
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
+        folder.summarise({"status": "failed", "error": text, **_identity(settings)})
+        raise
+    folder.summarise({"status": "completed", **figures, **_identity(settings)})
+    write_report(folder.path)
+
+
+def _run(grid: Grid, settings: Settings, folder: RunFolder) -> dict[str, Any]:
+    federation = settings.federation
+    plan = {"autoencoder": federation.autoencoder_rounds, "joint": federation.num_rounds}
+    write_json(folder.path / "plan.json", plan)
+    restored = restore_state(folder, settings.fingerprint())
+    hospitals = open_hospitals(settings)
+    store = hospitals.store
+    run = FederatedRun(
+        settings,
+        Federation(grid, settings.fingerprint(), federation.num_sites, federation.round_timeout),
+        Judge(
+            settings,
+            hospitals.test(),
+            hospitals.groups(hospitals.test_rows),
+            hospitals.site_of_test(),
+            store.classes,
+            store.multi_label,
+            _truth(settings, hospitals),
+        ),
+        folder,
+        restored or fresh_state(settings, len(store.classes)),
+        store.classes,
+        store.multi_label,
+        resolve_device(settings.device),
+    )
+    return run.execute()
+
+
+def _truth(settings: Settings, hospitals: Hospitals) -> Truth | None:
+    """Phantoms alone can show the same patient without a finding."""
+    if settings.data.source != "phantom":
+        return None
+    ids = hospitals.store.image_ids
+    size = settings.data.image_size
+    return lambda row, finding: without_finding(settings.seed, ids[row], finding, size)
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    return {
+        "settings_hash": settings.fingerprint(),
+        "seed": settings.seed,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit that the launcher names, else that of the checkout, else none."""
+    named = os.environ.get("FED_MEDIFFUSION_COMMIT")
+    if named:
+        return named
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,164 @@
+"""Asking the sites: one kind of message to all of them, and their replies in a fixed order."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from mediffusion_core import protocol
+
+StateDict = Mapping[str, Tensor]
+
+
+class SiteError(Exception):
+    """A site could not answer; the text names the site and a code, never what it saw."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one site sent back."""
+
+    site: str
+    content: RecordDict
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers among the site's metrics."""
+        return {name: float(value) for name, value in self._metrics.items() if _number(value)}
+
+    @property
+    def census(self) -> dict[str, int | list[int]]:
+        """The site's counts."""
+        return {name: _integers(value) for name, value in self._metrics.items()}
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        """Sums and counts as float64 tensors."""
+        record = self.content.array_records[protocol.COUNTS]
+        return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+
+    def state(self, component: str) -> dict[str, Tensor]:
+        """The site's weights of one component."""
+        return dict(self.content.array_records[component].to_torch_state_dict())
+
+    @property
+    def _metrics(self) -> Mapping[str, object]:
+        return dict(self.content.metric_records[protocol.METRICS])
+
+
+class Federation:
+    """The sites of one run, as the server sees them."""
+
+    def __init__(
+        self, grid: Grid, settings_hash: str, num_sites: int, round_timeout: float
+    ) -> None:
+        """Takes Flower's grid and what every message carries.
+
+        Args:
+            grid: Sends messages and collects replies.
+            settings_hash: Refused by a site that runs other settings.
+            num_sites: How many sites take part; the run waits for all of them.
+            round_timeout: Seconds that a site may take to reply.
+        """
+        self._grid = grid
+        self._hash = settings_hash
+        self._num_sites = num_sites
+        self._timeout = round_timeout
+        self._names: dict[int, str] = {}
+
+    def census(self) -> list[Reply]:
+        """Waits for the sites, and asks each for its name and its counts."""
+        nodes = self._wait()
+        replies = self._collect(protocol.CENSUS, nodes, 0, {})
+        for message in replies:
+            name = str(message.content.config_records[protocol.IDENTITY]["site"])
+            self._names[message.metadata.src_node_id] = name
+        if len(set(self._names.values())) != len(nodes):
+            raise SiteError(f"two sites have one name: {sorted(self._names.values())}")
+        return self._ordered(replies)
+
+    def ask(self, kind: str, round_number: int, components: Mapping[str, StateDict]) -> list[Reply]:
+        """Sends one kind of message to all sites and returns the replies, ordered by site.
+
+        Raises:
+            SiteError: if a site fails, is lost, stays silent, or sends a number that is none.
+        """
+        replies = self._ordered(self._collect(kind, list(self._names), round_number, components))
+        for reply in replies:
+            _check_finite(reply)
+        return replies
+
+    def _wait(self) -> list[int]:
+        deadline = time.monotonic() + self._timeout
+        while len(nodes := sorted(self._grid.get_node_ids())) < self._num_sites:
+            if time.monotonic() > deadline:
+                raise SiteError(f"{len(nodes)} of {self._num_sites} sites came in time")
+            time.sleep(0.1)
+        return nodes
+
+    def _collect(
+        self,
+        kind: str,
+        nodes: Sequence[int],
+        round_number: int,
+        components: Mapping[str, StateDict],
+    ) -> list[Message]:
+        instructions = ConfigRecord({"settings_hash": self._hash, "round": round_number})
+        arrays = {name: ArrayRecord(dict(state)) for name, state in components.items()}
+        messages = [
+            Message(
+                RecordDict({protocol.INSTRUCTIONS: instructions, **arrays}),
+                message_type=kind,
+                dst_node_id=node,
+                group_id=str(round_number),
+            )
+            for node in nodes
+        ]
+        replies = list(self._grid.send_and_receive(messages, timeout=self._timeout))
+        for reply in replies:
+            self._check(reply, kind)
+        silent = set(nodes) - {reply.metadata.src_node_id for reply in replies}
+        if silent:
+            names = ", ".join(sorted(self._name(node) for node in silent))
+            raise SiteError(f"no reply to {kind} within {self._timeout:.0f} s from {names}")
+        return replies
+
+    def _check(self, reply: Message, kind: str) -> None:
+        name = self._name(reply.metadata.src_node_id)
+        if reply.has_error():
+            raise SiteError(f"{name} was lost during {kind} (Flower's code {reply.error.code})")
+        failure = reply.content.config_records.get(protocol.FAILURE)
+        if failure is not None:
+            raise SiteError(
+                f"{name} failed during {kind}: code {failure['code']}, id {failure['id']}; "
+                "the text is in that site's site.log"
+            )
+
+    def _ordered(self, messages: Sequence[Message]) -> list[Reply]:
+        replies = [Reply(self._names[m.metadata.src_node_id], m.content) for m in messages]
+        return sorted(replies, key=lambda reply: reply.site)
+
+    def _name(self, node: int) -> str:
+        return self._names.get(node, f"site at node {node}")
+
+
+def _check_finite(reply: Reply) -> None:
+    for component, record in reply.content.array_records.items():
+        for name, array in record.items():
+            if not np.isfinite(array.numpy()).all():
+                raise SiteError(
+                    f"{reply.site} sent a value in {component} {name} that is no number"
+                )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _integers(value: object) -> int | list[int]:
+    return [int(one) for one in value] if isinstance(value, list) else int(str(value))

@@ -1,0 +1,228 @@
+"""The rounds of one run, from census to judgement; every round ends with a checkpoint."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mediffusion_core import protocol
+from mediffusion_core.artifacts.pictures import save_curves, save_sites
+from mediffusion_core.artifacts.run_folder import RunFolder
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.evaluation.classification import auc_from_counts, interval, macro
+from mediffusion_core.evaluation.judge import Judge
+from mediffusion_core.model import scale_from_sums
+from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.settings import Settings
+from server.aggregation import aggregate, mean_metric, moving_average
+from server.federation import Federation, Reply
+from server.state import EMA, SCALE, RunState
+
+StateDict = Mapping[str, Tensor]
+
+LOSSES = ("loss", "diffusion_loss", "classification_loss")
+
+
+class FederatedRun:
+    """One run: takes it up where its state stands, and ends with the figures."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        federation: Federation,
+        judge: Judge,
+        folder: RunFolder,
+        state: RunState,
+        classes: tuple[str, ...],
+        multi_label: bool,
+        device: torch.device,
+    ) -> None:
+        """Takes the sites, the judge, where to write, and where the run stands."""
+        self._settings = settings
+        self._hash = settings.fingerprint()
+        self._federation = federation
+        self._judge = judge
+        self._folder = folder
+        self._state = state
+        self._classes = classes
+        self._multi_label = multi_label
+        self._device = device
+        self._begun = time.monotonic() - state.seconds
+
+    def execute(self) -> dict[str, Any]:
+        """Runs what is left, and returns the figures of the selected model."""
+        census = self._census()
+        while self._state.autoencoder_rounds < self._settings.federation.autoencoder_rounds:
+            self._autoencoder_round()
+        self._share_latent_scale()
+        if self._state.judged < 0:
+            self._judge_model(0)
+            self._save("joint")
+        while self._state.joint_rounds < self._settings.federation.num_rounds:
+            self._joint_round()
+        return self._figures(census)
+
+    def _census(self) -> dict[str, Any]:
+        replies = self._federation.census()
+        census = {reply.site: reply.census for reply in replies}
+        for counts in census.values():
+            per_class = counts["per_class"]
+            assert isinstance(per_class, list)
+            counts["per_class"] = dict(zip(self._classes, per_class, strict=True))
+        if not self._folder.history():
+            self._record("census", 1, 1, sites=census)
+        save_sites(census, self._folder.pictures / "sites.png")
+        return census
+
+    def _autoencoder_round(self) -> None:
+        state = self._state
+        number, total = state.autoencoder_rounds + 1, self._settings.federation.autoencoder_rounds
+        replies = self._federation.ask(
+            protocol.TRAIN_AUTOENCODER, number, {AUTOENCODER: state.components[AUTOENCODER]}
+        )
+        self._take(AUTOENCODER, replies)
+        state.autoencoder_rounds = number
+        codec = state.codec(self._settings).to(self._device)
+        psnr = self._judge.reconstruction(codec, self._folder.pictures)
+        self._record("autoencoder", number, total, psnr=psnr, **_losses(replies))
+        self._save(AUTOENCODER)
+
+    def _share_latent_scale(self) -> None:
+        """Forms the global latent scale once, and lets the sites encode their images with it."""
+        state = self._state
+        if SCALE not in state.components:
+            replies = self._federation.ask(
+                protocol.LATENT_CENSUS, 1, {AUTOENCODER: state.components[AUTOENCODER]}
+            )
+            sums = [reply.counts for reply in replies]
+            total, squares = sum(s["total"] for s in sums), sum(s["squares"] for s in sums)
+            count = sum(float(s["count"]) for s in sums)
+            assert isinstance(total, Tensor) and isinstance(squares, Tensor)
+            mean, std = scale_from_sums(total, squares, count)
+            state.components[SCALE] = {"mean": mean, "std": std}
+            self._record("latents", 1, 1)
+        codec = state.codec(self._settings)
+        self._federation.ask(protocol.ENCODE, 1, {AUTOENCODER: codec.state_dict()})
+
+    def _joint_round(self) -> None:
+        state, federation = self._state, self._settings.federation
+        number = state.joint_rounds + 1
+        sent = {name: state.components[name] for name in (UNET, HEAD)}
+        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent)
+        for component in (UNET, HEAD):
+            self._take(component, replies)
+            state.components[EMA + component] = moving_average(
+                state.components[EMA + component],
+                state.components[component],
+                federation.ema_decay,
+                number,
+            )
+        state.joint_rounds = number
+        self._record("joint", number, federation.num_rounds, **_losses(replies))
+        if number % self._settings.evaluation.every == 0 or number == federation.num_rounds:
+            self._judge_model(number)
+        self._save("joint")
+
+    def _judge_model(self, number: int) -> None:
+        """Judges the averaged global model, and keeps it if the sites' patients prefer it."""
+        model = self._state.model(self._settings, self._classes, self._multi_label, self._device)
+        pictures = self._folder.pictures / "rounds" / f"{number:04d}"
+        pictures.mkdir(parents=True, exist_ok=True)
+        figures = {
+            **self._judge.classification(model),
+            **self._pooled(),
+            **self._judge.generation(model, pictures),
+        }
+        if number:
+            figures["counterfactual"] = self._judge.counterfactuals(model, pictures)
+        total = self._settings.federation.num_rounds
+        self._record("judgement", number, total, **figures)
+        self._state.judged = number
+        if number:
+            self._select(number, model, figures)
+        save_curves(self._folder.history(), self._folder.pictures / "curves.png")
+
+    def _select(self, number: int, model: TrainedModel, figures: Mapping[str, Any]) -> None:
+        best = self._state.best
+        score = figures["auc_pooled"]
+        # Where no site has labelled validation patients nothing can be preferred: the last stays.
+        if best is not None and score == score and score <= best["auc_pooled"]:
+            return
+        self._state.best = {"round": number, "auc_pooled": score}
+        model.save(self._folder.model)
+        for picture in (self._folder.pictures / "rounds" / f"{number:04d}").iterdir():
+            shutil.copyfile(picture, self._folder.pictures / picture.name)
+
+    def _pooled(self) -> dict[str, Any]:
+        sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
+        replies = self._federation.ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
+        counts = [reply.counts["counts"] for reply in replies]
+        draws = torch.stack([reply.counts["bootstraps"] for reply in replies]).sum(dim=0)
+        macros = torch.tensor([macro(draw) for draw in auc_from_counts(draws)])
+        pooled = auc_from_counts(torch.stack(counts).sum(dim=0))
+        return {
+            "auc_pooled": macro(pooled),
+            "auc_pooled_interval": interval(macros),
+            "auc_pooled_per_class": dict(zip(self._classes, pooled.tolist(), strict=True)),
+            "auc_pooled_per_site": {
+                reply.site: macro(auc_from_counts(one))
+                for reply, one in zip(replies, counts, strict=True)
+            },
+        }
+
+    def _take(self, component: str, replies: list[Reply]) -> None:
+        states = [reply.state(component) for reply in replies]
+        metrics = [reply.metrics for reply in replies]
+        previous = self._state.components[component]
+        self._state.components[component] = aggregate(component, states, metrics, previous)
+
+    def _figures(self, census: Mapping[str, Any]) -> dict[str, Any]:
+        history = self._folder.history()
+        judged = {line["round"]: line for line in history if line["stage"] == "judgement"}
+        assert self._state.best is not None
+        selected = judged[self._state.best["round"]]
+        dropped = {"stage", "round", "rounds", "time"}
+        psnr = [line["psnr"] for line in history if line["stage"] == AUTOENCODER][-1]
+        components = self._state.components
+        return {
+            **{name: value for name, value in selected.items() if name not in dropped},
+            "psnr": psnr,
+            "fid_untrained": judged[0]["fid"],
+            "kid_untrained": judged[0]["kid"],
+            "selected_round": self._state.best["round"],
+            "rounds": self._state.joint_rounds,
+            "autoencoder_rounds": self._state.autoencoder_rounds,
+            "seconds": self._elapsed(),
+            "census": census,
+            "parameters": {
+                name: sum(tensor.numel() for tensor in components[name].values())
+                for name in (AUTOENCODER, UNET, HEAD)
+            },
+        }
+
+    def _record(self, stage: str, number: int, rounds: int, **figures: Any) -> None:
+        self._folder.record(
+            stage=stage, round=number, rounds=rounds, time=self._elapsed(), **figures
+        )
+
+    def _save(self, stage: str) -> None:
+        self._state.seconds = self._elapsed()
+        self._state.save(self._folder, self._hash, stage)
+
+    def _elapsed(self) -> float:
+        return round(time.monotonic() - self._begun, 3)
+
+
+def _losses(replies: list[Reply]) -> dict[str, Any]:
+    metrics = [reply.metrics for reply in replies]
+    means = {
+        name: mean_metric(
+            metrics, name, "labelled_seen" if name.startswith("classification") else "images_seen"
+        )
+        for name in LOSSES
+        if any(name in site for site in metrics)
+    }
+    return {**means, "sites": {reply.site: reply.metrics for reply in replies}}

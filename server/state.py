@@ -1,0 +1,116 @@
+"""Where a run stands: all that its continuation needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.artifacts.checkpoints import (
+    list_checkpoints,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from mediffusion_core.artifacts.run_folder import RunFolder
+from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.errors import UserError
+from mediffusion_core.model import LatentCodec, build_autoencoder
+from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.settings import Settings
+from mediffusion_core.training.local import derive_seed
+
+StateDict = Mapping[str, Tensor]
+
+SCALE = "latent_scale"
+EMA = "ema_"
+KEPT = 2
+
+
+@dataclass
+class RunState:
+    """Rounds done, global weights, and the best model so far."""
+
+    autoencoder_rounds: int = 0
+    joint_rounds: int = 0
+    components: dict[str, StateDict] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    judged: int = -1
+    saved: int = 0
+    seconds: float = 0.0
+
+    def save(self, folder: RunFolder, settings_hash: str, stage: str) -> None:
+        """Writes a checkpoint and drops those that are no longer needed."""
+        rounds = self.autoencoder_rounds if stage == AUTOENCODER else self.joint_rounds
+        self.saved += 1
+        state = {
+            "settings_hash": settings_hash,
+            "metrics_lines": len(folder.history()),
+            "autoencoder_rounds": self.autoencoder_rounds,
+            "joint_rounds": self.joint_rounds,
+            "best": self.best,
+            "judged": self.judged,
+            "seconds": self.seconds,
+        }
+        save_checkpoint(folder.checkpoints, self.saved, stage, rounds, self.components, state)
+        prune_checkpoints(folder.checkpoints, KEPT)
+
+    def model(
+        self, settings: Settings, classes: tuple[str, ...], multi_label: bool, device: torch.device
+    ) -> TrainedModel:
+        """The averaged global model of the joint stage."""
+        joint = build_joint(settings, len(classes))
+        joint.unet.load_state_dict(dict(self.components[EMA + UNET]))
+        joint.head.load_state_dict(dict(self.components[EMA + HEAD]))
+        return TrainedModel(
+            settings, classes, multi_label, self.codec(settings).to(device), joint.to(device)
+        )
+
+    def codec(self, settings: Settings) -> LatentCodec:
+        """The global autoencoder with the latent scale; unit scale before the latent census."""
+        autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+        autoencoder.load_state_dict(dict(self.components[AUTOENCODER]))
+        channels = settings.model.autoencoder.latent_channels
+        unit = {"mean": torch.zeros(channels), "std": torch.ones(channels)}
+        scale = self.components.get(SCALE, unit)
+        return LatentCodec(autoencoder, scale["mean"], scale["std"])
+
+
+def fresh_state(settings: Settings, num_classes: int) -> RunState:
+    """Untrained weights, drawn from the run's seed."""
+    torch.manual_seed(derive_seed(settings.seed, "weights"))
+    autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+    joint = build_joint(settings, num_classes)
+    unet, head = joint.unet.state_dict(), joint.head.state_dict()
+    components = {AUTOENCODER: autoencoder.state_dict(), UNET: unet, HEAD: head}
+    components |= {EMA + UNET: unet, EMA + HEAD: head}
+    return RunState(components=dict(components))
+
+
+def restore_state(folder: RunFolder, settings_hash: str) -> RunState | None:
+    """The state after the newest checkpoint, None where there is none; drops later metrics.
+
+    Raises:
+        UserError: if the checkpoint was written under other settings.
+    """
+    checkpoints = list_checkpoints(folder.checkpoints)
+    if not checkpoints:
+        folder.rewind(0)
+        return None
+    newest = checkpoints[-1]
+    state = newest.state
+    if state["settings_hash"] != settings_hash:
+        raise UserError(
+            f"checkpoint {newest.folder.name} was written under other settings "
+            f"(hash {state['settings_hash']}, now {settings_hash})"
+        )
+    folder.rewind(state["metrics_lines"])
+    return RunState(
+        autoencoder_rounds=state["autoencoder_rounds"],
+        joint_rounds=state["joint_rounds"],
+        components={name: newest.load(name) for name in newest.components()},
+        best=state["best"],
+        judged=state["judged"],
+        saved=newest.number,
+        seconds=state["seconds"],
+    )

@@ -1,0 +1,1 @@
+"""The command line, the launcher around `flwr run`, and the studies."""

@@ -1,0 +1,126 @@
+"""The command `fed-mediffusion`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from mediffusion_core.errors import UserError
+from rich.console import Console
+
+app = typer.Typer(
+    name="fed-mediffusion",
+    help="Federated training of one diffusion model that classifies, generates and explains.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, for example runs/latest.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings to change, for example data=isic2019 federation.num_rounds=3."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion simulate\n\n"
+    "fed-mediffusion simulate experiment=isic2019_4centres data.root=PATH\n\n"
+    "fed-mediffusion simulate --resume runs/latest"
+)
+def simulate(
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder where it stopped.")
+    ] = None,
+    config_name: Annotated[str, typer.Option(help="Configuration file to start from.")] = "config",
+) -> None:
+    """Train across simulated hospitals, by `flwr run`. The last line printed is the run folder."""
+    from simulations.simulate import simulate as run
+
+    raise typer.Exit(run(config_name, overrides or [], resume))
+
+
+@app.command(epilog="Example: fed-mediffusion settings experiment=isic2019_4centres")
+def settings(
+    overrides: Overrides = None,
+    config_name: Annotated[str, typer.Option(help="Configuration file to start from.")] = "config",
+) -> None:
+    """Print all settings as a run would have them, without running anything."""
+    import yaml
+    from configs import compose
+
+    composed = compose(config_name, overrides or [])
+    print(yaml.safe_dump(composed.model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command(epilog="Example: fed-mediffusion predict runs/latest ~/images --output out.csv")
+def predict(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(help="Folder of images.")],
+    output: Annotated[
+        Path | None, typer.Option(help="CSV to write; predictions.csv in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Classify every image in a folder. The last line printed is the CSV."""
+    from simulations.inference import predict_folder
+
+    print(predict_folder(run, folder, output or run / "predictions.csv", device))
+
+
+@app.command(epilog="Example: fed-mediffusion sample runs/latest --count 64 --seed 1")
+def sample(
+    run: Run,
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; samples in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw new images from the model. The last line printed is their folder."""
+    from simulations.inference import draw_samples
+
+    print(draw_samples(run, output or run / "samples", count, steps, seed, device))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion explain runs/latest --image chest.png --target Effusion\n\n"
+    "fed-mediffusion explain runs/latest --image mole.jpg --target MEL"
+)
+def explain(
+    run: Run,
+    image: Annotated[Path, typer.Option(help="The image to explain.")],
+    target: Annotated[
+        str,
+        typer.Option(
+            help="A class. Exclusive classes: what the image should become. Findings: it is "
+            "removed where the model sees it, added where it does not."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; explanations in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Show what would have to change for the model to decide otherwise."""
+    from simulations.inference import explain_image
+
+    print(explain_image(run, image, target, output or run / "explanations", device))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"fed-mediffusion: {error}", style="red", markup=False
+        )
+        sys.exit(2)

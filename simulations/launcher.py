@@ -1,0 +1,456 @@
+"""Runs one simulated federation through ``flwr run`` and leaves no process behind (Linux).
+
+The SuperLink is started here rather than by ``flwr run``: the one which that command starts
+keeps the environment and the folder of its first run, outlives it, and serves whoever comes
+next. Ours has its own home, port and empty working folder, and ends with the run.
+"""
+
+import atexit
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import tomli_w
+
+MARKER_VARIABLE = "FED_MEDIFFUSION_LAUNCH"
+ERROR_FILE = "error.txt"
+ERROR_PREFIX = "fed-mediffusion: "
+APP_PACKAGES = ("client", "configs", "mediffusion_core", "server")
+
+_CONNECTION = "launcher"
+_TICK = 0.2  # seconds between two looks at the run
+_START_LIMIT = 90.0  # seconds the SuperLink may take to answer
+_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+_LOST_LIMIT = 10.0  # seconds a run may stay unfinished without its simulation process
+_OBJECT_STORE_BYTES = 500_000_000
+_LONGEST_TEMPORARY_ROOT = 20  # Ray's socket paths below it must stay under 108 characters
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_WORKER_PREFIX = re.compile(r"^\(\w+ pid=\d+[^)]*\)\s?")
+_EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(\(\w+\))?:")
+_WRAPPERS = (
+    "An error was encountered. Ending simulation",
+    "Simulation Runtime crashed",
+    "ray.exceptions.RayTaskError",
+    "flwr.clientapp.client_app.ClientAppException",
+)
+_REFUSAL = re.compile(r"╭─ Error ─*╮\n(.*?)\n╰", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one simulated federation needs.
+
+    Attributes:
+        app: folder of the Flower app, the one that holds its ``pyproject.toml``.
+        run_config: keys of the app's ``[tool.flwr.app.config]`` and what they become.
+        num_sites: number of simulated hospitals.
+        cpus_per_site: CPU cores of one site; sites wait for each other where cores run out.
+        run_folder: where server and sites write.
+        log_file: receives all output of Flower, the server and the sites (appended).
+    """
+
+    app: Path
+    run_config: Mapping[str, str]
+    num_sites: int
+    cpus_per_site: float
+    run_folder: Path
+    log_file: Path
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended, and in one line why."""
+
+    status: Literal["completed", "failed", "stopped"]
+    detail: str
+
+
+class _FailedError(Exception):
+    """The run cannot complete; the text is the outcome's detail unless the log knows better."""
+
+
+class _StoppedError(Exception):
+    """A signal asked for the end; the text names it."""
+
+
+def launch(launch: Launch, on_tick: Callable[[], None] | None = None) -> RunOutcome:
+    """Run one federation to its end and end every process that it started.
+
+    SIGINT, SIGTERM and SIGHUP stop the run where this is called in the main thread; what was
+    written to the run folder stays.
+
+    Args:
+        launch: the run.
+        on_tick: called about five times a second while the run lasts.
+    """
+    launch.run_folder.mkdir(parents=True, exist_ok=True)
+    (launch.run_folder / ERROR_FILE).unlink(missing_ok=True)
+    base = Path(tempfile.mkdtemp(prefix="fedmed-", dir=_temporary_root()))
+    try:
+        with _noted_signals() as received, launch.log_file.open("ab") as log:
+            federation = _Federation(launch, base, log, received, on_tick)
+            try:
+                return federation.follow()
+            finally:
+                federation.end()
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def app_folder() -> Path:
+    """Assemble the Flower app from the packages beside this one; removed at exit.
+
+    The same for a checkout and an installed wheel. A checkout is not handed to ``flwr run``
+    itself because Flower walks every file below it, virtual environment included, before it
+    applies ``.gitignore``. The ``pyproject.toml`` is the repository's, or the copy that the
+    wheel carries in this package.
+
+    Raises:
+        FileNotFoundError: if neither describes a Flower app.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="fedmed-app-", dir=_temporary_root()))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _assemble_app(Path(__file__).resolve().parents[1], folder)
+    return folder
+
+
+def concurrent_sites(num_sites: int, cpus_per_site: float, cores: int) -> int:
+    """Number of sites that work at the same time on ``cores`` cores, at least one."""
+    return max(1, min(num_sites, math.floor(cores / cpus_per_site + 1e-9)))
+
+
+def error_line(log_text: str) -> str | None:
+    """The line of a log that says best what went wrong.
+
+    The last line that the project wrote for its user, else the last exception that is not
+    one of Flower's wrappers around another, else None.
+    """
+    lines = [_plain(line) for line in log_text.splitlines()]
+    for line in reversed(lines):
+        if line.startswith(ERROR_PREFIX):
+            return line.removeprefix(ERROR_PREFIX)
+    for line in reversed(lines):
+        if _EXCEPTION_LINE.match(line) and not any(text in line for text in _WRAPPERS):
+            return line
+    return None
+
+
+@dataclass
+class _Federation:
+    """The processes of one run, all of them marked by one environment variable."""
+
+    launch: Launch
+    base: Path
+    log: BinaryIO
+    received: list[int]
+    on_tick: Callable[[], None] | None
+    marker: str = field(default_factory=lambda: uuid.uuid4().hex)
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.log_start = self.log.tell()
+        self.port = _free_port()
+        self.work = self.base / "work"
+        self.work.mkdir()
+        home = self.base / "home"
+        home.mkdir()
+        connection = {"address": f"127.0.0.1:{self.port}", "insecure": True}
+        config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+        (home / "config.toml").write_text(tomli_w.dumps(config))
+        # A file, since Flower's own parser of key=value strings knows no escaped quotes.
+        self.run_config = self.base / "run_config.toml"
+        self.run_config.write_text(tomli_w.dumps(dict(self.launch.run_config)))
+        self.environment = _environment(self.base, home, self.marker, self.launch.cpus_per_site)
+
+    def follow(self) -> RunOutcome:
+        try:
+            superlink = self._start_superlink()
+            lost = self._submit_and_wait(superlink)
+            status, details = self._wait_for_status(superlink, lost)
+        except _StoppedError as stop:
+            return RunOutcome(
+                "stopped", f"stopped by {stop}; what was written stays in {self.launch.run_folder}"
+            )
+        except _FailedError as error:
+            return RunOutcome("failed", self._detail(str(error)))
+        if status == "finished:completed":
+            return RunOutcome("completed", f"completed, see {self.launch.run_folder}")
+        if status == "finished:stopped":
+            return RunOutcome("stopped", "stopped from outside")
+        return RunOutcome("failed", self._detail(f"{status}: {details}"))
+
+    def end(self) -> None:
+        """End everything that carries the marker, first politely."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            # Once each: a second SIGTERM would cut short what the first one started.
+            told: set[int] = set()
+            deadline = time.monotonic() + _GRACE
+            while (alive := set(_marked(self.marker))) and time.monotonic() < deadline:
+                for pid in alive - told:
+                    _send(pid, number)
+                told |= alive
+                time.sleep(0.1)
+        for child in self.children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=_GRACE)
+
+    def _start(self, command: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        program = shutil.which(command, path=self.environment["PATH"])
+        if program is None:
+            raise _FailedError(f"{command} is not installed beside {sys.executable}")
+        child = subprocess.Popen(
+            [program, *arguments],
+            cwd=self.work,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C is for the launcher, which then ends the others in its own way.
+            start_new_session=True,
+        )
+        self.children.append(child)
+        return child
+
+    def _start_superlink(self) -> "subprocess.Popen[bytes]":
+        address = ("--host", "127.0.0.1", "--port", str(self.port))
+        superlink = self._start("flower-superlink", "--insecure", "--simulation", *address)
+        deadline = time.monotonic() + _START_LIMIT
+        while not _answers(self.port):
+            if superlink.poll() is not None:
+                raise _FailedError(f"the SuperLink did not start (exit {superlink.returncode})")
+            if time.monotonic() > deadline:
+                raise _FailedError(f"the SuperLink did not answer within {_START_LIMIT:.0f} s")
+            self._pause(0.05)
+        return superlink
+
+    def _submit_and_wait(self, superlink: "subprocess.Popen[bytes]") -> bool:
+        """Submit the run and follow its log, which ends when the run does.
+
+        Returns:
+            Whether the simulation process went and the log did not end.
+        """
+        at_once = concurrent_sites(
+            self.launch.num_sites, self.launch.cpus_per_site, _available_cores()
+        )
+        # Flower takes whole CPUs only, so one of Ray's CPUs stands for one site at work.
+        resources = (
+            f"num-supernodes={self.launch.num_sites} client-resources-num-cpus=1 "
+            f"init-args-num-cpus={at_once}"
+        )
+        app = str(self.launch.app.resolve())
+        options = ("--run-config", str(self.run_config), "--federation-config", resources)
+        submission = self._start("flwr", "run", app, _CONNECTION, "--stream", *options)
+        simulation: int | None = None
+        lost_since: float | None = None
+        while submission.poll() is None:
+            self._pause(_TICK)
+            if superlink.poll() is not None:
+                raise _FailedError(f"the SuperLink ended early (exit {superlink.returncode})")
+            # Flower waits for missed heartbeats before it calls a killed simulation failed.
+            if simulation is None:
+                simulation = _simulation_process(self.marker)
+            elif not _is_alive(simulation):
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > _LOST_LIMIT:
+                    return True
+        if submission.returncode != 0:
+            raise _FailedError(f"flwr run refused the run: {self._refusal()}")
+        return False
+
+    def _wait_for_status(self, superlink: "subprocess.Popen[bytes]", lost: bool) -> tuple[str, str]:
+        """Status and details of the only run that this SuperLink has seen, once it ended."""
+        while True:
+            program = shutil.which("flwr", path=self.environment["PATH"]) or "flwr"
+            answer = subprocess.run(
+                [program, "list", _CONNECTION, "--format", "json"],
+                cwd=self.work,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                start_new_session=True,
+            )
+            if superlink.poll() is not None:
+                raise _FailedError(f"the SuperLink ended early (exit {superlink.returncode})")
+            runs = json.loads(answer.stdout or b"{}").get("runs", [])
+            if not runs:
+                raise _FailedError("Flower accepted no run")
+            if runs[0]["status"].startswith("finished"):
+                return runs[0]["status"], runs[0]["status-details"]
+            if lost:
+                raise _FailedError("the simulation process was killed")
+            self._pause(1.0)
+
+    def _pause(self, seconds: float) -> None:
+        if self.received:
+            raise _StoppedError(signal.Signals(self.received[0]).name)
+        if self.on_tick is not None:
+            self.on_tick()
+        time.sleep(seconds)
+
+    def _log_text(self) -> str:
+        with self.launch.log_file.open("rb") as file:
+            file.seek(self.log_start)
+            return file.read().decode(errors="replace")
+
+    def _detail(self, otherwise: str) -> str:
+        written = self.launch.run_folder / ERROR_FILE
+        if written.is_file() and (text := written.read_text(errors="replace").strip()):
+            return text.splitlines()[0].removeprefix(ERROR_PREFIX)
+        return error_line(self._log_text()) or " ".join(otherwise.split())
+
+    def _refusal(self) -> str:
+        """What ``flwr`` says in its box, on one line."""
+        boxes = _REFUSAL.findall(_ANSI.sub("", self._log_text()))
+        text = boxes[-1].replace("│", " ") if boxes else f"see {self.launch.log_file}"
+        return " ".join(text.split())
+
+
+def _assemble_app(root: Path, folder: Path) -> None:
+    candidates = (root / "pyproject.toml", root / "simulations" / "pyproject.toml")
+    description = next((path for path in candidates if _describes_app(path)), None)
+    if description is None:
+        raise FileNotFoundError(
+            f"no pyproject.toml with [tool.flwr.app] at {root} or in simulations"
+        )
+    shutil.copy(description, folder / "pyproject.toml")
+    for package in APP_PACKAGES:
+        shutil.copytree(
+            root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+
+
+def _describes_app(path: Path) -> bool:
+    # Some distributions leave a pyproject.toml of theirs in site-packages.
+    if not path.is_file():
+        return False
+    return "app" in tomllib.loads(path.read_text()).get("tool", {}).get("flwr", {})
+
+
+def _environment(base: Path, home: Path, marker: str, cpus_per_site: float) -> dict[str, str]:
+    environment = dict(os.environ)
+    # Either would lead away from our own SuperLink and our own Ray.
+    for name in ("RAY_ADDRESS", "RAY_OVERRIDE_RESOURCES"):
+        environment.pop(name, None)
+    threads = str(max(1, math.floor(cpus_per_site)))
+    programs = str(Path(sys.executable).parent)
+    environment |= {
+        MARKER_VARIABLE: marker,
+        "SPT_NOENV": "1",  # else Ray's process titles overwrite the environment we search
+        "PATH": os.pathsep.join((programs, environment.get("PATH", os.defpath))),
+        "PYTHONUNBUFFERED": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "COLUMNS": "300",  # else Flower breaks its messages, and paths in them, at 80 characters
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "RAY_TMPDIR": str(base),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(_OBJECT_STORE_BYTES),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a site's own settings choose its device
+        # The workers that Ray starts ahead lack Flower's environment and are never used.
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_enable_metrics_collection": "0",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
+    return environment
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Collect the signals that ask for the end instead of being interrupted by them."""
+    received: list[int] = []
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            previous[number] = signal.signal(number, lambda given, _: received.append(given))
+    except ValueError:
+        # Only the main thread may handle signals; elsewhere they are its caller's business.
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _marked(marker: str) -> list[int]:
+    """Process ids of the living processes that inherited the marker."""
+    wanted = f"{MARKER_VARIABLE}={marker}".encode()
+    return [pid for pid in _process_ids() if wanted in _read(pid, "environ").split(b"\0")]
+
+
+def _simulation_process(marker: str) -> int | None:
+    for pid in _marked(marker):
+        if b"flwr-simulation" in _read(pid, "cmdline"):
+            return pid
+    return None
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process still runs; one that only waits to be reaped does not."""
+    return _read(pid, "cmdline") != b""
+
+
+def _process_ids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2.0):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _temporary_root() -> str:
+    root = tempfile.gettempdir()
+    return root if len(root) <= _LONGEST_TEMPORARY_ROOT else "/tmp"
+
+
+def _plain(line: str) -> str:
+    return _WORKER_PREFIX.sub("", _ANSI.sub("", line))

@@ -1,0 +1,162 @@
+"""`fed-mediffusion simulate`: compose, prepare, launch, report."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from configs import compose, flatten
+from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.errors import UserError
+from mediffusion_core.settings import Settings
+from mediffusion_core.training.local import resolve_device
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from simulations.launcher import Launch, app_folder, launch
+from simulations.live import LiveView
+
+LAUNCH = "launch.json"
+EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 130}
+
+
+def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) -> int:
+    """Runs one federation and returns the exit status.
+
+    Raises:
+        UserError: for a mistake in the settings or the data, before anything is started.
+    """
+    console = Console(soft_wrap=True)
+    if resume is None:
+        settings = compose(config_name, overrides)
+        folder = (settings.run.folder or _new_folder()).resolve()
+        overrides = [*overrides, *_absolute(settings, folder)]
+    else:
+        if overrides:
+            raise UserError("--resume continues a run as it is; it takes no settings to change")
+        folder = resume.resolve()
+        config_name, overrides = _launched(folder)
+    settings = compose(config_name, overrides)
+    resolve_device(settings.device)
+    _prepare(settings, console)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {"config_name": config_name, "overrides": list(overrides)}
+    (folder / LAUNCH).write_text(json.dumps(written, indent=2) + "\n")
+    return _launch(settings, config_name, overrides, folder, console)
+
+
+def _launch(
+    settings: Settings, config_name: str, overrides: Sequence[str], folder: Path, console: Console
+) -> int:
+    os.environ.setdefault("FED_MEDIFFUSION_COMMIT", _commit())
+    plan = Launch(
+        app=app_folder(),
+        run_config={"config-name": config_name, "overrides": flatten(overrides)},
+        num_sites=settings.federation.num_sites,
+        cpus_per_site=settings.federation.cpus_per_site,
+        run_folder=folder,
+        log_file=folder / "flwr.log",
+    )
+    with LiveView(folder, console) as view:
+        outcome = launch(plan, view.refresh)
+    if outcome.status == "completed":
+        console.print(_table(json.loads((folder / "summary.json").read_text())))
+        console.print(f"report: {folder / 'report.html'}", highlight=False)
+    else:
+        hint = f"continue with: fed-mediffusion simulate --resume {folder}"
+        console.print(f"run {outcome.status}: {outcome.detail}", style="red", markup=False)
+        console.print(hint, highlight=False)
+    print(folder)
+    return EXIT_CODES[outcome.status]
+
+
+def _new_folder() -> Path:
+    """A folder under `runs/` that no run has yet, named by the time."""
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path("runs") / name
+    while folder.exists():
+        time.sleep(1)
+        folder = Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return folder
+
+
+def _absolute(settings: Settings, folder: Path) -> list[str]:
+    """Overrides that make every path absolute: the run works in a folder of its own."""
+    values: Mapping[str, Path | None] = {
+        "data.root": settings.data.root,
+        "data.store": settings.data.store,
+        "evaluation.inception_weights": settings.evaluation.inception_weights,
+    }
+    given = {key: value.expanduser().resolve() for key, value in values.items() if value}
+    given["run.folder"] = folder
+    return [f"{key}={_quoted(path)}" for key, path in given.items()]
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _launched(folder: Path) -> tuple[str, list[str]]:
+    """Configuration and overrides with which the run in a folder was started."""
+    try:
+        written = json.loads((folder / LAUNCH).read_text())
+        return str(written["config_name"]), [str(one) for one in written["overrides"]]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder} holds no run to resume (no readable {LAUNCH})") from None
+
+
+def _prepare(settings: Settings, console: Console) -> None:
+    """Decodes or draws the images before anything is started, so that mistakes show early."""
+    columns = (
+        TextColumn("preparing images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        hospitals = open_hospitals(
+            settings, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    bad = hospitals.store.bad
+    if bad:
+        console.print(
+            f"{len(bad)} unreadable images are left out, the first: {bad[0][0]} ({bad[0][1]})",
+            markup=False,
+        )
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="judged on the public test set", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("beside it")
+    low, high = summary["auc_macro_interval"]
+    table.add_row("AUC, macro", _number(summary["auc_macro"]), f"95 % {low:.3f} to {high:.3f}")
+    table.add_row("AUC, sites' own patients", _number(summary["auc_pooled"]), "pooled from counts")
+    floor, untrained = _number(summary["fid_floor"], 1), _number(summary["fid_untrained"], 1)
+    table.add_row("FID", _number(summary["fid"], 1), f"real {floor}, untrained {untrained}")
+    table.add_row("KID", _number(summary["kid"], 4), f"± {_number(summary['kid_std'], 4)}")
+    table.add_row("PSNR", f"{_number(summary['psnr'], 1)} dB", "reconstructions")
+    figures = summary["counterfactual"]
+    beside = f"{figures['eligible']} images, L1 {_number(figures['l1'])}"
+    table.add_row("counterfactuals flipped", _number(figures["flip_rate"], 2), beside)
+    return table
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,300 @@
+"""The launcher drives a real ``flwr run`` of a small app written here."""
+
+import json
+import os
+import signal
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.utils import collect_files
+
+from simulations.launcher import (
+    MARKER_VARIABLE,
+    Launch,
+    RunOutcome,
+    _assemble_app,
+    concurrent_sites,
+    error_line,
+    launch,
+)
+
+AWKWARD = "sites=[1,2] name='St. \"Anna\"' path=C:\\new x=${y} = é"
+
+PYPROJECT = """
+[project]
+name = "tiny-federation"
+version = "0.1.0"
+description = "A federation that learns nothing."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "tests"
+
+[tool.flwr.app.components]
+serverapp = "{server}:app"
+clientapp = "{client}:app"
+
+[tool.flwr.app.config]
+config-name = ""
+overrides = ""
+run-folder = ""
+"""
+
+SERVER = """
+import json
+import os
+import time
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    config = context.run_config
+    folder = Path(config["run-folder"])
+    (folder / "marker").write_text(os.environ["FED_MEDIFFUSION_LAUNCH"])
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    if config["config-name"] == "raise":
+        raise ValueError("the phantom has no spine")
+    # The server starts before Flower has registered the simulated nodes.
+    while len(nodes := list(grid.get_node_ids())) < 2:
+        time.sleep(0.05)
+    order = ConfigRecord({"mode": config["config-name"], "folder": config["run-folder"]})
+    messages = [Message(RecordDict({"order": order}), node, "train") for node in nodes]
+    replies = list(grid.send_and_receive(messages))
+    if any(reply.has_error() for reply in replies):
+        (folder / "error.txt").write_text("fed-mediffusion: a site was lost in round 1\\n")
+        raise RuntimeError("no reply from every site")
+    answers = [dict(reply.content["answer"]) for reply in replies]
+    (folder / "answers.json").write_text(json.dumps(answers))
+"""
+
+CLIENT = """
+import os
+import signal
+import time
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    order = message.content["order"]
+    partition = context.node_config["partition-id"]
+    (Path(order["folder"]) / f"site-{partition}").touch()
+    if order["mode"] == "kill" and partition == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if order["mode"] == "wait":
+        time.sleep(300)
+    answer = {
+        "partition": partition,
+        "file": __file__,
+        "folder": os.getcwd(),
+        "threads": os.environ["OMP_NUM_THREADS"],
+    }
+    return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    folder = tmp_path / "app"
+    package = folder / "tiny"
+    package.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(
+        PYPROJECT.format(server="tiny.server", client="tiny.client")
+    )
+    (package / "__init__.py").touch()
+    (package / "server.py").write_text(SERVER)
+    (package / "client.py").write_text(CLIENT)
+    return folder
+
+
+def plan(app: Path, mode: str, overrides: str = "") -> Launch:
+    run_folder = app.parent / "run"
+    run_folder.mkdir()
+    return Launch(
+        app=app,
+        run_config={
+            "config-name": mode,
+            "overrides": overrides,
+            "run-folder": str(run_folder),
+        },
+        num_sites=2,
+        cpus_per_site=1,
+        run_folder=run_folder,
+        log_file=run_folder / "flwr.log",
+    )
+
+
+def left_behind(run_folder: Path) -> list[str]:
+    """Command lines of the living processes that carry the marker the server saw."""
+    wanted = f"{MARKER_VARIABLE}={(run_folder / 'marker').read_text()}".encode()
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if wanted in (process / "environ").read_bytes().split(b"\0"):
+                    found.append((process / "cmdline").read_bytes().decode())
+            except OSError:
+                continue
+    return found
+
+
+def test_a_run_completes_with_its_settings_and_leaves_no_process(app: Path) -> None:
+    given = plan(app, "complete", AWKWARD)
+    seen_alive: list[int] = []
+
+    def on_tick() -> None:
+        if (given.run_folder / "site-0").exists() and not seen_alive:
+            seen_alive.append(len(left_behind(given.run_folder)))
+
+    outcome = launch(given, on_tick)
+
+    assert outcome.status == "completed", (outcome, given.log_file.read_text())
+    assert json.loads((given.run_folder / "config.json").read_text())["overrides"] == AWKWARD
+    answers = json.loads((given.run_folder / "answers.json").read_text())
+    assert sorted(answer["partition"] for answer in answers) == [0, 1]
+    assert {answer["threads"] for answer in answers} == {"1"}
+    for answer in answers:
+        # From the bundle, not from the folder that the app was submitted from.
+        assert not Path(answer["file"]).is_relative_to(app)
+        assert not Path(answer["folder"]).is_relative_to(Path.cwd())
+        assert not Path(answer["folder"]).exists()
+    assert seen_alive and seen_alive[0] > 3
+    assert left_behind(given.run_folder) == []
+
+
+def test_a_server_that_raises_is_a_failed_run_that_names_the_error(app: Path) -> None:
+    given = plan(app, "raise")
+    (given.run_folder / "error.txt").write_text("of an earlier attempt\n")
+    outcome = launch(given)
+    assert outcome == RunOutcome("failed", "ValueError: the phantom has no spine")
+    assert left_behind(given.run_folder) == []
+
+
+def test_a_killed_site_is_a_failed_run_in_the_words_of_the_app(app: Path) -> None:
+    given = plan(app, "kill")
+    outcome = launch(given)
+    assert outcome == RunOutcome("failed", "a site was lost in round 1")
+    assert left_behind(given.run_folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_and_keeps_its_files(app: Path, number: signal.Signals) -> None:
+    given = plan(app, "wait")
+    before = signal.getsignal(number)
+
+    def on_tick() -> None:
+        if (given.run_folder / "site-0").exists():
+            os.kill(os.getpid(), number)
+
+    outcome = launch(given, on_tick)
+
+    assert outcome.status == "stopped"
+    assert number.name in outcome.detail
+    assert (given.run_folder / "config.json").is_file()
+    assert left_behind(given.run_folder) == []
+    assert signal.getsignal(number) == before
+
+
+def test_a_killed_simulation_process_is_a_failed_run(app: Path) -> None:
+    given = plan(app, "wait")
+    killed: list[float] = []
+
+    def on_tick() -> None:
+        if (given.run_folder / "site-0").exists() and not killed:
+            marker = f"{MARKER_VARIABLE}={(given.run_folder / 'marker').read_text()}".encode()
+            for process in Path("/proc").iterdir():
+                try:
+                    if b"flwr-simulation" in (process / "cmdline").read_bytes() and (
+                        marker in (process / "environ").read_bytes()
+                    ):
+                        os.kill(int(process.name), signal.SIGKILL)
+                        killed.append(time.monotonic())
+                except (OSError, ValueError):
+                    continue
+
+    outcome = launch(given, on_tick)
+
+    assert len(killed) == 1
+    assert outcome == RunOutcome("failed", "the simulation process was killed")
+    assert left_behind(given.run_folder) == []
+
+
+def test_an_app_that_flower_refuses_is_a_failed_run_that_says_why(app: Path) -> None:
+    given = plan(app, "complete")
+    (app / "pyproject.toml").write_text('[project]\nname = "tiny"\nversion = "0.1.0"\n')
+    outcome = launch(given)
+    assert outcome.status == "failed"
+    assert "Missing [tool.flwr.app] section" in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("num_sites", "cpus_per_site", "cores", "expected"),
+    [(4, 1.0, 2, 2), (4, 0.5, 2, 4), (2, 1.0, 16, 2), (4, 8.0, 2, 1), (5, 0.1, 1, 5)],
+)
+def test_sites_at_once_fit_the_cores(
+    num_sites: int, cpus_per_site: float, cores: int, expected: int
+) -> None:
+    assert concurrent_sites(num_sites, cpus_per_site, cores) == expected
+
+
+def test_the_line_for_the_user_wins_over_later_exceptions() -> None:
+    log = (
+        "\x1b[36m(ClientAppActor pid=41)\x1b[0m fed-mediffusion: no images below /data\n"
+        "Traceback (most recent call last):\nRuntimeError: a site failed\n"
+    )
+    assert error_line(log) == "no images below /data"
+
+
+def test_flowers_wrapper_does_not_hide_the_cause() -> None:
+    log = (
+        "KeyError: 'latents'\n\nThe above exception was the direct cause\n"
+        "RuntimeError: An error was encountered. Ending simulation.\n"
+        "2026-01-01 INFO Error: none of this is an exception\n"
+    )
+    assert error_line(log) == "KeyError: 'latents'"
+    assert error_line("all is well\n") is None
+
+
+@pytest.mark.parametrize("described_at", ["pyproject.toml", "simulations/pyproject.toml"])
+def test_the_assembled_app_is_what_flower_bundles(tmp_path: Path, described_at: str) -> None:
+    root, folder = tmp_path / "root", tmp_path / "app"
+    folder.mkdir()
+    for package in ("client", "configs", "mediffusion_core/data", "server", "simulations"):
+        (root / package).mkdir(parents=True)
+        (root / package / "__init__.py").write_text("app = None\n")
+    (root / "pyproject.toml").write_text('[project]\nname = "of somebody else"\n')
+    (root / described_at).write_text(PYPROJECT.format(server="server", client="client"))
+    (root / ".venv").mkdir()
+    (root / ".venv" / "module.py").touch()
+
+    _assemble_app(root, folder)
+
+    assert sorted(collect_files(folder)) == [
+        "client/__init__.py",
+        "configs/__init__.py",
+        "mediffusion_core/data/__init__.py",
+        "pyproject.toml",
+        "server/__init__.py",
+    ]
+    assert "app" in tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]
+    assert build_fab_from_disk(folder)
+
+
+def test_without_a_description_of_the_app_nothing_is_assembled(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tool\.flwr\.app"):
+        _assemble_app(tmp_path, tmp_path / "app")
