@@ -34,7 +34,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
         raise UserError(f"no configuration {config_name!r}; allowed: {', '.join(names)}")
     for override in overrides:
         _check_override(override)
-    return validate(_to_mapping(config_name, overrides))
+    return validate(_to_mapping(config_name, [_for_hydra(one) for one in overrides]))
 
 
 def flatten(overrides: Sequence[str]) -> str:
@@ -71,6 +71,15 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(_one_line(error, config_name, overrides)) from None
     assert isinstance(mapping, dict)
     return {str(key): value for key, value in mapping.items()}
+
+
+def _for_hydra(override: str) -> str:
+    """What a user means and Hydra's grammar has no place for: `~` in a path, a site's name."""
+    key, _, value = override.partition("=")
+    if value.startswith("~"):
+        home = str(Path(value).expanduser()).replace("'", "\\'")
+        return f"{key}='{home}'"
+    return f"++{override}" if key.startswith("data.labelled_fraction_by_site.") else override
 
 
 def _check_override(override: str) -> None:

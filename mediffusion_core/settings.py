@@ -19,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
-SITE_LOCAL = {"run": True, "device": True, "data": {"root", "store"}}
+SITE_LOCAL: dict[str, bool | set[str]] = {"run": True, "device": True, "data": {"root", "store"}}
 """Settings a site may set for itself: they say where things lie, never what is computed."""
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mediffusion_core.errors import UserError
 from rich.console import Console
+
+from mediffusion_core.errors import UserError
 
 app = typer.Typer(
     name="fed-mediffusion",
@@ -51,6 +52,7 @@ def settings(
 ) -> None:
     """Print all settings as a run would have them, without running anything."""
     import yaml
+
     from configs import compose
 
     composed = compose(config_name, overrides or [])
@@ -115,6 +117,29 @@ def explain(
     print(explain_image(run, image, target, output or run / "explanations", device))
 
 
+study = typer.Typer(help="Experiments of several runs; what is done is not run again.")
+app.add_typer(study, name="study")
+
+
+@study.callback()
+def studies() -> None:
+    """Experiments of several runs; what is done is not run again."""
+
+
+@study.command(epilog="Example: fed-mediffusion study unlabelled --seeds 3")
+def unlabelled(
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Where the runs and the table go.")] = Path(
+        "runs/study-unlabelled"
+    ),
+) -> None:
+    """Compare the same labels with and without the unlabelled images, seed by seed."""
+    from simulations.study_unlabelled import study_unlabelled
+
+    print(study_unlabelled(overrides or [], seeds, folder))
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2."""
     try:
@@ -124,3 +149,7 @@ def main() -> None:
             f"fed-mediffusion: {error}", style="red", markup=False
         )
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

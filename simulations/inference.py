@@ -6,6 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
 from mediffusion_core.artifacts.pictures import (
     CounterfactualRow,
     save_counterfactual_panel,
@@ -18,10 +23,6 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
 from mediffusion_core.settings import did_you_mean
 from mediffusion_core.training.local import resolve_device
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
-from torch import Tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 BATCH = 64
@@ -109,7 +110,7 @@ def explain_image(run: Path, image: Path, target: str, output: Path, device: str
         classes=model.classes,
         before=made.before[0].numpy(),
         after=made.after[0].numpy(),
-        flipped=bool(made.flipped[0]),
+        flipped=made.outcome(0),
     )
     output.mkdir(parents=True, exist_ok=True)
     panel = output / f"{image.stem}_{target}.png"

@@ -21,21 +21,31 @@ import tomllib
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import tomli_w
 
-MARKER_VARIABLE = "FED_MEDIFFUSION_LAUNCH"
+from simulations.processes import (
+    MARKER_VARIABLE,
+    is_alive,
+    marked_processes,
+    memory_of,
+    noted_signals,
+    send_signal,
+    simulation_process,
+)
+
 ERROR_FILE = "error.txt"
 ERROR_PREFIX = "fed-mediffusion: "
 APP_PACKAGES = ("client", "configs", "mediffusion_core", "server")
 
 _CONNECTION = "launcher"
 _TICK = 0.2  # seconds between two looks at the run
+_MEMORY_PERIOD = 5.0  # seconds between two readings of the processes' memory
 _START_LIMIT = 90.0  # seconds the SuperLink may take to answer
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _LOST_LIMIT = 10.0  # seconds a run may stay unfinished without its simulation process
@@ -77,10 +87,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended, and in one line why."""
+    """How a run ended, in one line why, and the most memory all its processes used at once."""
 
     status: Literal["completed", "failed", "stopped"]
     detail: str
+    peak_memory: int = 0
 
 
 class _FailedError(Exception):
@@ -105,10 +116,10 @@ def launch(launch: Launch, on_tick: Callable[[], None] | None = None) -> RunOutc
     (launch.run_folder / ERROR_FILE).unlink(missing_ok=True)
     base = Path(tempfile.mkdtemp(prefix="fedmed-", dir=_temporary_root()))
     try:
-        with _noted_signals() as received, launch.log_file.open("ab") as log:
+        with noted_signals() as received, launch.log_file.open("ab") as log:
             federation = _Federation(launch, base, log, received, on_tick)
             try:
-                return federation.follow()
+                return replace(federation.follow(), peak_memory=federation.peak_memory)
             finally:
                 federation.end()
     finally:
@@ -164,6 +175,8 @@ class _Federation:
     on_tick: Callable[[], None] | None
     marker: str = field(default_factory=lambda: uuid.uuid4().hex)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    peak_memory: int = 0
+    memory_read: float = 0.0
 
     def __post_init__(self) -> None:
         self.log_start = self.log.tell()
@@ -203,9 +216,9 @@ class _Federation:
             # Once each: a second SIGTERM would cut short what the first one started.
             told: set[int] = set()
             deadline = time.monotonic() + _GRACE
-            while (alive := set(_marked(self.marker))) and time.monotonic() < deadline:
+            while (alive := set(marked_processes(self.marker))) and time.monotonic() < deadline:
                 for pid in alive - told:
-                    _send(pid, number)
+                    send_signal(pid, number)
                 told |= alive
                 time.sleep(0.1)
         for child in self.children:
@@ -266,8 +279,8 @@ class _Federation:
                 raise _FailedError(f"the SuperLink ended early (exit {superlink.returncode})")
             # Flower waits for missed heartbeats before it calls a killed simulation failed.
             if simulation is None:
-                simulation = _simulation_process(self.marker)
-            elif not _is_alive(simulation):
+                simulation = simulation_process(self.marker)
+            elif not is_alive(simulation):
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() - lost_since > _LOST_LIMIT:
                     return True
@@ -303,6 +316,9 @@ class _Federation:
             raise _StoppedError(signal.Signals(self.received[0]).name)
         if self.on_tick is not None:
             self.on_tick()
+        if time.monotonic() - self.memory_read > _MEMORY_PERIOD:
+            self.peak_memory = max(self.peak_memory, memory_of(marked_processes(self.marker)))
+            self.memory_read = time.monotonic()
         time.sleep(seconds)
 
     def _log_text(self) -> str:
@@ -375,58 +391,6 @@ def _environment(base: Path, home: Path, marker: str, cpus_per_site: float) -> d
         "MKL_NUM_THREADS": threads,
     }
     return environment
-
-
-@contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Collect the signals that ask for the end instead of being interrupted by them."""
-    received: list[int] = []
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            previous[number] = signal.signal(number, lambda given, _: received.append(given))
-    except ValueError:
-        # Only the main thread may handle signals; elsewhere they are its caller's business.
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _marked(marker: str) -> list[int]:
-    """Process ids of the living processes that inherited the marker."""
-    wanted = f"{MARKER_VARIABLE}={marker}".encode()
-    return [pid for pid in _process_ids() if wanted in _read(pid, "environ").split(b"\0")]
-
-
-def _simulation_process(marker: str) -> int | None:
-    for pid in _marked(marker):
-        if b"flwr-simulation" in _read(pid, "cmdline"):
-            return pid
-    return None
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether the process still runs; one that only waits to be reaped does not."""
-    return _read(pid, "cmdline") != b""
-
-
-def _process_ids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
-        return b""
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def _answers(port: int) -> bool:

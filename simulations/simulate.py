@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -9,15 +10,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
 from configs import compose, flatten
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import resolve_device
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from simulations.launcher import Launch, app_folder, launch
 from simulations.live import LiveView
 
@@ -66,13 +67,29 @@ def _launch(
         outcome = launch(plan, view.refresh)
     if outcome.status == "completed":
         console.print(_table(json.loads((folder / "summary.json").read_text())))
+        console.print(f"memory of all processes at most: {outcome.peak_memory / 1e9:.1f} GB")
         console.print(f"report: {folder / 'report.html'}", highlight=False)
     else:
         hint = f"continue with: fed-mediffusion simulate --resume {folder}"
         console.print(f"run {outcome.status}: {outcome.detail}", style="red", markup=False)
+        for line in _site_errors(folder, outcome.detail):
+            console.print(line, style="red", markup=False)
         console.print(hint, highlight=False)
     print(folder)
     return EXIT_CODES[outcome.status]
+
+
+def _site_errors(folder: Path, detail: str) -> list[str]:
+    """What a simulated site wrote into its own log about the failure that the detail names.
+
+    Only the id of an error leaves a site; here the site's log lies on the user's own disk.
+    """
+    identity = re.search(r"\bid ([0-9a-f]{8})\b", detail)
+    if identity is None:
+        return []
+    logs = sorted(folder.glob("sites/*/site.log"))
+    lines = [(log, line) for log in logs for line in log.read_text().splitlines()]
+    return [f"{log.parent.name}: {line}" for log, line in lines if f" {identity[1]} " in line]
 
 
 def _new_folder() -> Path:

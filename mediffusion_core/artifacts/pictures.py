@@ -50,6 +50,12 @@ TILE, GAP, EDGE, HEADING, SPACING, CHART, LABELS, VALUES = 1.5, 0.07, 0.2, 0.34,
 """Inches of the counterfactual panel: tile side, gap, edge, heading, row spacing, chart, texts."""
 
 SHOWN_CLASSES = 7
+VERDICTS = {
+    True: ("flipped", BLUE),
+    False: ("did not flip", TERRACOTTA),
+    None: ("was so before", MUTED),
+}
+"""What is written over a counterfactual's probabilities, and its colour."""
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -64,7 +70,8 @@ class CounterfactualRow:
         classes: Names of the K classes.
         before: Probabilities of the source, (K,).
         after: Probabilities of the counterfactual, (K,).
-        flipped: Whether the counterfactual reached what was asked for.
+        flipped: Whether the counterfactual reached what was asked for; None where the source
+            was already classified so, and there was nothing to flip.
         truth: The same patient without the finding, (C, H, W), where it is known (phantoms).
     """
 
@@ -74,7 +81,7 @@ class CounterfactualRow:
     classes: tuple[str, ...]
     before: NDArray[Any]
     after: NDArray[Any]
-    flipped: bool
+    flipped: bool | None
     truth: NDArray[Any] | None = None
 
 
@@ -240,7 +247,7 @@ class _Panel:
     def chart(self, row: int, content: CounterfactualRow) -> None:
         top, named, shown = self._top(row), _named(content), shown_classes(content)
         self._text(self.chart_left - LABELS, top, content.target, weight="bold")
-        verdict, colour = ("flipped", BLUE) if content.flipped else ("did not flip", TERRACOTTA)
+        verdict, colour = VERDICTS[content.flipped]
         right = self.chart_left + CHART + VALUES
         self._text(right, top, verdict, ha="right", color=colour, weight="bold")
         hidden = len(content.classes) - len(shown)

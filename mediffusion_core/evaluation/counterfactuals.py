@@ -94,6 +94,10 @@ class Counterfactuals:
     flipped: Tensor
     """(n,): the counterfactual is classified as the target."""
 
+    def outcome(self, row: int) -> bool | None:
+        """Whether one image flipped; None where its source was classified so from the start."""
+        return bool(self.flipped[row]) if bool(self.eligible[row]) else None
+
     def figures(self, target: Target) -> dict[str, float]:
         """Flip rate, closeness and side effects over the panel.
 

@@ -78,7 +78,7 @@ class Judge:
         decibels = psnr(made, images)
         shown = slice(0, 8)
         save_reconstructions(
-            images[shown], made[shown], decibels[shown], pictures / "reconstructions.png"
+            images[shown], made[shown], decibels[shown].numpy(), pictures / "reconstructions.png"
         )
         return float(decibels.mean())
 
@@ -144,7 +144,7 @@ class Judge:
                 classes=self._classes,
                 before=made.before[row].numpy(),
                 after=made.after[row].numpy(),
-                flipped=bool(made.flipped[row]),
+                flipped=made.outcome(row),
                 truth=self._truth_of(row),
             )
             for row in range(min(settings.panel, len(images)))
@@ -166,7 +166,7 @@ class Judge:
         finding = self._classes[int(self._panel.target.index[row])]
         store_row = int(self._test.rows[int(self._panel.positions[row])])
         pixels = self._truth(store_row, finding)
-        return None if pixels is None else (pixels.astype(np.float32) / 255)[None]
+        return None if pixels is None else (pixels.astype(np.float32) / np.float32(255))[None]
 
     def _spread(self, count: int) -> Tensor:
         order = torch.Generator().manual_seed(derive_seed(self._settings.seed, "spread"))

@@ -106,6 +106,7 @@ class JointUNet(nn.Module):
 
     def denoise(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """The predicted noise alone, (B, c, h, w)."""
+        noise_pred: Tensor | None
         noise_pred, _ = self(latents, timesteps, classify=False)
         assert noise_pred is not None
         return noise_pred
@@ -114,6 +115,7 @@ class JointUNet(nn.Module):
         """The logits alone, (B, num_classes), from the encoder half; clean where no t is given."""
         if timesteps is None:
             timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        logits: Tensor | None
         _, logits = self(latents, timesteps, denoise=False)
         assert logits is not None
         return logits

@@ -69,7 +69,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
 
 

@@ -1,0 +1,61 @@
+# `make` alone lists what can be made.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+# Where the CPU build of PyTorch is looked for, beside the indexes that pip is set up with.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
+
+export FLWR_TELEMETRY_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install simulate test lint format clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [ARGS=...]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX)"
+
+install: $(VENV)/.installed ## make the environment with all that simulations need
+
+simulate: $(VENV)/.installed ## run a simulation, on built-in data unless ARGS="data=..." says otherwise
+	@$(BIN)/fed-mediffusion simulate $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit -k name"
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## check style and types, change nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## bring the code into the project's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The GPU decides which PyTorch: Linux's ordinary build brings gigabytes of CUDA. Its own step,
+# without dependencies, so that no other package is looked for in TORCH_INDEX.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    || { echo "Python 3.11 or newer is needed, PYTHON=$(PYTHON) is not: $$($(PYTHON) -V 2>&1)" >&2; exit 1; }
+	@echo "installing into $(VENV), once; this takes minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@if [ "$$(uname -s)" = Linux ] && ! nvidia-smi >/dev/null 2>&1; then \
+	    $(PIP) install --no-deps --retries 1 --timeout 15 \
+	        --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu' \
+	    || echo "no CPU build of torch $(TORCH) found, taking what the package index has" >&2; \
+	fi
+	@$(PIP) install --editable '.[federated]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) install --editable '.[dev]'
+	@touch $@
