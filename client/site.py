@@ -83,7 +83,7 @@ def _opened(config_name: str, overrides: str) -> tuple[Settings, Hospitals]:
 
 def site_log(folder: Path | None) -> logging.Logger:
     """The site's own log, in its folder where it has one; error texts stay here."""
-    logger = logging.getLogger(f"fed-mediffusion.site.{folder.name if folder else 'unknown'}")
+    logger = logging.getLogger(f"fed-mediffusion.site.{folder}")
     if folder and not logger.handlers:
         handler = logging.FileHandler(folder / "site.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

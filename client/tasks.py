@@ -147,6 +147,7 @@ def joint_round(
         data,
         settings.training.joint,
         alphas_cumprod(settings.diffusion),
+        prediction=settings.diffusion.prediction,
         precision=settings.training.precision,
         done=(round_number - 1) / settings.federation.num_rounds,
         share=1 / settings.federation.num_rounds,

@@ -88,7 +88,7 @@ def _check_override(override: str) -> None:
     if not equals:
         raise UserError(f"override {override!r} is not of the form key=value")
     choices = groups().get(key.lstrip("+~"))
-    if choices is not None and value not in choices:
+    if choices is not None and value not in [*choices, "null"]:
         hint = did_you_mean(value, choices)
         raise UserError(f"{key}={value}: no such choice; allowed: {', '.join(choices)}{hint}")
 

@@ -19,7 +19,12 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
-SITE_LOCAL: dict[str, bool | set[str]] = {"run": True, "device": True, "data": {"root", "store"}}
+SITE_LOCAL: dict[str, bool | set[str]] = {
+    "run": True,
+    "device": True,
+    "data": {"root", "store"},
+    "evaluation": {"inception_weights"},
+}
 """Settings a site may set for itself: they say where things lie, never what is computed."""
 
 
@@ -93,6 +98,14 @@ class UNetSettings(_Model):
     def _levels_agree(self) -> Self:
         if len(self.attention) != len(self.channels):
             raise ValueError("model.unet.attention needs one entry for each of model.unet.channels")
+        # The middle block, as wide as the last level, always attends.
+        attending = [w for w, on in zip(self.channels, self.attention, strict=True) if on]
+        for width in [*attending, self.channels[-1]]:
+            if width % self.attention_head_width:
+                raise ValueError(
+                    f"model.unet.channels: width {width} is not a multiple of "
+                    f"model.unet.attention_head_width {self.attention_head_width}"
+                )
         return self
 
 
@@ -113,21 +126,39 @@ class ModelSettings(_Model):
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
-        for part in (self.autoencoder, self.unet):
+        for name, part in (("autoencoder", self.autoencoder), ("unet", self.unet)):
             for width in part.channels:
                 if width % part.norm_groups:
                     raise ValueError(
-                        f"width {width} is not a multiple of norm_groups {part.norm_groups}"
+                        f"model.{name}.channels: width {width} is not a multiple of "
+                        f"model.{name}.norm_groups {part.norm_groups}"
                     )
         return self
 
 
+Prediction = Literal["epsilon", "velocity"]
+
+
 class DiffusionSettings(_Model):
-    """The noise process: β rises from start to end, linear in its square root."""
+    """The noise process: β rises from start to end, linear in its square root.
+
+    `prediction` is what the network learns to predict. From the velocity the clean latent follows
+    without a division by √ᾱ_t, so a briefly trained network already gets large shapes right.
+    """
 
     timesteps: Annotated[int, Field(ge=2)] = 1000
     beta_start: Positive = 0.0015
     beta_end: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0195
+    prediction: Prediction = "velocity"
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.beta_start > self.beta_end:
+            raise ValueError(
+                f"diffusion.beta_start {self.beta_start} is larger than "
+                f"diffusion.beta_end {self.beta_end}"
+            )
+        return self
 
 
 class AutoencoderTraining(_Model):

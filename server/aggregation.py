@@ -1,5 +1,6 @@
 """Averaging the sites' weights, each component by what it was trained on."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,7 +22,7 @@ def weighted_mean(states: Sequence[StateDict], weights: Sequence[float]) -> dict
         ValueError: if no weight is positive, or the states do not match.
     """
     total = float(sum(weights))
-    if total <= 0 or min(weights) < 0:
+    if not math.isfinite(total) or total <= 0 or min(weights) < 0:
         raise ValueError(f"weights {list(weights)} do not make a mean")
     if any(state.keys() != states[0].keys() for state in states):
         raise ValueError("the sites' components have different parameters")

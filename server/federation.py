@@ -1,5 +1,6 @@
 """Asking the sites: one kind of message to all of them, and their replies in a fixed order."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ class Reply:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The numbers among the site's metrics."""
-        return {name: float(value) for name, value in self._metrics.items() if _number(value)}
+        """The site's metrics of a round."""
+        return {name: float(str(value)) for name, value in self._metrics.items()}
 
     @property
     def census(self) -> dict[str, int | list[int]]:
@@ -48,7 +49,7 @@ class Reply:
 
     @property
     def _metrics(self) -> Mapping[str, object]:
-        return dict(self.content.metric_records[protocol.METRICS])
+        return dict(self.content.metric_records.get(protocol.METRICS, {}))
 
 
 class Federation:
@@ -148,16 +149,15 @@ class Federation:
 
 
 def _check_finite(reply: Reply) -> None:
+    for metric, value in reply.metrics.items():
+        if not math.isfinite(value):
+            raise SiteError(f"{reply.site} sent a metric {metric} that is no number")
     for component, record in reply.content.array_records.items():
         for name, array in record.items():
             if not np.isfinite(array.numpy()).all():
                 raise SiteError(
                     f"{reply.site} sent a value in {component} {name} that is no number"
                 )
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 def _integers(value: object) -> int | list[int]:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from configs import compose, flatten
+from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
@@ -44,6 +45,7 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
         config_name, overrides = _launched(folder)
     settings = compose(config_name, overrides)
     resolve_device(settings.device)
+    RunFolder(folder).refuse_others(settings)
     _prepare(settings, console)
     folder.mkdir(parents=True, exist_ok=True)
     written = {"config_name": config_name, "overrides": list(overrides)}
@@ -115,7 +117,7 @@ def _absolute(settings: Settings, folder: Path) -> list[str]:
 
 
 def _quoted(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    escaped = str(path).replace("'", "\\'")
     return f"'{escaped}'"
 
 
@@ -123,7 +125,9 @@ def _launched(folder: Path) -> tuple[str, list[str]]:
     """Configuration and overrides with which the run in a folder was started."""
     try:
         written = json.loads((folder / LAUNCH).read_text())
-        return str(written["config_name"]), [str(one) for one in written["overrides"]]
+        overrides = [str(one) for one in written["overrides"]]
+        elsewhere = [one for one in overrides if not one.startswith("run.folder=")]
+        return str(written["config_name"]), [*elsewhere, f"run.folder={_quoted(folder)}"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no run to resume (no readable {LAUNCH})") from None
 
@@ -162,8 +166,8 @@ def _table(summary: Mapping[str, Any]) -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("beside it")
-    low, high = summary["auc_macro_interval"]
-    table.add_row("AUC, macro", _number(summary["auc_macro"]), f"95 % {low:.3f} to {high:.3f}")
+    low, high = (_number(bound) for bound in summary["auc_macro_interval"] or (None, None))
+    table.add_row("AUC, macro", _number(summary["auc_macro"]), f"95 % {low} to {high}")
     table.add_row("AUC, sites' own patients", _number(summary["auc_pooled"]), "pooled from counts")
     floor, untrained = _number(summary["fid_floor"], 1), _number(summary["fid_untrained"], 1)
     table.add_row("FID", _number(summary["fid"], 1), f"real {floor}, untrained {untrained}")

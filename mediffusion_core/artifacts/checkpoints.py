@@ -57,8 +57,9 @@ def save_checkpoint(
         state: JSON values: everything else that a continuation needs.
     """
     final = root / f"{number:06d}-{stage}-{round_number}"
-    write_folder(final, components, {"stage": stage, "round": round_number, **state})
-    return Checkpoint(final, number, dict(state))
+    whole = {"stage": stage, "round": round_number, **state}
+    write_folder(final, components, whole)
+    return Checkpoint(final, number, whole)
 
 
 def write_folder(
@@ -66,8 +67,9 @@ def write_folder(
 ) -> None:
     """Writes components and `state.json` into a folder that appears whole or not at all."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in final.parent.glob(".*.new"):
+        shutil.rmtree(leftover)  # of a process that was killed here
+    temporary = final.with_name(f".{final.name}.new")
     temporary.mkdir()
     for name, tensors in components.items():
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -75,10 +77,13 @@ def write_folder(
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
     for path in [*temporary.iterdir(), temporary]:
         _flush(path)
+    replaced = final.with_name(f".{final.name}.old")
+    shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(replaced)
     temporary.rename(final)
     _flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def read_folder(folder: Path) -> Checkpoint:

@@ -38,7 +38,17 @@ class RunFolder:
         Raises:
             UserError: if the folder holds a run with other settings.
         """
+        self.refuse_others(settings)
         self.pictures.mkdir(parents=True, exist_ok=True)
+        resolved = {"settings_hash": settings.fingerprint(), **settings.shared()}
+        write_json(self.path / "settings.json", resolved)
+
+    def refuse_others(self, settings: Settings) -> None:
+        """Leaves a folder alone that holds a run with other settings.
+
+        Raises:
+            UserError: if it does.
+        """
         written = self.path / "settings.json"
         if written.is_file():
             before = json.loads(written.read_text()).get("settings_hash")
@@ -47,8 +57,6 @@ class RunFolder:
                     f"run folder {self.path.name} holds a run with other settings "
                     f"(hash {before}, now {settings.fingerprint()}); choose another run.folder"
                 )
-        resolved = {"settings_hash": settings.fingerprint(), **settings.shared()}
-        write_json(written, resolved)
 
     def record(self, **entry: Any) -> None:
         """Appends one line to `metrics.jsonl`; NaN becomes null."""

@@ -68,7 +68,13 @@ class TrainedModel:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(count, *self.settings.latent_shape, generator=generator)
         parts = [
-            sample_latents(self.joint, self.alphas_cumprod, part.to(self.device), steps)
+            sample_latents(
+                self.joint,
+                self.alphas_cumprod,
+                part.to(self.device),
+                steps,
+                self.settings.diffusion.prediction,
+            )
             for part in noise.split(BATCH)
         ]
         return self.decode(torch.cat(parts))
@@ -76,7 +82,12 @@ class TrainedModel:
     def explain(self, latents: Tensor, target: Target, settings: CounterfactualSettings) -> Tensor:
         """Latents (B, c, h, w) of counterfactuals of the images with the given latents."""
         return counterfactual_latents(
-            self.joint, self.alphas_cumprod, latents.to(self.device), target, settings
+            self.joint,
+            self.alphas_cumprod,
+            latents.to(self.device),
+            target.to(self.device),
+            settings,
+            self.settings.diffusion.prediction,
         )
 
     def save(self, folder: Path) -> None:

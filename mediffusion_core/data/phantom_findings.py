@@ -61,7 +61,7 @@ def _effusion(anatomy: Anatomy, rng: np.random.Generator) -> Map:
 
 def _pneumothorax(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Map, Map]:
     there = anatomy.left if rng.random() < 0.5 else ~anatomy.left
-    width, reach = rng.uniform(0.2, 0.42), rng.uniform(0.65, 1.15)
+    width, reach = rng.uniform(0.28, 0.5), rng.uniform(0.75, 1.2)
     fade = np.clip(1 - anatomy.v / np.float32(reach * 1.1), 0, 1)
     shrink = np.float32(width) * np.sqrt(fade)
     inward = np.minimum(
@@ -97,5 +97,5 @@ def _nodule(anatomy: Anatomy, rng: np.random.Generator) -> Map:
         rise = np.clip((0.9 - v) / 0.92, 0, 1) ** 1.8
         outer = 0.27 + (width[int(side > 0)] - 0.36) * float(np.sqrt(1 - rise))
         u = side * rng.uniform(min(inner, outer), outer)
-        balls += anatomy.spot(u, v, rng.uniform(0.09, 0.13), rng.uniform(0.4, 0.62))
+        balls += anatomy.spot(u, v, rng.uniform(0.105, 0.145), rng.uniform(0.45, 0.66))
     return balls

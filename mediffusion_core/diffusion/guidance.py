@@ -16,10 +16,11 @@ from mediffusion_core.diffusion.noise_process import (
     add_noise,
     ddim_step,
     descending_timesteps,
+    noise_from,
     predict_clean,
 )
 from mediffusion_core.model import JointUNet
-from mediffusion_core.settings import CounterfactualSettings
+from mediffusion_core.settings import CounterfactualSettings, Prediction
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Target:
     present: Tensor
     """Whether the class should be there afterwards, (B,) booleans; all true if exclusive."""
     multi_label: bool
+
+    def to(self, device: torch.device) -> "Target":
+        """The same target on another device."""
+        return Target(self.index.to(device), self.present.to(device), self.multi_label)
 
     def reached(self, logits: Tensor) -> Tensor:
         """Which images (B,) the logits (B, C) assign to the target: p ≥ 0.5, or the argmax."""
@@ -62,6 +67,7 @@ def counterfactual_latents(
     latents: Tensor,
     target: Target,
     settings: CounterfactualSettings,
+    prediction: Prediction = "epsilon",
 ) -> Tensor:
     """Latents of the nearest images that the classifier assigns to the target.
 
@@ -75,20 +81,21 @@ def counterfactual_latents(
         latents: Clean scaled latents of the sources (B, c, h, w).
         target: What the classifier should see.
         settings: Start level, steps, scale s and closeness.
+        prediction: What the network predicts.
 
     Returns:
         (B, c, h, w). An image stops being pulled once the target's probability is sure.
     """
     start = round(settings.start * (len(alphas_cumprod) - 1))
     timesteps = descending_timesteps(start, settings.steps)
-    noised = _invert(model, alphas_cumprod, latents, timesteps)
+    noised = _invert(model, alphas_cumprod, latents, timesteps, prediction)
     source_logits = model.classify(latents).detach()
     current = noised
     for now, after in zip(timesteps, [*timesteps[1:], -1], strict=True):
         alpha_bar = alphas_cumprod[now]
         at = torch.full((len(latents),), now, device=latents.device)
         with torch.no_grad():
-            noise_pred = model.denoise(current, at)
+            noise_pred = noise_from(model.denoise(current, at), current, alpha_bar, prediction)
         pull = _direction(model, current, at, target, source_logits)
         noise_pred = noise_pred + settings.scale * (1 - alpha_bar).sqrt() * pull
         clean = predict_clean(current, noise_pred, alpha_bar)
@@ -101,14 +108,19 @@ def counterfactual_latents(
 
 @torch.no_grad()
 def _invert(
-    model: JointUNet, alphas_cumprod: Tensor, latents: Tensor, timesteps: list[int]
+    model: JointUNet,
+    alphas_cumprod: Tensor,
+    latents: Tensor,
+    timesteps: list[int],
+    prediction: Prediction,
 ) -> Tensor:
     """DDIM run backwards: from the clean latent up to the first timestep (2010.02502, s. 4.3)."""
     current = latents
     levels = [0, *reversed(timesteps)]
     for now, after in pairwise(levels):
         at = torch.full((len(latents),), now, device=latents.device)
-        noise_pred = model.denoise(current, at)
+        output = model.denoise(current, at)
+        noise_pred = noise_from(output, current, alphas_cumprod[now], prediction)
         if now == 0:
             current = add_noise(latents, noise_pred, alphas_cumprod[after])
         else:

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def diffusion_loss(noise_pred: Tensor, noise: Tensor) -> Tensor:
-    """‖ε̂ - ε‖² / (c·h·w), one value a sample (B,) (arXiv 2006.11239, eq. 14)."""
-    return (noise_pred - noise).square().flatten(1).mean(dim=1)
+def diffusion_loss(output: Tensor, target: Tensor) -> Tensor:
+    """‖ε̂ - ε‖² / (c·h·w), or the same of v, one value a sample (B,) (2006.11239, eq. 14)."""
+    return (output - target).square().flatten(1).mean(dim=1)
 
 
 def classification_loss(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from mediffusion_core.settings import DiffusionSettings
+from mediffusion_core.settings import DiffusionSettings, Prediction
 
 
 def alphas_cumprod(settings: DiffusionSettings) -> Tensor:
@@ -30,6 +30,29 @@ def predict_clean(latents: Tensor, noise_pred: Tensor, alpha_bar: Tensor) -> Ten
     """ẑ_0 = (z_t - √(1 - ᾱ_t) ε̂) / √ᾱ_t (arXiv 2006.11239, eq. 15); `alpha_bar` is (B,)."""
     alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
     return (latents - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
+
+
+def velocity(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """v_t = √ᾱ_t ε - √(1 - ᾱ_t) z_0 (arXiv 2202.00512, appendix D); `alpha_bar` is (B,)."""
+    alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
+
+
+def noise_from(
+    output: Tensor, latents: Tensor, alpha_bar: Tensor, prediction: Prediction
+) -> Tensor:
+    """ε̂ from what the network predicts: ε̂ itself, or ε̂ = √ᾱ_t v̂ + √(1 - ᾱ_t) z_t.
+
+    Args:
+        output: The network's output (B, c, h, w).
+        latents: z_t (B, c, h, w), its input.
+        alpha_bar: ᾱ_t (B,).
+        prediction: What the network was trained to predict.
+    """
+    if prediction == "epsilon":
+        return output
+    alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
 
 
 def ddim_step(latents: Tensor, noise_pred: Tensor, alpha_bar: Tensor, previous: Tensor) -> Tensor:

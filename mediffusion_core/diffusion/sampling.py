@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.noise_process import ddim_step, descending_timesteps
+from mediffusion_core.diffusion.noise_process import ddim_step, descending_timesteps, noise_from
 from mediffusion_core.model import JointUNet
+from mediffusion_core.settings import Prediction
 
 
 @torch.no_grad()
@@ -15,6 +16,7 @@ def sample_latents(
     alphas_cumprod: Tensor,
     noise: Tensor,
     steps: int,
+    prediction: Prediction = "epsilon",
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Turns noise into latents by deterministic DDIM (arXiv 2010.02502, eq. 12 with σ = 0).
@@ -24,6 +26,7 @@ def sample_latents(
         alphas_cumprod: ᾱ (T,).
         noise: (B, c, h, w), standard normal.
         steps: How many denoising steps.
+        prediction: What the network predicts.
         on_step: Called with (steps done, steps in all).
 
     Returns:
@@ -33,9 +36,10 @@ def sample_latents(
     latents = noise
     for done, (now, after) in enumerate(zip(timesteps, [*timesteps[1:], -1], strict=True), 1):
         at = torch.full((len(latents),), now, device=latents.device)
-        noise_pred = model.denoise(latents, at).float()
+        alpha_bar = alphas_cumprod[now]
+        noise_pred = noise_from(model.denoise(latents, at).float(), latents, alpha_bar, prediction)
         previous = alphas_cumprod[after] if after >= 0 else alphas_cumprod.new_ones(())
-        latents = ddim_step(latents, noise_pred, alphas_cumprod[now], previous)
+        latents = ddim_step(latents, noise_pred, alpha_bar, previous)
         if on_step:
             on_step(done, len(timesteps))
     return latents

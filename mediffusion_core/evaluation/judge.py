@@ -120,7 +120,7 @@ class Judge:
         images = model.sample(len(second), self._settings.evaluation.sampling_steps, seed)
         save_sample_grid(images[:SHOWN], pictures / "samples.png")
         features = self._extractor(images)
-        kid, kid_std = kernel_distance(features, first)
+        kid, kid_std = kernel_distance(features, first, subset_size=min(100, len(first) // 2))
         return {
             "fid": frechet_distance(features, first),
             "fid_floor": frechet_distance(second, first),

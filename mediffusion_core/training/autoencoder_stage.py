@@ -10,6 +10,9 @@ from mediffusion_core.training.augmentation import augment
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
 
+WARMUP = 5
+"""Steps over which each round's learning rate rises, since the optimizer's moments are fresh."""
+
 
 def train_autoencoder(
     autoencoder: AutoencoderKL,
@@ -52,7 +55,7 @@ def train_autoencoder(
     for step in range(steps):
         rate = cosine(settings.learning_rate, done + share * step / steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 10)
+            group["lr"] = rate * min(1.0, (step + 1) / WARMUP)
         batch = augment(images.take(order.next(settings.batch_size)), augmentation, generator)
         batch = batch.to(device)  # (B, C, H, W)
         with autocast(precision, device):

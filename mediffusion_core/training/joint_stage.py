@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.diffusion.losses import classification_loss, diffusion_loss
-from mediffusion_core.diffusion.noise_process import add_noise
+from mediffusion_core.diffusion.noise_process import add_noise, velocity
 from mediffusion_core.model import JointUNet
-from mediffusion_core.settings import JointTraining
+from mediffusion_core.settings import JointTraining, Prediction
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
 
@@ -45,19 +45,27 @@ class JointObjective:
     """
 
     def __init__(
-        self, settings: JointTraining, alphas_cumprod: Tensor, generator: torch.Generator
+        self,
+        settings: JointTraining,
+        alphas_cumprod: Tensor,
+        prediction: Prediction,
+        generator: torch.Generator,
     ) -> None:
-        """Takes the weights of the parts, ᾱ (T,) and what draws timesteps and noise."""
+        """Takes the weights of the parts, ᾱ (T,), what is predicted, and what draws t and noise."""
         self._settings = settings
+        self._prediction = prediction
         self._alphas = alphas_cumprod
         self._generator = generator
 
     def diffusion(self, model: JointUNet, latents: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise over a batch (B, c, h, w); a scalar."""
+        """Mean squared error of the prediction over a batch (B, c, h, w); a scalar."""
         timesteps = torch.randint(0, len(self._alphas), (len(latents),), generator=self._generator)
         noised, noise = self._noised(latents, timesteps)
-        noise_pred = model.denoise(noised, timesteps.to(noised.device))
-        return diffusion_loss(noise_pred.float(), noise).sum() / self._settings.batch_size
+        target = noise
+        if self._prediction == "velocity":
+            target = velocity(latents, noise, self._alphas[timesteps].to(latents.device))
+        output = model.denoise(noised, timesteps.to(noised.device)).float()
+        return diffusion_loss(output, target).sum() / self._settings.batch_size
 
     def classification(
         self, model: JointUNet, latents: Tensor, targets: Tensor, multi_label: bool
@@ -85,6 +93,7 @@ def train_joint(
     settings: JointTraining,
     alphas_cumprod: Tensor,
     *,
+    prediction: Prediction = "epsilon",
     precision: str,
     done: float,
     share: float,
@@ -98,6 +107,7 @@ def train_joint(
         data: The site's latents and labels.
         settings: Steps, batches, rates and weights.
         alphas_cumprod: ᾱ (T,).
+        prediction: What the network learns to predict, the noise or the velocity.
         precision: "auto", "fp32" or "bf16".
         done: Fraction of the stage's rounds already run; drives the learning rate.
         share: Fraction of the stage that this round is.
@@ -111,11 +121,13 @@ def train_joint(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    objective = JointObjective(settings, alphas_cumprod, generator)
+    objective = JointObjective(settings, alphas_cumprod, prediction, generator)
     everyone = Shuffled(torch.arange(count), generator)
     labelled = Shuffled(data.labelled, generator) if len(data.labelled) else None
     optimizer = _optimizer(model, settings)
     steps = local_steps(count, settings.local_epochs, settings.batch_size)
+    # Distinct images: three labels seen a hundred times weigh as three, not as three hundred.
+    report.labelled_seen = min(len(data.labelled), steps * settings.labelled_batch_size)
     model.train()
     for step in range(steps):
         _set_rate(optimizer, settings, step, done + share * step / steps)
@@ -132,7 +144,6 @@ def train_joint(
                     data.targets[chosen].to(device),
                     data.multi_label,
                 )
-                report.labelled_seen += len(chosen)
         weight = settings.classification_weight
         loss = diffusion + weight * losses.get("classification_loss", torch.zeros(()))
         optimizer.zero_grad(set_to_none=True)

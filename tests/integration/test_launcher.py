@@ -14,7 +14,6 @@ from flwr.cli.utils import collect_files
 from simulations.launcher import (
     MARKER_VARIABLE,
     Launch,
-    RunOutcome,
     _assemble_app,
     concurrent_sites,
     error_line,
@@ -181,14 +180,14 @@ def test_a_server_that_raises_is_a_failed_run_that_names_the_error(app: Path) ->
     given = plan(app, "raise")
     (given.run_folder / "error.txt").write_text("of an earlier attempt\n")
     outcome = launch(given)
-    assert outcome == RunOutcome("failed", "ValueError: the phantom has no spine")
+    assert (outcome.status, outcome.detail) == ("failed", "ValueError: the phantom has no spine")
     assert left_behind(given.run_folder) == []
 
 
 def test_a_killed_site_is_a_failed_run_in_the_words_of_the_app(app: Path) -> None:
     given = plan(app, "kill")
     outcome = launch(given)
-    assert outcome == RunOutcome("failed", "a site was lost in round 1")
+    assert (outcome.status, outcome.detail) == ("failed", "a site was lost in round 1")
     assert left_behind(given.run_folder) == []
 
 
@@ -230,7 +229,7 @@ def test_a_killed_simulation_process_is_a_failed_run(app: Path) -> None:
     outcome = launch(given, on_tick)
 
     assert len(killed) == 1
-    assert outcome == RunOutcome("failed", "the simulation process was killed")
+    assert (outcome.status, outcome.detail) == ("failed", "the simulation process was killed")
     assert left_behind(given.run_folder) == []
 
 

@@ -1,0 +1,84 @@
+"""What several folders of tests share: the smallest federation that does everything."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Two tests at once must not each take all cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Every number that a figure depends on stands here, so that tuning a default changes no figure.
+TINY = (
+    "seed=1",
+    "data=phantom",
+    "data.image_size=32",
+    "data.phantom.patients_per_site=[60,60,60]",
+    "data.labelled_fraction=0.4",
+    "data.labelled_fraction_by_site.site-2=0",
+    "data.test_fraction=0.15",
+    "data.validation_fraction=0.1",
+    "model.autoencoder.channels=[16,16,16]",
+    "model.autoencoder.latent_channels=4",
+    "model.autoencoder.norm_groups=16",
+    "model.unet.channels=[32,32,32]",
+    "model.unet.attention=[false,true,true]",
+    "model.head.hidden=32",
+    "training.precision=fp32",
+    "training.autoencoder.local_epochs=2",
+    "training.autoencoder.batch_size=16",
+    "training.autoencoder.learning_rate=1e-3",
+    "training.autoencoder.kl_weight=1e-6",
+    "training.autoencoder.edge_weight=0.5",
+    "training.joint.local_epochs=2",
+    "training.joint.batch_size=16",
+    "training.joint.labelled_batch_size=8",
+    "training.joint.augmented_views=2",
+    "training.joint.learning_rate=5e-4",
+    "training.joint.head_learning_rate=5e-4",
+    "training.joint.weight_decay=0.01",
+    "training.joint.warmup_steps=2",
+    "training.joint.classification_weight=0.05",
+    "training.joint.noised_fraction=0.5",
+    "training.joint.noised_max_timestep=0.6",
+    "training.joint.max_grad_norm=1.0",
+    "federation.autoencoder_rounds=2",
+    "federation.num_rounds=3",
+    "federation.ema_decay=0.6",
+    "evaluation.every=3",
+    "evaluation.num_samples=16",
+    "evaluation.sampling_steps=4",
+    "evaluation.num_thresholds=401",
+    "evaluation.num_bootstraps=20",
+    "evaluation.counterfactual.count=8",
+    "evaluation.counterfactual.panel=2",
+    "evaluation.counterfactual.steps=4",
+    "evaluation.counterfactual.start=0.4",
+    "evaluation.counterfactual.scale=2.0",
+    "evaluation.counterfactual.closeness=0.1",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-golden",
+        action="store_true",
+        help="write what the tiny run gave to tests/golden instead of comparing it",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides of three hospitals of 60 phantom patients, the last one without a label."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def temporary() -> Iterator[Path]:
+    """Where runs put their temporary files: Ray's socket paths below may have 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

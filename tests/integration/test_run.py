@@ -1,0 +1,250 @@
+"""One whole run of the smallest federation, as a user starts it: figures, files, continuation."""
+
+import json
+import math
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from integration.processes import Command, start, workers
+
+from configs.compose import compose
+from mediffusion_core.artifacts.checkpoints import list_checkpoints
+from mediffusion_core.artifacts.run_folder import RunFolder
+from mediffusion_core.artifacts.trained import TrainedModel
+from simulations.processes import marked_processes, send_signal
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run.json"
+COMMAND = "python -m pytest tests/integration/test_run.py -k golden --write-golden"
+TIMES = {"time", "seconds", "seconds_per_image"}
+LOSSES = ("loss", "diffusion_loss", "classification_loss", "psnr")
+
+
+@dataclass
+class Finished:
+    """A run that has ended."""
+
+    folder: RunFolder
+    status: int
+    marker: str
+    out: str
+    err: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder.path / "summary.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"data.store={tmp_path_factory.mktemp('store')}"
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tiny: tuple[str, ...], store: str, temporary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """A run that nothing disturbs, in a folder of its own choice."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = start(["simulate", *tiny, store], folder, temporary)
+    marker = command.marker()
+    status = command.wait()
+    out, err = command.out.read_text(), command.err.read_text()
+    assert status == 0, out + err
+    return Finished(RunFolder(Path(out.splitlines()[-1])), status, marker, out, err)
+
+
+def untimed(value: Any) -> Any:
+    """The same without what a clock says."""
+    if isinstance(value, dict):
+        return {key: untimed(item) for key, item in value.items() if key not in TIMES}
+    return [untimed(item) for item in value] if isinstance(value, list) else value
+
+
+def figures(run: Finished) -> dict[str, Any]:
+    """What is held against the golden file: counts, losses and figures of judgement."""
+    history, summary = run.folder.history(), run.summary
+    joint = [line for line in history if line["stage"] == "joint"]
+    return {
+        "stages": [[line["stage"], line["round"]] for line in history],
+        "census": summary["census"],
+        "parameters": summary["parameters"],
+        "seen": [
+            {
+                site: [metrics[name] for name in ("images_seen", "labelled_seen", "steps")]
+                for site, metrics in line["sites"].items()
+            }
+            for line in joint
+        ],
+        "losses": [
+            {name: line[name] for name in LOSSES if name in line}
+            for line in history
+            if line["stage"] in ("autoencoder", "joint")
+        ],
+        "auc": {
+            "macro": summary["auc_macro"],
+            **{name: entry["auc"] for name, entry in summary["auc_per_class"].items()},
+        },
+        "fid": summary["fid"],
+        "fid_floor": summary["fid_floor"],
+        "kid": summary["kid"],
+        "l1": summary["counterfactual"]["l1"],
+    }
+
+
+def test_the_run_gives_the_golden_figures(whole: Finished, request: pytest.FixtureRequest) -> None:
+    found = figures(whole)
+    if request.config.getoption("--write-golden"):
+        GOLDEN.write_text(json.dumps({"command": COMMAND, **found}, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    for exact in ("stages", "census", "parameters", "seen"):
+        assert found[exact] == golden[exact], exact
+    for one, other in zip(found["losses"], golden["losses"], strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    assert found["auc"] == pytest.approx(golden["auc"], abs=0.02)
+    assert found["fid"] == pytest.approx(golden["fid"], rel=0.02)
+    assert found["fid_floor"] == pytest.approx(golden["fid_floor"], rel=1e-3)
+    assert found["kid"] == pytest.approx(golden["kid"], rel=0.05)
+    assert found["l1"] == pytest.approx(golden["l1"], rel=0.05)
+
+
+def test_the_run_learns(whole: Finished) -> None:
+    history = whole.folder.history()
+    for stage in ("autoencoder", "joint"):
+        losses = [line["loss"] for line in history if line["stage"] == stage]
+        assert losses[-1] < losses[0]
+
+
+def test_the_summary_holds_every_figure(whole: Finished, tiny: tuple[str, ...]) -> None:
+    summary = whole.summary
+    assert summary["status"] == "completed"
+    named = ["auc_macro", "auc_pooled", "fid", "fid_floor", "kid", "psnr", "seconds"]
+    for name in named:
+        assert math.isfinite(summary[name]), name
+    low, high = summary["auc_macro_interval"]
+    assert 0 <= low <= summary["auc_macro"] <= high <= 1
+    assert set(summary["auc_per_class"]) == set(summary["census"]["site-0"]["per_class"])
+    assert {"flip_rate", "l1", "off_target", "eligible"} <= set(summary["counterfactual"])
+    assert (summary["rounds"], summary["autoencoder_rounds"]) == (3, 2)
+    assert summary["settings_hash"] == compose("config", tiny).fingerprint()
+    assert summary["commit"]
+    assert summary["seed"] == 1
+
+
+def test_a_site_without_labels_has_no_part_in_the_head(whole: Finished) -> None:
+    assert whole.summary["census"]["site-2"]["labelled"] == 0
+    for line in whole.folder.history():
+        if line["stage"] == "joint":
+            site = line["sites"]["site-2"]
+            assert site["labelled_seen"] == 0 and "classification_loss" not in site
+            assert site["images_seen"] > 0
+    assert whole.summary["auc_pooled_per_site"]["site-2"] is None
+
+
+def test_pictures_and_report_are_there(whole: Finished) -> None:
+    names = {path.name for path in whole.folder.pictures.glob("*.png")}
+    assert names == {
+        f"{name}.png"
+        for name in ("samples", "reconstructions", "counterfactuals", "curves", "sites")
+    }
+    page = (whole.folder.path / "report.html").read_text()
+    assert f"{whole.summary['auc_macro']:.3f}" in page
+    for name in names:
+        assert name in page or name.removesuffix(".png") in page
+
+
+def test_the_user_is_told_where_the_run_is(whole: Finished) -> None:
+    assert whole.status == 0
+    folder = whole.folder.path
+    assert folder.is_absolute() and folder.parent.name == "runs"
+    assert (folder.parent / "latest").is_symlink()
+    assert (folder.parent / "latest").resolve() == folder
+    assert "Traceback" not in whole.out + whole.err
+
+
+def test_no_process_and_no_temporary_file_is_left(whole: Finished, temporary: Path) -> None:
+    assert marked_processes(whole.marker) == []
+    assert [path.name for path in temporary.iterdir() if path.name.startswith("fedmed-")] == []
+    assert list(whole.folder.path.rglob(".*")) == []
+
+
+def test_the_model_can_be_used_without_the_federation(whole: Finished) -> None:
+    model = TrainedModel.load(whole.folder.model, torch.device("cpu"))
+    assert model.classes == tuple(whole.summary["auc_per_class"])
+    assert model.classify(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+
+
+def checkpoint(folder: RunFolder, ending: str) -> bool:
+    return any(path.folder.name.endswith(ending) for path in list_checkpoints(folder.checkpoints))
+
+
+def end_a_site(command: Command) -> str:
+    """SIGKILL to one process in which a site works; returns the run's marker."""
+    marker = command.marker()
+    command.wait_until(lambda: bool(workers(marker)))
+    send_signal(workers(marker)[0], signal.SIGKILL)
+    return marker
+
+
+def test_killed_twice_and_resumed_a_run_equals_one_that_was_not(
+    whole: Finished, tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "broken")
+    arguments = ["simulate", *tiny, store, f"run.folder={folder.path}"]
+
+    command = start(arguments, tmp_path, temporary)
+    command.wait_until(lambda: checkpoint(folder, "autoencoder-1"))
+    marker = end_a_site(command)
+    assert command.wait() == 1
+    assert marked_processes(marker) == []
+    assert json.loads((folder.path / "summary.json").read_text())["status"] == "failed"
+    assert "--resume" in command.out.read_text() + command.err.read_text()
+
+    command = start(["simulate", "--resume", str(folder.path)], tmp_path, temporary)
+    command.wait_until(lambda: checkpoint(folder, "joint-1"))
+    command.kill_everything()
+    assert not checkpoint(folder, "joint-3")
+
+    command = start(["simulate", "--resume", str(folder.path)], tmp_path, temporary)
+    assert command.wait() == 0, command.err.read_text()
+    assert command.out.read_text().splitlines()[-1] == str(folder.path)
+
+    assert untimed(folder.history()) == untimed(whole.folder.history())
+    expected = list_checkpoints(whole.folder.checkpoints)[-1]
+    found = list_checkpoints(folder.checkpoints)[-1]
+    assert found.folder.name == expected.folder.name
+    assert found.components() == expected.components() != []
+    for component in expected.components():
+        tensors = expected.load(component)
+        assert found.load(component).keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(found.load(component)[name], tensor), (component, name)
+    summaries = [json.loads((f.path / "summary.json").read_text()) for f in (folder, whole.folder)]
+    assert untimed(summaries[0]) == untimed(summaries[1])
+
+
+def test_a_mistake_is_one_line_and_costs_no_run(temporary: Path, tmp_path: Path) -> None:
+    command = start(["simulate", "data=isic"], tmp_path, temporary)
+    assert command.wait() == 2
+    [line] = command.err.read_text().splitlines()
+    assert line.startswith("fed-mediffusion: ") and "isic2019" in line
+    assert command.out.read_text() == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_runs_folder_is_refused_and_stays_as_it_is(
+    whole: Finished, tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+) -> None:
+    """Else the run that stands there could never be resumed."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder.path, folder)
+    before = (folder / "launch.json").read_text()
+    arguments = ["simulate", *tiny, "seed=2", store, f"run.folder={folder}"]
+    command = start(arguments, tmp_path / "work", temporary)
+    assert command.wait() != 0
+    assert "other settings" in command.out.read_text() + command.err.read_text()
+    assert (folder / "launch.json").read_text() == before

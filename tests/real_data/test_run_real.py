@@ -1,0 +1,119 @@
+"""A tiny run on real images, and how far each real source opens as hospitals."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from integration.processes import start
+from messages import sent
+from PIL import Image
+
+from configs.compose import compose
+from mediffusion_core import protocol
+from mediffusion_core.data.hospitals import open_hospitals
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}"),
+]
+
+SMALL = (
+    "model.autoencoder.channels=[16,16,16]",
+    "model.autoencoder.norm_groups=16",
+    "model.unet.channels=[32,32,32]",
+    "model.unet.attention=[false,true,true]",
+    "model.head.hidden=32",
+    "training.precision=fp32",
+    "training.autoencoder.local_epochs=0.1",
+    "training.joint.local_epochs=0.2",
+    "training.joint.augmented_views=1",
+    "federation.autoencoder_rounds=1",
+    "federation.num_rounds=1",
+    "evaluation.num_samples=32",
+    "evaluation.sampling_steps=4",
+    "evaluation.num_thresholds=401",
+    "evaluation.num_bootstraps=10",
+    "evaluation.counterfactual.count=4",
+    "evaluation.counterfactual.steps=3",
+)
+SOURCES = {
+    "isic2019": ("data=isic2019", f"data.root={DATA / 'isic2019'}", "federation.num_sites=4"),
+    "chestxray14": ("data=chestxray14", f"data.root={DATA / 'nih_chestxray14'}"),
+    "medmnist": ("data=medmnist", f"data.root={DATA / 'breastmnist.npz'}"),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_real_sources_open_as_hospitals_that_answer_a_census(
+    source: str, store: Path, tmp_path: Path
+) -> None:
+    overrides = (
+        *SOURCES[source],
+        *SMALL,
+        "data.image_size=32",
+        f"data.store={store}",
+        f"run.folder={tmp_path}",
+    )
+    settings = compose("config", overrides)
+    hospitals = open_hospitals(settings)
+    held = 0
+    for site, shard in enumerate(hospitals.shards):
+        content = sent(protocol.CENSUS, overrides, settings.fingerprint(), site=site).content
+        assert content.config_records[protocol.IDENTITY]["site"] == shard.site
+        counts = content.metric_records[protocol.METRICS]
+        assert counts["images"] == counts["train"] + len(shard.validation) + counts["test"]
+        assert counts["labelled"] == counts["train"] > 0
+        held += int(str(counts["images"]))
+    assert held == len(hospitals.store.images)
+    batch = hospitals.train(0).take(hospitals.train(0).labelled[:8])
+    assert batch.shape == (8, settings.data.channels, 32, 32)
+    assert 0 <= float(batch.min()) < float(batch.max()) <= 1
+
+
+def test_a_tiny_run_on_real_images_can_be_used(
+    store: Path, tmp_path: Path, temporary: Path
+) -> None:
+    """Four centres train; then the model classifies, draws and explains."""
+    overrides = [*SOURCES["isic2019"], *SMALL, "data.labelled_fraction=0.2", f"data.store={store}"]
+    command = start(["simulate", *overrides], tmp_path, temporary)
+    assert command.wait() == 0, command.err.read_text()
+    run = Path(command.out.read_text().splitlines()[-1])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "completed" and len(summary["census"]) == 4
+
+    images = sorted((DATA / "isic2019").rglob("*.jpg"))[:3]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for image in images:
+        (folder / image.name).symlink_to(image)
+
+    def used(*arguments: str) -> Path:
+        made = start(list(arguments), tmp_path / arguments[0], temporary)
+        assert made.wait() == 0, made.err.read_text()
+        return Path(made.out.read_text().splitlines()[-1])
+
+    with used("predict", str(run), str(folder)).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [image.name for image in images]
+    classes = list(summary["auc_per_class"])
+    for row in rows:
+        assert sum(float(row[name]) for name in classes) == pytest.approx(1, abs=1e-4)
+
+    drawn = used("sample", str(run), "--count", "3", "--steps", "3")
+    with Image.open(sorted(drawn.glob("seed-*.png"))[0]) as picture:
+        assert picture.size == (32, 32) and picture.mode == "RGB"
+
+    seen = max(classes, key=lambda name: float(rows[0][name]))
+    target = next(name for name in classes if name != seen)
+    panel = used("explain", str(run), "--image", str(folder / images[0].name), "--target", target)
+    figures = json.loads(panel.with_suffix(".json").read_text())
+    assert figures["asked"] == f"{seen} → {target}"
+    assert figures["before"][seen] == pytest.approx(float(rows[0][seen]), abs=1e-4)

@@ -1,0 +1,83 @@
+"""The arrows between the packages: who may import whom."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"mediffusion_core", "configs", "client", "server", "simulations"}
+MAY_IMPORT = {
+    "mediffusion_core": set(),
+    "configs": {"mediffusion_core"},
+    "client": {"mediffusion_core", "configs"},
+    "server": {"mediffusion_core", "configs"},
+    "simulations": {"mediffusion_core", "configs", "client", "server"},
+}
+FEDERATED = {"flwr", "ray", "hydra", "omegaconf", "typer", "rich"}
+OPTIONAL = {"torchvision", "medmnist", "lpips", "torchmetrics", "sklearn", "pandas"}
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of everything that a module imports, at its top or inside a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide which package is meant"
+            assert node.module is not None
+            yield node.module
+
+
+def imports(package: str) -> dict[str, set[str]]:
+    """For each file of a package the top-level names it imports."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files, f"no files in {package}"
+    return {
+        str(file.relative_to(ROOT)): {
+            name.partition(".")[0] for name in imported_modules(ast.parse(file.read_text()))
+        }
+        for file in files
+    }
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_dependencies_point_one_way(package: str) -> None:
+    forbidden = PACKAGES - MAY_IMPORT[package] - {package}
+    found = {file: names & forbidden for file, names in imports(package).items()}
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+def test_the_core_knows_no_federation() -> None:
+    found = {file: names & FEDERATED for file, names in imports("mediffusion_core").items()}
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_no_package_needs_what_is_not_installed_by_default(package: str) -> None:
+    found = {file: names & OPTIONAL for file, names in imports(package).items()}
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+def test_all_importing_forms_are_seen() -> None:
+    source = "import flwr.app\ndef f():\n    from ray.util import g\n    import hydra as h\n"
+    assert set(imported_modules(ast.parse(source))) == {"flwr.app", "ray.util", "hydra"}
+
+
+def test_core_is_importable_without_the_federated_extras() -> None:
+    """Not only by its text: nothing that the core imports pulls Flower, Ray or Hydra in."""
+    import subprocess
+
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for file in sorted((ROOT / "mediffusion_core").rglob("*.py"))
+    ]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {sorted(FEDERATED)!r}: sys.modules[name] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

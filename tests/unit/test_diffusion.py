@@ -1,0 +1,314 @@
+"""Noise process, samplers, losses and guidance against closed forms and slow references."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
+from mediffusion_core.diffusion.losses import (
+    classification_loss,
+    diffusion_loss,
+    reconstruction_loss,
+)
+from mediffusion_core.diffusion.noise_process import (
+    add_noise,
+    alphas_cumprod,
+    ddim_step,
+    descending_timesteps,
+    predict_clean,
+)
+from mediffusion_core.diffusion.sampling import sample_latents
+from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings
+
+SETTINGS = DiffusionSettings()
+ALPHAS = alphas_cumprod(SETTINGS)
+SCHEDULE = {
+    "num_train_timesteps": SETTINGS.timesteps,
+    "beta_start": SETTINGS.beta_start,
+    "beta_end": SETTINGS.beta_end,
+    "beta_schedule": "scaled_linear",
+}
+NAN = float("nan")
+
+
+class GaussianData(nn.Module):
+    """The optimal denoiser of data with independent N(mean, std²) values, and a linear head.
+
+    The head's two logits are the mean over a latent's upper half and that over its lower half,
+    each times ten: known to the last digit, with a gradient everywhere.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def denoise(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        alpha_bar = ALPHAS[timesteps].reshape(-1, 1, 1, 1)
+        variance = alpha_bar * self.std**2 + 1 - alpha_bar
+        return (1 - alpha_bar).sqrt() * (latents - alpha_bar.sqrt() * self.mean) / variance
+
+    def classify(self, latents: Tensor, timesteps: Tensor | None = None) -> Tensor:
+        return 10 * latents.unflatten(2, (2, -1)).mean(dim=(1, 3, 4))
+
+
+def test_the_schedule_is_diffusers_scaled_linear() -> None:
+    expected = DDPMScheduler(**SCHEDULE).alphas_cumprod
+    torch.testing.assert_close(ALPHAS, expected, rtol=1e-4, atol=1e-7)
+    assert (ALPHAS.diff() < 0).all()
+
+
+def test_noising_agrees_with_diffusers() -> None:
+    latents, noise = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([0, 1, 400, 998, 999])
+    expected = DDPMScheduler(**SCHEDULE).add_noise(latents, noise, timesteps)
+    torch.testing.assert_close(
+        add_noise(latents, noise, ALPHAS[timesteps]), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@given(st.integers(0, SETTINGS.timesteps - 1), st.integers(0, 2**31 - 1))
+def test_the_clean_latent_comes_back_from_its_noise(timestep: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    latents, noise = torch.randn(2, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    alpha_bar = ALPHAS[timestep].double().expand(2)
+    noised = add_noise(latents, noise, alpha_bar)
+    torch.testing.assert_close(predict_clean(noised, noise, alpha_bar), latents)
+
+
+@pytest.mark.parametrize(("now", "steps"), [(999, 1000), (500, 1000), (999, 10), (99, 10)])
+def test_a_step_is_diffusers_ddim_step_without_noise(now: int, steps: int) -> None:
+    scheduler = DDIMScheduler(
+        **SCHEDULE, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(now)
+    latents, noise_pred = torch.randn(2, 3, 4, 8, 8, generator=generator)
+    expected = scheduler.step(noise_pred, now, latents, eta=0.0).prev_sample
+    after = now - SETTINGS.timesteps // steps
+    previous = ALPHAS[after] if after >= 0 else torch.ones(())
+    torch.testing.assert_close(
+        ddim_step(latents, noise_pred, ALPHAS[now], previous), expected, rtol=1e-3, atol=1e-4
+    )
+
+
+@given(st.integers(0, 999), st.integers(1, 1200))
+def test_timesteps_descend_from_the_start(start: int, steps: int) -> None:
+    timesteps = descending_timesteps(start, steps)
+    assert timesteps[0] == start
+    assert len(timesteps) <= steps
+    assert all(now > after >= 0 for now, after in pairwise(timesteps))
+    if 2 * steps <= start:
+        assert len(timesteps) == steps
+        gaps = [now - after for now, after in pairwise(timesteps)]
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.5, 0.5), (-1.0, 0.2)])
+def test_sampling_finds_the_distribution_of_its_denoiser(mean: float, std: float) -> None:
+    noise = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    told: list[tuple[int, int]] = []
+    model = GaussianData(mean, std)
+    samples = sample_latents(model, ALPHAS, noise, 999, lambda *step: told.append(step))
+    assert float(samples.mean()) == pytest.approx(mean, abs=0.03)
+    assert float(samples.std()) == pytest.approx(std, rel=0.04)
+    assert told == [(done, 999) for done in range(1, 1000)]
+
+
+def test_few_steps_shrink_the_spread_but_not_beyond_reason() -> None:
+    """Every sample keeps its place: the map from noise to latents stays linear and rising."""
+    noise = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    many = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 999)
+    few = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 20)
+    assert float(torch.corrcoef(torch.stack([many.flatten(), few.flatten()]))[0, 1]) > 0.9999
+    assert 0.6 < float(few.std() / many.std()) < 1.0
+
+
+def test_diffusion_loss_is_the_mean_squared_error_of_each_sample() -> None:
+    noise_pred, noise = torch.randn(2, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    slow = [
+        sum((p - e) ** 2 for p, e in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True))
+        / 8
+        for a, b in zip(noise_pred, noise, strict=True)
+    ]
+    assert diffusion_loss(noise_pred, noise).tolist() == pytest.approx(slow, rel=1e-5)
+
+
+def slow_binary(logit: float, target: float) -> float:
+    p = 1 / (1 + math.exp(-logit))
+    return -(target * math.log(p) + (1 - target) * math.log(1 - p))
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.floats(-8, 8), st.sampled_from([0.0, 1.0, NAN])), min_size=3, max_size=3
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_findings_are_judged_one_by_one_and_missing_ones_not(
+    rows: list[list[tuple[float, float]]],
+) -> None:
+    logits = torch.tensor([[logit for logit, _ in row] for row in rows])
+    targets = torch.tensor([[target for _, target in row] for row in rows])
+    slow = [sum(slow_binary(x, y) for x, y in row if not math.isnan(y)) / 3 for row in rows]
+    assert classification_loss(logits, targets, True).tolist() == pytest.approx(
+        slow, rel=1e-3, abs=1e-5
+    )
+
+
+@given(
+    st.lists(st.lists(st.floats(-8, 8), min_size=3, max_size=3), min_size=1, max_size=4),
+    st.integers(0, 2),
+)
+def test_exclusive_classes_share_one_softmax(rows: list[list[float]], chosen: int) -> None:
+    logits = torch.tensor(rows)
+    targets = nn.functional.one_hot(torch.full((len(rows),), chosen), 3).float()
+    slow = [math.log(sum(math.exp(x - row[chosen]) for x in row)) for row in rows]
+    assert classification_loss(logits, targets, False).tolist() == pytest.approx(
+        slow, rel=1e-3, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_a_missing_label_neither_costs_nor_teaches(multi_label: bool) -> None:
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = torch.tensor([[NAN, NAN, NAN], [0.0, 1.0, 0.0]])
+    losses = classification_loss(logits, targets, multi_label)
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert losses[0] == 0 and losses[1] > 0
+    assert (logits.grad[0] == 0).all() and (logits.grad[1] != 0).all()
+
+
+def test_reconstruction_loss_against_loops() -> None:
+    made, images = torch.rand(2, 2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    slow = []
+    for error in (made - images).tolist():
+        pixels = [abs(value) for channel in error for line in channel for value in line]
+        across = [
+            abs(line[x + 1] - line[x]) for channel in error for line in channel for x in range(3)
+        ]
+        down = [
+            abs(channel[y + 1][x] - channel[y][x])
+            for channel in error
+            for y in range(2)
+            for x in range(4)
+        ]
+        means = [sum(values) / len(values) for values in (pixels, across, down)]
+        slow.append(means[0] + 0.7 * (means[1] + means[2]))
+    assert reconstruction_loss(made, images, 0.7).tolist() == pytest.approx(slow, rel=1e-4)
+
+
+def findings(present: list[bool], index: list[int] | None = None) -> Target:
+    return Target(torch.tensor(index or [0] * len(present)), torch.tensor(present), True)
+
+
+def test_a_finding_is_reached_on_its_own_side_of_one_half() -> None:
+    logits = torch.tensor([[0.1, -9.0], [0.1, -9.0], [-0.1, 9.0], [-0.1, 9.0]])
+    target = findings([True, False, True, False])
+    assert target.reached(logits).tolist() == [True, False, False, True]
+    expected = [1 / (1 + math.exp(-x)) for x in (0.1, 0.1, -0.1, -0.1)]
+    assert target.probability(logits).tolist() == pytest.approx(expected)
+
+
+def test_an_exclusive_class_is_reached_where_it_is_the_largest() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
+    target = Target(torch.tensor([1, 0]), torch.tensor([True, True]), False)
+    assert target.reached(logits).tolist() == [True, False]
+    total = sum(math.exp(x) for x in (1.0, 2.0, 0.0))
+    assert target.probability(logits).tolist() == pytest.approx(
+        [math.exp(2.0) / total, math.exp(1.0) / total]
+    )
+
+
+def test_the_targets_loss_holds_the_other_findings_where_they_were() -> None:
+    logits, source = torch.tensor([[0.3, -1.2, 2.0]]), torch.tensor([[1.0, 0.5, -0.5]])
+    wanted = [1 / (1 + math.exp(-x)) for x in source[0].tolist()]
+    wanted[1] = 0.0
+    slow = sum(slow_binary(x, y) for x, y in zip(logits[0].tolist(), wanted, strict=True))
+    loss = findings([False], [1]).loss(logits, source)
+    assert loss.tolist() == pytest.approx([slow], rel=1e-5)
+    exclusive = Target(torch.tensor([2]), torch.tensor([True]), False)
+    total = sum(math.exp(x) for x in logits[0].tolist())
+    assert exclusive.loss(logits, source).tolist() == pytest.approx([math.log(total) - 2.0])
+
+
+def guided(
+    latents: Tensor, target: Target, scale: float = 2.0, closeness: float = 0.0, steps: int = 40
+) -> Tensor:
+    settings = CounterfactualSettings(start=0.4, steps=steps, scale=scale, closeness=closeness)
+    return counterfactual_latents(GaussianData(0.0, 1.0), ALPHAS, latents, target, settings)
+
+
+def sources(count: int = 4) -> Tensor:
+    return torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def test_without_guidance_the_way_leads_back_to_the_source() -> None:
+    latents = sources()
+    made = guided(latents, findings([True] * 4), scale=1e-9)
+    assert float((made - latents).square().mean().sqrt()) < 0.05
+
+
+def test_full_closeness_is_the_source_itself() -> None:
+    latents = sources()
+    made = guided(latents, findings([True] * 4), scale=50.0, closeness=1.0)
+    torch.testing.assert_close(made, latents, rtol=1e-3, atol=1e-3)
+
+
+def test_guidance_reaches_findings_both_ways_and_leaves_others() -> None:
+    latents = sources()
+    head = GaussianData(0.0, 1.0)
+    before = head.classify(latents)
+    present = [bool(logit < 0) for logit in before[:, 0]]
+    target = findings(present)
+    assert not target.reached(before).any()
+    after = head.classify(guided(latents, target))
+    assert target.reached(after).all()
+    assert float((after - before)[:, 1].abs().max()) < 0.5 * float(
+        (after - before)[:, 0].abs().min()
+    )
+
+
+def test_guidance_reaches_an_exclusive_class() -> None:
+    latents = sources()
+    head = GaussianData(0.0, 1.0)
+    wanted = 1 - head.classify(latents).argmax(dim=1)
+    target = Target(wanted, torch.ones(4, dtype=torch.bool), False)
+    assert target.reached(head.classify(guided(latents, target))).all()
+
+
+def test_who_is_already_sure_is_not_pulled() -> None:
+    latents = sources(2)
+    latents[:, :, :4] += 2.0
+    sure = findings([True, True])
+    assert (GaussianData(0.0, 1.0).classify(latents)[:, 0] > 10).all()
+    torch.testing.assert_close(guided(latents, sure), guided(latents, sure, scale=1e-9))
+
+
+def test_closeness_keeps_the_image_nearer() -> None:
+    latents = sources()
+    target = findings([bool(x < 0) for x in GaussianData(0.0, 1.0).classify(latents)[:, 0]])
+    far = (guided(latents, target) - latents).abs().mean()
+    near = (guided(latents, target, closeness=0.3) - latents).abs().mean()
+    assert near < 0.8 * far
+
+
+@given(st.permutations(range(4)))
+@hypothesis_settings(max_examples=5, deadline=None)
+def test_an_images_counterfactual_does_not_depend_on_its_company(order: list[int]) -> None:
+    latents, target = sources(), findings([True, False, True, False], [0, 0, 1, 1])
+    together = guided(latents, target, steps=8)
+    moved = findings(target.present[order].tolist(), target.index[order].tolist())
+    torch.testing.assert_close(guided(latents[order], moved, steps=8), together[order])
+    alone = findings([False], [1])
+    torch.testing.assert_close(guided(latents[3:], alone, steps=8), together[3:])

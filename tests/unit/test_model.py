@@ -1,0 +1,219 @@
+"""The joint UNet against diffusers' own forward pass, and the latents' scale."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from configs.compose import compose
+from mediffusion_core.errors import UserError
+from mediffusion_core.model import (
+    JointUNet,
+    LatentCodec,
+    build_autoencoder,
+    build_unet,
+    channel_sums,
+    pooled_width,
+    scale_from_sums,
+    untrained_codec,
+)
+from mediffusion_core.settings import AutoencoderSettings, HeadSettings, UNetSettings
+
+LATENT = (4, 8, 8)
+AUTOENCODER = AutoencoderSettings(
+    channels=(16, 16), layers_per_block=1, latent_channels=4, norm_groups=8
+)
+
+
+def unet_settings(
+    channels: tuple[int, ...] = (32, 64, 64),
+    attention: tuple[bool, ...] = (False, True, True),
+    layers: int = 1,
+) -> UNetSettings:
+    return UNetSettings(
+        channels=channels, attention=attention, layers_per_block=layers, norm_groups=16
+    )
+
+
+def joint(unet: UNetSettings | None = None, classes: int = 3) -> JointUNet:
+    torch.manual_seed(0)
+    model = JointUNet(unet or unet_settings(), HeadSettings(hidden=16), LATENT, classes)
+    return model.eval()
+
+
+def inputs(count: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(count, *LATENT, generator=generator)
+    return latents, torch.tensor([0, 17, 999])[:count]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        unet_settings(),
+        unet_settings(layers=2),
+        unet_settings((32, 64), (True, True)),
+        unet_settings((32,), (False,)),
+    ],
+    ids=["three levels", "two blocks", "all attention", "one level"],
+)
+@torch.no_grad()
+def test_noise_is_predicted_as_diffusers_predicts_it(settings: UNetSettings) -> None:
+    model = joint(settings)
+    latents, timesteps = inputs()
+    expected = model.unet(latents, timesteps).sample
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(model.denoise(latents, timesteps), expected)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("channels", [(32,), (32, 64), (64, 32, 96)])
+@torch.no_grad()
+def test_the_pooled_width_is_what_the_encoder_gives(channels: tuple[int, ...], layers: int) -> None:
+    settings = unet_settings(channels, (False,) * len(channels), layers)
+    seen: list[tuple[int, ...]] = []
+    model = joint(settings)
+    model.head.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    model(*inputs(2))
+    assert seen == [(2, pooled_width(settings))]
+
+
+@torch.no_grad()
+def test_pooled_features_are_spatial_means_of_encoder_and_middle() -> None:
+    model = joint()
+    latents, timesteps = inputs()
+    maps: list[Tensor] = []
+    unet = model.unet
+    hooks = [unet.conv_in.register_forward_hook(lambda *given: maps.append(given[2]))]
+    hooks += [
+        block.register_forward_hook(lambda *given: maps.extend(given[2][1]))
+        for block in unet.down_blocks
+    ]
+    hooks.append(unet.mid_block.register_forward_hook(lambda *given: maps.append(given[2])))
+    unet(latents, timesteps)
+    for hook in hooks:
+        hook.remove()
+    pooled = torch.cat([one.flatten(2).mean(dim=2) for one in maps], dim=1)
+    torch.testing.assert_close(model.classify(latents, timesteps), model.head(pooled))
+
+
+@torch.no_grad()
+def test_logits_come_from_the_encoder_alone() -> None:
+    model = joint()
+    latents, timesteps = inputs()
+    _, before = model(latents, timesteps)
+    no_noise, alone = model(latents, timesteps, denoise=False)
+    assert no_noise is None
+    torch.testing.assert_close(alone, before, rtol=0, atol=0)
+    for block in (model.unet.up_blocks, model.unet.conv_out, model.unet.conv_norm_out):
+        for parameter in block.parameters():
+            parameter.fill_(float("nan"))
+    torch.testing.assert_close(model(latents, timesteps)[1], before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_noise_does_not_come_from_the_head() -> None:
+    model = joint()
+    latents, timesteps = inputs()
+    before = model.denoise(latents, timesteps)
+    for parameter in model.head.parameters():
+        parameter.fill_(float("nan"))
+    noise_pred, logits = model(latents, timesteps, classify=False)
+    assert logits is None
+    torch.testing.assert_close(noise_pred, before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_clean_latents_are_classified_at_the_first_level() -> None:
+    model = joint()
+    latents, _ = inputs()
+    zero = torch.zeros(3, dtype=torch.long)
+    torch.testing.assert_close(model.classify(latents), model.classify(latents, zero))
+    assert not torch.allclose(model.classify(latents), model.classify(latents, zero + 500))
+
+
+@torch.no_grad()
+def test_samples_of_a_batch_do_not_see_each_other() -> None:
+    model = joint()
+    latents, timesteps = inputs()
+    together = model(latents, timesteps)
+    for row in range(3):
+        alone = model(latents[row : row + 1], timesteps[row : row + 1])
+        for whole, part in zip(together, alone, strict=True):
+            torch.testing.assert_close(whole[row : row + 1], part, rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_has_258_million_parameters() -> None:
+    settings = compose("config", ["model=paper", "data.image_size=256"])
+    assert settings.latent_shape == (4, 32, 32)
+    assert pooled_width(settings.model.unet) == 5632
+    with torch.device("meta"):
+        unet = build_unet(settings.model.unet, settings.latent_shape)
+    assert sum(p.numel() for p in unet.parameters()) == pytest.approx(257.7e6, abs=0.05e6)
+
+
+def test_a_level_too_narrow_for_attention_is_refused_before_it_is_built() -> None:
+    narrow = ["model.unet.channels=[16,16,16]", "model.unet.norm_groups=16"]
+    with pytest.raises(UserError, match="attention_head_width"):
+        compose("config", narrow)
+
+
+@torch.no_grad()
+def test_the_codec_scales_what_the_autoencoder_gives() -> None:
+    torch.manual_seed(0)
+    autoencoder = build_autoencoder(AUTOENCODER, 1)
+    mean, std = torch.tensor([1.0, 0.0, -2.0, 3.0]), torch.tensor([2.0, 1.0, 0.5, 4.0])
+    codec = LatentCodec(autoencoder, mean, std)
+    images = torch.rand(2, 1, 16, 16)
+    raw = autoencoder.encode(images * 2 - 1).latent_dist.mode()
+    scaled = codec.encode(images)
+    assert scaled.shape == (2, 4, 8, 8)
+    for channel in range(4):
+        torch.testing.assert_close(
+            scaled[:, channel] * std[channel] + mean[channel], raw[:, channel]
+        )
+    expected = (autoencoder.decode(raw).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(codec.decode(scaled), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_codec_is_frozen_and_keeps_its_scale_in_its_state() -> None:
+    codec = LatentCodec(build_autoencoder(AUTOENCODER, 1), torch.ones(4), torch.full((4,), 3.0))
+    assert not any(parameter.requires_grad for parameter in codec.parameters())
+    fresh = untrained_codec(AUTOENCODER, 1)
+    fresh.load_state_dict(codec.state_dict())
+    images = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(fresh.encode(images), codec.encode(images))
+    assert fresh.std.flatten().tolist() == [3.0] * 4
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(0, 2**31 - 1))
+@settings(max_examples=20, deadline=None)
+@torch.no_grad()
+def test_the_pooled_scale_is_that_of_all_sites_images_together(sizes: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    autoencoder = build_autoencoder(AUTOENCODER, 1).eval()
+    sites = [torch.rand(size, 1, 16, 16) for size in sizes]
+    parts = [channel_sums(autoencoder, images) for images in sites]
+    mean, std = scale_from_sums(
+        sum((part[0] for part in parts), torch.zeros(4)),
+        sum((part[1] for part in parts), torch.zeros(4)),
+        sum(part[2] for part in parts),
+    )
+    latents = autoencoder.encode(torch.cat(sites) * 2 - 1).latent_dist.mode().double()
+    by_channel = latents.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, by_channel.mean(dim=1).float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        std, by_channel.std(dim=1, correction=0).float(), rtol=1e-3, atol=1e-5
+    )
+    scaled = LatentCodec(autoencoder, mean, std).encode(torch.cat(sites))
+    torch.testing.assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        scaled.std(dim=(0, 2, 3), correction=0), torch.ones(4), rtol=0, atol=1e-2
+    )
+
+
+def test_a_channel_without_spread_is_not_divided_by_nothing() -> None:
+    mean, std = scale_from_sums(torch.tensor([8.0]), torch.tensor([16.0]), 4)
+    assert mean.tolist() == [2.0]
+    assert std.tolist() == pytest.approx([1e-3])

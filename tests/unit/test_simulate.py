@@ -1,0 +1,97 @@
+"""What `fed-mediffusion simulate` does before and after the run itself."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from configs.compose import compose
+from mediffusion_core.errors import UserError
+from simulations import simulate as module
+from simulations.simulate import simulate
+
+Overrides = tuple[str, ...]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Path]]:
+    """Overrides and folder of what would have been launched; nothing is."""
+    found: list[tuple[list[str], Path]] = []
+
+    def note(_: object, __: str, overrides: Sequence[str], folder: Path, ___: Console) -> int:
+        found.append((list(overrides), folder))
+        return 0
+
+    monkeypatch.setattr(module, "_launch", note)
+    return found
+
+
+def test_every_path_of_a_run_is_absolute(
+    tiny: Overrides,
+    launched: list[tuple[list[str], Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    simulate("config", [*tiny, "run.folder=a/run", "data.store='the store'"], None)
+    [(overrides, folder)] = launched
+    settings = compose("config", overrides)
+    assert folder == settings.run.folder == tmp_path / "a" / "run"
+    assert settings.data.store == tmp_path / "the store"
+
+
+def test_a_run_is_resumed_as_it_was_launched(
+    tiny: Overrides, launched: list[tuple[list[str], Path]], tmp_path: Path
+) -> None:
+    given = [*tiny, f"data.store={tmp_path / 'store'}", f"run.folder={tmp_path / 'run'}"]
+    simulate("config", given, None)
+    simulate("config", [], tmp_path / "run")
+    assert launched[0] == launched[1]
+
+
+def test_a_run_whose_folder_was_moved_goes_on_where_it_is_now(
+    tiny: Overrides, launched: list[tuple[list[str], Path]], tmp_path: Path
+) -> None:
+    given = [*tiny, f"data.store={tmp_path / 'store'}", f"run.folder={tmp_path / 'run'}"]
+    simulate("config", given, None)
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    simulate("config", [], tmp_path / "moved")
+    overrides, folder = launched[1]
+    assert folder == compose("config", overrides).run.folder == tmp_path / "moved"
+
+
+def test_what_is_resumed_cannot_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="takes no settings"):
+        simulate("config", ["seed=2"], tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"config_name": "config"}'])
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "launch.json").write_text(text)
+    with pytest.raises(UserError, match="holds no run to resume"):
+        simulate("config", [], tmp_path)
+
+
+def test_figures_that_could_not_be_measured_are_shown_as_such() -> None:
+    """A test set too small for any bootstrap: null in `summary.json`, after a whole run."""
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "tiny_run.json").read_text())
+    summary = {
+        "auc_macro": None,
+        "auc_macro_interval": [None, None],
+        "auc_pooled": None,
+        "fid": golden["fid"],
+        "fid_floor": golden["fid_floor"],
+        "fid_untrained": None,
+        "kid": None,
+        "kid_std": None,
+        "psnr": 20.0,
+        "counterfactual": {"flip_rate": None, "eligible": 0, "l1": 0.1},
+    }
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(module._table(summary))
+    assert "not measured" in shown.get()

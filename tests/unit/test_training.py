@@ -1,0 +1,524 @@
+"""Local training: batches, views, and both stages on problems of a few images."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.diffusion.noise_process import alphas_cumprod
+from mediffusion_core.errors import UserError
+from mediffusion_core.model import JointUNet, LatentCodec, build_autoencoder
+from mediffusion_core.settings import (
+    AutoencoderSettings,
+    AutoencoderTraining,
+    DiffusionSettings,
+    HeadSettings,
+    JointTraining,
+    UNetSettings,
+)
+from mediffusion_core.training.augmentation import RANGES, augment
+from mediffusion_core.training.autoencoder_stage import train_autoencoder
+from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.joint_stage import JointObjective, LatentSet, train_joint
+from mediffusion_core.training.latents import encode_views
+from mediffusion_core.training.local import (
+    LocalReport,
+    autocast,
+    cosine,
+    derive_seed,
+    local_steps,
+    resolve_device,
+)
+
+NAN = float("nan")
+AUTOENCODER = AutoencoderSettings(
+    channels=(8, 8), layers_per_block=1, latent_channels=2, norm_groups=4
+)
+UNET = UNetSettings(
+    channels=(16, 16),
+    attention=(False, False),
+    layers_per_block=1,
+    attention_head_width=16,
+    norm_groups=8,
+)
+ALPHAS = alphas_cumprod(DiffusionSettings())
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int, side: int = 16) -> ImageSet:
+    """Images of one bright square each, left or right; that is also their label."""
+    pixels = np.zeros((count, side, side, 1), np.uint8)
+    for index in range(count):
+        left = 1 if index % 2 else side // 2 + 1
+        pixels[index, 4:12, left : left + side // 2 - 2] = 200
+    targets = torch.tensor([[float(index % 2)] for index in range(count)]).reshape(count, 1)
+    return ImageSet(pixels, np.arange(count), targets)
+
+
+def quiet(step: int, steps: int, loss: float) -> None:
+    pass
+
+
+def joint_training(**changes: object) -> JointTraining:
+    given: dict[str, object] = {
+        "local_epochs": 2,
+        "batch_size": 4,
+        "labelled_batch_size": 4,
+        "learning_rate": 1e-3,
+        "head_learning_rate": 1e-3,
+        "classification_weight": 0.1,
+    }
+    return JointTraining(**(given | changes))  # type: ignore[arg-type]
+
+
+def joint(classes: int = 2) -> JointUNet:
+    torch.manual_seed(0)
+    return JointUNet(UNET, HeadSettings(hidden=16, dropout=0.1), (2, 8, 8), classes)
+
+
+def latents(count: int = 8, labelled: int = 8, views: int = 2) -> LatentSet:
+    """Latents whose first channel's sign is the first finding, its negation the second."""
+    sign = torch.where(torch.arange(count) % 2 == 0, 1.0, -1.0)
+    views_of = torch.randn(views, count, 2, 8, 8, generator=generator()) * 0.3
+    views_of[:, :, 0] += sign.reshape(1, -1, 1, 1)
+    targets = torch.stack([sign > 0, sign < 0], dim=1).float()
+    targets[labelled:] = NAN
+    return LatentSet(views_of.half(), targets, multi_label=True)
+
+
+def run_joint(model: JointUNet, data: LatentSet, seed: int = 5, **changes: object) -> LocalReport:
+    return train_joint(
+        model,
+        data,
+        joint_training(**changes),
+        ALPHAS,
+        precision="fp32",
+        done=0.0,
+        share=0.5,
+        seed=seed,
+        on_step=quiet,
+    )
+
+
+def run_autoencoder(model: nn.Module, data: ImageSet, seed: int = 5, **changes: object):  # type: ignore[no-untyped-def]
+    given: dict[str, object] = {"local_epochs": 2, "batch_size": 4, "learning_rate": 2e-3}
+    return train_autoencoder(
+        model,
+        data,
+        AutoencoderTraining(**(given | changes)),  # type: ignore[arg-type]
+        augmentation="dermoscopy",
+        precision="fp32",
+        done=0.0,
+        share=0.5,
+        seed=seed,
+        on_step=quiet,
+    )
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Batches
+
+
+@given(st.integers(1, 12), st.lists(st.integers(1, 15), min_size=1, max_size=8), st.integers(0, 99))
+def test_every_pass_visits_every_position_once(count: int, sizes: list[int], seed: int) -> None:
+    positions = torch.arange(count) * 3 + 1
+    batches = Shuffled(positions, generator(seed))
+    drawn = [batches.next(size) for size in sizes]
+    assert [len(batch) for batch in drawn] == sizes
+    together = torch.cat(drawn).tolist()
+    for start in range(0, len(together) - count + 1, count):
+        assert sorted(together[start : start + count]) == positions.tolist()
+
+
+def test_passes_differ_in_order_and_agree_by_seed() -> None:
+    first, second = (
+        Shuffled(torch.arange(50), generator(1)),
+        Shuffled(torch.arange(50), generator(1)),
+    )
+    one, two = first.next(50), first.next(50)
+    assert not torch.equal(one, two)
+    assert torch.equal(torch.cat([one, two]), torch.cat([second.next(30), second.next(70)]))
+
+
+# Views
+
+
+@pytest.mark.parametrize("kind", ["none", *RANGES])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_keep_shape_and_range(kind: str, channels: int) -> None:
+    given = torch.rand(20, channels, 16, 16, generator=generator())
+    views = augment(given, kind, generator(1))
+    assert views.shape == given.shape
+    assert views.dtype == torch.float32
+    assert float(views.min()) >= 0 and float(views.max()) <= 1
+    assert torch.equal(views, augment(given, kind, generator(1)))
+    assert torch.equal(views, given) == (kind == "none")
+    if kind != "none":
+        assert not torch.equal(views, augment(given, kind, generator(2)))
+
+
+def brightest(image: Tensor) -> tuple[bool, bool]:
+    """Whether the brightest part of (1, H, W) lies in the upper and in the left half."""
+    flat = nn.functional.avg_pool2d(image[None], 8)[0, 0]
+    row, column = divmod(int(flat.argmax()), flat.shape[1])
+    return row < flat.shape[0] / 2, column < flat.shape[1] / 2
+
+
+def corners(kind: str) -> set[tuple[bool, bool]]:
+    """Where a square in the upper left corner ends up in 200 views."""
+    image = torch.full((1, 32, 32), 0.2)
+    image[:, 4:12, 4:12] = 0.9
+    views = augment(image.expand(200, 1, 32, 32), kind, generator())
+    return {brightest(view) for view in views}
+
+
+def test_a_radiograph_is_never_mirrored_or_turned() -> None:
+    assert corners("radiograph") == {(True, True)}
+
+
+def test_dermoscopy_is_turned_every_way() -> None:
+    assert len(corners("dermoscopy")) == 4
+
+
+def test_dermoscopy_is_mirrored_and_a_radiograph_is_not() -> None:
+    """An L has a handedness that no turn changes."""
+    image = torch.zeros(1, 32, 32)
+    image[:, 6:26, 10:14] = 1.0
+    image[:, 22:26, 10:22] = 1.0
+
+    def turns(of: Tensor) -> Tensor:
+        return torch.stack([of.rot90(quarter, (1, 2)) for quarter in range(4)])
+
+    def mirrored(view: Tensor) -> bool:
+        nearest = [float((turns(of) - view).square().mean((1, 2, 3)).min()) for of in both]
+        return nearest[1] < nearest[0]
+
+    both = (image, image.flip(2))
+    for kind, expected in (("radiograph", {False}), ("dermoscopy", {True, False})):
+        views = augment(image.expand(100, 1, 32, 32), kind, generator())
+        assert {mirrored(view) for view in views} == expected
+
+
+def test_each_image_gets_a_view_of_its_own() -> None:
+    views = augment(torch.rand(1, 1, 16, 16).expand(8, 1, 16, 16), "radiograph", generator())
+    assert len({tuple(view.flatten().tolist()) for view in views}) == 8
+
+
+# What both stages share
+
+
+def test_a_rate_falls_along_a_cosine_to_a_twentieth() -> None:
+    assert cosine(2.0, 0.0) == pytest.approx(2.0)
+    assert cosine(2.0, 0.5) == pytest.approx(1.05)
+    assert cosine(2.0, 1.0) == cosine(2.0, 1.5) == pytest.approx(0.1)
+
+
+@given(st.integers(1, 10_000), st.floats(0.01, 10), st.integers(1, 256))
+def test_steps_are_passes_over_the_images(count: int, epochs: float, batch: int) -> None:
+    steps = local_steps(count, epochs, batch)
+    assert steps >= 1
+    assert abs(steps * batch - epochs * count) <= max(batch, 0.5 * batch + 1e-6)
+
+
+def test_every_purpose_has_its_own_seed() -> None:
+    parts = [(), ("a",), ("a", "b"), ("a/b",), ("a", 1), ("a", 2), ("b", 1)]
+    seeds = {derive_seed(seed, *part) for seed in (0, 1) for part in parts if part != ("a/b",)}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(3, "joint", "site-0", 2) == derive_seed(3, "joint", "site-0", 2)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(UserError, match=device):
+        resolve_device(device)
+
+
+def test_precision_is_as_asked_for() -> None:
+    cpu = torch.device("cpu")
+    a = torch.ones(2, 2)
+    with autocast("fp32", cpu):
+        assert (a @ a).dtype == torch.float32
+    with autocast("bf16", cpu):
+        assert (a @ a).dtype == torch.bfloat16
+
+
+# Autoencoder stage
+
+
+def test_the_autoencoder_learns_and_counts() -> None:
+    torch.manual_seed(0)
+    model = build_autoencoder(AUTOENCODER, 1)
+    data = images(12)
+    first = run_autoencoder(model, data)
+    later = [run_autoencoder(model, data, seed=seed) for seed in range(6)][-1]
+    assert (first.steps, first.images_seen, first.labelled_seen) == (6, 24, 0)
+    assert later.means()["loss"] < 0.7 * first.means()["loss"]
+
+
+def test_the_autoencoder_stage_is_determined_by_its_seed() -> None:
+    def trained(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = build_autoencoder(AUTOENCODER, 1)
+        torch.manual_seed(seed + 1000)
+        run_autoencoder(model, images(6), seed=seed)
+        return copied(model)
+
+    assert same(trained(1), trained(1))
+    assert not same(trained(1), trained(2))
+
+
+def test_a_site_without_images_leaves_the_autoencoder_alone() -> None:
+    model = build_autoencoder(AUTOENCODER, 1)
+    before = copied(model)
+    report = run_autoencoder(model, images(0))
+    assert (report.steps, report.images_seen, report.labelled_seen) == (0, 0, 0)
+    assert report.means() == {}
+    assert same(before, copied(model))
+
+
+# Latents
+
+
+def codec(mean: float = 0.0) -> LatentCodec:
+    torch.manual_seed(0)
+    model = build_autoencoder(AUTOENCODER, 1)
+    return LatentCodec(model, torch.full((2,), mean), torch.ones(2)).eval()
+
+
+def encoded(data: ImageSet, views: int, kind: str = "dermoscopy", **more: object) -> Tensor:
+    return encode_views(
+        codec(),
+        data,
+        views=views,
+        augmentation=kind,
+        precision="fp32",
+        seed=3,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+@torch.no_grad()
+def test_the_first_view_is_the_image_as_it_is() -> None:
+    data = images(6)
+    told: list[tuple[int, int]] = []
+    views = encoded(data, 3, on_batch=lambda done, total: told.append((done, total)))
+    assert views.shape == (3, 6, 2, 8, 8) and views.dtype == torch.float16
+    plain = codec().encode(data.take(torch.arange(6)))
+    torch.testing.assert_close(views[0].float(), plain, rtol=1e-2, atol=1e-2)
+    assert (views[1:] - views[0]).abs().amax((2, 3, 4)).min() > 0.02
+    assert told == [(6, 18), (12, 18), (18, 18)]
+    assert torch.equal(views, encoded(data, 3))
+
+
+def test_without_augmentation_one_view_is_enough() -> None:
+    assert encoded(images(2), 4, "none").shape == (1, 2, 2, 8, 8)
+
+
+@pytest.mark.parametrize(("kind", "views"), [("radiograph", 4), ("none", 1)])
+def test_no_images_are_no_latents(kind: str, views: int) -> None:
+    assert encoded(images(0), 4, kind).shape == (views, 0, 2, 8, 8)
+
+
+def test_a_batch_is_one_random_view_of_each_image() -> None:
+    data = latents(views=4)
+    chosen = torch.tensor([2, 2, 2, 2, 2, 2, 2, 2, 5, 5, 5, 5, 5, 5, 5, 5])
+    taken = data.take(chosen, generator())
+    assert taken.dtype == torch.float32
+    seen = set()
+    for position, latent in zip(chosen.tolist(), taken, strict=True):
+        matches = (data.views[:, position].float() == latent).flatten(1).all(dim=1).nonzero()
+        assert len(matches) == 1
+        seen.add((position, int(matches)))
+    assert len(seen) > 4
+
+
+def test_one_known_finding_makes_an_image_labelled() -> None:
+    targets = torch.tensor([[NAN, NAN], [NAN, 0.0], [1.0, 0.0]])
+    assert LatentSet(torch.zeros(1, 3, 1, 1, 1), targets, True).labelled.tolist() == [1, 2]
+
+
+# Joint stage
+
+
+def test_the_joint_stage_is_determined_by_its_seed() -> None:
+    def trained(seed: int) -> dict[str, Tensor]:
+        model = joint()
+        torch.manual_seed(seed + 1000)
+        run_joint(model, latents(), seed=seed)
+        return copied(model)
+
+    assert same(trained(1), trained(1))
+    assert not same(trained(1), trained(2))
+
+
+def test_joint_training_learns_to_denoise_and_to_classify() -> None:
+    model, data = joint(), latents(16, 8)
+    many: dict[str, object] = {"local_epochs": 40, "warmup_steps": 0, "classification_weight": 1.0}
+    before = run_joint(joint(), data, local_epochs=5).means()
+    run_joint(model, data, learning_rate=3e-3, head_learning_rate=3e-3, **many)
+    after = run_joint(model, data, local_epochs=5, learning_rate=1e-5, head_learning_rate=1e-5)
+    assert after.means()["diffusion_loss"] < 0.7 * before["diffusion_loss"]
+    assert after.means()["classification_loss"] < 0.6 * before["classification_loss"]
+    model.eval()
+    with torch.no_grad():
+        logits = model.classify(data.views[0].float())
+    # Also right for the half whose labels it never saw.
+    assert ((logits > 0).float() == latents(16, 16).targets).all()
+
+
+def test_a_round_counts_what_it_saw() -> None:
+    told: list[tuple[int, int, float]] = []
+    report = train_joint(
+        joint(),
+        latents(10, 3),
+        joint_training(local_epochs=2, labelled_batch_size=3),
+        ALPHAS,
+        precision="fp32",
+        done=0.0,
+        share=1.0,
+        seed=0,
+        on_step=lambda *step: told.append(step),
+    )
+    assert (report.steps, report.images_seen, report.labelled_seen) == (5, 20, 15)
+    assert [step[:2] for step in told] == [(step, 5) for step in range(1, 6)]
+    means = report.means()
+    assert means["loss"] == pytest.approx(
+        means["diffusion_loss"] + 0.1 * means["classification_loss"], rel=1e-4
+    )
+    assert sum(step[2] for step in told) / 5 == pytest.approx(means["loss"], rel=1e-5)
+
+
+def test_a_site_without_images_leaves_the_joint_model_alone() -> None:
+    model = joint()
+    before = copied(model)
+    report = run_joint(model, latents(0, 0))
+    assert (report.steps, report.images_seen, report.labelled_seen) == (0, 0, 0)
+    assert same(before, copied(model))
+
+
+def test_a_site_without_labels_trains_the_denoiser_and_not_the_head() -> None:
+    model = joint()
+    unet, head = copied(model.unet), copied(model.head)
+    report = run_joint(model, latents(8, 0))
+    assert report.labelled_seen == 0 and report.images_seen == 16
+    assert "classification_loss" not in report.means()
+    assert same(head, copied(model.head))
+    assert not same(unet, copied(model.unet))
+
+
+class Recorder(nn.Module):
+    """In place of the network: notes at which timesteps and on what it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def classify(self, given: Tensor, timesteps: Tensor) -> Tensor:
+        self.calls.append((given, timesteps))
+        return torch.zeros(len(given), 2)
+
+    def denoise(self, given: Tensor, timesteps: Tensor) -> Tensor:
+        self.calls.append((given, timesteps))
+        return torch.zeros_like(given)
+
+
+def objective(**changes: object) -> JointObjective:
+    return JointObjective(joint_training(**changes), ALPHAS, "epsilon", generator())
+
+
+@pytest.mark.parametrize(("fraction", "clean"), [(0.0, 40), (0.25, 30), (0.5, 20), (1.0, 0)])
+def test_a_share_of_the_labelled_rows_is_noised_up_to_a_bound(fraction: float, clean: int) -> None:
+    recorder = Recorder()
+    given = torch.randn(40, 2, 8, 8, generator=generator(1))
+    loss = objective(
+        noised_fraction=fraction, noised_max_timestep=0.3, labelled_batch_size=40
+    ).classification(recorder, given, torch.ones(40, 2), True)  # type: ignore[arg-type]
+    [(seen, timesteps)] = recorder.calls
+    assert torch.equal(seen[:clean], given[:clean])
+    assert (timesteps[:clean] == 0).all() and int(timesteps.max()) < 300
+    for row in range(clean, 40):
+        assert not torch.equal(seen[row], given[row])
+    if clean < 40:
+        assert int(timesteps.max()) > 150
+    assert float(loss) == pytest.approx(math.log(2))
+
+
+def test_sums_are_divided_by_the_fixed_batch_sizes() -> None:
+    """Not by how many a batch happens to hold: that would couple the samples."""
+    given = torch.randn(3, 2, 8, 8, generator=generator(1))
+    settings: dict[str, object] = {"batch_size": 12, "labelled_batch_size": 6}
+    classified = objective(**settings).classification(
+        Recorder(),  # type: ignore[arg-type]
+        given,
+        torch.ones(3, 2),
+        True,
+    )
+    assert float(classified) == pytest.approx(3 * math.log(2) / 6)
+    denoised = objective(**settings).diffusion(Recorder(), given)  # type: ignore[arg-type]
+    # Against a prediction of zero each sample costs the mean square of standard normal noise.
+    assert float(denoised) == pytest.approx(3 / 12, rel=0.25)
+
+
+def test_noise_is_drawn_at_every_level() -> None:
+    recorder = Recorder()
+    given = torch.full((600, 1, 8, 8), 5.0)
+    objective().diffusion(recorder, given)  # type: ignore[arg-type]
+    [(noised, timesteps)] = recorder.calls
+    assert int(timesteps.min()) < 20 and int(timesteps.max()) > 980
+    spread = (noised - ALPHAS[timesteps].sqrt().reshape(-1, 1, 1, 1) * 5.0).square()
+    expected = 1 - ALPHAS[timesteps]
+    assert float(spread.mean()) == pytest.approx(float(expected.mean()), rel=0.05)
+
+
+def rates(settings: JointTraining, done: float) -> list[tuple[float, float]]:
+    """Learning rates of UNet and head in each step of a round."""
+    seen: list[tuple[float, float]] = []
+    step: Callable[..., object] = torch.optim.AdamW.step
+
+    def noting(self: torch.optim.AdamW, *more: object) -> object:
+        unet, head = self.param_groups
+        seen.append((unet["lr"], head["lr"]))
+        return step(self, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", noting)
+        train_joint(
+            joint(),
+            latents(),
+            settings,
+            ALPHAS,
+            precision="fp32",
+            done=done,
+            share=0.5,
+            seed=0,
+            on_step=quiet,
+        )
+    return seen
+
+
+def test_rates_warm_up_in_a_round_and_fall_over_the_stage() -> None:
+    settings = joint_training(
+        local_epochs=3, warmup_steps=2, learning_rate=1e-3, head_learning_rate=1e-4
+    )
+    first, second = rates(settings, 0.0), rates(settings, 0.5)
+    assert first[0] == pytest.approx((0.5e-3, 0.5e-4))
+    assert first[1][0] == pytest.approx(cosine(1e-3, 0.5 / 6))
+    assert [a / b for a, b in first] == pytest.approx([10.0] * 6)
+    assert second[-1][0] < second[2][0] < first[2][0]
