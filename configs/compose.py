@@ -79,7 +79,7 @@ def _for_hydra(override: str) -> str:
     if value.startswith("~"):
         home = str(Path(value).expanduser()).replace("'", "\\'")
         return f"{key}='{home}'"
-    return f"++{override}" if key.startswith("data.labelled_fraction_by_site.") else override
+    return f"++{override}" if key.startswith("data.labelled_fraction_by_site") else override
 
 
 def _check_override(override: str) -> None:

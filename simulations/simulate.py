@@ -37,7 +37,7 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
     if resume is None:
         settings = compose(config_name, overrides)
         folder = (settings.run.folder or _new_folder()).resolve()
-        overrides = [*overrides, *_absolute(settings, folder)]
+        overrides = [*_elsewhere(overrides), *_absolute(settings, folder)]
     else:
         if overrides:
             raise UserError("--resume continues a run as it is; it takes no settings to change")
@@ -116,6 +116,11 @@ def _absolute(settings: Settings, folder: Path) -> list[str]:
     return [f"{key}={_quoted(path)}" for key, path in given.items()]
 
 
+def _elsewhere(overrides: Sequence[str]) -> list[str]:
+    """The overrides without the run folder, which may have been moved."""
+    return [one for one in overrides if not one.startswith("run.folder=")]
+
+
 def _quoted(path: Path) -> str:
     escaped = str(path).replace("'", "\\'")
     return f"'{escaped}'"
@@ -125,8 +130,7 @@ def _launched(folder: Path) -> tuple[str, list[str]]:
     """Configuration and overrides with which the run in a folder was started."""
     try:
         written = json.loads((folder / LAUNCH).read_text())
-        overrides = [str(one) for one in written["overrides"]]
-        elsewhere = [one for one in overrides if not one.startswith("run.folder=")]
+        elsewhere = _elsewhere([str(one) for one in written["overrides"]])
         return str(written["config_name"]), [*elsewhere, f"run.folder={_quoted(folder)}"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no run to resume (no readable {LAUNCH})") from None

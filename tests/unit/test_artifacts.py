@@ -171,7 +171,7 @@ def test_a_newer_version_takes_the_place_of_the_older(tmp_path: Path) -> None:
 
 def test_what_an_earlier_process_left_behind_is_cleared_away(tmp_path: Path) -> None:
     """Every kill would otherwise leave a whole set of weights on the disk for good."""
-    leftover = tmp_path / ".000001-joint-1.4711"
+    leftover = tmp_path / ".000000-autoencoder-1.new"
     leftover.mkdir()
     (leftover / "unet.safetensors").write_bytes(b"half")
     save_checkpoint(tmp_path, 1, "joint", 1, components(), {})

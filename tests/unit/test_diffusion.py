@@ -22,7 +22,9 @@ from mediffusion_core.diffusion.noise_process import (
     alphas_cumprod,
     ddim_step,
     descending_timesteps,
+    noise_from,
     predict_clean,
+    velocity,
 )
 from mediffusion_core.diffusion.sampling import sample_latents
 from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings
@@ -115,7 +117,7 @@ def test_sampling_finds_the_distribution_of_its_denoiser(mean: float, std: float
     noise = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     told: list[tuple[int, int]] = []
     model = GaussianData(mean, std)
-    samples = sample_latents(model, ALPHAS, noise, 999, lambda *step: told.append(step))
+    samples = sample_latents(model, ALPHAS, noise, 999, on_step=lambda *step: told.append(step))
     assert float(samples.mean()) == pytest.approx(mean, abs=0.03)
     assert float(samples.std()) == pytest.approx(std, rel=0.04)
     assert told == [(done, 999) for done in range(1, 1000)]
@@ -128,6 +130,16 @@ def test_few_steps_shrink_the_spread_but_not_beyond_reason() -> None:
     few = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 20)
     assert float(torch.corrcoef(torch.stack([many.flatten(), few.flatten()]))[0, 1]) > 0.9999
     assert 0.6 < float(few.std() / many.std()) < 1.0
+
+
+def test_noise_follows_from_the_velocity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, noise, output = torch.randn(3, 5, 4, 2, 2, generator=generator)
+    alpha_bar = ALPHAS[[0, 10, 300, 700, 999]]
+    noised = add_noise(clean, noise, alpha_bar)
+    predicted = noise_from(velocity(clean, noise, alpha_bar), noised, alpha_bar, "velocity")
+    torch.testing.assert_close(predicted, noise, rtol=1e-4, atol=1e-5)
+    assert noise_from(output, noised, alpha_bar, "epsilon") is output
 
 
 def test_diffusion_loss_is_the_mean_squared_error_of_each_sample() -> None:

@@ -155,6 +155,7 @@ def test_the_reference_has_258_million_parameters() -> None:
 
 def test_a_level_too_narrow_for_attention_is_refused_before_it_is_built() -> None:
     narrow = ["model.unet.channels=[16,16,16]", "model.unet.norm_groups=16"]
+    narrow += ["model.unet.attention=[false,false,false]"]
     with pytest.raises(UserError, match="attention_head_width"):
         compose("config", narrow)
 

@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line_that_names_it(override: str, parts: list[str]) ->
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("model.unet.norm_groups=48", ["model.unet", "64", "48"]),
+        ("model.unet.norm_groups=48", ["model.unet", "32", "48"]),
         ("model.autoencoder.norm_groups=48", ["model.autoencoder", "16", "48"]),
     ],
 )
