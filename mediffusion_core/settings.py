@@ -41,7 +41,7 @@ class RunSettings(_Model):
 class PhantomSettings(_Model):
     """How many phantom patients each site holds (one image a patient)."""
 
-    patients_per_site: tuple[Count, ...] = (900, 900, 900)
+    patients_per_site: tuple[Count, ...] = (1700, 1700, 900)
 
 
 class DataSettings(_Model):
@@ -180,11 +180,11 @@ class JointTraining(_Model):
     learning_rate: Positive
     head_learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    warmup_steps: Annotated[int, Field(ge=0)] = 4
     classification_weight: Annotated[float, Field(ge=0.0)]
     noised_fraction: Fraction = 0.5
     noised_max_timestep: Fraction = 0.6
-    augmented_views: Count = 8
+    augmented_views: Count = 5
     max_grad_norm: Positive = 1.0
 
 
@@ -221,8 +221,8 @@ class CounterfactualSettings(_Model):
 class EvaluationSettings(_Model):
     """What the server judges, and how often (in joint rounds; the last round always)."""
 
-    every: Count = 5
-    num_samples: Annotated[int, Field(ge=16)] = 256
+    every: Count = 4
+    num_samples: Annotated[int, Field(ge=16)] = 200
     sampling_steps: Count = 20
     extractor: Literal["efficientnet-lite0", "inception"] = "efficientnet-lite0"
     inception_weights: Path | None = None

@@ -392,6 +392,8 @@ def _environment(base: Path, home: Path, marker: str, cpus_per_site: float) -> d
         # The workers that Ray starts ahead lack Flower's environment and are never used.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_metrics_collection": "0",
+        # Threads that wait actively block each other wherever a core is taken by someone else.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
     }

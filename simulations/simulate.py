@@ -178,8 +178,9 @@ def _table(summary: Mapping[str, Any]) -> Table:
     table.add_row("KID", _number(summary["kid"], 4), f"± {_number(summary['kid_std'], 4)}")
     table.add_row("PSNR", f"{_number(summary['psnr'], 1)} dB", "reconstructions")
     figures = summary["counterfactual"]
-    beside = f"{figures['eligible']} images, L1 {_number(figures['l1'])}"
-    table.add_row("counterfactuals flipped", _number(figures["flip_rate"], 2), beside)
+    if figures:
+        beside = f"{figures['eligible']} images, L1 {_number(figures['l1'])}"
+        table.add_row("counterfactuals flipped", _number(figures["flip_rate"], 2), beside)
     return table
 
 

@@ -27,6 +27,7 @@ TINY = (
     "model.unet.channels=[32,32,32]",
     "model.unet.attention=[false,true,true]",
     "model.head.hidden=32",
+    "diffusion.prediction=velocity",
     "training.precision=fp32",
     "training.autoencoder.local_epochs=2",
     "training.autoencoder.batch_size=16",

@@ -130,7 +130,12 @@ class Judge:
         }
 
     def counterfactuals(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
-        """Flip rate, closeness and side effects over the fixed panel, and its picture."""
+        """Flip rate, closeness and side effects over the fixed panel, and its picture.
+
+        Empty where the test set holds no image that something could be asked of.
+        """
+        if not len(self._panel.positions):
+            return {}
         settings = self._settings.evaluation.counterfactual
         images = self._test.take(self._panel.positions)
         begun = time.perf_counter()
