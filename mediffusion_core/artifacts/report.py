@@ -161,7 +161,7 @@ def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         _card(
             "Counterfactuals that flip",
             percent(moved.get("flip_rate")),
-            noted(of=count(moved.get("count"))),
+            noted(of=count(moved.get("eligible"))),
         ),
     ]
 
@@ -201,7 +201,8 @@ def _sites(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def _counterfactual(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
         ("Images", count(figures.get("count")), "test images that were changed"),
-        ("Flip rate", percent(figures.get("flip_rate")), "reached the class asked for"),
+        ("To be flipped", count(figures.get("eligible")), "not seen as the class from the start"),
+        ("Flip rate", percent(figures.get("flip_rate")), "of those reached the class asked for"),
         ("Change in the image", number(figures.get("l1"), 4), "mean |difference|, range 0 to 1"),
         (
             "Change in other classes",

@@ -56,7 +56,7 @@ def summary(**other: Any) -> dict[str, Any]:
         "auc_per_site": {"north": 0.77, "south": None},
         "fid": 84.61,
         "fid_floor": 52.04,
-        "counterfactual": {"flip_rate": 0.875, "l1": 0.0312, "count": 8},
+        "counterfactual": {"flip_rate": 0.875, "l1": 0.0312, "count": 9, "eligible": 8},
         "seconds": 3725.0,
         "commit": "0123456789abcdef",
         "seed": 0,
