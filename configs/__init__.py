@@ -1,5 +1,5 @@
 """The configuration files, and their composition by Hydra."""
 
-from configs.compose import compose, flatten
+from configs.compose import compose, flatten, quoted
 
-__all__ = ["compose", "flatten"]
+__all__ = ["compose", "flatten", "quoted"]

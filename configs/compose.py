@@ -54,6 +54,12 @@ def split(overrides: str) -> list[str]:
         raise UserError(f"overrides {overrides!r}: {str(error).lower()}") from None
 
 
+def quoted(path: Path) -> str:
+    """A path as the value of a Hydra override, whatever characters it holds."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def groups() -> dict[str, list[str]]:
     """The configuration groups with the choices of each."""
     folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
@@ -77,8 +83,7 @@ def _for_hydra(override: str) -> str:
     """What a user means and Hydra's grammar has no place for: `~` in a path, a site's name."""
     key, _, value = override.partition("=")
     if value.startswith("~"):
-        home = str(Path(value).expanduser()).replace("'", "\\'")
-        return f"{key}='{home}'"
+        return f"{key}={quoted(Path(value).expanduser())}"
     return f"++{override}" if key.startswith("data.labelled_fraction_by_site") else override
 
 

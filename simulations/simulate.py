@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from configs import compose, flatten
+from configs import compose, flatten, quoted
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.errors import UserError
@@ -113,7 +113,7 @@ def _absolute(settings: Settings, folder: Path) -> list[str]:
     }
     given = {key: value.expanduser().resolve() for key, value in values.items() if value}
     given["run.folder"] = folder
-    return [f"{key}={_quoted(path)}" for key, path in given.items()]
+    return [f"{key}={quoted(path)}" for key, path in given.items()]
 
 
 def _elsewhere(overrides: Sequence[str]) -> list[str]:
@@ -121,17 +121,12 @@ def _elsewhere(overrides: Sequence[str]) -> list[str]:
     return [one for one in overrides if not one.startswith("run.folder=")]
 
 
-def _quoted(path: Path) -> str:
-    escaped = str(path).replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def _launched(folder: Path) -> tuple[str, list[str]]:
     """Configuration and overrides with which the run in a folder was started."""
     try:
         written = json.loads((folder / LAUNCH).read_text())
         elsewhere = _elsewhere([str(one) for one in written["overrides"]])
-        return str(written["config_name"]), [*elsewhere, f"run.folder={_quoted(folder)}"]
+        return str(written["config_name"]), [*elsewhere, f"run.folder={quoted(folder)}"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no run to resume (no readable {LAUNCH})") from None
 

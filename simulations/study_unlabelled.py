@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from configs import compose
+from configs import compose, quoted
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
 
@@ -87,9 +87,8 @@ def _run(arguments: Sequence[str], run: Path, console: Console) -> dict[str, Any
     done = _summary(run, settings)
     if done is None:
         console.print(f"running {run.name} ...")
-        quoted = str(run.resolve()).replace("'", "\\'")
         command = [sys.executable, "-m", "simulations.cli", "simulate", *arguments]
-        command.append(f"run.folder='{quoted}'")
+        command.append(f"run.folder={quoted(run.resolve())}")
         finished = subprocess.run(command, capture_output=True, text=True)
         done = _summary(run, settings)
         if finished.returncode or done is None:

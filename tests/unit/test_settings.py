@@ -193,9 +193,9 @@ def test_an_open_quotation_mark_is_a_mistake() -> None:
     "path", ["/data/a b", "/data/it's", '/data/"x"', "/data/é=1,2[3]{4}", "/data/a\\b", "/d/$x"]
 )
 def test_any_path_survives_the_way_into_the_run(path: str) -> None:
-    from simulations.simulate import _quoted
+    from configs import quoted
 
-    settings = compose("config", split(flatten([f"data.root={_quoted(Path(path))}"])))
+    settings = compose("config", split(flatten([f"data.root={quoted(Path(path))}"])))
     assert settings.data.root == Path(path)
 
 
