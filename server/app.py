@@ -1,8 +1,6 @@
 """The server's side of the federation."""
 
 import os
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from configs.compose import compose, split
+from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.report import write_report
 from mediffusion_core.artifacts.run_folder import RunFolder, run_path, write_json
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
@@ -88,17 +87,5 @@ def _identity(settings: Settings) -> dict[str, Any]:
     return {
         "settings_hash": settings.fingerprint(),
         "seed": settings.seed,
-        "commit": _commit(),
+        "commit": current_commit(),
     }
-
-
-def _commit() -> str | None:
-    """The commit that the launcher names, else that of the checkout, else none."""
-    named = os.environ.get("FED_MEDIFFUSION_COMMIT")
-    if named:
-        return named
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

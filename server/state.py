@@ -13,7 +13,7 @@ from mediffusion_core.artifacts.checkpoints import (
     save_checkpoint,
 )
 from mediffusion_core.artifacts.run_folder import RunFolder
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.artifacts.trained import TrainedModel, build_joint, restore_joint
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import LatentCodec, build_autoencoder
 from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
@@ -59,9 +59,8 @@ class RunState:
         self, settings: Settings, classes: tuple[str, ...], multi_label: bool, device: torch.device
     ) -> TrainedModel:
         """The averaged global model of the joint stage."""
-        joint = build_joint(settings, len(classes))
-        joint.unet.load_state_dict(dict(self.components[EMA + UNET]))
-        joint.head.load_state_dict(dict(self.components[EMA + HEAD]))
+        unet, head = self.components[EMA + UNET], self.components[EMA + HEAD]
+        joint = restore_joint(settings, len(classes), unet, head)
         return TrainedModel(
             settings, classes, multi_label, self.codec(settings).to(device), joint.to(device)
         )

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from configs import compose, flatten, quoted
+from mediffusion_core.artifacts.provenance import COMMIT_VARIABLE, current_commit
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.errors import UserError
@@ -56,7 +56,7 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
 def _launch(
     settings: Settings, config_name: str, overrides: Sequence[str], folder: Path, console: Console
 ) -> int:
-    os.environ.setdefault("FED_MEDIFFUSION_COMMIT", _commit())
+    os.environ.setdefault(COMMIT_VARIABLE, current_commit() or "unknown")
     plan = Launch(
         app=app_folder(),
         run_config={"config-name": config_name, "overrides": flatten(overrides)},
@@ -150,14 +150,6 @@ def _prepare(settings: Settings, console: Console) -> None:
             f"{len(bad)} unreadable images are left out, the first: {bad[0][0]} ({bad[0][1]})",
             markup=False,
         )
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _table(summary: Mapping[str, Any]) -> Table:

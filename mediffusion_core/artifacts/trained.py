@@ -1,5 +1,6 @@
 """A trained model on disk, and what it can do with images: classify, sample, explain."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -118,9 +119,7 @@ class TrainedModel:
         classes = tuple(saved.state["classes"])
         codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
         codec.load_state_dict(saved.load(AUTOENCODER))
-        joint = build_joint(settings, len(classes))
-        joint.unet.load_state_dict(saved.load(UNET))
-        joint.head.load_state_dict(saved.load(HEAD))
+        joint = restore_joint(settings, len(classes), saved.load(UNET), saved.load(HEAD))
         multi_label = bool(saved.state["multi_label"])
         return cls(settings, classes, multi_label, codec.to(device), joint.to(device))
 
@@ -128,3 +127,16 @@ class TrainedModel:
 def build_joint(settings: Settings, num_classes: int) -> JointUNet:
     """An untrained joint UNet as the settings describe it."""
     return JointUNet(settings.model.unet, settings.model.head, settings.latent_shape, num_classes)
+
+
+def restore_joint(
+    settings: Settings,
+    num_classes: int,
+    unet: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+) -> JointUNet:
+    """The joint UNet with the weights of its two components, on the CPU."""
+    joint = build_joint(settings, num_classes)
+    joint.unet.load_state_dict(dict(unet))
+    joint.head.load_state_dict(dict(head))
+    return joint

@@ -67,7 +67,7 @@ def counterfactual_latents(
     latents: Tensor,
     target: Target,
     settings: CounterfactualSettings,
-    prediction: Prediction = "epsilon",
+    prediction: Prediction,
 ) -> Tensor:
     """Latents of the nearest images that the classifier assigns to the target.
 

@@ -16,7 +16,7 @@ def sample_latents(
     alphas_cumprod: Tensor,
     noise: Tensor,
     steps: int,
-    prediction: Prediction = "epsilon",
+    prediction: Prediction,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Turns noise into latents by deterministic DDIM (arXiv 2010.02502, eq. 12 with σ = 0).

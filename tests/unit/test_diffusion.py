@@ -117,7 +117,9 @@ def test_sampling_finds_the_distribution_of_its_denoiser(mean: float, std: float
     noise = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     told: list[tuple[int, int]] = []
     model = GaussianData(mean, std)
-    samples = sample_latents(model, ALPHAS, noise, 999, on_step=lambda *step: told.append(step))
+    samples = sample_latents(
+        model, ALPHAS, noise, 999, "epsilon", on_step=lambda *step: told.append(step)
+    )
     assert float(samples.mean()) == pytest.approx(mean, abs=0.03)
     assert float(samples.std()) == pytest.approx(std, rel=0.04)
     assert told == [(done, 999) for done in range(1, 1000)]
@@ -126,8 +128,8 @@ def test_sampling_finds_the_distribution_of_its_denoiser(mean: float, std: float
 def test_few_steps_shrink_the_spread_but_not_beyond_reason() -> None:
     """Every sample keeps its place: the map from noise to latents stays linear and rising."""
     noise = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    many = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 999)
-    few = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 20)
+    many = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 999, "epsilon")
+    few = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 20, "epsilon")
     assert float(torch.corrcoef(torch.stack([many.flatten(), few.flatten()]))[0, 1]) > 0.9999
     assert 0.6 < float(few.std() / many.std()) < 1.0
 
@@ -258,7 +260,9 @@ def guided(
     latents: Tensor, target: Target, scale: float = 2.0, closeness: float = 0.0, steps: int = 40
 ) -> Tensor:
     settings = CounterfactualSettings(start=0.4, steps=steps, scale=scale, closeness=closeness)
-    return counterfactual_latents(GaussianData(0.0, 1.0), ALPHAS, latents, target, settings)
+    return counterfactual_latents(
+        GaussianData(0.0, 1.0), ALPHAS, latents, target, settings, "epsilon"
+    )
 
 
 def sources(count: int = 4) -> Tensor:
