@@ -72,17 +72,23 @@ class DataSettings(_Model):
 
 
 class AutoencoderSettings(_Model):
-    """Widths of diffusers' `AutoencoderKL`; each width after the first halves the resolution."""
+    """Widths of diffusers' `AutoencoderKL`; each width after the first halves the resolution.
+
+    Before the first convolution, patches of `patch_size` pixels a side become channels; `attention`
+    says whether the middle blocks attend.
+    """
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
     layers_per_block: Count
     latent_channels: Count
     norm_groups: Count = 32
+    patch_size: Count = 1
+    attention: bool = True
 
     @property
     def downsampling(self) -> int:
         """Pixels of the image per pixel of the latent, along one side."""
-        return int(2 ** (len(self.channels) - 1))
+        return int(self.patch_size * 2 ** (len(self.channels) - 1))
 
 
 class UNetSettings(_Model):
@@ -167,6 +173,7 @@ class AutoencoderTraining(_Model):
     local_epochs: Positive
     batch_size: Count
     learning_rate: Positive
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
     kl_weight: Annotated[float, Field(ge=0.0)] = 1e-6
     edge_weight: Annotated[float, Field(ge=0.0)] = 0.5
 
@@ -182,6 +189,7 @@ class JointTraining(_Model):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 4
     classification_weight: Annotated[float, Field(ge=0.0)]
+    logit_adjustment: Annotated[float, Field(ge=0.0)] = 0.0
     noised_fraction: Fraction = 0.5
     noised_max_timestep: Fraction = 0.6
     augmented_views: Count = 5

@@ -178,6 +178,30 @@ def test_the_codec_scales_what_the_autoencoder_gives() -> None:
     torch.testing.assert_close(codec.decode(scaled), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("patch", "widths"), [(1, 3), (2, 2), (4, 1)])
+def test_patches_take_the_place_of_levels(patch: int, widths: int) -> None:
+    settings = AUTOENCODER.model_copy(
+        update={"patch_size": patch, "channels": (16,) * widths, "attention": False}
+    )
+    assert settings.downsampling == 4
+    autoencoder = build_autoencoder(settings, 3)
+    images = torch.rand(2, 3, 16, 24)
+    latents = autoencoder.encode(images).latent_dist.mode()
+    assert latents.shape == (2, 4, 4, 6)
+    assert autoencoder.decode(latents).sample.shape == images.shape
+
+
+@torch.no_grad()
+def test_a_patch_becomes_the_channels_of_its_own_place() -> None:
+    settings = AUTOENCODER.model_copy(update={"patch_size": 2})
+    first = build_autoencoder(settings, 1).encoder.conv_in
+    images = torch.zeros(1, 1, 8, 8)
+    images[..., 2:4, 4:6] = 1.0
+    touched = (first(images) != first(torch.zeros_like(images))).any(dim=1)[0]
+    assert touched.nonzero().amin(dim=0).tolist() == [0, 1]
+    assert touched.nonzero().amax(dim=0).tolist() == [2, 3]
+
+
 def test_a_codec_is_frozen_and_keeps_its_scale_in_its_state() -> None:
     codec = LatentCodec(build_autoencoder(AUTOENCODER, 1), torch.ones(4), torch.full((4,), 3.0))
     assert not any(parameter.requires_grad for parameter in codec.parameters())

@@ -93,7 +93,7 @@ def test_a_mistake_is_one_line_that_names_it(override: str, parts: list[str]) ->
     ("override", "parts"),
     [
         ("model.unet.norm_groups=48", ["model.unet", "32", "48"]),
-        ("model.autoencoder.norm_groups=48", ["model.autoencoder", "16", "48"]),
+        ("model.autoencoder.norm_groups=48", ["model.autoencoder", "32", "48"]),
     ],
 )
 def test_a_width_that_does_not_fit_names_its_network(override: str, parts: list[str]) -> None:
