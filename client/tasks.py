@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from client.site import Site
-from mediffusion_core.artifacts.trained import build_joint
+from mediffusion_core.artifacts.trained import restore_joint
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.evaluation.classification import (
     bootstrap_counts,
@@ -22,7 +22,7 @@ from mediffusion_core.model import LatentCodec, build_autoencoder, channel_sums
 from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.joint_stage import LatentSet, train_joint
-from mediffusion_core.training.latents import encode_views
+from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
 
 StateDict = Mapping[str, Tensor]
@@ -60,7 +60,6 @@ def autoencoder_round(
         autoencoder.to(site.device),
         site.hospitals.train(site.index),
         settings.training.autoencoder,
-        augmentation=settings.data.augmentation,
         precision=settings.training.precision,
         done=(round_number - 1) / settings.federation.autoencoder_rounds,
         share=1 / settings.federation.autoencoder_rounds,
@@ -104,28 +103,31 @@ def encode(site: Site, codec_weights: StateDict) -> None:
     )
     codec.load_state_dict(dict(codec_weights))
     codec.to(site.device)
+    train = site.hospitals.train(site.index)
+    labelled = train.subset(train.labelled)
+    views = settings.training.joint.augmented_views
     report = site.progress("latents", 1)
-    common = {"precision": settings.training.precision, "augmentation": settings.data.augmentation}
-    train = encode_views(
-        codec,
-        site.hospitals.train(site.index),
-        views=settings.training.joint.augmented_views,
-        seed=derive_seed(settings.seed, "views", site.name),
-        on_batch=lambda done, total: report(done, total, float("nan")),
-        **common,
-    )
-    validation = encode_views(
-        codec,
-        site.hospitals.validation(site.index),
-        views=1,
-        seed=0,
-        precision="fp32",
-        augmentation="none",
-    )
+    done, total = 0, len(train) + views * len(labelled)
+
+    def on_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total, float("nan"))
+
+    latents = {
+        "train": encode_images(codec, train, on_batch),
+        "views": encode_views(
+            codec,
+            labelled,
+            views=views,
+            augmentation=settings.data.augmentation,
+            seed=derive_seed(settings.seed, "views", site.name),
+            on_batch=on_batch,
+        ),
+        "validation": encode_images(codec, site.hospitals.validation(site.index)),
+    }
     temporary = path.with_suffix(".tmp")
-    save_file(
-        {"train": train, "validation": validation[0].contiguous()}, temporary, {"codec": digest}
-    )
+    save_file(latents, temporary, {"codec": digest})
     temporary.replace(path)
 
 
@@ -135,12 +137,9 @@ def joint_round(
     """One round of the joint stage on the site's latents; returns UNet, head and metrics."""
     settings = site.settings
     targets = site.hospitals.train(site.index).targets
-    joint = build_joint(settings, targets.shape[1])
-    joint.unet.load_state_dict(dict(unet))
-    joint.head.load_state_dict(dict(head))
-    data = LatentSet(
-        load_file(site.folder / LATENTS)["train"], targets, site.hospitals.store.multi_label
-    )
+    kept = load_file(site.folder / LATENTS)
+    joint = restore_joint(settings, targets.shape[1], unet, head)
+    data = LatentSet(kept["train"], kept["views"], targets, site.hospitals.store.multi_label)
     begun = time.perf_counter()
     report = train_joint(
         joint.to(site.device),
@@ -166,9 +165,7 @@ def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str,
     """
     settings = site.settings
     images = site.hospitals.validation(site.index)
-    joint = build_joint(settings, images.targets.shape[1])
-    joint.unet.load_state_dict(dict(unet))
-    joint.head.load_state_dict(dict(head))
+    joint = restore_joint(settings, images.targets.shape[1], unet, head)
     joint.to(site.device).eval()
     latents = load_file(site.folder / LATENTS)["validation"].float().to(site.device)
     scores = images.targets  # (0, C) where the site has no labelled validation patients

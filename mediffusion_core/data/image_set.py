@@ -28,6 +28,10 @@ class ImageSet:
         batch = torch.from_numpy(self.pixels[self.rows[chosen.numpy()]])  # (B, H, W, C)
         return batch.permute(0, 3, 1, 2).float().div_(255)
 
+    def subset(self, chosen: Tensor) -> "ImageSet":
+        """The images at the given positions (m,), with their labels."""
+        return ImageSet(self.pixels, self.rows[chosen.numpy()], self.targets[chosen])
+
     @property
     def labelled(self) -> Tensor:
         """Positions of the images with at least one known label, (m,)."""

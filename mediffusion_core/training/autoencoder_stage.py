@@ -6,12 +6,8 @@ from diffusers import AutoencoderKL
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.losses import reconstruction_loss
 from mediffusion_core.settings import AutoencoderTraining
-from mediffusion_core.training.augmentation import augment
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
-
-WARMUP = 5
-"""Steps over which each round's learning rate rises, since the optimizer's moments are fresh."""
 
 
 def train_autoencoder(
@@ -19,7 +15,6 @@ def train_autoencoder(
     images: ImageSet,
     settings: AutoencoderTraining,
     *,
-    augmentation: str,
     precision: str,
     done: float,
     share: float,
@@ -35,11 +30,10 @@ def train_autoencoder(
         autoencoder: Trained in place, on the device it stands on.
         images: The site's training images.
         settings: Steps, batch and rates.
-        augmentation: Kind of random views.
         precision: "auto", "fp32" or "bf16".
         done: Fraction of the stage's rounds already run; drives the learning rate.
         share: Fraction of the stage that this round is.
-        seed: Draws batches, views and posterior samples.
+        seed: Draws batches and posterior samples.
         on_step: Told after each step.
     """
     report = LocalReport()
@@ -55,9 +49,8 @@ def train_autoencoder(
     for step in range(steps):
         rate = cosine(settings.learning_rate, done + share * step / steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / WARMUP)
-        batch = augment(images.take(order.next(settings.batch_size)), augmentation, generator)
-        batch = batch.to(device)  # (B, C, H, W)
+            group["lr"] = rate * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        batch = images.take(order.next(settings.batch_size)).to(device)  # (B, C, H, W)
         with autocast(precision, device):
             posterior = autoencoder.encode(batch * 2 - 1).latent_dist
             decoded = autoencoder.decode(posterior.sample()).sample

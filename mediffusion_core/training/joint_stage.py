@@ -17,8 +17,10 @@ from mediffusion_core.training.local import LocalReport, Progress, autocast, cos
 class LatentSet:
     """A site's training latents with the labels it may use."""
 
+    latents: Tensor
+    """(n, c, h, w) float16: each image as it is, whose distribution the denoiser learns."""
     views: Tensor
-    """(V, n, c, h, w) float16: V random views of each image."""
+    """(V, m, c, h, w) float16: views of the labelled images, in order, for the classifier alone."""
     targets: Tensor
     """(n, classes) in {0, 1}; NaN where a label is missing or withheld."""
     multi_label: bool
@@ -28,10 +30,22 @@ class LatentSet:
         """Positions of the images with at least one known label, (m,)."""
         return (~self.targets.isnan()).any(dim=1).nonzero().flatten()
 
-    def take(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """One random view of each image at the given positions (B,): (B, c, h, w) float32."""
+    def labelled_views(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One random view of each of the labelled images numbered (B,), and their targets.
+
+        Returns:
+            Latents (B, c, h, w) float32 and targets (B, classes).
+        """
         view = torch.randint(0, len(self.views), (len(chosen),), generator=generator)
-        return self.views[view, chosen].float()
+        return self.views[view, chosen].float(), self.targets[self.labelled[chosen]]
+
+    def log_prior(self) -> Tensor:
+        """Logits of the site's own class frequencies, (classes,), one added to every count.
+
+        Log frequencies of exclusive classes, log odds of independent findings.
+        """
+        present, absent = (self.targets == 1).sum(dim=0) + 1.0, (self.targets == 0).sum(dim=0) + 1.0
+        return (present / absent).log() if self.multi_label else (present / present.sum()).log()
 
 
 class JointObjective:
@@ -41,7 +55,9 @@ class JointObjective:
     there t' = 0 for all; here a share of the labelled rows has t' uniform up to a bound, so that
     the head's gradient means something at the noise levels where it guides.)
 
-    Both sums are divided by the fixed batch size, not by what a batch happens to hold.
+    Both sums are divided by the fixed batch size, not by what a batch happens to hold. Where
+    `logit_adjustment` τ is not 0, τ · log prior of the site is added to the logits within ℓ (arXiv
+    2007.07314, eq. 10): a site that never sees a class does not teach the head to deny it.
     """
 
     def __init__(
@@ -49,10 +65,15 @@ class JointObjective:
         settings: JointTraining,
         alphas_cumprod: Tensor,
         prediction: Prediction,
+        log_prior: Tensor,
         generator: torch.Generator,
     ) -> None:
-        """Takes the weights of the parts, ᾱ (T,), what is predicted, and what draws t and noise."""
+        """Takes the weights of the parts, ᾱ (T,), what is predicted, and what draws t and noise.
+
+        `log_prior` (classes,) is that of the site's labels.
+        """
         self._settings = settings
+        self._adjustment = settings.logit_adjustment * log_prior
         self._prediction = prediction
         self._alphas = alphas_cumprod
         self._generator = generator
@@ -78,7 +99,8 @@ class JointObjective:
         noised, _ = self._noised(latents, timesteps)
         inputs = torch.cat([latents[:clean], noised[clean:]])
         logits = model.classify(inputs, timesteps.to(inputs.device))
-        losses = classification_loss(logits.float(), targets, multi_label)
+        adjusted = logits.float() + self._adjustment.to(logits.device)
+        losses = classification_loss(adjusted, targets, multi_label)
         return losses.sum() / self._settings.labelled_batch_size
 
     def _noised(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +115,7 @@ def train_joint(
     settings: JointTraining,
     alphas_cumprod: Tensor,
     *,
-    prediction: Prediction = "epsilon",
+    prediction: Prediction,
     precision: str,
     done: float,
     share: float,
@@ -115,34 +137,33 @@ def train_joint(
         on_step: Told after each step.
     """
     report = LocalReport()
-    count = data.views.shape[1]
+    count = len(data.latents)
     if not count:
         return report
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    objective = JointObjective(settings, alphas_cumprod, prediction, generator)
+    objective = JointObjective(settings, alphas_cumprod, prediction, data.log_prior(), generator)
     everyone = Shuffled(torch.arange(count), generator)
-    labelled = Shuffled(data.labelled, generator) if len(data.labelled) else None
+    known = len(data.labelled)
+    labelled = Shuffled(torch.arange(known), generator) if known else None
     optimizer = _optimizer(model, settings)
     steps = local_steps(count, settings.local_epochs, settings.batch_size)
     # Distinct images: three labels seen a hundred times weigh as three, not as three hundred.
-    report.labelled_seen = min(len(data.labelled), steps * settings.labelled_batch_size)
+    report.labelled_seen = min(known, steps * settings.labelled_batch_size)
     model.train()
     for step in range(steps):
         _set_rate(optimizer, settings, step, done + share * step / steps)
-        latents = data.take(everyone.next(settings.batch_size), generator).to(device)
+        latents = data.latents[everyone.next(settings.batch_size)].float().to(device)
         with autocast(precision, device):
             diffusion = objective.diffusion(model, latents)
             losses = {"diffusion_loss": diffusion}
             report.images_seen += len(latents)
             if labelled is not None:
                 chosen = labelled.next(settings.labelled_batch_size)
+                views, targets = data.labelled_views(chosen, generator)
                 losses["classification_loss"] = objective.classification(
-                    model,
-                    data.take(chosen, generator).to(device),
-                    data.targets[chosen].to(device),
-                    data.multi_label,
+                    model, views.to(device), targets.to(device), data.multi_label
                 )
         weight = settings.classification_weight
         loss = diffusion + weight * losses.get("classification_loss", torch.zeros(()))

@@ -1,4 +1,4 @@
-"""A site's images as latents: encoded once, a fixed number of random views each."""
+"""A site's images as latents, encoded once: all as they are, and random views of the labelled."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,19 @@ from torch import Tensor
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.model import LatentCodec
 from mediffusion_core.training.augmentation import augment
-from mediffusion_core.training.local import autocast
 
 BATCH = 128
+
+OnBatch = Callable[[int], None]
+"""Told after each batch how many images it held."""
+
+
+@torch.no_grad()
+def encode_images(
+    codec: LatentCodec, images: ImageSet, on_batch: OnBatch = lambda count: None
+) -> Tensor:
+    """Latents (n, c, h, w) float16 of n images as they are."""
+    return _encode(codec, images, "none", torch.Generator(), on_batch)
 
 
 @torch.no_grad()
@@ -20,9 +30,8 @@ def encode_views(
     *,
     views: int,
     augmentation: str,
-    precision: str,
     seed: int,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: OnBatch = lambda count: None,
 ) -> Tensor:
     """Encodes each image as it is, and `views - 1` random views of it.
 
@@ -31,30 +40,31 @@ def encode_views(
         images: n images.
         views: How many latents an image gets, V ≥ 1; with no augmentation it gets one.
         augmentation: Kind of random views.
-        precision: "auto", "fp32" or "bf16".
         seed: Draws the views.
-        on_batch: Called with (images encoded, images in all), views counted.
+        on_batch: Told after each batch of views.
 
     Returns:
         (V, n, c, h, w) float16; index 0 is the image as it is.
     """
-    device = codec.mean.device
     generator = torch.Generator().manual_seed(seed)
-    views = 1 if augmentation == "none" else views
-    if not len(images):
-        height, width, channels = images.pixels.shape[1:]
-        blank = torch.zeros(1, channels, height, width, device=device)
-        return torch.empty(views, 0, *codec.encode(blank).shape[1:], dtype=torch.float16)
-    all_views = []
-    for view in range(views):
-        kind = "none" if view == 0 else augmentation
-        encoded = []
-        for start in range(0, len(images), BATCH):
-            chosen = torch.arange(start, min(start + BATCH, len(images)))
-            batch = augment(images.take(chosen), kind, generator).to(device)
-            with autocast(precision, device):
-                encoded.append(codec.encode(batch).half().cpu())
-            if on_batch:
-                on_batch(view * len(images) + start + len(chosen), views * len(images))
-        all_views.append(torch.cat(encoded))
-    return torch.stack(all_views).contiguous()
+    kinds = ["none"] if augmentation == "none" else ["none", *[augmentation] * (views - 1)]
+    return torch.stack([_encode(codec, images, kind, generator, on_batch) for kind in kinds])
+
+
+def _encode(
+    codec: LatentCodec,
+    images: ImageSet,
+    augmentation: str,
+    generator: torch.Generator,
+    on_batch: OnBatch,
+) -> Tensor:
+    device = codec.mean.device
+    height, width, channels = images.pixels.shape[1:]
+    blank = torch.zeros(1, channels, height, width, device=device)
+    encoded = [codec.encode(blank)[:0].half().cpu()]  # the shape, where there are no images
+    for chosen in torch.arange(len(images)).split(BATCH):
+        if len(chosen):
+            batch = augment(images.take(chosen), augmentation, generator).to(device)
+            encoded.append(codec.encode(batch).half().cpu())
+            on_batch(len(chosen))
+    return torch.cat(encoded).contiguous()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from mediffusion_core.training.augmentation import RANGES, augment
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.joint_stage import JointObjective, LatentSet, train_joint
-from mediffusion_core.training.latents import encode_views
+from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import (
     LocalReport,
     autocast,
@@ -92,7 +93,8 @@ def latents(count: int = 8, labelled: int = 8, views: int = 2) -> LatentSet:
     views_of[:, :, 0] += sign.reshape(1, -1, 1, 1)
     targets = torch.stack([sign > 0, sign < 0], dim=1).float()
     targets[labelled:] = NAN
-    return LatentSet(views_of.half(), targets, multi_label=True)
+    views_of = views_of.half()
+    return LatentSet(views_of[0], views_of[:, :labelled], targets, multi_label=True)
 
 
 def run_joint(model: JointUNet, data: LatentSet, seed: int = 5, **changes: object) -> LocalReport:
@@ -101,6 +103,7 @@ def run_joint(model: JointUNet, data: LatentSet, seed: int = 5, **changes: objec
         data,
         joint_training(**changes),
         ALPHAS,
+        prediction="epsilon",
         precision="fp32",
         done=0.0,
         share=0.5,
@@ -115,7 +118,6 @@ def run_autoencoder(model: nn.Module, data: ImageSet, seed: int = 5, **changes: 
         model,
         data,
         AutoencoderTraining(**(given | changes)),  # type: ignore[arg-type]
-        augmentation="dermoscopy",
         precision="fp32",
         done=0.0,
         share=0.5,
@@ -308,7 +310,6 @@ def encoded(data: ImageSet, views: int, kind: str = "dermoscopy", **more: object
         data,
         views=views,
         augmentation=kind,
-        precision="fp32",
         seed=3,
         **more,  # type: ignore[arg-type]
     )
@@ -317,14 +318,15 @@ def encoded(data: ImageSet, views: int, kind: str = "dermoscopy", **more: object
 @torch.no_grad()
 def test_the_first_view_is_the_image_as_it_is() -> None:
     data = images(6)
-    told: list[tuple[int, int]] = []
-    views = encoded(data, 3, on_batch=lambda done, total: told.append((done, total)))
+    told: list[int] = []
+    views = encoded(data, 3, on_batch=told.append)
     assert views.shape == (3, 6, 2, 8, 8) and views.dtype == torch.float16
     plain = codec().encode(data.take(torch.arange(6)))
     torch.testing.assert_close(views[0].float(), plain, rtol=1e-2, atol=1e-2)
     assert (views[1:] - views[0]).abs().amax((2, 3, 4)).min() > 0.02
-    assert told == [(6, 18), (12, 18), (18, 18)]
+    assert told == [6, 6, 6]
     assert torch.equal(views, encoded(data, 3))
+    assert torch.equal(encode_images(codec(), data), views[0])
 
 
 def test_without_augmentation_one_view_is_enough() -> None:
@@ -336,22 +338,54 @@ def test_no_images_are_no_latents(kind: str, views: int) -> None:
     assert encoded(images(0), 4, kind).shape == (views, 0, 2, 8, 8)
 
 
-def test_a_batch_is_one_random_view_of_each_image() -> None:
+def test_a_labelled_batch_is_one_random_view_of_each_image_with_its_labels() -> None:
     data = latents(views=4)
-    chosen = torch.tensor([2, 2, 2, 2, 2, 2, 2, 2, 5, 5, 5, 5, 5, 5, 5, 5])
-    taken = data.take(chosen, generator())
+    data.targets[[0, 3]] = NAN
+    data = replace(data, views=data.views[:, data.labelled])
+    chosen = torch.tensor([2] * 8 + [5] * 8)
+    taken, targets = data.labelled_views(chosen, generator())
     assert taken.dtype == torch.float32
     seen = set()
-    for position, latent in zip(chosen.tolist(), taken, strict=True):
-        matches = (data.views[:, position].float() == latent).flatten(1).all(dim=1).nonzero()
+    for number, latent in zip(chosen.tolist(), taken, strict=True):
+        matches = (data.views[:, number].float() == latent).flatten(1).all(dim=1).nonzero()
         assert len(matches) == 1
-        seen.add((position, int(matches)))
+        seen.add((number, int(matches)))
     assert len(seen) > 4
+    # Of the images 1, 2, 4, 5, 6, 7 the third and the last were chosen.
+    assert torch.equal(targets, data.targets[[4] * 8 + [7] * 8])
+
+
+class Shown(nn.Module):
+    """Wraps a joint network and notes what it denoises and what it classifies."""
+
+    def __init__(self, model: JointUNet) -> None:
+        super().__init__()
+        self.unet, self.head, self.model = model.unet, model.head, [model]
+        self.classified: list[Tensor] = []
+
+    def classify(self, given: Tensor, timesteps: Tensor) -> Tensor:
+        self.classified.append(given[timesteps == 0])
+        return self.model[0].classify(given, timesteps)
+
+    def denoise(self, given: Tensor, timesteps: Tensor) -> Tensor:
+        return self.model[0].denoise(given, timesteps)
+
+
+def test_only_the_classifier_sees_the_augmented_views() -> None:
+    data = latents(8, 8, views=2)
+    marked = replace(data, views=torch.full_like(data.views, 7.0))
+    shown = Shown(joint())
+    run_joint(shown, marked)  # type: ignore[arg-type]
+    assert shown.classified and all((clean == 7.0).all() for clean in shown.classified)
+    plain = run_joint(joint(), data, classification_weight=0.0).means()["diffusion_loss"]
+    views = run_joint(joint(), marked, classification_weight=0.0).means()["diffusion_loss"]
+    assert plain == pytest.approx(views, rel=1e-6)
 
 
 def test_one_known_finding_makes_an_image_labelled() -> None:
     targets = torch.tensor([[NAN, NAN], [NAN, 0.0], [1.0, 0.0]])
-    assert LatentSet(torch.zeros(1, 3, 1, 1, 1), targets, True).labelled.tolist() == [1, 2]
+    blank = torch.zeros(3, 1, 1, 1)
+    assert LatentSet(blank, blank[None, 1:], targets, True).labelled.tolist() == [1, 2]
 
 
 # Joint stage
@@ -378,7 +412,7 @@ def test_joint_training_learns_to_denoise_and_to_classify() -> None:
     assert after.means()["classification_loss"] < 0.6 * before["classification_loss"]
     model.eval()
     with torch.no_grad():
-        logits = model.classify(data.views[0].float())
+        logits = model.classify(data.latents.float())
     # Also right for the half whose labels it never saw.
     assert ((logits > 0).float() == latents(16, 16).targets).all()
 
@@ -390,6 +424,7 @@ def test_a_round_counts_what_it_saw() -> None:
         latents(10, 3),
         joint_training(local_epochs=2, labelled_batch_size=3),
         ALPHAS,
+        prediction="epsilon",
         precision="fp32",
         done=0.0,
         share=1.0,
@@ -439,8 +474,29 @@ class Recorder(nn.Module):
         return torch.zeros_like(given)
 
 
-def objective(**changes: object) -> JointObjective:
-    return JointObjective(joint_training(**changes), ALPHAS, "epsilon", generator())
+def objective(log_prior: Tensor | None = None, **changes: object) -> JointObjective:
+    prior = torch.zeros(2) if log_prior is None else log_prior
+    return JointObjective(joint_training(**changes), ALPHAS, "epsilon", prior, generator())
+
+
+def test_a_prior_is_the_sites_own_frequencies_with_one_added() -> None:
+    blank = torch.zeros(5, 1, 1, 1)
+    one_hot = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [NAN, NAN, NAN], [NAN, NAN, NAN]])
+    exclusive = LatentSet(blank, blank[None, :3], one_hot, False).log_prior()
+    torch.testing.assert_close(exclusive.exp(), torch.tensor([3.0, 2.0, 1.0]) / 6)
+    findings = torch.tensor([[1.0, 0], [1, NAN], [0, 0], [NAN, NAN], [NAN, NAN]])
+    independent = LatentSet(blank, blank[None, :3], findings, True).log_prior()
+    torch.testing.assert_close(independent.exp(), torch.tensor([3.0 / 2, 1.0 / 3]))
+
+
+def test_logit_adjustment_adds_the_prior_to_the_logits() -> None:
+    # The recorder's logits are 0, so the loss is that of the adjustment alone.
+    prior, targets = torch.tensor([0.9, 0.1]).log(), torch.tensor([[0.0, 1.0]] * 4)
+    given = torch.zeros(4, 2, 8, 8)
+    for strength, expected in ((0.0, math.log(2)), (1.0, -math.log(0.1))):
+        adjusted = objective(prior, logit_adjustment=strength)
+        loss = adjusted.classification(Recorder(), given, targets, False)  # type: ignore[arg-type]
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("fraction", "clean"), [(0.0, 40), (0.25, 30), (0.5, 20), (1.0, 0)])
@@ -504,6 +560,7 @@ def rates(settings: JointTraining, done: float) -> list[tuple[float, float]]:
             latents(),
             settings,
             ALPHAS,
+            prediction="epsilon",
             precision="fp32",
             done=done,
             share=0.5,
