@@ -43,7 +43,7 @@ def train_autoencoder(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     order = Shuffled(torch.arange(len(images)), generator)
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate, fused=True)
     steps = local_steps(len(images), settings.local_epochs, settings.batch_size)
     autoencoder.train()
     for step in range(steps):

@@ -185,6 +185,7 @@ def _optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.AdamW:
         ],
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 
