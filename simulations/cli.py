@@ -140,6 +140,24 @@ def unlabelled(
     print(study_unlabelled(overrides or [], seeds, folder))
 
 
+@app.command(
+    epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
+)
+def results(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of completed runs.")],
+    document: Annotated[
+        Path, typer.Argument(help="Markdown file with the marks of a section of results.")
+    ],
+    study_folder: Annotated[
+        Path | None, typer.Option("--study", help="Folder of a study of unlabelled images.")
+    ] = None,
+) -> None:
+    """Write tables of the runs' figures into a document. The last line printed is the document."""
+    from simulations.results import write_results
+
+    print(write_results(runs, study_folder, document))
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2."""
     try:

@@ -1,0 +1,115 @@
+"""`fed-mediffusion results`: the README's section of results, written from runs on disk."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mediffusion_core.errors import UserError
+from simulations.simulate import LAUNCH
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+LOCAL = ("run.folder=", "data.store=")
+
+
+def write_results(runs: Sequence[Path], study: Path | None, document: Path) -> Path:
+    """Replaces what stands between the document's two marks by tables of the runs' figures.
+
+    Args:
+        runs: Folders of completed runs.
+        study: `results.json` of a study of unlabelled images, or its folder.
+        document: A Markdown file with both marks.
+
+    Returns:
+        The document.
+
+    Raises:
+        UserError: the document has no marks, or a run or study is not there or not completed.
+    """
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{document} cannot be read ({error.strerror})") from None
+    if text.count(BEGIN) != 1 or text.find(END) < text.find(BEGIN):
+        raise UserError(f"{document} needs the marks {BEGIN} and {END}, in this order, once")
+    parts = [_run_table(runs)]
+    if study is not None:
+        parts.append(_study_table(study))
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    section = "\n\n".join(parts)
+    document.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
+    return document
+
+
+def _run_table(runs: Sequence[Path]) -> str:
+    lines = [
+        "| command | macro AUC (95 %) | FID; untrained; real | PSNR | flipped | min | made by |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        figures = _read(run / "summary.json", "run")
+        if figures.get("status") != "completed":
+            raise UserError(f"{run} is no completed run (status {figures.get('status')})")
+        low, high = figures["auc_macro_interval"]
+        flipped = figures["counterfactual"] or {"flip_rate": float("nan"), "eligible": 0}
+        cells = [
+            f"`{_command(run)}`",
+            f"{figures['auc_macro']:.3f} ({low:.3f} to {high:.3f})",
+            f"{figures['fid']:.0f}; {figures['fid_untrained']:.0f}; {figures['fid_floor']:.0f}",
+            f"{figures['psnr']:.1f} dB",
+            f"{flipped['flip_rate']:.0%} of {flipped['eligible']}",
+            f"{figures['seconds'] / 60:.1f}",
+            _made_by(figures),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _study_table(study: Path) -> str:
+    results = _read(study / "results.json" if study.is_dir() else study, "study")
+    command = " ".join(["fed-mediffusion study unlabelled", *_shown(results["overrides"])])
+    lines = [
+        f"Macro AUC with and without the unlabelled images, same labels, `{command}`:",
+        "",
+        "| seed | with | without | difference | made by |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    rows = results["runs"]
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        cells = [str(first["seed"]), *_pair(first["auc_macro"], second["auc_macro"])]
+        lines.append(f"| {' | '.join([*cells, _made_by(first)])} |")
+    means = results["mean_auc_macro"]
+    lines.append(f"| {' | '.join(['mean', *_pair(means['with'], means['without']), ''])} |")
+    return "\n".join(lines)
+
+
+def _pair(first: float, second: float) -> list[str]:
+    return [f"{first:.3f}", f"{second:.3f}", f"{first - second:+.3f}"]
+
+
+def _made_by(figures: dict[str, Any]) -> str:
+    commit = (figures["commit"] or "unknown")[:9]
+    return f"seed {figures['seed']}, commit {commit}, settings {figures['settings_hash'][:8]}"
+
+
+def _command(run: Path) -> str:
+    overrides = _read(run / LAUNCH, "run")["overrides"]
+    return " ".join(["fed-mediffusion simulate", *_shown(overrides)])
+
+
+def _shown(overrides: Sequence[str]) -> list[str]:
+    """Overrides as a reader would type them: no folder of this machine among them."""
+    kept = [one for one in overrides if not one.startswith(LOCAL)]
+    shown = ["data.root=PATH" if one.startswith("data.root=") else one for one in kept]
+    return list(dict.fromkeys(shown))
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path.parent} holds no finished {what} (no readable {path.name})"
+        ) from None

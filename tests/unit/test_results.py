@@ -1,0 +1,92 @@
+"""The README's tables of results are written from runs, and only from completed ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mediffusion_core.errors import UserError
+from simulations.results import BEGIN, END, write_results
+
+FIGURES: dict[str, Any] = {
+    "status": "completed",
+    "auc_macro": 0.8712,
+    "auc_macro_interval": [0.86, 0.88],
+    "fid": 512.4,
+    "fid_untrained": 1300.2,
+    "fid_floor": 150.0,
+    "psnr": 27.31,
+    "counterfactual": {"flip_rate": 0.9, "eligible": 40},
+    "seconds": 600.0,
+    "seed": 3,
+    "commit": "0123456789abcdef",
+    "settings_hash": "fedcba9876543210",
+}
+
+
+def run(folder: Path, overrides: list[str], **changes: Any) -> Path:
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(FIGURES | changes))
+    launched = {"config_name": "config", "overrides": [*overrides, f"run.folder='{folder}'"]}
+    (folder / "launch.json").write_text(json.dumps(launched))
+    return folder
+
+
+def document(folder: Path, text: str = f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n") -> Path:
+    path = folder / "README.md"
+    path.write_text(text)
+    return path
+
+
+def test_the_section_alone_is_replaced_and_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    root = f"data.root='{tmp_path}'"
+    given = run(tmp_path / "run", ["data=isic2019", "data.root=here", root])
+    first = write_results([given], None, document(tmp_path)).read_text()
+    assert first.startswith(f"# Title\n\n{BEGIN}\n|") and first.endswith(f"|\n{END}\n\nafter\n")
+    assert "`fed-mediffusion simulate data=isic2019 data.root=PATH`" in first
+    assert "0.871 (0.860 to 0.880)" in first and "512; 1300; 150" in first and "27.3 dB" in first
+    assert "seed 3, commit 012345678, settings fedcba98" in first
+    assert "old" not in first and str(tmp_path) not in first
+    assert write_results([given], None, tmp_path / "README.md").read_text() == first
+
+
+def test_a_study_stands_below_the_runs(tmp_path: Path) -> None:
+    given = run(tmp_path / "run", [], counterfactual=None)
+    rows = [
+        {"seed": seed, "auc_macro": value, "commit": "c" * 40, "settings_hash": "5" * 16}
+        for seed, value in ((0, 0.86), (0, 0.81), (1, 0.88), (1, 0.80))
+    ]
+    study = tmp_path / "study"
+    study.mkdir()
+    results = {"overrides": [], "mean_auc_macro": {"with": 0.87, "without": 0.805}, "runs": rows}
+    (study / "results.json").write_text(json.dumps(results))
+    text = write_results([given], study, document(tmp_path)).read_text()
+    assert "| 0 | 0.860 | 0.810 | +0.050 |" in text
+    assert "| mean | 0.870 | 0.805 | +0.065 |" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        ("no marks", {}, "needs the marks"),
+        (f"{END} {BEGIN}", {}, "in this order"),
+        (f"{BEGIN}{END}", {"status": "failed"}, "no completed run"),
+    ],
+)
+def test_a_mistake_changes_nothing(
+    tmp_path: Path, text: str, changes: dict[str, Any], message: str
+) -> None:
+    given, path = run(tmp_path / "run", [], **changes), document(tmp_path, text)
+    with pytest.raises(UserError, match=message):
+        write_results([given], None, path)
+    assert path.read_text() == text
+
+
+def test_folders_without_a_run_or_a_document_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"README\.md cannot be read"):
+        write_results([], None, tmp_path / "README.md")
+    with pytest.raises(UserError, match="holds no finished run"):
+        write_results([tmp_path], None, document(tmp_path))
+    with pytest.raises(UserError, match="holds no finished study"):
+        write_results([], tmp_path, document(tmp_path))
