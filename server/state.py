@@ -15,7 +15,7 @@ from mediffusion_core.artifacts.checkpoints import (
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint, restore_joint
 from mediffusion_core.errors import UserError
-from mediffusion_core.model import LatentCodec, build_autoencoder
+from mediffusion_core.model import Autoencoder, LatentCodec
 from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
@@ -67,7 +67,7 @@ class RunState:
 
     def codec(self, settings: Settings) -> LatentCodec:
         """The global autoencoder with the latent scale; unit scale before the latent census."""
-        autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+        autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
         autoencoder.load_state_dict(dict(self.components[AUTOENCODER]))
         channels = settings.model.autoencoder.latent_channels
         unit = {"mean": torch.zeros(channels), "std": torch.ones(channels)}
@@ -78,7 +78,7 @@ class RunState:
 def fresh_state(settings: Settings, num_classes: int) -> RunState:
     """Untrained weights, drawn from the run's seed."""
     torch.manual_seed(derive_seed(settings.seed, "weights"))
-    autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+    autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
     joint = build_joint(settings, num_classes)
     unet, head = joint.unet.state_dict(), joint.head.state_dict()
     components = {AUTOENCODER: autoencoder.state_dict(), UNET: unet, HEAD: head}

@@ -1,8 +1,8 @@
 """What has weights: the autoencoder and the joint UNet."""
 
 from mediffusion_core.model.autoencoder import (
+    Autoencoder,
     LatentCodec,
-    build_autoencoder,
     channel_sums,
     scale_from_sums,
     untrained_codec,
@@ -10,9 +10,9 @@ from mediffusion_core.model.autoencoder import (
 from mediffusion_core.model.joint_unet import JointUNet, build_unet, pooled_width
 
 __all__ = [
+    "Autoencoder",
     "JointUNet",
     "LatentCodec",
-    "build_autoencoder",
     "build_unet",
     "channel_sums",
     "pooled_width",

@@ -1,39 +1,55 @@
 """The variational autoencoder between images and latents, on diffusers' `AutoencoderKL`."""
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from mediffusion_core.settings import AutoencoderSettings
 
 
-def build_autoencoder(settings: AutoencoderSettings, image_channels: int) -> AutoencoderKL:
-    """Builds an untrained autoencoder.
+class Autoencoder(nn.Module):
+    """diffusers' `AutoencoderKL` between images in [0, 1] and unscaled latents.
 
-    Patches of p·p pixels become channels before the first convolution, and pixels again after the
-    last (arXiv 1609.05158): most of a small network's time goes into its finest level.
-
-    Args:
-        settings: Patch size p and widths; each width after the first halves the resolution.
-        image_channels: 1 for grey images, 3 for colour.
+    Patches of p·p pixels become channels on the way in, and pixels again on the way out (arXiv
+    1609.05158): most of a small network's time goes into its finest level. `kl` is diffusers' own
+    network, untouched.
     """
-    levels, patch = len(settings.channels), settings.patch_size
-    autoencoder = AutoencoderKL(
-        in_channels=image_channels * patch**2,
-        out_channels=image_channels * patch**2,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=settings.channels,
-        layers_per_block=settings.layers_per_block,
-        latent_channels=settings.latent_channels,
-        norm_num_groups=settings.norm_groups,
-        mid_block_add_attention=settings.attention,
-        scaling_factor=1.0,
-    )
-    encoder, decoder = autoencoder.encoder, autoencoder.decoder
-    encoder.conv_in = nn.Sequential(nn.PixelUnshuffle(patch), encoder.conv_in)
-    decoder.conv_out = nn.Sequential(decoder.conv_out, nn.PixelShuffle(patch))
-    return autoencoder
+
+    def __init__(self, settings: AutoencoderSettings, image_channels: int) -> None:
+        """Builds it untrained.
+
+        Args:
+            settings: Patch size p and widths; each width after the first halves the resolution.
+            image_channels: 1 for grey images, 3 for colour.
+        """
+        super().__init__()
+        self.patch_size = settings.patch_size
+        levels = len(settings.channels)
+        self.kl = AutoencoderKL(
+            in_channels=image_channels * settings.patch_size**2,
+            out_channels=image_channels * settings.patch_size**2,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=settings.channels,
+            layers_per_block=settings.layers_per_block,
+            latent_channels=settings.latent_channels,
+            norm_num_groups=settings.norm_groups,
+            mid_block_add_attention=settings.attention,
+            scaling_factor=1.0,
+        )
+
+    def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
+        """The posterior of the latents (B, c, h, w) of images (B, C, H, W)."""
+        patches = F.pixel_unshuffle(images * 2 - 1, self.patch_size)  # (B, C p², H/p, W/p)
+        posterior: DiagonalGaussianDistribution = self.kl.encode(patches).latent_dist
+        return posterior
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [0, 1], of latents (B, c, h, w)."""
+        patches = self.kl.decode(latents).sample  # (B, C p², H/p, W/p)
+        return (F.pixel_shuffle(patches, self.patch_size).float() + 1) / 2
 
 
 class LatentCodec(nn.Module):
@@ -46,7 +62,7 @@ class LatentCodec(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, autoencoder: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, autoencoder: Autoencoder, mean: Tensor, std: Tensor) -> None:
         """Takes the autoencoder and per-channel mean and standard deviation, both (C,)."""
         super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
@@ -55,28 +71,26 @@ class LatentCodec(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to scaled latents (B, c, h, w): the posterior's mode."""
-        posterior = self.autoencoder.encode(images * 2 - 1).latent_dist
-        scaled: Tensor = (posterior.mode() - self.mean) / self.std
+        scaled: Tensor = (self.autoencoder.encode(images).mode() - self.mean) / self.std
         return scaled
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, c, h, w) to images (B, C, H, W) in [0, 1]."""
-        decoded: Tensor = self.autoencoder.decode(latents * self.std + self.mean).sample
-        return ((decoded + 1) / 2).clamp(0, 1)
+        return self.autoencoder.decode(latents * self.std + self.mean).clamp(0, 1)
 
 
-def channel_sums(autoencoder: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor, int]:
+def channel_sums(autoencoder: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor, int]:
     """Sums over a batch from which the global latent scale is formed.
 
     Args:
         autoencoder: The trained autoencoder.
-        images: (B, C, H, W) in [0, 1].
+        images: (B, C, H, W) in [0, 1], B at least 1.
 
     Returns:
         Per-channel sum and sum of squares of the unscaled latents, float64 (c,), and how many
         values each sum holds.
     """
-    latents = autoencoder.encode(images * 2 - 1).latent_dist.mode().double()  # (B, c, h, w)
+    latents = autoencoder.encode(images).mode().double()  # (B, c, h, w)
     count = latents.numel() // latents.shape[1]
     return latents.sum(dim=(0, 2, 3)), latents.square().sum(dim=(0, 2, 3)), count
 
@@ -92,5 +106,5 @@ def untrained_codec(settings: AutoencoderSettings, image_channels: int) -> Laten
     """A codec with fresh weights and unit scale, whose state can be loaded over."""
     channels = settings.latent_channels
     return LatentCodec(
-        build_autoencoder(settings, image_channels), torch.zeros(channels), torch.ones(channels)
+        Autoencoder(settings, image_channels), torch.zeros(channels), torch.ones(channels)
     )

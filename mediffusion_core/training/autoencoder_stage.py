@@ -1,17 +1,17 @@
 """One site's round of the autoencoder stage."""
 
 import torch
-from diffusers import AutoencoderKL
 
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.losses import reconstruction_loss
+from mediffusion_core.model import Autoencoder
 from mediffusion_core.settings import AutoencoderTraining
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
 
 
 def train_autoencoder(
-    autoencoder: AutoencoderKL,
+    autoencoder: Autoencoder,
     images: ImageSet,
     settings: AutoencoderTraining,
     *,
@@ -23,8 +23,8 @@ def train_autoencoder(
 ) -> LocalReport:
     """Trains the autoencoder in place on all of a site's images, labelled or not.
 
-    Loss: absolute error of pixels and edges, plus `kl_weight` · KL(q(z|x) ‖ N(0, 1)) summed over
-    the latent (arXiv 2112.10752, section 3.1).
+    Loss: mean absolute error of pixels and edges, plus `kl_weight` · KL(q(z|x) ‖ N(0, 1)) / CHW:
+    that of arXiv 2112.10752, section 3.1, both its sums divided by the number of pixel values.
 
     Args:
         autoencoder: Trained in place, on the device it stands on.
@@ -52,12 +52,11 @@ def train_autoencoder(
             group["lr"] = rate * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
         batch = images.take(order.next(settings.batch_size)).to(device)  # (B, C, H, W)
         with autocast(precision, device):
-            posterior = autoencoder.encode(batch * 2 - 1).latent_dist
-            decoded = autoencoder.decode(posterior.sample()).sample
-        reconstructed = reconstruction_loss(
-            (decoded.float() + 1) / 2, batch, settings.edge_weight
-        ).mean()
-        loss = reconstructed + settings.kl_weight * posterior.kl().float().mean()
+            posterior = autoencoder.encode(batch)
+            decoded = autoencoder.decode(posterior.sample())
+        reconstructed = reconstruction_loss(decoded, batch, settings.edge_weight).mean()
+        divergence = posterior.kl().float().mean() / batch[0].numel()
+        loss = reconstructed + settings.kl_weight * divergence
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)

@@ -1,7 +1,10 @@
 """The joint UNet against diffusers' own forward pass, and the latents' scale."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -9,9 +12,9 @@ from torch import Tensor
 from configs.compose import compose
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import (
+    Autoencoder,
     JointUNet,
     LatentCodec,
-    build_autoencoder,
     build_unet,
     channel_sums,
     pooled_width,
@@ -163,18 +166,18 @@ def test_a_level_too_narrow_for_attention_is_refused_before_it_is_built() -> Non
 @torch.no_grad()
 def test_the_codec_scales_what_the_autoencoder_gives() -> None:
     torch.manual_seed(0)
-    autoencoder = build_autoencoder(AUTOENCODER, 1)
+    autoencoder = Autoencoder(AUTOENCODER, 1)
     mean, std = torch.tensor([1.0, 0.0, -2.0, 3.0]), torch.tensor([2.0, 1.0, 0.5, 4.0])
     codec = LatentCodec(autoencoder, mean, std)
     images = torch.rand(2, 1, 16, 16)
-    raw = autoencoder.encode(images * 2 - 1).latent_dist.mode()
+    raw = autoencoder.encode(images).mode()
     scaled = codec.encode(images)
     assert scaled.shape == (2, 4, 8, 8)
     for channel in range(4):
         torch.testing.assert_close(
             scaled[:, channel] * std[channel] + mean[channel], raw[:, channel]
         )
-    expected = (autoencoder.decode(raw).sample / 2 + 0.5).clamp(0, 1)
+    expected = autoencoder.decode(raw).clamp(0, 1)
     torch.testing.assert_close(codec.decode(scaled), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -184,26 +187,41 @@ def test_patches_take_the_place_of_levels(patch: int, widths: int) -> None:
         update={"patch_size": patch, "channels": (16,) * widths, "attention": False}
     )
     assert settings.downsampling == 4
-    autoencoder = build_autoencoder(settings, 3)
+    autoencoder = Autoencoder(settings, 3)
     images = torch.rand(2, 3, 16, 24)
-    latents = autoencoder.encode(images).latent_dist.mode()
+    latents = autoencoder.encode(images).mode()
     assert latents.shape == (2, 4, 4, 6)
-    assert autoencoder.decode(latents).sample.shape == images.shape
+    assert autoencoder.decode(latents).shape == images.shape
+
+
+@torch.no_grad()
+def test_without_patches_it_is_diffusers_network_between_images_of_0_to_1(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AUTOENCODER, 1).eval()
+    autoencoder.kl.save_pretrained(tmp_path)
+    loaded = AutoencoderKL.from_pretrained(tmp_path).eval()
+    images = torch.rand(2, 1, 16, 16)
+    posterior = loaded.encode(images * 2 - 1).latent_dist
+    torch.testing.assert_close(autoencoder.encode(images).mode(), posterior.mode())
+    decoded = loaded.decode(posterior.mode()).sample / 2 + 0.5
+    torch.testing.assert_close(autoencoder.decode(posterior.mode()), decoded)
 
 
 @torch.no_grad()
 def test_a_patch_becomes_the_channels_of_its_own_place() -> None:
     settings = AUTOENCODER.model_copy(update={"patch_size": 2})
-    first = build_autoencoder(settings, 1).encoder.conv_in
-    images = torch.zeros(1, 1, 8, 8)
+    autoencoder = Autoencoder(settings, 1)
+    seen: list[Tensor] = []
+    autoencoder.kl.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    images = torch.full((1, 1, 8, 8), 0.5)
     images[..., 2:4, 4:6] = 1.0
-    touched = (first(images) != first(torch.zeros_like(images))).any(dim=1)[0]
-    assert touched.nonzero().amin(dim=0).tolist() == [0, 1]
-    assert touched.nonzero().amax(dim=0).tolist() == [2, 3]
+    autoencoder.encode(images)
+    assert seen[0].shape == (1, 4, 4, 4)
+    assert seen[0].nonzero().tolist() == [[0, channel, 1, 2] for channel in range(4)]
 
 
 def test_a_codec_is_frozen_and_keeps_its_scale_in_its_state() -> None:
-    codec = LatentCodec(build_autoencoder(AUTOENCODER, 1), torch.ones(4), torch.full((4,), 3.0))
+    codec = LatentCodec(Autoencoder(AUTOENCODER, 1), torch.ones(4), torch.full((4,), 3.0))
     assert not any(parameter.requires_grad for parameter in codec.parameters())
     fresh = untrained_codec(AUTOENCODER, 1)
     fresh.load_state_dict(codec.state_dict())
@@ -217,7 +235,7 @@ def test_a_codec_is_frozen_and_keeps_its_scale_in_its_state() -> None:
 @torch.no_grad()
 def test_the_pooled_scale_is_that_of_all_sites_images_together(sizes: list[int], seed: int) -> None:
     torch.manual_seed(seed)
-    autoencoder = build_autoencoder(AUTOENCODER, 1).eval()
+    autoencoder = Autoencoder(AUTOENCODER, 1).eval()
     sites = [torch.rand(size, 1, 16, 16) for size in sizes]
     parts = [channel_sums(autoencoder, images) for images in sites]
     mean, std = scale_from_sums(
@@ -225,7 +243,7 @@ def test_the_pooled_scale_is_that_of_all_sites_images_together(sizes: list[int],
         sum((part[1] for part in parts), torch.zeros(4)),
         sum(part[2] for part in parts),
     )
-    latents = autoencoder.encode(torch.cat(sites) * 2 - 1).latent_dist.mode().double()
+    latents = autoencoder.encode(torch.cat(sites)).mode().double()
     by_channel = latents.transpose(0, 1).flatten(1)
     torch.testing.assert_close(mean, by_channel.mean(dim=1).float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
