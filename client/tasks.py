@@ -1,8 +1,9 @@
 """What a site does for each kind of message. Only sums, counts and weights are returned."""
 
 import hashlib
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from client.site import Site
 from mediffusion_core.artifacts.trained import restore_joint
+from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.evaluation.classification import (
     bootstrap_counts,
@@ -18,7 +20,7 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.model import LatentCodec, build_autoencoder, channel_sums
+from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums
 from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.joint_stage import LatentSet, train_joint
@@ -53,7 +55,7 @@ def autoencoder_round(
 ) -> tuple[StateDict, Metrics]:
     """One round of the autoencoder stage on all of the site's images."""
     settings = site.settings
-    autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+    autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
     autoencoder.load_state_dict(dict(weights))
     begun = time.perf_counter()
     report = train_autoencoder(
@@ -73,14 +75,15 @@ def autoencoder_round(
 def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
     """Sums and sums of squares of the site's latents per channel, and how many values."""
     settings = site.settings
-    autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+    autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
     autoencoder.load_state_dict(dict(weights))
     autoencoder.to(site.device).eval()
     images = site.hospitals.train(site.index)
     channels = settings.model.autoencoder.latent_channels
     total, squares = torch.zeros(2, channels, dtype=torch.float64)
     count = 0
-    for part in torch.arange(len(images)).split(SUMMED):
+    parts = torch.arange(len(images)).split(SUMMED) if len(images) else ()
+    for part in parts:
         sums = channel_sums(autoencoder, images.take(part).to(site.device))
         total, squares, count = total + sums[0].cpu(), squares + sums[1].cpu(), count + sums[2]
     return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
@@ -89,21 +92,22 @@ def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
 def encode(site: Site, codec_weights: StateDict) -> None:
     """Encodes the site's images and keeps the latents in its folder.
 
-    A second call with the same codec and settings finds them there and does nothing.
+    A second call with the same codec, images, labels and settings finds them there and does
+    nothing; an image that became readable since, or a corrected label, makes all of them anew.
     """
-    digest = _digest(codec_weights)
+    settings = site.settings
+    train, validation = site.hospitals.train(site.index), site.hospitals.validation(site.index)
+    digest = _digest(site, codec_weights, (train, validation))
     path = site.folder / LATENTS
     if path.is_file() and _digest_of(path) == digest:
         return
-    settings = site.settings
     codec = LatentCodec(
-        build_autoencoder(settings.model.autoencoder, settings.data.channels),
+        Autoencoder(settings.model.autoencoder, settings.data.channels),
         codec_weights["mean"],
         codec_weights["std"],
     )
     codec.load_state_dict(dict(codec_weights))
     codec.to(site.device)
-    train = site.hospitals.train(site.index)
     labelled = train.subset(train.labelled)
     views = settings.training.joint.augmented_views
     report = site.progress("latents", 1)
@@ -124,7 +128,7 @@ def encode(site: Site, codec_weights: StateDict) -> None:
             seed=derive_seed(settings.seed, "views", site.name),
             on_batch=on_batch,
         ),
-        "validation": encode_images(codec, site.hospitals.validation(site.index)),
+        "validation": encode_images(codec, validation),
     }
     temporary = path.with_suffix(".tmp")
     save_file(latents, temporary, {"codec": digest})
@@ -194,11 +198,16 @@ def _metrics(report: LocalReport, begun: float) -> dict[str, float]:
     return {**counts, "steps": report.steps, "seconds": seconds, **report.means()}
 
 
-def _digest(weights: StateDict) -> str:
-    sha = hashlib.sha256()
+def _digest(site: Site, weights: StateDict, sets: Sequence[ImageSet]) -> str:
+    """Of all that a site's latents depend on: settings, codec, which images, which labels."""
+    sha = hashlib.sha256(site.settings.fingerprint().encode())
     for name in sorted(weights):
         sha.update(name.encode())
         sha.update(weights[name].contiguous().numpy().tobytes())
+    for images in sets:
+        names = [site.hospitals.store.image_ids[row] for row in images.rows]
+        sha.update(json.dumps(names).encode())
+        sha.update(images.targets.numpy().tobytes())
     return sha.hexdigest()
 
 

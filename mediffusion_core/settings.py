@@ -24,8 +24,9 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "device": True,
     "data": {"root", "store"},
     "evaluation": {"inception_weights"},
+    "federation": {"round_timeout"},
 }
-"""Settings a site may set for itself: they say where things lie, never what is computed."""
+"""Settings outside the hash: where things lie and how long to wait, never what is computed."""
 
 
 class _Model(BaseModel):
@@ -189,7 +190,6 @@ class JointTraining(_Model):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 4
     classification_weight: Annotated[float, Field(ge=0.0)]
-    logit_adjustment: Annotated[float, Field(ge=0.0)] = 0.0
     noised_fraction: Fraction = 0.5
     noised_max_timestep: Fraction = 0.6
     augmented_views: Count = 5

@@ -25,6 +25,14 @@ class LatentSet:
     """(n, classes) in {0, 1}; NaN where a label is missing or withheld."""
     multi_label: bool
 
+    def __post_init__(self) -> None:
+        """Refuses latents and labels that are not of the same images."""
+        if len(self.latents) != len(self.targets) or self.views.shape[1] != len(self.labelled):
+            raise ValueError(
+                f"{len(self.latents)} latents and views of {self.views.shape[1]} do not fit "
+                f"{len(self.targets)} labels, {len(self.labelled)} of them known"
+            )
+
     @property
     def labelled(self) -> Tensor:
         """Positions of the images with at least one known label, (m,)."""
@@ -39,14 +47,6 @@ class LatentSet:
         view = torch.randint(0, len(self.views), (len(chosen),), generator=generator)
         return self.views[view, chosen].float(), self.targets[self.labelled[chosen]]
 
-    def log_prior(self) -> Tensor:
-        """Logits of the site's own class frequencies, (classes,), one added to every count.
-
-        Log frequencies of exclusive classes, log odds of independent findings.
-        """
-        present, absent = (self.targets == 1).sum(dim=0) + 1.0, (self.targets == 0).sum(dim=0) + 1.0
-        return (present / absent).log() if self.multi_label else (present / present.sum()).log()
-
 
 class JointObjective:
     """Diffusion on all latents, and classification on labelled ones, clean and noised.
@@ -55,9 +55,7 @@ class JointObjective:
     there t' = 0 for all; here a share of the labelled rows has t' uniform up to a bound, so that
     the head's gradient means something at the noise levels where it guides.)
 
-    Both sums are divided by the fixed batch size, not by what a batch happens to hold. Where
-    `logit_adjustment` τ is not 0, τ · log prior of the site is added to the logits within ℓ (arXiv
-    2007.07314, eq. 10): a site that never sees a class does not teach the head to deny it.
+    Both sums are divided by the fixed batch size, not by what a batch happens to hold.
     """
 
     def __init__(
@@ -65,15 +63,10 @@ class JointObjective:
         settings: JointTraining,
         alphas_cumprod: Tensor,
         prediction: Prediction,
-        log_prior: Tensor,
         generator: torch.Generator,
     ) -> None:
-        """Takes the weights of the parts, ᾱ (T,), what is predicted, and what draws t and noise.
-
-        `log_prior` (classes,) is that of the site's labels.
-        """
+        """Takes the weights of the parts, ᾱ (T,), what is predicted, and what draws t and noise."""
         self._settings = settings
-        self._adjustment = settings.logit_adjustment * log_prior
         self._prediction = prediction
         self._alphas = alphas_cumprod
         self._generator = generator
@@ -99,8 +92,7 @@ class JointObjective:
         noised, _ = self._noised(latents, timesteps)
         inputs = torch.cat([latents[:clean], noised[clean:]])
         logits = model.classify(inputs, timesteps.to(inputs.device))
-        adjusted = logits.float() + self._adjustment.to(logits.device)
-        losses = classification_loss(adjusted, targets, multi_label)
+        losses = classification_loss(logits.float(), targets, multi_label)
         return losses.sum() / self._settings.labelled_batch_size
 
     def _noised(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +135,7 @@ def train_joint(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    objective = JointObjective(settings, alphas_cumprod, prediction, data.log_prior(), generator)
+    objective = JointObjective(settings, alphas_cumprod, prediction, generator)
     everyone = Shuffled(torch.arange(count), generator)
     known = len(data.labelled)
     labelled = Shuffled(torch.arange(known), generator) if known else None

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -37,7 +38,7 @@ class LocalReport:
 
 def derive_seed(seed: int, *parts: str | int) -> int:
     """A seed of its own for every purpose, from the run's seed and the purpose's name."""
-    text = "/".join(str(part) for part in (seed, *parts))
+    text = json.dumps([seed, *parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

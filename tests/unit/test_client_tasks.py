@@ -15,7 +15,7 @@ from mediffusion_core import protocol
 from mediffusion_core.artifacts.trained import build_joint
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.evaluation.classification import auc_from_counts
-from mediffusion_core.model import LatentCodec, build_autoencoder, scale_from_sums
+from mediffusion_core.model import Autoencoder, LatentCodec, scale_from_sums
 from mediffusion_core.settings import Settings
 
 Overrides = tuple[str, ...]
@@ -48,13 +48,13 @@ def ask(overrides: Overrides, settings: Settings) -> Asking:
 @pytest.fixture(scope="module")
 def autoencoder(settings: Settings) -> Weights:
     torch.manual_seed(0)
-    model = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+    model = Autoencoder(settings.model.autoencoder, settings.data.channels)
     return dict(model.state_dict())
 
 
 @pytest.fixture(scope="module")
 def codec(settings: Settings, autoencoder: Weights) -> LatentCodec:
-    model = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+    model = Autoencoder(settings.model.autoencoder, settings.data.channels)
     model.load_state_dict(dict(autoencoder))
     return LatentCodec(model, torch.zeros(4), torch.ones(4))
 
