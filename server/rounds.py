@@ -12,7 +12,7 @@ from mediffusion_core import protocol
 from mediffusion_core.artifacts.pictures import save_curves, save_sites
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.artifacts.trained import TrainedModel
-from mediffusion_core.evaluation.classification import auc_from_counts, interval, macro
+from mediffusion_core.evaluation.classification import auc_from_counts, macro, macro_interval
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
 from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
@@ -161,11 +161,10 @@ class FederatedRun:
         replies = self._federation.ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
         counts = [reply.counts["counts"] for reply in replies]
         draws = torch.stack([reply.counts["bootstraps"] for reply in replies]).sum(dim=0)
-        macros = torch.tensor([macro(draw) for draw in auc_from_counts(draws)])
         pooled = auc_from_counts(torch.stack(counts).sum(dim=0))
         return {
             "auc_pooled": macro(pooled),
-            "auc_pooled_interval": interval(macros),
+            "auc_pooled_interval": macro_interval(pooled, auc_from_counts(draws)),
             "auc_pooled_per_class": dict(zip(self._classes, pooled.tolist(), strict=True)),
             "auc_pooled_per_site": {
                 reply.site: macro(auc_from_counts(one))

@@ -15,6 +15,7 @@ from mediffusion_core.evaluation.classification import (
     interval,
     logit_thresholds,
     macro,
+    macro_interval,
     threshold_counts,
 )
 from mediffusion_core.evaluation.features import (
@@ -26,9 +27,9 @@ from mediffusion_core.evaluation.features import (
 )
 from mediffusion_core.evaluation.generation import (
     frechet_distance,
+    halves_by_group,
     kernel_distance,
     psnr,
-    real_floor,
 )
 
 __all__ = [
@@ -42,12 +43,13 @@ __all__ = [
     "efficientnet_lite0",
     "exact_auc",
     "frechet_distance",
+    "halves_by_group",
     "inception",
     "interval",
     "kernel_distance",
     "logit_thresholds",
     "macro",
+    "macro_interval",
     "psnr",
-    "real_floor",
     "threshold_counts",
 ]

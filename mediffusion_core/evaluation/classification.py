@@ -1,8 +1,8 @@
 """Areas under the ROC curve, exact where scores are at hand and from counts where they are not.
 
-A hospital's scores never leave it. What leaves are confusion counts per threshold, which add up
+Scores do not leave a hospital as such. What leaves are confusion counts per threshold, which add up
 over sites: the curve of the sum is the curve of the pooled patients, whatever classes a single
-site lacks.
+site lacks. With few patients and many thresholds such counts still tell single scores and labels.
 """
 
 import math
@@ -205,6 +205,18 @@ def interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
         return float("nan"), float("nan")
     tail = (1.0 - level) / 2.0
     return float(finite.quantile(tail)), float(finite.quantile(1.0 - tail))
+
+
+def macro_interval(auc: Tensor, draws: Tensor) -> tuple[float, float]:
+    """Interval of the macro area, over the draws that have every class the point estimate has.
+
+    A draw without a positive of a rare class would average over the other classes: another figure.
+
+    Args:
+        auc: (C,), nan where a class has no area.
+        draws: (B, C), one row a bootstrap.
+    """
+    return interval(draws[:, auc.isfinite()].mean(dim=1))
 
 
 def _check(scores: Tensor, targets: Tensor) -> None:

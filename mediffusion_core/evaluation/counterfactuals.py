@@ -27,7 +27,8 @@ def choose_panel(
     """Chooses a panel of up to `count` images from a test set's labels.
 
     Multi-label: every class in turn, removed from an image that has it, then added to one that
-    has not. Exclusive: between the two most frequent classes, both ways in turn.
+    has not. Exclusive: between the two most frequent classes, both ways in turn. No image is
+    asked for twice.
 
     Args:
         targets: (N, C) in {0, 1}, NaN where missing.
@@ -41,8 +42,10 @@ def choose_panel(
     wishes = _multi_label_wishes(classes) if multi_label else _exclusive_wishes(targets)
     pools = {wish: order[targets[order, wish[0]] == wish[1]].tolist() for wish in wishes}
     chosen: list[tuple[int, int, bool, str]] = []
+    used: set[int] = set()
     while len(chosen) < count and any(pools.values()):
         for wish in wishes:
+            pools[wish] = [row for row in pools[wish] if row not in used]
             if pools[wish] and len(chosen) < count:
                 held, value, index = wish
                 name = (
@@ -51,7 +54,8 @@ def choose_panel(
                     else f"{classes[held]} → {classes[index]}"
                 )
                 present = not value if multi_label else True
-                chosen.append((pools[wish].pop(0), index, present, name))
+                chosen.append((pools[wish][0], index, present, name))
+                used.add(pools[wish][0])
     target = Target(
         torch.tensor([index for _, index, _, _ in chosen], dtype=torch.long),
         torch.tensor([present for _, _, present, _ in chosen], dtype=torch.bool),
@@ -86,7 +90,7 @@ class Counterfactuals:
     images: Tensor
     """The counterfactuals, (n, C, H, W)."""
     before: Tensor
-    """Probabilities of the sources, (n, classes)."""
+    """Probabilities of the sources, encoded anew from their pixels, (n, classes)."""
     after: Tensor
     """Probabilities of the counterfactuals, encoded anew from their pixels, (n, classes)."""
     eligible: Tensor
@@ -125,7 +129,9 @@ class Counterfactuals:
 def make_counterfactuals(
     model: TrainedModel, images: Tensor, target: Target, settings: CounterfactualSettings
 ) -> Counterfactuals:
-    """Makes one counterfactual an image and lets the model classify both from their pixels.
+    """Makes one counterfactual an image and lets the model classify source and counterfactual.
+
+    Both have been through the autoencoder once, so their difference is guidance's alone.
 
     Args:
         model: The trained model.
@@ -134,11 +140,12 @@ def make_counterfactuals(
         settings: Guidance.
     """
     latents = model.encode(images)
+    sources = model.decode(latents)
     made = model.decode(model.explain(latents, target, settings))
-    before = model.logits(latents)
+    before = model.logits(model.encode(sources))
     after = model.logits(model.encode(made))
     return Counterfactuals(
-        sources=model.decode(latents),
+        sources=sources,
         images=made,
         before=model.probabilities(before),
         after=model.probabilities(after),

@@ -1,5 +1,7 @@
 """Distances between sets of features and between images: FID, KID and PSNR."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,25 +71,27 @@ def kernel_distance(
     return float(values.mean()), float(values.std(correction=0))
 
 
-def real_floor(features: Tensor, seed: int) -> float:
-    """Fréchet distance of one random half of real features against the other half.
+def halves_by_group(groups: Sequence[str], count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two equally large sets of images that share no patient.
 
-    What a perfect generator would score with half as many samples: a floor to read other
-    distances against.
+    The distance of one to the other is the floor: what a perfect generator would score with as
+    many samples. Two images of one patient, one in each set, would make it look smaller.
 
     Args:
-        features: (N, D), N at least 4.
-        seed: of the split.
+        groups: Patient or lesion of each of N images, at least two different ones.
+        count: Images a set at most.
+        seed: Draws the patients' order.
 
-    Raises:
-        ValueError: fewer than 4 samples.
+    Returns:
+        Positions of the two sets, both (n,), n ≥ 1.
     """
-    if len(features) < 4:
-        raise ValueError(f"halving features needs at least 4 samples, got {len(features)}")
+    names = sorted(set(groups))
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(features), generator=generator)
-    half = len(features) // 2
-    return frechet_distance(features[order[:half]], features[order[half : 2 * half]])
+    order = {names[place]: rank for rank, place in enumerate(_permutation(len(names), generator))}
+    positions = _permutation(len(groups), generator)
+    sides = [[place for place in positions if order[groups[place]] % 2 == side] for side in (0, 1)]
+    size = min(count, *map(len, sides))
+    return torch.tensor(sides[0][:size]), torch.tensor(sides[1][:size])
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
@@ -101,6 +105,11 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
         (B,) in dB; inf where an image equals its reference.
     """
     return -10.0 * (images - reference).square().mean(dim=(1, 2, 3)).log10()
+
+
+def _permutation(count: int, generator: torch.Generator) -> list[int]:
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
 
 
 def _check(a: Tensor, b: Tensor) -> None:

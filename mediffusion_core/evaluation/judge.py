@@ -19,16 +19,23 @@ from mediffusion_core.artifacts.pictures import (
 )
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.classification import (
     bootstrap_auc,
     class_scores,
     exact_auc,
     interval,
     macro,
+    macro_interval,
 )
 from mediffusion_core.evaluation.counterfactuals import choose_panel, make_counterfactuals
 from mediffusion_core.evaluation.features import build_extractor
-from mediffusion_core.evaluation.generation import frechet_distance, kernel_distance, psnr
+from mediffusion_core.evaluation.generation import (
+    frechet_distance,
+    halves_by_group,
+    kernel_distance,
+    psnr,
+)
 from mediffusion_core.model import LatentCodec
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
@@ -37,6 +44,7 @@ Truth = Callable[[int, str], NDArray[np.uint8] | None]
 """The pixels of a test image without the named finding, where that is known."""
 
 SHOWN = 32
+SMALLEST_HALF = 4
 RECONSTRUCTED = 512
 
 
@@ -53,7 +61,13 @@ class Judge:
         multi_label: bool,
         truth: Truth | None = None,
     ) -> None:
-        """Takes the public test set with the patient and the site of each of its images."""
+        """Takes the public test set with the patient and the site of each of its images.
+
+        Raises:
+            UserError: too few images or patients to judge by, or a single exclusive class.
+        """
+        if len(classes) < 2 and not multi_label:
+            raise UserError(f"the only class is {', '.join(classes)}; telling apart needs two")
         self._settings = settings
         self._test = test
         self._groups = groups
@@ -62,6 +76,14 @@ class Judge:
         self._multi_label = multi_label
         self._truth = truth
         count = settings.evaluation.counterfactual.count
+        self._halves = halves_by_group(
+            groups, settings.evaluation.num_samples, derive_seed(settings.seed, "spread")
+        )
+        if min(map(len, self._halves)) < SMALLEST_HALF:
+            raise UserError(
+                f"the test set holds {len(test)} images of {len(set(groups))} patients; FID needs "
+                f"two halves of {SMALLEST_HALF} images or more: raise data.test_fraction"
+            )
         self._panel = choose_panel(
             test.targets, classes, multi_label, count, derive_seed(settings.seed, "panel")
         )
@@ -95,10 +117,9 @@ class Judge:
             self._settings.evaluation.num_bootstraps,
             derive_seed(self._settings.seed, "bootstrap"),
         )
-        macros = torch.tensor([macro(draw) for draw in draws])
         return {
             "auc_macro": macro(per_class),
-            "auc_macro_interval": interval(macros),
+            "auc_macro_interval": macro_interval(per_class, draws),
             "auc_per_class": {
                 name: {
                     "auc": float(per_class[index]),
@@ -184,6 +205,5 @@ class Judge:
 
     @cached_property
     def _real_features(self) -> tuple[Tensor, Tensor]:
-        half = min(self._settings.evaluation.num_samples, len(self._test) // 2)
-        features = self._extractor(self._test.take(self._spread(2 * half)))
-        return features[:half], features[half:]
+        first, second = self._halves
+        return self._extractor(self._test.take(first)), self._extractor(self._test.take(second))

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.image.kid import poly_mmd
 
-from mediffusion_core.evaluation import frechet_distance, kernel_distance, psnr, real_floor
+from mediffusion_core.evaluation import frechet_distance, halves_by_group, kernel_distance, psnr
 
 
 def gaussian(n: int, d: int, seed: int) -> Tensor:
@@ -107,12 +109,21 @@ def test_kernel_distance_is_seeded_and_takes_the_smaller_set_whole() -> None:
     assert kernel_distance(a, b, seed=1) != kernel_distance(a, b, seed=2)
 
 
-def test_real_floor_compares_disjoint_halves() -> None:
-    features = gaussian(101, 6, seed=18)
-    order = torch.randperm(101, generator=torch.Generator().manual_seed(5))
-    expected = frechet_by_sqrtm(features[order[:50]], features[order[50:100]])
-    assert real_floor(features, seed=5) == pytest.approx(expected)
-    assert 0.0 < real_floor(features, seed=5) < frechet_distance(features, features + 1.0)
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=60), st.integers(1, 40), st.integers(0, 99))
+def test_the_halves_of_a_floor_share_no_patient(ids: list[int], count: int, seed: int) -> None:
+    assume(len(set(ids)) > 1)
+    groups = [f"patient-{one}" for one in ids]
+    first, second = halves_by_group(groups, count, seed)
+    assert 1 <= len(first) == len(second) <= count
+    assert len({*first.tolist(), *second.tolist()}) == 2 * len(first)
+    assert not {groups[one] for one in first} & {groups[one] for one in second}
+    again = halves_by_group(groups, count, seed)
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+
+
+def test_halves_use_all_that_fit() -> None:
+    first, second = halves_by_group([str(one) for one in range(101)], 1000, seed=5)
+    assert len(first) == len(second) == 50
 
 
 def test_psnr_is_per_image() -> None:
@@ -137,5 +148,3 @@ def test_too_few_samples_are_refused() -> None:
         kernel_distance(many, one)
     with pytest.raises(ValueError, match=r"\(N, D\)"):
         frechet_distance(many, torch.zeros(5, 4))
-    with pytest.raises(ValueError, match="at least 4"):
-        real_floor(torch.zeros(3, 2), seed=0)

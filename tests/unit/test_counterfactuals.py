@@ -1,0 +1,87 @@
+"""The panel of counterfactuals and its figures, and what a judge refuses to judge."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.compose import compose
+from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.errors import UserError
+from mediffusion_core.evaluation.classification import macro_interval
+from mediffusion_core.evaluation.counterfactuals import choose_panel, make_counterfactuals
+from mediffusion_core.evaluation.judge import Judge
+from mediffusion_core.model import untrained_codec
+from mediffusion_core.settings import Settings
+
+NAN = float("nan")
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.booleans(), st.integers(0, 99))
+def test_no_image_is_asked_for_twice_and_each_has_what_shall_change(
+    images: int, count: int, multi_label: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    if multi_label:
+        targets = torch.randint(0, 2, (images, 3), generator=generator).float()
+    else:
+        targets = torch.eye(3)[torch.randint(0, 3, (images,), generator=generator)]
+    panel = choose_panel(targets, ("a", "b", "c"), multi_label, count, seed)
+    positions = panel.positions.tolist()
+    assert len(set(positions)) == len(positions) <= count
+    if multi_label:
+        assert len(positions) == min(images, count)
+    asked = zip(positions, panel.target.index.tolist(), panel.target.present.tolist(), strict=True)
+    for position, index, present in asked:
+        assert bool(targets[position, index]) != present
+
+
+@pytest.fixture(scope="module")
+def model(tiny: tuple[str, ...]) -> TrainedModel:
+    settings = compose("config", tiny)
+    torch.manual_seed(0)
+    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
+    return TrainedModel(settings, tuple("abcde"), True, codec, build_joint(settings, 5))
+
+
+def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> None:
+    images = torch.rand(4, 1, 32, 32)
+    panel = choose_panel(torch.ones(4, 5), tuple("abcde"), True, 4, seed=0)
+    guidance = model.settings.evaluation.counterfactual.model_copy(update={"scale": 1e-9})
+    made = make_counterfactuals(model, images, panel.target, guidance)
+    torch.testing.assert_close(made.before, model.classify(made.sources))
+    torch.testing.assert_close(made.after, model.classify(made.images))
+
+
+def test_a_draw_without_a_rare_class_is_no_draw_of_the_macro_area() -> None:
+    auc = torch.tensor([0.9, 0.5, NAN])
+    draws = torch.tensor([[0.9, 0.4, NAN], [0.8, NAN, NAN], [0.9, 0.6, NAN]])
+    assert macro_interval(auc, draws) == pytest.approx((0.6525, 0.7475), abs=1e-6)
+
+
+def judge(settings: Settings, images: int, patients: int, classes: int, multi_label: bool) -> Judge:
+    pixels = np.zeros((images, 32, 32, 1), np.uint8)
+    targets = torch.eye(classes)[torch.arange(images) % classes]
+    groups = tuple(str(image % patients) for image in range(images))
+    names = tuple("abcdefg"[:classes])
+    test = ImageSet(pixels, np.arange(images), targets)
+    return Judge(settings, test, groups, ("site-0",) * images, names, multi_label)
+
+
+@pytest.mark.parametrize(
+    ("images", "patients", "classes", "message"),
+    [
+        (7, 7, 2, "7 images of 7 patients"),
+        (20, 1, 2, "20 images of 1 patients"),
+        (20, 20, 1, "the only class is a"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_at_once(
+    tiny: tuple[str, ...], images: int, patients: int, classes: int, message: str
+) -> None:
+    settings = compose("config", tiny)
+    with pytest.raises(UserError, match=message):
+        judge(settings, images, patients, classes, multi_label=False)
+    assert judge(settings, 8, 8, 2, multi_label=False)
