@@ -1,7 +1,9 @@
 """Configurations: all of them compose, and a mistake is one line that helps."""
 
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs.compose import FOLDER, compose, flatten, groups, split
 from mediffusion_core.errors import UserError
-from mediffusion_core.model import build_autoencoder, pooled_width
+from mediffusion_core.model import Autoencoder, pooled_width
 from mediffusion_core.settings import Settings, did_you_mean, validate
 
 EXPERIMENTS = groups()["experiment"]
@@ -208,11 +210,38 @@ def test_every_preset_builds_and_fits_its_latents(name: str) -> None:
     settings = compose("config", [f"model={name}", "data.image_size=64"])
     with torch.device("meta"):
         joint = build_joint(settings, 5)
-        autoencoder = build_autoencoder(settings.model.autoencoder, settings.data.channels)
+        autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
         images = torch.empty(2, settings.data.channels, 64, 64)
-        latents = autoencoder.encode(images).latent_dist.mode()
+        latents = autoencoder.encode(images).mode()
         assert latents.shape == (2, *settings.latent_shape)
         noise_pred, logits = joint(latents, torch.zeros(2, dtype=torch.long))
     assert noise_pred.shape == latents.shape
     assert logits.shape == (2, 5)
     assert joint.head[1].in_features == pooled_width(settings.model.unet)
+
+
+def leaves(mapping: dict[str, Any], path: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in mapping.items():
+        nested = isinstance(value, dict) and key != "labelled_fraction_by_site"
+        found |= leaves(value, f"{path}{key}.") if nested and value else {f"{path}{key}"}
+    return found
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_setting_of_every_file_can_be_changed_on_the_command_line(
+    group: str, name: str
+) -> None:
+    choice = [f"{group}={name}"]
+    composed = compose("config", choice).model_dump(mode="json")
+    overrides = []
+    # The phantoms' own settings mean nothing to other data.
+    others = "phantom." if name != "phantom" else "none"
+    for key in sorted(key for key in leaves(composed[group]) if not key.startswith(others)):
+        value: Any = composed[group]
+        for part in key.split("."):
+            value = value[part]
+        written = json.dumps(value, separators=(",", ":")).replace('"', "")
+        overrides.append(f"{group}.{key}={written}")
+    # Hydra refuses as unknown what it read from no file.
+    assert compose("config", [*choice, *overrides]).model_dump(mode="json") == composed
