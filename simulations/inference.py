@@ -17,14 +17,13 @@ from mediffusion_core.artifacts.pictures import (
     save_sample_grid,
 )
 from mediffusion_core.artifacts.trained import TrainedModel
-from mediffusion_core.data.images import ImageError, decode, fit
+from mediffusion_core.data.images import SUFFIXES, ImageError, decode, fit
 from mediffusion_core.diffusion.guidance import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
 from mediffusion_core.settings import did_you_mean
 from mediffusion_core.training.local import resolve_device
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 BATCH = 64
 
 
@@ -55,7 +54,7 @@ def predict_folder(run: Path, folder: Path, output: Path, device: str) -> Path:
                 for (path, _), row in zip(readable, probabilities.tolist(), strict=True)
             ]
     if not rows:
-        raise UserError(f"no readable image in {folder} ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"no readable image in {folder} ({', '.join(SUFFIXES)})")
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["image", *model.classes], *rows])
@@ -136,5 +135,6 @@ def _load(run: Path, device: str) -> TrainedModel:
 def _read(model: TrainedModel, path: Path) -> Tensor:
     """One image as (C, H, W) in [0, 1], cropped and resized as for training."""
     data = model.settings.data
-    pixels = fit(decode(path, data.image_size), data.image_size, data.channels)
+    # Twice the size, as the readers of the data sets ask for: it decides which pixels a JPEG gives.
+    pixels = fit(decode(path, 2 * data.image_size), data.image_size, data.channels)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

@@ -10,6 +10,9 @@ from PIL import Image, ImageOps
 FORMATS = ("JPEG", "PNG")
 """What Pillow may try: some of its other plugins start programs or fetch what a file names."""
 
+SUFFIXES = (".jpeg", ".jpg", ".png")
+"""Names of files in these formats end so, in small or capital letters."""
+
 SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 GREY = ("1", "L", "LA", "La")
 
