@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -159,14 +159,23 @@ def results(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit status 2."""
+    """Entry point: a user's mistake is one line on stderr and exit status 2.
+
+    So is a file or folder that can't be read or written.
+    """
     try:
         app()
     except UserError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"fed-mediffusion: {error}", style="red", markup=False
-        )
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        _refuse(f"{error.filename}: {reason}" if error.filename else reason)
+
+
+def _refuse(reason: str) -> NoReturn:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"fed-mediffusion: {reason}", style="red", markup=False)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mediffusion_core.artifacts.provenance import DIRTY
 from mediffusion_core.errors import UserError
+from simulations.figures import NOT_MEASURED, format_comparison, format_figure
 from simulations.simulate import LAUNCH
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-LOCAL = ("run.folder=", "data.store=")
+LOCAL = ("run.folder=", "data.store=", "evaluation.inception_weights=")
 
 
 def write_results(runs: Sequence[Path], study: Path | None, document: Path) -> Path:
@@ -51,19 +53,31 @@ def _run_table(runs: Sequence[Path]) -> str:
         figures = _read(run / "summary.json", "run")
         if figures.get("status") != "completed":
             raise UserError(f"{run} is no completed run (status {figures.get('status')})")
-        low, high = figures["auc_macro_interval"]
-        flipped = figures["counterfactual"] or {"flip_rate": float("nan"), "eligible": 0}
+        distances = [figures[name] for name in ("fid", "fid_untrained", "fid_floor")]
         cells = [
             f"`{_command(run)}`",
-            f"{figures['auc_macro']:.3f} ({low:.3f} to {high:.3f})",
-            f"{figures['fid']:.0f}; {figures['fid_untrained']:.0f}; {figures['fid_floor']:.0f}",
-            f"{figures['psnr']:.1f} dB",
-            f"{flipped['flip_rate']:.0%} of {flipped['eligible']}",
+            _auc(figures),
+            "; ".join(format_figure(value, ".0f") for value in distances),
+            format_figure(figures["psnr"], ".1f", " dB"),
+            _flipped(figures["counterfactual"]),
             f"{figures['seconds'] / 60:.1f}",
             _made_by(figures),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _auc(figures: dict[str, Any]) -> str:
+    low, high = figures["auc_macro_interval"] or (None, None)
+    measured = low is not None and high is not None
+    bounds = f"{low:.3f} to {high:.3f}" if measured else NOT_MEASURED
+    return f"{format_figure(figures['auc_macro'])} ({bounds})"
+
+
+def _flipped(counterfactual: dict[str, Any] | None) -> str:
+    if counterfactual is None:
+        return NOT_MEASURED
+    return format_figure(counterfactual["flip_rate"], ".0%", f" of {counterfactual['eligible']}")
 
 
 def _study_table(study: Path) -> str:
@@ -77,25 +91,25 @@ def _study_table(study: Path) -> str:
     ]
     rows = results["runs"]
     for first, second in zip(rows[::2], rows[1::2], strict=True):
-        cells = [str(first["seed"]), *_pair(first["auc_macro"], second["auc_macro"])]
+        cells = [str(first["seed"]), *format_comparison(first["auc_macro"], second["auc_macro"])]
         lines.append(f"| {' | '.join([*cells, _made_by(first)])} |")
     means = results["mean_auc_macro"]
-    lines.append(f"| {' | '.join(['mean', *_pair(means['with'], means['without']), ''])} |")
+    cells = ["mean", *format_comparison(means["with"], means["without"]), ""]
+    lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _pair(first: float, second: float) -> list[str]:
-    return [f"{first:.3f}", f"{second:.3f}", f"{first - second:+.3f}"]
-
-
 def _made_by(figures: dict[str, Any]) -> str:
-    commit = (figures["commit"] or "unknown")[:9]
-    return f"seed {figures['seed']}, commit {commit}, settings {figures['settings_hash'][:8]}"
+    commit, dirty, _ = (figures["commit"] or "unknown").partition(DIRTY)
+    made_by = f"seed {figures['seed']}, commit {commit[:9]}{dirty}"
+    return f"{made_by}, settings {figures['settings_hash'][:8]}"
 
 
 def _command(run: Path) -> str:
-    overrides = _read(run / LAUNCH, "run")["overrides"]
-    return " ".join(["fed-mediffusion simulate", *_shown(overrides)])
+    launched = _read(run / LAUNCH, "run")
+    name = launched["config_name"]
+    chosen = [] if name == "config" else [f"--config-name {name}"]
+    return " ".join(["fed-mediffusion simulate", *chosen, *_shown(launched["overrides"])])
 
 
 def _shown(overrides: Sequence[str]) -> list[str]:

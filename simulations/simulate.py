@@ -18,8 +18,10 @@ from mediffusion_core.artifacts.provenance import COMMIT_VARIABLE, current_commi
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.errors import UserError
+from mediffusion_core.evaluation import build_extractor
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import resolve_device
+from simulations.figures import format_figure
 from simulations.launcher import Launch, app_folder, launch
 from simulations.live import LiveView
 
@@ -34,23 +36,31 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
         UserError: for a mistake in the settings or the data, before anything is started.
     """
     console = Console(soft_wrap=True)
-    if resume is None:
-        settings = compose(config_name, overrides)
-        folder = (settings.run.folder or _new_folder()).resolve()
-        overrides = [*_elsewhere(overrides), *_absolute(settings, folder)]
-    else:
+    if resume is not None:
         if overrides:
             raise UserError("--resume continues a run as it is; it takes no settings to change")
-        folder = resume.resolve()
-        config_name, overrides = _launched(folder)
+        config_name, overrides = _launched(resume.resolve())
     settings = compose(config_name, overrides)
-    resolve_device(settings.device)
-    RunFolder(folder).refuse_others(settings)
+    _check(settings)
     _prepare(settings, console)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {"config_name": config_name, "overrides": list(overrides)}
-    (folder / LAUNCH).write_text(json.dumps(written, indent=2) + "\n")
-    return _launch(settings, config_name, overrides, folder, console)
+    # Only now, so that a mistake in the data leaves no folder behind.
+    folder = (settings.run.folder or _new_folder()).resolve()
+    if resume is None:
+        overrides = [*_elsewhere(overrides), *_absolute(settings, folder)]
+    with RunFolder(folder).held():
+        # Another process may have run here while the images were prepared.
+        RunFolder(folder).refuse_others(settings)
+        written = {"config_name": config_name, "overrides": list(overrides)}
+        (folder / LAUNCH).write_text(json.dumps(written, indent=2) + "\n")
+        return _launch(settings, config_name, overrides, folder, console)
+
+
+def _check(settings: Settings) -> None:
+    """Finds mistakes that the run itself would only come upon later, some after a whole stage."""
+    resolve_device(settings.device)
+    if settings.run.folder is not None:
+        RunFolder(settings.run.folder).refuse_others(settings)
+    build_extractor(settings.evaluation.extractor, settings.evaluation.inception_weights)
 
 
 def _launch(
@@ -95,13 +105,17 @@ def _site_errors(folder: Path, detail: str) -> list[str]:
 
 
 def _new_folder() -> Path:
-    """A folder under `runs/` that no run has yet, named by the time."""
-    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path("runs") / name
-    while folder.exists():
-        time.sleep(1)
-        folder = Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return folder
+    """Makes a folder under `runs/` that no other process has, named by the time."""
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    while True:
+        folder = runs / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            time.sleep(1)
+        else:
+            return folder
 
 
 def _absolute(settings: Settings, folder: Path) -> list[str]:
@@ -157,19 +171,20 @@ def _table(summary: Mapping[str, Any]) -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("beside it")
-    low, high = (_number(bound) for bound in summary["auc_macro_interval"] or (None, None))
-    table.add_row("AUC, macro", _number(summary["auc_macro"]), f"95 % {low} to {high}")
-    table.add_row("AUC, sites' own patients", _number(summary["auc_pooled"]), "pooled from counts")
-    floor, untrained = _number(summary["fid_floor"], 1), _number(summary["fid_untrained"], 1)
-    table.add_row("FID", _number(summary["fid"], 1), f"real {floor}, untrained {untrained}")
-    table.add_row("KID", _number(summary["kid"], 4), f"± {_number(summary['kid_std'], 4)}")
-    table.add_row("PSNR", f"{_number(summary['psnr'], 1)} dB", "reconstructions")
+    low, high = (format_figure(bound) for bound in summary["auc_macro_interval"] or (None, None))
+    table.add_row("AUC, macro", format_figure(summary["auc_macro"]), f"95 % {low} to {high}")
+    pooled = format_figure(summary["auc_pooled"])
+    table.add_row("AUC, sites' own patients", pooled, "pooled from counts")
+    fid, floor, untrained = (
+        format_figure(summary[name], ".1f") for name in ("fid", "fid_floor", "fid_untrained")
+    )
+    table.add_row("FID", fid, f"real {floor}, untrained {untrained}")
+    deviation = format_figure(summary["kid_std"], ".4f")
+    table.add_row("KID", format_figure(summary["kid"], ".4f"), f"± {deviation}")
+    table.add_row("PSNR", format_figure(summary["psnr"], ".1f", " dB"), "reconstructions")
     figures = summary["counterfactual"]
     if figures:
-        beside = f"{figures['eligible']} images, L1 {_number(figures['l1'])}"
-        table.add_row("counterfactuals flipped", _number(figures["flip_rate"], 2), beside)
+        beside = f"{figures['eligible']} images, L1 {format_figure(figures['l1'])}"
+        flipped = format_figure(figures["flip_rate"], ".2f")
+        table.add_row("counterfactuals flipped", flipped, beside)
     return table
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "not measured" if value is None else f"{value:.{digits}f}"

@@ -3,9 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import RunSettings, Settings
@@ -47,8 +50,10 @@ class RunFolder:
         """Leaves a folder alone that holds a run with other settings.
 
         Raises:
-            UserError: if it does.
+            UserError: if it does, or if it is a file.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run folder {self.path} is not a folder; choose another run.folder")
         written = self.path / "settings.json"
         if written.is_file():
             before = json.loads(written.read_text()).get("settings_hash")
@@ -57,6 +62,27 @@ class RunFolder:
                     f"run folder {self.path.name} holds a run with other settings "
                     f"(hash {before}, now {settings.fingerprint()}); choose another run.folder"
                 )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from running in the folder, which is made where missing.
+
+        Raises:
+            UserError: if another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"another process runs in {self.path}; wait for its end, or choose another "
+                "run.folder"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def record(self, **entry: Any) -> None:
         """Appends one line to `metrics.jsonl`; NaN becomes null."""
@@ -85,13 +111,19 @@ class RunFolder:
         write_json(self.path / "summary.json", summary)
 
     def point_latest(self) -> None:
-        """Makes `latest`, beside the folder, point at it; a link that exists is replaced."""
+        """Makes `latest`, beside the folder, point at it; a link that exists is replaced.
+
+        The link is a convenience: where it can't be made, or something else has its name, the run
+        goes on without it.
+        """
         link = self.path.parent / "latest"
         temporary = self.path.parent / f".latest.{os.getpid()}"
         if link.exists() and not link.is_symlink():
             return
-        temporary.symlink_to(self.path.name)
-        temporary.replace(link)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(self.path.name)
+            temporary.replace(link)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

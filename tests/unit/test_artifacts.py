@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -249,6 +251,53 @@ def test_a_folder_of_that_name_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     RunFolder(tmp_path / "run").point_latest()
     assert not (tmp_path / "latest").is_symlink()
+
+
+def test_a_file_of_that_name_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "latest").write_text("mine")
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").point_latest()
+    assert (tmp_path / "latest").read_text() == "mine"
+
+
+def test_a_run_goes_on_where_no_link_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("this file system has no symbolic links")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").point_latest()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / f".latest.{os.getpid()}").symlink_to("gone")
+    RunFolder(tmp_path / "run").point_latest()
+    assert (tmp_path / "latest").resolve() == tmp_path / "run"
+
+
+def test_a_file_is_refused_as_a_folder(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is not a folder"):
+        RunFolder(tmp_path / "file").create(settings)
+
+
+def test_only_one_process_at_a_time_runs_in_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mediffusion_core.artifacts.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).held(): print('held')\n"
+    )
+    command = [sys.executable, "-c", code, str(folder.path)]
+    with folder.held():
+        refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode and refused.stdout == ""
+    assert f"another process runs in {folder.path}" in refused.stderr.splitlines()[-1]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "held\n"
 
 
 def test_a_run_lives_where_it_was_told_to_or_by_its_number(tmp_path: Path) -> None:

@@ -66,6 +66,46 @@ def test_a_study_stands_below_the_runs(tmp_path: Path) -> None:
     assert "| mean | 0.870 | 0.805 | +0.065 |" in text
 
 
+def test_what_was_not_measured_is_shown_as_such(tmp_path: Path) -> None:
+    unmeasured = dict.fromkeys(("auc_macro", "auc_macro_interval", "fid", "fid_floor", "psnr"))
+    flipped = {"flip_rate": None, "eligible": 0}
+    given = run(tmp_path / "run", [], **unmeasured, counterfactual=flipped)
+    text = write_results([given], None, document(tmp_path)).read_text()
+    assert "| not measured (not measured) |" in text
+    assert "| not measured; 1300; not measured | not measured | not measured |" in text
+    bounds = run(tmp_path / "bounds", [], auc_macro_interval=[None, None], counterfactual=None)
+    text = write_results([bounds], None, document(tmp_path)).read_text()
+    assert "| 0.871 (not measured) |" in text and "nan" not in text
+
+
+def test_a_study_without_every_figure_has_no_mean(tmp_path: Path) -> None:
+    rows = [
+        {"seed": 0, "auc_macro": value, "commit": None, "settings_hash": "5" * 16}
+        for value in (0.86, None)
+    ]
+    results = {"overrides": [], "mean_auc_macro": {"with": 0.86, "without": None}, "runs": rows}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = write_results([], tmp_path, document(tmp_path)).read_text()
+    assert "| 0 | 0.860 | not measured | not measured |" in text
+    assert "| mean | 0.860 | not measured | not measured |" in text
+
+
+def test_the_command_is_the_one_that_another_user_would_type(tmp_path: Path) -> None:
+    weights = f"evaluation.inception_weights='{tmp_path / 'weights.pth'}'"
+    given = run(tmp_path / "run", ["evaluation.extractor=inception", weights])
+    launched = json.loads((given / "launch.json").read_text())
+    (given / "launch.json").write_text(json.dumps(launched | {"config_name": "other"}))
+    text = write_results([given], None, document(tmp_path)).read_text()
+    command = "fed-mediffusion simulate --config-name other evaluation.extractor=inception"
+    assert f"`{command}`" in text
+
+
+def test_changed_code_is_told_from_its_commit(tmp_path: Path) -> None:
+    given = run(tmp_path / "run", [], commit="0123456789abcdef-dirty")
+    text = write_results([given], None, document(tmp_path)).read_text()
+    assert "commit 012345678-dirty, settings" in text
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from configs.compose import compose
+from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.errors import UserError
 from simulations import simulate as module
 from simulations.simulate import simulate
@@ -61,6 +64,72 @@ def test_a_run_whose_folder_was_moved_goes_on_where_it_is_now(
     simulate("config", [], tmp_path / "moved")
     overrides, folder = launched[1]
     assert folder == compose("config", overrides).run.folder == tmp_path / "moved"
+
+
+def test_a_folder_in_which_another_process_runs_is_refused(
+    tiny: Overrides, launched: list[tuple[list[str], Path]], tmp_path: Path
+) -> None:
+    given = [*tiny, f"data.store={tmp_path / 'store'}", f"run.folder={tmp_path / 'run'}"]
+    simulate("config", given, None)
+    before = (tmp_path / "run" / "launch.json").read_text()
+    with RunFolder(tmp_path / "run").held():
+        with pytest.raises(UserError, match="another process runs in"):
+            simulate("config", given, None)
+        with pytest.raises(UserError, match="another process runs in"):
+            simulate("config", [], tmp_path / "run")
+    assert len(launched) == 1
+    assert (tmp_path / "run" / "launch.json").read_text() == before
+    simulate("config", [], tmp_path / "run")
+    assert len(launched) == 2
+
+
+def test_the_folder_is_held_while_the_run_lasts(
+    tiny: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_: object, __: str, ___: object, folder: Path, ____: Console) -> int:
+        with pytest.raises(UserError, match="another process"), RunFolder(folder).held():
+            pass
+        return 0
+
+    monkeypatch.setattr(module, "_launch", look)
+    given = [*tiny, f"data.store={tmp_path / 'store'}", f"run.folder={tmp_path / 'run'}"]
+    assert simulate("config", given, None) == 0
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    together = threading.Barrier(3)
+
+    def choose(_: int) -> Path:
+        together.wait()
+        return module._new_folder()
+
+    with ThreadPoolExecutor(3) as pool:
+        folders = set(pool.map(choose, range(3)))
+    assert len(folders) == 3 and all(folder.is_dir() for folder in folders)
+
+
+def test_an_extractor_that_cannot_be_built_costs_no_run(
+    tiny: Overrides, launched: list[tuple[list[str], Path]], tmp_path: Path
+) -> None:
+    weights = f"evaluation.inception_weights={tmp_path / 'absent.pth'}"
+    given = [*tiny, f"data.store={tmp_path / 'store'}", f"run.folder={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"absent\.pth does not exist"):
+        simulate("config", [*given, "evaluation.extractor=inception", weights], None)
+    assert launched == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_the_data_leaves_no_folder(
+    launched: list[tuple[list[str], Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="absent"):
+        simulate("config", ["data=isic2019", "data.root=absent"], None)
+    assert launched == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_resumed_cannot_be_changed(tmp_path: Path) -> None:

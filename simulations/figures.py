@@ -1,0 +1,20 @@
+"""How figures are written where a user reads them; one that was not measured is null."""
+
+NOT_MEASURED = "not measured"
+
+
+def format_figure(value: float | None, spec: str = ".3f", unit: str = "") -> str:
+    """A figure with its unit, or that it was not measured.
+
+    Args:
+        value: the figure, None where it was not measured.
+        spec: how Python's `format` writes it.
+        unit: what follows the number.
+    """
+    return NOT_MEASURED if value is None else f"{value:{spec}}{unit}"
+
+
+def format_comparison(first: float | None, second: float | None) -> tuple[str, str, str]:
+    """Two figures and by how much the first is above the second."""
+    difference = None if first is None or second is None else first - second
+    return format_figure(first), format_figure(second), format_figure(difference, "+.3f")
