@@ -1,8 +1,9 @@
-"""The processes of one run: found by an environment variable that all of them inherit."""
+"""The processes of one run: how they are found, and how signals reach them."""
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,12 +12,16 @@ MARKER_VARIABLE = "FED_MEDIFFUSION_LAUNCH"
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Collect the signals that ask for the end instead of being interrupted by them."""
+    """Collect the signals that ask for the end instead of being interrupted by them.
+
+    A signal that is ignored, as SIGHUP under `nohup`, stays ignored.
+    """
     received: list[int] = []
     previous = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            previous[number] = signal.signal(number, lambda given, _: received.append(given))
+            if signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, lambda given, _: received.append(given))
     except ValueError:
         # Only the main thread may handle signals; elsewhere they are its caller's business.
         pass
@@ -25,6 +30,39 @@ def noted_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def run_to_end(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Runs a command and returns its output and exit status.
+
+    The first signal that asks for the end is passed on to the command, which is then given the
+    time that it needs to end what it started.
+
+    Raises:
+        KeyboardInterrupt: after the end of a command to which a signal was passed on.
+    """
+    with noted_signals() as received:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Else Ctrl-C would reach it twice: from the terminal and from here.
+            start_new_session=True,
+        )
+        told = False
+        while True:
+            try:
+                out, err = child.communicate(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                if received and not told:
+                    send_signal(child.pid, signal.Signals(received[0]))
+                    told = True
+        if received:
+            raise KeyboardInterrupt
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
 
 
 def marked_processes(marker: str) -> list[int]:

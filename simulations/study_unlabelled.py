@@ -7,7 +7,6 @@ has nothing to train on.
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from rich.table import Table
 from configs import compose, quoted
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
+from simulations.figures import format_comparison, format_figure
+from simulations.processes import run_to_end
 
 ARMS = ("with", "without")
 
@@ -31,6 +32,7 @@ def study_unlabelled(overrides: Sequence[str], seeds: int, folder: Path) -> Path
 
     Raises:
         UserError: if nothing is unlabelled in the settings, or a run fails.
+        KeyboardInterrupt: if a signal asked for the end; the run at work has ended by then.
     """
     console = Console(soft_wrap=True)
     rows = []
@@ -51,10 +53,10 @@ def study_unlabelled(overrides: Sequence[str], seeds: int, folder: Path) -> Path
                     "commit": summary["commit"],
                 }
             )
-            console.print(f"seed {seed}, {arm} unlabelled images: {summary['auc_macro']:.3f}")
+            figure = format_figure(summary["auc_macro"])
+            console.print(f"seed {seed}, {arm} unlabelled images: {figure}")
     means = {
-        arm: statistics.mean(row["auc_macro"] for row in rows if row["unlabelled"] == arm)
-        for arm in ARMS
+        arm: _mean([row["auc_macro"] for row in rows if row["unlabelled"] == arm]) for arm in ARMS
     }
     results = {"overrides": list(overrides), "mean_auc_macro": means, "runs": rows}
     path = folder / "results.json"
@@ -89,7 +91,7 @@ def _run(arguments: Sequence[str], run: Path, console: Console) -> dict[str, Any
         console.print(f"running {run.name} ...")
         command = [sys.executable, "-m", "simulations.cli", "simulate", *arguments]
         command.append(f"run.folder={quoted(run.resolve())}")
-        finished = subprocess.run(command, capture_output=True, text=True)
+        finished = run_to_end(command)
         done = _summary(run, settings)
         if finished.returncode or done is None:
             lines = (finished.stdout + finished.stderr).strip().splitlines()
@@ -106,16 +108,18 @@ def _summary(run: Path, settings: Settings) -> dict[str, Any] | None:
     return summary if same and summary.get("status") == "completed" else None
 
 
-def _table(rows: Sequence[dict[str, Any]], means: dict[str, float]) -> Table:
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where a value was not measured: the arms' means are to be of the same seeds."""
+    measured = [value for value in values if value is not None]
+    return statistics.mean(measured) if len(measured) == len(values) else None
+
+
+def _table(rows: Sequence[dict[str, Any]], means: dict[str, float | None]) -> Table:
     table = Table(title="macro AUC on the public test set", title_justify="left")
     for column in ("seed", "with unlabelled", "without", "difference"):
         table.add_column(column, justify="right")
     for first, second in zip(rows[::2], rows[1::2], strict=True):
-        pair = (first["auc_macro"], second["auc_macro"])
-        table.add_row(str(first["seed"]), *_cells(*pair))
-    table.add_row("mean", *_cells(means["with"], means["without"]))
+        cells = format_comparison(first["auc_macro"], second["auc_macro"])
+        table.add_row(str(first["seed"]), *cells)
+    table.add_row("mean", *format_comparison(means["with"], means["without"]))
     return table
-
-
-def _cells(with_images: float, without: float) -> tuple[str, str, str]:
-    return f"{with_images:.3f}", f"{without:.3f}", f"{with_images - without:+.3f}"
