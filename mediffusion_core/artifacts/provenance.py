@@ -7,14 +7,30 @@ from pathlib import Path
 COMMIT_VARIABLE = "FED_MEDIFFUSION_COMMIT"
 """Names the commit where the code runs from a copy that is no checkout."""
 
+DIRTY = "-dirty"
+"""Ends the name of a commit that the code differs from."""
+
 
 def current_commit() -> str | None:
-    """The commit that `COMMIT_VARIABLE` names, else that of the checkout, else none."""
+    """The commit that `COMMIT_VARIABLE` names, else that of the checkout, else none.
+
+    `DIRTY` follows the checkout's commit where tracked files differ from it.
+    """
     named = os.environ.get(COMMIT_VARIABLE)
     if named:
         return named
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    file = Path(__file__).resolve()
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        # A package that is installed inside somebody else's repository is no part of it.
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        commit = _git(file.parent, "rev-parse", "HEAD")
+        changed = _git(file.parent, "status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}{DIRTY}" if changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # Without optional locks, so that a commit made at the same moment does not fail.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
