@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mediffusion_core.artifacts.provenance import DIRTY
+from mediffusion_core.artifacts.provenance import shorten
 from mediffusion_core.errors import UserError
 from simulations.figures import NOT_MEASURED, format_comparison, format_figure
 from simulations.simulate import LAUNCH
@@ -100,8 +100,7 @@ def _study_table(study: Path) -> str:
 
 
 def _made_by(figures: dict[str, Any]) -> str:
-    commit, dirty, _ = (figures["commit"] or "unknown").partition(DIRTY)
-    made_by = f"seed {figures['seed']}, commit {commit[:9]}{dirty}"
+    made_by = f"seed {figures['seed']}, commit {shorten(figures['commit'])}"
     return f"{made_by}, settings {figures['settings_hash'][:8]}"
 
 

@@ -30,6 +30,14 @@ def current_commit() -> str | None:
     return f"{commit}{DIRTY}" if changed else commit
 
 
+def shorten(commit: str | None) -> str:
+    """The commit's first nine digits, and whether the code differs from it."""
+    if commit is None:
+        return "unknown"
+    digits, dirty, _ = commit.partition(DIRTY)
+    return digits[:9] + dirty
+
+
 def _git(folder: Path, *arguments: str) -> str:
     # Without optional locks, so that a commit made at the same moment does not fail.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]

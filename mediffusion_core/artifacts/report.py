@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 
+from mediffusion_core.artifacts.provenance import shorten
 from mediffusion_core.artifacts.report_page import PAGE
 from mediffusion_core.errors import UserError
 
@@ -122,7 +123,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Rounds": count(summary.get("rounds")),
         "Selected round": count(summary.get("selected_round")),
         "Seed": str(summary["seed"]) if summary.get("seed") is not None else "unknown",
-        "Commit": str(summary.get("commit") or "unknown")[:12],
+        "Commit": shorten(summary.get("commit")),
         "Settings hash": str(summary.get("settings_hash") or "unknown"),
     }
     return [(name, "unknown" if text == NOT_MEASURED else text) for name, text in texts.items()]
