@@ -17,6 +17,7 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings, did_you_mean, known_keys, validate
 
 FOLDER = Path(__file__).resolve().parent
+BY_SITE = "data.labelled_fraction_by_site"
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> Settings:
@@ -34,7 +35,8 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
         raise UserError(f"no configuration {config_name!r}; allowed: {', '.join(names)}")
     for override in overrides:
         _check_override(override)
-    return validate(_to_mapping(config_name, [_for_hydra(one) for one in overrides]))
+    given = [part for override in overrides for part in _for_hydra(override)]
+    return validate(_to_mapping(config_name, given))
 
 
 def flatten(overrides: Sequence[str]) -> str:
@@ -79,12 +81,15 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in mapping.items()}
 
 
-def _for_hydra(override: str) -> str:
-    """What a user means and Hydra's grammar has no place for: `~` in a path, a site's name."""
+def _for_hydra(override: str) -> list[str]:
+    """What a user means and Hydra's grammar has no place for: `~` in a path, sites by name."""
     key, _, value = override.partition("=")
     if value.startswith("~"):
-        return f"{key}={quoted(Path(value).expanduser())}"
-    return f"++{override}" if key.startswith("data.labelled_fraction_by_site") else override
+        return [f"{key}={quoted(Path(value).expanduser())}"]
+    if key == BY_SITE:
+        # Hydra would merge the mapping into that of the file, and keep sites that are not there.
+        return [f"~{key}", f"++{override}"]
+    return [f"++{override}" if key.startswith(f"{BY_SITE}.") else override]
 
 
 def _check_override(override: str) -> None:

@@ -245,3 +245,12 @@ def test_every_setting_of_every_file_can_be_changed_on_the_command_line(
         overrides.append(f"{group}.{key}={written}")
     # Hydra refuses as unknown what it read from no file.
     assert compose("config", [*choice, *overrides]).model_dump(mode="json") == composed
+
+
+def test_labelled_fractions_by_site_replace_those_of_the_file() -> None:
+    two = ["federation.num_sites=2", "data.phantom.patients_per_site=[60,60]"]
+    for value, expected in (("{}", {}), ("{site-1:0.5}", {"site-1": 0.5})):
+        settings = compose("config", [*two, f"data.labelled_fraction_by_site={value}"])
+        assert settings.data.labelled_fraction_by_site == expected
+    both = compose("config", ["data.labelled_fraction_by_site.site-1=0.5"])
+    assert both.data.labelled_fraction_by_site == {"site-1": 0.5, "site-2": 0.0}
