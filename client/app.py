@@ -108,14 +108,12 @@ def encode(site: Site, content: RecordDict) -> RecordDict:
 @app.train("joint")
 @_answer
 def train_joint(site: Site, content: RecordDict) -> RecordDict:
-    """Replies with UNet and head after a local round."""
-    unet, head, metrics = tasks.joint_round(
-        site, _state(content, protocol.UNET), _state(content, protocol.HEAD), _round(content)
-    )
+    """Replies with UNet, head and their moments after a local round."""
+    sent = {component: _state(content, component) for component in protocol.JOINT}
+    trained, metrics = tasks.joint_round(site, sent, _round(content))
     return RecordDict(
         {
-            protocol.UNET: ArrayRecord(dict(unet)),
-            protocol.HEAD: ArrayRecord(dict(head)),
+            **{component: ArrayRecord(dict(state)) for component, state in trained.items()},
             protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
         }
     )

@@ -21,11 +21,12 @@ from mediffusion_core.evaluation.classification import (
     threshold_counts,
 )
 from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums
-from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS
+from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
-from mediffusion_core.training.joint_stage import LatentSet, train_joint
+from mediffusion_core.training.joint_stage import LatentSet, joint_optimizer, train_joint
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
+from mediffusion_core.training.moments import load_moments, read_moments
 
 StateDict = Mapping[str, Tensor]
 Metrics = dict[str, float]
@@ -136,17 +137,31 @@ def encode(site: Site, codec_weights: StateDict) -> None:
 
 
 def joint_round(
-    site: Site, unet: StateDict, head: StateDict, round_number: int
-) -> tuple[StateDict, StateDict, Metrics]:
-    """One round of the joint stage on the site's latents; returns UNet, head and metrics."""
+    site: Site, components: Mapping[str, StateDict], round_number: int
+) -> tuple[dict[str, StateDict], Metrics]:
+    """One round of the joint stage on the site's latents.
+
+    Args:
+        site: Whose latents and labels.
+        components: Weights and moments, those of `protocol.JOINT`.
+        round_number: Of the joint stage, from 1.
+
+    Returns:
+        The same components after the round, and its metrics.
+    """
     settings = site.settings
     targets = site.hospitals.train(site.index).targets
     kept = load_file(site.folder / LATENTS)
-    joint = restore_joint(settings, targets.shape[1], unet, head)
+    joint = restore_joint(settings, targets.shape[1], components[UNET], components[HEAD])
+    joint.to(site.device)
+    optimizer = joint_optimizer(joint, settings.training.joint)
+    load_moments(optimizer, joint.unet, components[UNET_MOMENTS])
+    load_moments(optimizer, joint.head, components[HEAD_MOMENTS])
     data = LatentSet(kept["train"], kept["views"], targets, site.hospitals.store.multi_label)
     begun = time.perf_counter()
     report = train_joint(
-        joint.to(site.device),
+        joint,
+        optimizer,
         data,
         settings.training.joint,
         alphas_cumprod(settings.diffusion),
@@ -157,7 +172,13 @@ def joint_round(
         seed=derive_seed(settings.seed, "joint", site.name, round_number),
         on_step=site.progress("joint", round_number),
     )
-    return joint.unet.state_dict(), joint.head.state_dict(), _metrics(report, begun)
+    trained = {
+        UNET: joint.unet.state_dict(),
+        HEAD: joint.head.state_dict(),
+        UNET_MOMENTS: read_moments(optimizer, joint.unet),
+        HEAD_MOMENTS: read_moments(optimizer, joint.head),
+    }
+    return trained, _metrics(report, begun)
 
 
 @torch.no_grad()

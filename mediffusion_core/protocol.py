@@ -14,13 +14,19 @@ LATENT_CENSUS = "query.latents"
 ENCODE = "query.encode"
 """Server sends autoencoder and latent scale; site encodes its images and keeps the latents."""
 TRAIN_JOINT = "train.joint"
-"""Server sends UNet and head; site trains them on its latents and replies with the weights."""
+"""Server sends `JOINT`; site trains it on its latents and replies with the same components."""
 EVALUATE = "evaluate.joint"
 """Server sends UNet and head; site replies with confusion counts of its validation patients."""
 
 AUTOENCODER = "autoencoder"
 UNET = "unet"
 HEAD = "head"
+UNET_MOMENTS = "unet_moments"
+"""Adam's moments of the UNet, named as in `training.moments`."""
+HEAD_MOMENTS = "head_moments"
+
+JOINT = (UNET, HEAD, UNET_MOMENTS, HEAD_MOMENTS)
+"""What the joint stage trains, and what travels in each of its rounds."""
 
 INSTRUCTIONS = "instructions"
 """ConfigRecord from the server: settings hash, round, and what the kind of message needs."""
@@ -33,8 +39,14 @@ COUNTS = "counts"
 FAILURE = "failure"
 """ConfigRecord from a site that could not do its work: a code and a random id, never a text."""
 
-WEIGHTED_BY = {AUTOENCODER: "images_seen", UNET: "images_seen", HEAD: "labelled_seen"}
-"""By which metric each component's weights are averaged over the sites."""
+WEIGHTED_BY = {
+    AUTOENCODER: "images_seen",
+    UNET: "images_seen",
+    HEAD: "labelled_seen",
+    UNET_MOMENTS: "images_seen",
+    HEAD_MOMENTS: "labelled_seen",
+}
+"""By which metric each component is averaged over the sites."""
 
 ALLOWED_METRICS = frozenset(
     {

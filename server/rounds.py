@@ -15,7 +15,7 @@ from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.evaluation.classification import auc_from_counts, macro, macro_interval
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
-from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
 from mediffusion_core.settings import Settings
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.federation import Federation, Reply
@@ -110,10 +110,11 @@ class FederatedRun:
     def _joint_round(self) -> None:
         state, federation = self._state, self._settings.federation
         number = state.joint_rounds + 1
-        sent = {name: state.components[name] for name in (UNET, HEAD)}
+        sent = {name: state.components[name] for name in JOINT}
         replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent)
-        for component in (UNET, HEAD):
+        for component in JOINT:
             self._take(component, replies)
+        for component in (UNET, HEAD):
             state.components[EMA + component] = moving_average(
                 state.components[EMA + component],
                 state.components[component],

@@ -16,9 +16,10 @@ from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint, restore_joint
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import Autoencoder, LatentCodec
-from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.protocol import AUTOENCODER, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
+from mediffusion_core.training.moments import fresh_moments
 
 StateDict = Mapping[str, Tensor]
 
@@ -83,6 +84,7 @@ def fresh_state(settings: Settings, num_classes: int) -> RunState:
     unet, head = joint.unet.state_dict(), joint.head.state_dict()
     components = {AUTOENCODER: autoencoder.state_dict(), UNET: unet, HEAD: head}
     components |= {EMA + UNET: unet, EMA + HEAD: head}
+    components |= {UNET_MOMENTS: fresh_moments(joint.unet), HEAD_MOMENTS: fresh_moments(joint.head)}
     return RunState(components=dict(components))
 
 

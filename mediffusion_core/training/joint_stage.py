@@ -11,6 +11,7 @@ from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
+from mediffusion_core.training.moments import steps_behind
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class JointObjective:
 
 def train_joint(
     model: JointUNet,
+    optimizer: torch.optim.AdamW,
     data: LatentSet,
     settings: JointTraining,
     alphas_cumprod: Tensor,
@@ -118,6 +120,7 @@ def train_joint(
 
     Args:
         model: Trained in place, on the device it stands on.
+        optimizer: Of `joint_optimizer`; its moments, fresh or of earlier rounds, are continued.
         data: The site's latents and labels.
         settings: Steps, batches, rates and weights.
         alphas_cumprod: ᾱ (T,).
@@ -139,13 +142,13 @@ def train_joint(
     everyone = Shuffled(torch.arange(count), generator)
     known = len(data.labelled)
     labelled = Shuffled(torch.arange(known), generator) if known else None
-    optimizer = _optimizer(model, settings)
+    behind = steps_behind(optimizer)
     steps = local_steps(count, settings.local_epochs, settings.batch_size)
     # Distinct images: three labels seen a hundred times weigh as three, not as three hundred.
     report.labelled_seen = min(known, steps * settings.labelled_batch_size)
     model.train()
     for step in range(steps):
-        _set_rate(optimizer, settings, step, done + share * step / steps)
+        _set_rate(optimizer, settings, behind + step, done + share * step / steps)
         latents = data.latents[everyone.next(settings.batch_size)].float().to(device)
         with autocast(precision, device):
             diffusion = objective.diffusion(model, latents)
@@ -169,7 +172,8 @@ def train_joint(
     return report
 
 
-def _optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.AdamW:
+def joint_optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.AdamW:
+    """AdamW over UNet and head, each at its own learning rate."""
     return torch.optim.AdamW(
         [
             {"params": model.unet.parameters(), "base": settings.learning_rate},
@@ -182,8 +186,9 @@ def _optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.AdamW:
 
 
 def _set_rate(
-    optimizer: torch.optim.AdamW, settings: JointTraining, step: int, progress: float
+    optimizer: torch.optim.AdamW, settings: JointTraining, step: float, progress: float
 ) -> None:
+    """Cosine over the stage's rounds, after a rise over the optimizer's first steps."""
     warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
     for group in optimizer.param_groups:
         group["lr"] = cosine(group["base"], progress) * warm

@@ -17,6 +17,7 @@ from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.evaluation.classification import auc_from_counts
 from mediffusion_core.model import Autoencoder, LatentCodec, scale_from_sums
 from mediffusion_core.settings import Settings
+from mediffusion_core.training.moments import STEPS, fresh_moments
 
 Overrides = tuple[str, ...]
 Weights = Mapping[str, Tensor]
@@ -63,7 +64,12 @@ def codec(settings: Settings, autoencoder: Weights) -> LatentCodec:
 def joint(settings: Settings) -> dict[str, Weights]:
     torch.manual_seed(1)
     model = build_joint(settings, 5)
-    return {protocol.UNET: model.unet.state_dict(), protocol.HEAD: model.head.state_dict()}
+    return {
+        protocol.UNET: model.unet.state_dict(),
+        protocol.HEAD: model.head.state_dict(),
+        protocol.UNET_MOMENTS: fresh_moments(model.unet),
+        protocol.HEAD_MOMENTS: fresh_moments(model.head),
+    }
 
 
 def numbers(record: ArrayRecord) -> dict[str, Tensor]:
@@ -153,17 +159,24 @@ def test_latents_are_encoded_once(
 
 
 @pytest.mark.parametrize(("site", "labelled"), [(0, True), (2, False)])
-def test_a_joint_round_returns_weights_and_listed_metrics(
+def test_a_joint_round_returns_weights_moments_and_listed_metrics(
     ask: Asking, joint: dict[str, Weights], encoded: None, site: int, labelled: bool
 ) -> None:
     content = ask(protocol.TRAIN_JOINT, joint, site)
-    assert set(content) == {protocol.UNET, protocol.HEAD, protocol.METRICS}
+    assert set(content) == {*protocol.JOINT, protocol.METRICS}
     metrics = dict(content.metric_records[protocol.METRICS])
     assert set(metrics) <= protocol.ALLOWED_METRICS
     assert (metrics["labelled_seen"] > 0) == labelled == ("classification_loss" in metrics)
     head = numbers(content.array_records[protocol.HEAD])
     unchanged = all(torch.equal(head[name], joint[protocol.HEAD][name]) for name in head)
     assert unchanged != labelled
+    for component in protocol.JOINT:
+        returned = numbers(content.array_records[component])
+        assert {name: value.shape for name, value in returned.items()} == {
+            name: value.shape for name, value in joint[component].items()
+        }
+    steps = float(numbers(content.array_records[protocol.UNET_MOMENTS])[STEPS])
+    assert steps == metrics["steps"] > 0
 
 
 def test_validation_leaves_as_counts(

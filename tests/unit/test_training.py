@@ -27,7 +27,12 @@ from mediffusion_core.settings import (
 from mediffusion_core.training.augmentation import RANGES, augment
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.batches import Shuffled
-from mediffusion_core.training.joint_stage import JointObjective, LatentSet, train_joint
+from mediffusion_core.training.joint_stage import (
+    JointObjective,
+    LatentSet,
+    joint_optimizer,
+    train_joint,
+)
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import (
     LocalReport,
@@ -36,6 +41,12 @@ from mediffusion_core.training.local import (
     derive_seed,
     local_steps,
     resolve_device,
+)
+from mediffusion_core.training.moments import (
+    STEPS,
+    fresh_moments,
+    load_moments,
+    read_moments,
 )
 
 NAN = float("nan")
@@ -99,10 +110,12 @@ def latents(count: int = 8, labelled: int = 8, views: int = 2) -> LatentSet:
 
 
 def run_joint(model: JointUNet, data: LatentSet, seed: int = 5, **changes: object) -> LocalReport:
+    settings = joint_training(**changes)
     return train_joint(
         model,
+        joint_optimizer(model, settings),
         data,
-        joint_training(**changes),
+        settings,
         ALPHAS,
         prediction="velocity",
         precision="fp32",
@@ -420,10 +433,12 @@ def test_joint_training_learns_to_denoise_and_to_classify() -> None:
 
 def test_a_round_counts_what_it_saw() -> None:
     told: list[tuple[int, int, float]] = []
+    model, settings = joint(), joint_training(local_epochs=2, labelled_batch_size=3)
     report = train_joint(
-        joint(),
+        model,
+        joint_optimizer(model, settings),
         latents(10, 3),
-        joint_training(local_epochs=2, labelled_batch_size=3),
+        settings,
         ALPHAS,
         prediction="velocity",
         precision="fp32",
@@ -540,10 +555,13 @@ def test_noise_is_drawn_at_every_level() -> None:
     assert float(spread.mean()) == pytest.approx(float(expected.mean()), rel=0.05)
 
 
-def rates(settings: JointTraining, done: float) -> list[tuple[float, float]]:
-    """Learning rates of UNet and head in each step of a round."""
+def rates(settings: JointTraining, done: float, behind: int = 0) -> list[tuple[float, float]]:
+    """Learning rates of UNet and head in each step of a round, after steps of earlier rounds."""
     seen: list[tuple[float, float]] = []
     step: Callable[..., object] = torch.optim.AdamW.step
+    model = joint()
+    optimizer = joint_optimizer(model, settings)
+    load_moments(optimizer, model, fresh_moments(model) | {STEPS: torch.tensor(float(behind))})
 
     def noting(self: torch.optim.AdamW, *more: object) -> object:
         unet, head = self.param_groups
@@ -553,7 +571,8 @@ def rates(settings: JointTraining, done: float) -> list[tuple[float, float]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", noting)
         train_joint(
-            joint(),
+            model,
+            optimizer,
             latents(),
             settings,
             ALPHAS,
@@ -567,12 +586,70 @@ def rates(settings: JointTraining, done: float) -> list[tuple[float, float]]:
     return seen
 
 
-def test_rates_warm_up_in_a_round_and_fall_over_the_stage() -> None:
+def test_rates_warm_up_once_and_fall_over_the_stage() -> None:
     settings = joint_training(
         local_epochs=3, warmup_steps=2, learning_rate=1e-3, head_learning_rate=1e-4
     )
-    first, second = rates(settings, 0.0), rates(settings, 0.5)
+    first, second = rates(settings, 0.0), rates(settings, 0.5, behind=6)
     assert first[0] == pytest.approx((0.5e-3, 0.5e-4))
     assert first[1][0] == pytest.approx(cosine(1e-3, 0.5 / 6))
     assert [a / b for a, b in first] == pytest.approx([10.0] * 6)
-    assert second[-1][0] < second[2][0] < first[2][0]
+    assert second[0][0] == pytest.approx(cosine(1e-3, 0.5))
+    assert second[-1][0] < second[0][0] < first[1][0]
+
+
+# Moments that travel
+
+
+def adam_rounds(rounds: int, steps: int, travel: bool) -> dict[str, Tensor]:
+    """A small network after rounds of steps, its optimizer carried over as moments or as it is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+    draws = generator(2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    for _ in range(rounds):
+        if travel:
+            made = read_moments(optimizer, model) if optimizer.state else fresh_moments(model)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+            load_moments(optimizer, model, made)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(4, 3, generator=draws)).square().mean().backward()
+            optimizer.step()
+    return copied(model) | read_moments(optimizer, model)
+
+
+def test_one_site_with_travelling_moments_is_an_optimizer_that_was_never_interrupted() -> None:
+    assert same(adam_rounds(3, 4, travel=True), adam_rounds(1, 12, travel=False))
+
+
+def test_moments_that_do_not_fit_are_refused() -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match=r"moments of weight are \(1, 4\)"):
+        load_moments(optimizer, model, fresh_moments(nn.Linear(4, 1)))
+    with pytest.raises(KeyError):
+        load_moments(optimizer, model, {STEPS: torch.zeros(())})
+
+
+def test_a_site_without_labels_hands_the_heads_moments_on() -> None:
+    model, settings = joint(), joint_training()
+    optimizer = joint_optimizer(model, settings)
+    drawn = {name: torch.rand(m.shape) for name, m in fresh_moments(model.head).items()}
+    load_moments(optimizer, model.head, drawn)
+    load_moments(optimizer, model.unet, fresh_moments(model.unet))
+    train_joint(
+        model,
+        optimizer,
+        latents(8, 0),
+        settings,
+        ALPHAS,
+        prediction="velocity",
+        precision="fp32",
+        done=0.0,
+        share=1.0,
+        seed=0,
+        on_step=quiet,
+    )
+    assert same(drawn, read_moments(optimizer, model.head))
+    assert float(read_moments(optimizer, model.unet)[STEPS]) == 4
