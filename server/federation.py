@@ -4,8 +4,8 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -22,10 +22,32 @@ class SiteError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What one site sent back."""
+    """What one site sent back: its arrays as tensors, decoded once."""
 
     site: str
     content: RecordDict
+    components: Mapping[str, StateDict]
+
+    @classmethod
+    def of(cls, site: str, content: RecordDict) -> Self:
+        """Decodes a site's message and lets go of the bytes that came.
+
+        Raises:
+            SiteError: if it holds a number that is none.
+        """
+        components: dict[str, StateDict] = {}
+        for component in list(content.array_records):
+            record = content.array_records[component]
+            components[component] = dict(record.to_torch_state_dict(keep_input=False))
+            for name, values in components[component].items():
+                if not torch.isfinite(values).all():
+                    raise SiteError(f"{site} sent a value in {component} {name} that is no number")
+        reply = cls(site, content, components)
+        for metric, value in reply._metrics.items():
+            numbers = value if isinstance(value, list) else [value]
+            if not all(math.isfinite(float(str(one))) for one in numbers):
+                raise SiteError(f"{site} sent a metric {metric} that is no number")
+        return reply
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -36,16 +58,6 @@ class Reply:
     def census(self) -> dict[str, int | list[int]]:
         """The site's counts."""
         return {name: _integers(value) for name, value in self._metrics.items()}
-
-    @property
-    def counts(self) -> dict[str, Tensor]:
-        """Sums and counts as float64 tensors."""
-        record = self.content.array_records[protocol.COUNTS]
-        return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
-
-    def state(self, component: str) -> dict[str, Tensor]:
-        """The site's weights of one component."""
-        return dict(self.content.array_records[component].to_torch_state_dict())
 
     @property
     def _metrics(self) -> Mapping[str, object]:
@@ -89,10 +101,7 @@ class Federation:
         Raises:
             SiteError: if a site fails, is lost, stays silent, or sends a number that is none.
         """
-        replies = self._ordered(self._collect(kind, list(self._names), round_number, components))
-        for reply in replies:
-            _check_finite(reply)
-        return replies
+        return self._ordered(self._collect(kind, list(self._names), round_number, components))
 
     def _wait(self) -> list[int]:
         deadline = time.monotonic() + self._timeout
@@ -141,23 +150,11 @@ class Federation:
             )
 
     def _ordered(self, messages: Sequence[Message]) -> list[Reply]:
-        replies = [Reply(self._names[m.metadata.src_node_id], m.content) for m in messages]
+        replies = [Reply.of(self._names[m.metadata.src_node_id], m.content) for m in messages]
         return sorted(replies, key=lambda reply: reply.site)
 
     def _name(self, node: int) -> str:
         return self._names.get(node, f"site at node {node}")
-
-
-def _check_finite(reply: Reply) -> None:
-    for metric, value in reply.metrics.items():
-        if not math.isfinite(value):
-            raise SiteError(f"{reply.site} sent a metric {metric} that is no number")
-    for component, record in reply.content.array_records.items():
-        for name, array in record.items():
-            if not np.isfinite(array.numpy()).all():
-                raise SiteError(
-                    f"{reply.site} sent a value in {component} {name} that is no number"
-                )
 
 
 def _integers(value: object) -> int | list[int]:

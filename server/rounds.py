@@ -97,7 +97,7 @@ class FederatedRun:
             replies = self._federation.ask(
                 protocol.LATENT_CENSUS, 1, {AUTOENCODER: state.components[AUTOENCODER]}
             )
-            sums = [reply.counts for reply in replies]
+            sums = [reply.components[protocol.COUNTS] for reply in replies]
             total, squares = sum(s["total"] for s in sums), sum(s["squares"] for s in sums)
             count = sum(float(s["count"]) for s in sums)
             assert isinstance(total, Tensor) and isinstance(squares, Tensor)
@@ -160,8 +160,9 @@ class FederatedRun:
     def _pooled(self) -> dict[str, Any]:
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
         replies = self._federation.ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
-        counts = [reply.counts["counts"] for reply in replies]
-        draws = torch.stack([reply.counts["bootstraps"] for reply in replies]).sum(dim=0)
+        sent_back = [reply.components[protocol.COUNTS] for reply in replies]
+        counts = [one["counts"] for one in sent_back]
+        draws = torch.stack([one["bootstraps"] for one in sent_back]).sum(dim=0)
         pooled = auc_from_counts(torch.stack(counts).sum(dim=0))
         return {
             "auc_pooled": macro(pooled),
@@ -174,7 +175,7 @@ class FederatedRun:
         }
 
     def _take(self, component: str, replies: list[Reply]) -> None:
-        states = [reply.state(component) for reply in replies]
+        states = [reply.components[component] for reply in replies]
         metrics = [reply.metrics for reply in replies]
         previous = self._state.components[component]
         self._state.components[component] = aggregate(component, states, metrics, previous)

@@ -1,0 +1,35 @@
+"""What the server makes of a site's reply."""
+
+import math
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+from mediffusion_core.protocol import COUNTS, METRICS, UNET
+from server.federation import Reply, SiteError
+
+
+def test_a_reply_holds_its_arrays_as_they_were_sent() -> None:
+    weights = {"conv.weight": torch.randn(2, 3), "steps": torch.tensor(4.0)}
+    counts = {"counts": torch.arange(6).reshape(2, 3)}
+    metrics = {"loss": 0.5, "per_class": [1, 2]}
+    content = RecordDict(
+        {UNET: ArrayRecord(weights), COUNTS: ArrayRecord(counts), METRICS: MetricRecord(metrics)}
+    )
+    reply = Reply.of("site-0", content)
+    for component, sent in ((UNET, weights), (COUNTS, counts)):
+        got = reply.components[component]
+        assert got.keys() == sent.keys()
+        assert all(torch.equal(got[name], sent[name]) for name in sent)
+        assert all(got[name].dtype == sent[name].dtype for name in sent)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_is_refused_by_name(broken: float) -> None:
+    record = ArrayRecord({"a": torch.ones(2), "b": torch.tensor([1.0, broken])})
+    with pytest.raises(SiteError, match="site-1 sent a value in unet b that is no number"):
+        Reply.of("site-1", RecordDict({UNET: record}))
+    metrics = MetricRecord({"steps": 3, "loss": broken})
+    with pytest.raises(SiteError, match="site-1 sent a metric loss that is no number"):
+        Reply.of("site-1", RecordDict({METRICS: metrics}))
