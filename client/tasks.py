@@ -22,6 +22,7 @@ from mediffusion_core.evaluation.classification import (
 )
 from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums
 from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
+from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.joint_stage import LatentSet, joint_optimizer, train_joint
 from mediffusion_core.training.latents import encode_images, encode_views
@@ -157,7 +158,13 @@ def joint_round(
     optimizer = joint_optimizer(joint, settings.training.joint)
     load_moments(optimizer, joint.unet, components[UNET_MOMENTS])
     load_moments(optimizer, joint.head, components[HEAD_MOMENTS])
-    data = LatentSet(kept["train"], kept["views"], targets, site.hospitals.store.multi_label)
+    data = LatentSet(
+        kept["train"],
+        kept["views"],
+        targets,
+        site.hospitals.store.multi_label,
+        turns_and_flips(settings.data.augmentation),
+    )
     begun = time.perf_counter()
     report = train_joint(
         joint,

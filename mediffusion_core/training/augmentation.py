@@ -34,6 +34,11 @@ RANGES = {
 }
 
 
+def turns_and_flips(kind: str) -> bool:
+    """Whether quarter turns and mirror images are among a kind's views; "none" has no views."""
+    return kind in RANGES and RANGES[kind].turns_and_flips
+
+
 def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """One random view of each image.
 
@@ -56,7 +61,7 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         align_corners=False,
     )
     if ranges.turns_and_flips:
-        moved = _turn_and_flip(moved, generator)
+        moved = turn_and_flip(moved, generator)
     gain = 1 + _uniform(len(images), ranges.contrast, generator).reshape(-1, 1, 1, 1)
     offset = _uniform(len(images), ranges.contrast / 2, generator).reshape(-1, 1, 1, 1)
     return ((moved - 0.5) * gain + 0.5 + offset).clamp(0, 1)
@@ -76,7 +81,8 @@ def _affine(count: int, ranges: Ranges, generator: torch.Generator) -> Tensor:
     return rows.reshape(count, 2, 3)
 
 
-def _turn_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def turn_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each of the images or latents (B, C, S, S) turned by quarters and mirrored at random."""
     turns = torch.randint(0, 4, (len(images),), generator=generator)
     flips = torch.rand(len(images), generator=generator) < 0.5
     out = images.clone()

@@ -474,6 +474,18 @@ def test_a_site_without_labels_trains_the_denoiser_and_not_the_head() -> None:
     assert not same(unet, copied(model.unet))
 
 
+@pytest.mark.parametrize("turning", [False, True])
+def test_views_are_turned_and_mirrored_where_that_is_as_likely(turning: bool) -> None:
+    one = torch.arange(32.0).reshape(1, 1, 2, 4, 4)
+    data = LatentSet(one[0], one, torch.ones(1, 1), True, turns_and_flips=turning)
+    views, targets = data.labelled_views(torch.zeros(400, dtype=torch.long), generator())
+    assert targets.shape == (400, 1)
+    seen = {tuple(view.flatten().tolist()) for view in views}
+    turned = [one[0, 0].rot90(quarter, (1, 2)) for quarter in range(4)]
+    expected = [image.flip(axes) for image in turned for axes in ((), (2,))]
+    assert seen == {tuple(e.flatten().tolist()) for e in (expected if turning else expected[:1])}
+
+
 class Recorder(nn.Module):
     """In place of the network: notes at which timesteps and on what it is called."""
 
