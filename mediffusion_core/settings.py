@@ -22,7 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 SITE_LOCAL: dict[str, bool | set[str]] = {
     "run": True,
     "device": True,
-    "data": {"root", "store"},
+    "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
     "federation": {"round_timeout"},
 }
@@ -45,17 +45,43 @@ class PhantomSettings(_Model):
     patients_per_site: tuple[Count, ...] = (1700, 1700, 900)
 
 
+class ColumnSettings(_Model):
+    """Which columns of a site's own table say what; `label` may be several columns of 0 and 1."""
+
+    image: str = "image"
+    label: str | Annotated[tuple[str, ...], Field(min_length=1)] = "label"
+    patient: str | None = None
+    site: str | None = None
+    split: str | None = None
+
+
+Uncertain = Literal["zeros", "ones", "ignore"]
+"""What a finding that a report calls uncertain becomes: absent, present, or a missing label."""
+
+
 class DataSettings(_Model):
     """Which images, how they are split, and who holds a label."""
 
-    source: Literal["phantom", "isic2019", "medmnist", "chestxray14"]
+    source: Literal["phantom", "isic2019", "medmnist", "chestxray14", "chexpert", "folder", "dicom"]
     root: Path | None = None
+    table: Path | None = None
+    columns: ColumnSettings = ColumnSettings()
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    multi_label: bool = False
+    separator: Annotated[str, Field(min_length=1)] = "|"
+    uncertain: Uncertain = "ignore"
+    uncertain_by_finding: dict[str, Uncertain] = Field(default_factory=dict)
+    window: tuple[float, Positive] | None = None
     store: Path | None = None
     image_size: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal[1, 3]
-    partition: Literal["natural", "uniform"] = "natural"
+    partition: Literal["natural", "uniform", "dirichlet", "quantity", "one_finding"] = "natural"
+    partition_alpha: Positive = 0.5
+    scanner_shift: Fraction = 0.0
+    splits: Literal["dealt", "official"] = "dealt"
     labelled_fraction: Fraction = 1.0
     labelled_fraction_by_site: dict[str, Fraction] = Field(default_factory=dict)
+    labelled_sites: Count | None = None
     use_unlabelled: bool = True
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.15
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1

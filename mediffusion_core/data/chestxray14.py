@@ -1,9 +1,13 @@
 """NIH ChestX-ray14 in its official layout (Wang et al. 2017, arXiv:1705.02315).
 
-Folder: `Data_Entry_2017*.csv` and the PNG files in `images/`, in the twelve `images_*/images/` of
-the download, or beside the table.
+Folder: `Data_Entry_2017*.csv` and the PNG files in `images/`, in the twelve `images_*/` of the
+download (or `images/` therein), or beside the table. Where they are there, `train_val_list.txt` and
+`test_list.txt` give the official splits, and `BBox_List_2017.csv` the regions.
 """
 
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import Source, fingerprint
 from mediffusion_core.data.images import load_file
+from mediffusion_core.data.regions import Box, fill_boxes
 from mediffusion_core.data.tables import data_root, image_names, list_files, read_table
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
@@ -22,15 +27,26 @@ FINDINGS = (
 )  # fmt: skip
 HEALTHY = "No Finding"
 NAME, LABELS, PATIENT = "Image Index", "Finding Labels", "Patient ID"
+LISTS = {"train_val_list.txt": "train", "test_list.txt": "test"}
+BOXES = "BBox_List_2017.csv"
+BOX_LABEL = "Finding Label"
+BOX_SIDES = ("Bbox [x", "y", "w", "h]")
+"""The published header is `Bbox [x,y,w,h]`, which a CSV file reads as four columns."""
+BOX_FINDINGS = ("Infiltrate", *FINDINGS)
+"""The boxes call Infiltration so."""
+ORIGINAL_SIDE = 1024
+"""Boxes are in pixels of the published images, which are squares of this side."""
 
 
 def read(settings: DataSettings, seed: int) -> Source:
     """ChestX-ray14 under `data.root`: 14 findings, several an image; grouped by patient.
 
-    An empty `Finding Labels` is a missing label; `No Finding` is a label of fourteen zeros.
+    An empty `Finding Labels` is a missing label; `No Finding` is a label of fourteen zeros. The
+    official lists know two sides alone: `train_val_list.txt` is "train".
 
     Raises:
-        UserError: missing folder, table or column; unknown finding; image without a patient.
+        UserError: missing folder, table or column; unknown finding; image without a patient; an
+            image on neither or both of the lists, or a patient on both; a box that is none.
     """
     root = data_root(settings)
     tables = sorted(root.glob("Data_Entry_2017*.csv"))
@@ -44,7 +60,13 @@ def read(settings: DataSettings, seed: int) -> Source:
         if not row[PATIENT]:
             raise UserError(f"{table}: image {row[NAME]} has no {PATIENT}")
 
-    folders = [root / "images", *sorted(root.glob("images_*/images")), root]
+    patients = tuple(row[PATIENT] for row in rows)
+    has_boxes = (root / BOXES).is_file()
+    has_lists = all((root / name).is_file() for name in LISTS)
+    more = [*([BOXES] if has_boxes else []), *(LISTS if has_lists else [])]
+
+    parts = sorted(root.glob("images_*"))
+    folders = [root / "images", *(part / "images" for part in parts), *parts, root]
     files = list_files(root, [folder for folder in folders if folder.is_dir()], ".png")
     paths = tuple(files[name][0] if name in files else name for name in names)
     return Source(
@@ -53,7 +75,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         multi_label=True,
         image_ids=names,
         labels=_labels(table, [row[LABELS] for row in rows]),
-        groups=tuple(row[PATIENT] for row in rows),
+        groups=patients,
         centres=None,
         load=partial(load_file, root, paths, 2 * settings.image_size),
         fingerprint=fingerprint(
@@ -61,8 +83,72 @@ def read(settings: DataSettings, seed: int) -> Source:
             root=str(root),
             table=table.read_bytes(),
             files=sorted(files.values()),
+            **{name: (root / name).read_bytes() for name in more},
         ),
+        splits=_splits(root, names, patients) if has_lists else None,
+        regions=partial(_region, root, paths, _boxes(root / BOXES, names)) if has_boxes else None,
     )
+
+
+def _splits(root: Path, names: Sequence[str], patients: Sequence[str]) -> tuple[str, ...]:
+    listed = {split: _listed(root / name) for name, split in LISTS.items()}
+    both = " and ".join(LISTS)
+    splits: list[str] = []
+    side_of: dict[str, str] = {}
+    for name, patient in zip(names, patients, strict=True):
+        sides = [split for split, images in listed.items() if name in images]
+        if len(sides) != 1:
+            where = "both" if sides else "neither"
+            raise UserError(f"data.root={root}: {name} is in {where} of {both}")
+        if side_of.setdefault(patient, sides[0]) != sides[0]:
+            raise UserError(f"data.root={root}: {PATIENT} {patient} has images in both {both}")
+        splits += sides
+    return tuple(splits)
+
+
+def _listed(path: Path) -> set[str]:
+    try:
+        return set(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a list of images ({error})") from None
+
+
+def _boxes(path: Path, names: Sequence[str]) -> dict[int, tuple[Box, ...]]:
+    """Boxes of the images that the table lists, by the image's index."""
+    index_of = {name: index for index, name in enumerate(names)}
+    boxes: dict[int, tuple[Box, ...]] = defaultdict(tuple)
+    for row in read_table(path, (NAME, BOX_LABEL, *BOX_SIDES)):
+        if row[BOX_LABEL] not in BOX_FINDINGS:
+            allowed = ", ".join(BOX_FINDINGS)
+            raise UserError(f"{path}: unknown finding {row[BOX_LABEL]!r}, allowed are {allowed}")
+        if row[NAME] in index_of:
+            boxes[index_of[row[NAME]]] += (_box(path, row),)
+    return dict(boxes)
+
+
+def _box(path: Path, row: Mapping[str, str]) -> Box:
+    try:
+        x, y, w, h = (float(row[side]) for side in BOX_SIDES)
+        fits = all(0 <= start < ORIGINAL_SIDE for start in (x, y))
+        fits = fits and all(0 < length < math.inf for length in (w, h))
+    except ValueError:
+        fits = False
+    if not fits:
+        given = ", ".join(row[side] for side in BOX_SIDES)
+        raise UserError(
+            f"{path}: box of {row[NAME]} is {given!r}, allowed are left and top from 0 to "
+            f"{ORIGINAL_SIDE}, width and height above 0"
+        )
+    return x, y, w, h
+
+
+def _region(
+    root: Path, paths: tuple[str, ...], boxes: Mapping[int, tuple[Box, ...]], index: int
+) -> NDArray[np.bool_] | None:
+    if index not in boxes:
+        return None
+    height, width = load_file(root, paths, ORIGINAL_SIDE, index).shape[:2]
+    return fill_boxes(boxes[index], ORIGINAL_SIDE, (height, width))
 
 
 def _labels(table: Path, texts: list[str]) -> NDArray[np.float32]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class Move:
@@ -36,6 +38,11 @@ class Source:
             other processes. Raises `ImageError` for an image that can't be read.
         fingerprint: changes when table, files, root or the reader's parameters change.
         moves: the images that stand in another centre than the table gives.
+        splits: the official split of each image, one of `SPLITS`; None where there is none. A
+            group never stands in two of them.
+        regions: index to bool (H, W) of the image as published, true where a finding lies (a
+            mask, or boxes filled in); None for an image without. Picklable, as `load`.
+        isolated: whether `load` may end its process on a broken file, as some codecs in C do.
 
     Raises:
         ValueError: where the parts do not fit together, which is the reader's mistake.
@@ -51,6 +58,9 @@ class Source:
     load: Callable[[int], NDArray[np.uint8]]
     fingerprint: str
     moves: tuple[Move, ...] = ()
+    splits: tuple[str, ...] | None = None
+    regions: Callable[[int], NDArray[np.bool_] | None] | None = None
+    isolated: bool = False
 
     def __post_init__(self) -> None:
         """Checks that the parts fit together."""
@@ -59,12 +69,15 @@ class Source:
             raise ValueError(f"{self.name}: labels have shape {self.labels.shape}")
         if len(self.groups) != count or len(set(self.image_ids)) != count:
             raise ValueError(f"{self.name}: groups or image names do not fit {count} images")
-        if self.centres is not None:
-            if len(self.centres) != count:
-                raise ValueError(f"{self.name}: {len(self.centres)} centres for {count} images")
-            pairs = set(zip(self.groups, self.centres, strict=True))
-            if len(pairs) != len(set(self.groups)):
-                raise ValueError(f"{self.name}: a group stands in two centres")
+        for what, given in (("centre", self.centres), ("split", self.splits)):
+            if given is None:
+                continue
+            if len(given) != count:
+                raise ValueError(f"{self.name}: {len(given)} {what}s for {count} images")
+            if len(set(zip(self.groups, given, strict=True))) != len(set(self.groups)):
+                raise ValueError(f"{self.name}: a group stands in two {what}s")
+        if not set(self.splits or ()) <= set(SPLITS):
+            raise ValueError(f"{self.name}: splits are {sorted(set(self.splits or ()))}")
 
 
 def fingerprint(**parts: object) -> str:

@@ -38,17 +38,30 @@ class Decoder:
     def rows(self, start: int) -> Bad:
         """Decodes the chunk that begins at an index; returns the images that can't be read."""
         images = np.load(self.target, mmap_mode="r+")  # (N, S, S, C)
-        size, channels = images.shape[1], images.shape[3]
         bad: Bad = {}
         for index in range(start, min(start + CHUNK, len(images))):
-            try:
-                images[index] = fit(self.load(index), size, channels)
-            except ImageError as error:
-                bad[index] = str(error)
+            bad |= self._decode(images, index)
         return bad
 
+    def row(self, index: int) -> Bad:
+        """Decodes one image; returns it where it can't be read."""
+        return self._decode(np.load(self.target, mmap_mode="r+"), index)
 
-def decode_all(decoder: Decoder, count: int, workers: int | None, progress: Progress | None) -> Bad:
+    def _decode(self, images: NDArray[np.uint8], index: int) -> Bad:
+        try:
+            images[index] = fit(self.load(index), images.shape[1], images.shape[3])
+        except ImageError as error:
+            return {index: str(error)}
+        return {}
+
+
+def decode_all(
+    decoder: Decoder,
+    count: int,
+    workers: int | None,
+    progress: Progress | None,
+    isolated: bool = False,
+) -> Bad:
     """Decodes images 0 to `count`.
 
     Args:
@@ -57,6 +70,7 @@ def decode_all(decoder: Decoder, count: int, workers: int | None, progress: Prog
         workers: processes; None for one a core where that is quicker. A daemonic process may
             not have children and decodes on its own.
         progress: told (done, total) after every chunk.
+        isolated: decode in other processes only, as some images may end the one they are read in.
 
     Returns:
         The images that can't be read, by index.
@@ -72,26 +86,61 @@ def decode_all(decoder: Decoder, count: int, workers: int | None, progress: Prog
             if progress is not None:
                 progress(min(count, (len(starts) - len(remaining)) * CHUNK), count)
 
-    if workers is None:
+    if isolated:
+        workers = workers or os.cpu_count() or 1
+    elif workers is None:
         began = time.perf_counter()
         collect((start, decoder.rows(start)) for start in starts[:1])
         expected = (time.perf_counter() - began) * len(remaining)
         workers = min(os.cpu_count() or 1, len(remaining)) if expected > POOL_FROM else 1
-    if workers > 1 and not multiprocessing.current_process().daemon:
+    if (isolated or workers > 1) and not multiprocessing.current_process().daemon:
         try:
             collect(_in_pool(decoder, sorted(remaining), workers))
         except BrokenProcessPool:
-            logger.warning("processes for decoding could not run; going on in this one")
+            if _pool_works(decoder):
+                collect((start, _apart(decoder, start, count)) for start in sorted(remaining))
+            else:
+                logger.warning("processes for decoding could not run; going on in this one")
     collect((start, decoder.rows(start)) for start in sorted(remaining))
     return dict(sorted(bad.items()))
 
 
-def _in_pool(decoder: Decoder, starts: list[int], workers: int) -> Iterator[tuple[int, Bad]]:
+def _pool_works(decoder: Decoder) -> bool:
+    """Whether a process can be started at all: a script without its guard can't."""
+    try:
+        with _pool(decoder, 1) as pool:
+            return pool.submit(_nothing).result() is None
+    except BrokenProcessPool:
+        return False
+
+
+def _apart(decoder: Decoder, start: int, count: int) -> Bad:
+    """Decodes a chunk in a process of its own, which an image may end; then image by image.
+
+    Codecs in C end their process on some broken files, where Python could only watch.
+    """
+    try:
+        with _pool(decoder, 1) as pool:
+            return pool.submit(_rows, start).result()
+    except BrokenProcessPool:
+        bad: Bad = {}
+        for index in range(start, min(start + CHUNK, count)):
+            try:
+                with _pool(decoder, 1) as pool:
+                    bad |= pool.submit(_row, index).result()
+            except BrokenProcessPool:
+                bad[index] = "the decoder crashed on it"
+        return bad
+
+
+def _pool(decoder: Decoder, workers: int) -> ProcessPoolExecutor:
     # Spawned, not forked: the caller may hold threads, a GPU and the lock's file.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (decoder,)
-    )
-    with pool:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, _start_worker, (decoder,))
+
+
+def _in_pool(decoder: Decoder, starts: list[int], workers: int) -> Iterator[tuple[int, Bad]]:
+    with _pool(decoder, workers) as pool:
         futures = {pool.submit(_rows, start): start for start in starts}
         try:
             for future in as_completed(futures):
@@ -119,6 +168,14 @@ def _end_with_parent() -> None:
 
 def _rows(start: int) -> Bad:
     return _decoder.rows(start)
+
+
+def _row(index: int) -> Bad:
+    return _decoder.row(index)
+
+
+def _nothing() -> None:
+    pass
 
 
 def create_array(path: Path, shape: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
 """The simulated hospitals: one prepared store, and which of its images each of them holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.image_set import ImageSet, Pixels
 from mediffusion_core.data.partition import Shard, partition
+from mediffusion_core.data.scanner import ScannedImages, draw_scanner
 from mediffusion_core.data.source import read_source
 from mediffusion_core.data.store import Store, default_store_folder, prepare
 from mediffusion_core.settings import Settings
@@ -17,27 +18,34 @@ from mediffusion_core.settings import Settings
 
 @dataclass(frozen=True)
 class Hospitals:
-    """All sites' images. A site opens only its own shard, the server only the public test set."""
+    """All sites' images. A site opens only its own shard, the server only the public test set.
+
+    `pixels` is the store's images, or what the sites' scanners make of them.
+    """
 
     store: Store
     shards: tuple[Shard, ...]
     use_unlabelled: bool
+    pixels: Pixels
 
     def train(self, site: int) -> ImageSet:
         """The site's training images; withheld labels are NaN."""
         shard = self.shards[site]
         labels = self.store.labels[shard.train].copy()
         labels[~shard.labelled] = np.nan
+        labels[:, ~shard.known] = np.nan
         rows = shard.train
         if not self.use_unlabelled:
             rows, labels = rows[shard.labelled], labels[shard.labelled]
-        return ImageSet(self.store.images, rows, torch.from_numpy(labels))
+        return ImageSet(self.pixels, rows, torch.from_numpy(labels))
 
     def validation(self, site: int) -> ImageSet:
         """The site's held-out patients, empty at a site without labels."""
         shard = self.shards[site]
         rows = shard.validation if shard.validation_labelled else shard.validation[:0]
-        return self._images(rows)
+        labels = self.store.labels[rows].copy()
+        labels[:, ~shard.known] = np.nan
+        return ImageSet(self.pixels, rows, torch.from_numpy(labels))
 
     @cached_property
     def test_rows(self) -> NDArray[np.int64]:
@@ -46,7 +54,8 @@ class Hospitals:
 
     def test(self) -> ImageSet:
         """The public test set."""
-        return self._images(self.test_rows)
+        labels = torch.from_numpy(self.store.labels[self.test_rows])
+        return ImageSet(self.pixels, self.test_rows, labels)
 
     def groups(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
         """Patient or lesion of each of the given rows."""
@@ -56,9 +65,6 @@ class Hospitals:
         """Site of each image of the public test set."""
         site = {int(row): shard.site for shard in self.shards for row in shard.test}
         return tuple(site[int(row)] for row in self.test_rows)
-
-    def _images(self, rows: NDArray[np.int64]) -> ImageSet:
-        return ImageSet(self.store.images, rows, torch.from_numpy(self.store.labels[rows]))
 
 
 def open_hospitals(
@@ -73,4 +79,16 @@ def open_hospitals(
     folder = settings.data.store or default_store_folder()
     store = prepare(source, settings.data, folder, progress)
     shards = partition(store, settings.data, settings.federation.num_sites, settings.seed)
-    return Hospitals(store, shards, settings.data.use_unlabelled)
+    pixels = _pixels(store, shards, settings.data.scanner_shift, settings.seed)
+    return Hospitals(store, shards, settings.data.use_unlabelled, pixels)
+
+
+def _pixels(store: Store, shards: Sequence[Shard], strength: float, seed: int) -> Pixels:
+    if not strength:
+        return store.images
+    scanner_of = np.zeros(len(store.images), dtype=np.int64)
+    for number, shard in enumerate(shards):
+        for rows in (shard.train, shard.validation, shard.test):
+            scanner_of[rows] = number
+    scanners = tuple(draw_scanner(strength, seed, shard.site) for shard in shards)
+    return ScannedImages(store.images, scanners, scanner_of)

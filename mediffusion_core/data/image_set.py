@@ -1,6 +1,7 @@
 """A selection of a store's images with labels, read as they are needed."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -8,11 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+class Pixels(Protocol):
+    """A store's images, as they lie there or as a scanner renders them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        """Images (B, H, W, C) at the given rows (B,)."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A selection of a store's images with their labels."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     """The whole store (N, H, W, C), usually a memory map."""
     rows: NDArray[np.int64]
     """Which of the store's images these are, (n,)."""

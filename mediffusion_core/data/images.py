@@ -34,14 +34,26 @@ def load_file(root: Path, paths: tuple[str, ...], at_least: int, index: int) -> 
     Raises:
         ImageError: missing, outside of the root, empty, truncated, too large, not an image.
     """
-    path = (root / paths[index]).resolve()
-    if not path.is_relative_to(root):
-        raise ImageError("lies outside of data.root")
-    if not path.is_file():
-        raise ImageError("no such file")
-    if path.stat().st_size == 0:
-        raise ImageError("empty file")
-    return decode(path, at_least)
+    return decode(confined(root, paths[index]), at_least)
+
+
+def confined(root: Path, path: str) -> Path:
+    """The resolved file `root / path`, not empty.
+
+    Raises:
+        ImageError: missing, empty, outside of the root, or no path that the system can follow.
+    """
+    try:
+        resolved = (root / path).resolve()
+        if not resolved.is_relative_to(root):
+            raise ImageError("lies outside of data.root")
+        if not resolved.is_file():
+            raise ImageError("no such file")
+        if resolved.stat().st_size == 0:
+            raise ImageError("empty file")
+    except (OSError, RuntimeError) as error:  # a name too long, links in a circle
+        raise ImageError(f"{type(error).__name__}: not a path that can be followed") from None
+    return resolved
 
 
 def decode(path: Path, at_least: int) -> NDArray[np.uint8]:

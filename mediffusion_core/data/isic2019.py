@@ -1,9 +1,10 @@
 """ISIC 2019 in its official layout, with the acquisition centres of Fed-ISIC2019.
 
 Folder: `ISIC_2019_Training_Input/*.jpg`, `ISIC_2019_Training_GroundTruth.csv` (one-hot),
-`ISIC_2019_Training_Metadata.csv` (`lesion_id`) and, for natural sites, `centers.csv`
-(`image`, `center_name`). Sources: Tschandl et al. 2018 (arXiv:1803.10417), Codella et al. 2018
-(arXiv:1710.05006), Hernández-Pérez et al. 2024 (BCN20000); centres: FLamby (arXiv:2210.04620).
+`ISIC_2019_Training_Metadata.csv` (`lesion_id`); for natural sites `centers.csv` (`image`,
+`center_name`), and for regions `lesion_masks.npz` (see `regions.packed_masks`). Sources: Tschandl
+et al. 2018 (arXiv:1803.10417), Codella et al. 2018 (arXiv:1710.05006), Hernández-Pérez et al. 2024
+(BCN20000); centres: FLamby (arXiv:2210.04620).
 """
 
 import logging
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import Move, Source, fingerprint
 from mediffusion_core.data.images import load_file
+from mediffusion_core.data.regions import packed_masks
 from mediffusion_core.data.tables import data_root, image_names, list_files, read_table
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
@@ -27,6 +29,7 @@ IMAGES = "ISIC_2019_Training_Input"
 TRUTH = "ISIC_2019_Training_GroundTruth.csv"
 METADATA = "ISIC_2019_Training_Metadata.csv"
 CENTRES = "centers.csv"
+MASKS = "lesion_masks.npz"
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +39,12 @@ def read(settings: DataSettings, seed: int) -> Source:
 
     An image that is only marked `UNK` has a missing label. A lesion without an id is its
     image's own. A lesion that stands in several centres goes whole to the one that holds most
-    of its images, the first by name where they tie.
+    of its images, the first by name where they tie. Regions are lesions, in the size of the
+    masks.
 
     Raises:
         UserError: missing folder, table or column; unknown class; label that is not one-hot;
-            an image without a centre.
+            an image without a centre; a damaged file of masks.
     """
     root = data_root(settings)
     names, classes, labels = _truth(root / TRUTH)
@@ -59,7 +63,9 @@ def read(settings: DataSettings, seed: int) -> Source:
         raise UserError(f"data.root={root}: folder {IMAGES} is missing")
     files = list_files(root, [root / IMAGES], ".jpg")
     paths = tuple(f"{IMAGES}/{name}.jpg" for name in names)
-    tables = {name: (root / name).read_bytes() for name in (TRUTH, METADATA)}
+    has_masks = (root / MASKS).is_file()
+    known = (TRUTH, METADATA, *([MASKS] if has_masks else []))
+    tables = {name: (root / name).read_bytes() for name in known}
     return Source(
         name="isic2019",
         classes=classes,
@@ -77,6 +83,7 @@ def read(settings: DataSettings, seed: int) -> Source:
             **tables,
         ),
         moves=moves,
+        regions=packed_masks(root / MASKS, names) if has_masks else None,
     )
 
 

@@ -2,7 +2,15 @@
 
 from collections.abc import Callable
 
-from mediffusion_core.data import chestxray14, isic2019, medmnist, phantom_source
+from mediffusion_core.data import (
+    chestxray14,
+    chexpert,
+    dicom,
+    folder,
+    isic2019,
+    medmnist,
+    phantom_source,
+)
 from mediffusion_core.data.contract import Move, Source
 from mediffusion_core.data.images import ImageError
 from mediffusion_core.errors import UserError
@@ -16,6 +24,9 @@ READERS: dict[str, Callable[[DataSettings, int], Source]] = {
     "isic2019": isic2019.read,
     "medmnist": medmnist.read,
     "chestxray14": chestxray14.read,
+    "chexpert": chexpert.read,
+    "folder": folder.read,
+    "dicom": dicom.read,
 }
 
 

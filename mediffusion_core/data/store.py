@@ -1,30 +1,34 @@
-"""The prepared store: a data set decoded once, resized, and opened as a memory map.
+"""The prepared store: a data set decoded once, resized, and opened as memory maps.
 
-A store's folder is named by everything that its content depends on. It is built beside its place
-and renamed, so whatever stands under that name is whole.
+Each column of the data set is one file, so that a store of a million images opens at once and
+takes no memory. A store's folder is named by everything that its content depends on. It is built
+beside its place and renamed, so whatever stands under that name is whole.
 """
 
 import csv
+import json
 import multiprocessing
 import os
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import Source, fingerprint
-from mediffusion_core.data.decoding import Bad, Decoder, copy_rows, create_array, decode_all
+from mediffusion_core.data.decoding import Decoder, copy_rows, create_array, decode_all
+from mediffusion_core.data.duplicates import Pairs, find_duplicates, units
+from mediffusion_core.data.names import Names
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 
-FORMAT = 1
-IMAGES, MANIFEST, BAD = "images.npy", "manifest.npz", "bad_images.csv"
+FORMAT = 2
+IMAGES, BAD, DESCRIPTION = "images.npy", "bad_images.csv", "store.json"
 
 
 @dataclass(frozen=True)
@@ -33,23 +37,32 @@ class Store:
 
     Attributes:
         images: uint8 memory map, (N, S, S, C).
-        labels: float32, (N, K), 0 or 1, nan where the label is missing.
-        groups: N names of the unit of privacy and splits (patient, lesion).
+        labels: float32 memory map, (N, K), 0 or 1, nan where the label is missing.
+        groups: N names of the unit of privacy (patient, lesion).
+        units: int64, (N,), what no split may separate: groups, joined where an image of one
+            duplicates an image of another (`data.duplicates`).
         centres: natural site of each image, None where there is none.
+        splits: official split of each image, None where there is none.
         image_ids: N names.
         classes: K names.
         multi_label: whether an image may have several classes, or none.
+        duplicates: int64, (P, 2), pairs of images that are one image, exactly or nearly.
         bad: (name, reason) of the images that could not be read and are left out.
+        place: the folder that it stands in.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.float32]
-    groups: tuple[str, ...]
-    centres: tuple[str, ...] | None
-    image_ids: tuple[str, ...]
+    groups: Sequence[str]
+    units: NDArray[np.int64]
+    centres: Sequence[str] | None
+    splits: Sequence[str] | None
+    image_ids: Sequence[str]
     classes: tuple[str, ...]
     multi_label: bool
+    duplicates: Pairs
     bad: tuple[tuple[str, str], ...]
+    place: Path
 
 
 def default_store_folder() -> Path:
@@ -103,7 +116,7 @@ def prepare(
                     _build(source, settings, place, progress, workers)
         except OSError as error:
             raise UserError(f"data.store={folder}: {error.strerror or error}") from None
-    store = _open(place)
+    store = open_store(place)
     _refuse_many_bad(store.bad, len(store.image_ids), settings, place / BAD)
     return store
 
@@ -122,7 +135,8 @@ def _build(
         count = len(source.image_ids)
         shape = (settings.image_size, settings.image_size, settings.channels)
         create_array(building / IMAGES, (count, *shape))
-        bad = decode_all(Decoder(source.load, building / IMAGES), count, workers, progress)
+        decoder = Decoder(source.load, building / IMAGES)
+        bad = decode_all(decoder, count, workers, progress, source.isolated)
         listed = tuple((source.image_ids[index], reason) for index, reason in bad.items())
         failed = place.with_name(f"{place.name}.failed")
         shutil.rmtree(failed, ignore_errors=True)
@@ -133,12 +147,12 @@ def _build(
             _write_bad(failed / BAD, listed)
             raise
         _write_bad(building / BAD, listed)
-        _write_manifest(building / MANIFEST, source, bad)
+        kept = np.setdiff1d(np.arange(count), list(bad))
         if bad:
-            kept = np.setdiff1d(np.arange(count), list(bad))
             (building / IMAGES).rename(building / "all.npy")
             copy_rows(building / "all.npy", building / IMAGES, kept)
             (building / "all.npy").unlink()
+        _write_columns(building, source, kept)
         building.chmod(0o777 & ~_umask())
         building.rename(place)
     finally:
@@ -168,42 +182,66 @@ def _write_bad(path: Path, bad: tuple[tuple[str, str], ...]) -> None:
         csv.writer(file).writerows([("image", "reason"), *bad])
 
 
-def _write_manifest(path: Path, source: Source, bad: Bad) -> None:
-    kept = [index for index in range(len(source.image_ids)) if index not in bad]
+def _write_columns(building: Path, source: Source, kept: NDArray[np.int64]) -> None:
+    def text(values: Sequence[str]) -> NDArray[np.bytes_]:
+        return Names.of(values[index] for index in kept.tolist()).encoded
 
-    def text(values: tuple[str, ...]) -> NDArray[np.str_]:
-        return np.array([values[index] for index in kept], dtype=np.str_)
+    duplicates = find_duplicates(np.load(building / IMAGES, mmap_mode="r"))
+    numbers = np.unique(text(source.groups), return_inverse=True)[1].astype(np.int64)
+    columns: dict[str, NDArray[Any]] = {
+        "image_ids": text(source.image_ids),
+        "labels": source.labels[kept],
+        "groups": text(source.groups),
+        "units": units(numbers, duplicates),
+        "duplicates": duplicates,
+    }
+    if source.centres is not None:
+        columns["centres"] = text(source.centres)
+    if source.splits is not None:
+        columns["splits"] = text(source.splits)
+    for name, values in columns.items():
+        np.save(building / f"{name}.npy", values)
+    description = {"classes": source.classes, "multi_label": source.multi_label}
+    (building / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
-    np.savez(
-        path,
-        image_ids=text(source.image_ids),
-        labels=source.labels[kept],
-        groups=text(source.groups),
-        centres=text(source.centres or ("",) * len(source.image_ids)),
-        has_centres=source.centres is not None,
-        classes=np.array(source.classes, dtype=np.str_),
-        multi_label=source.multi_label,
-        bad_ids=np.array([source.image_ids[index] for index in bad], dtype=np.str_),
-        bad_reasons=np.array(list(bad.values()), dtype=np.str_),
-    )
 
+def open_store(place: Path) -> Store:
+    """Opens a store's folder as memory maps.
 
-def _open(place: Path) -> Store:
+    Raises:
+        UserError: if it is damaged.
+    """
+
+    def column(name: str) -> NDArray[Any]:
+        mapped: NDArray[Any] = np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return mapped
+
+    def names(name: str) -> Names | None:
+        return Names(column(name)) if (place / f"{name}.npy").is_file() else None
+
     try:
-        with np.load(place / MANIFEST, allow_pickle=False) as manifest:
-            part = {name: manifest[name] for name in manifest.files}
-        images = np.load(place / IMAGES, mmap_mode="r")
-        if len(images) != len(part["image_ids"]):
-            raise ValueError("manifest and images differ in length")
+        description = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
+        images, ids, groups = column("images"), Names(column("image_ids")), Names(column("groups"))
+        if not len(images) == len(ids) == len(groups):
+            raise ValueError("columns and images differ in length")
         return Store(
             images=images,
-            labels=part["labels"],
-            groups=tuple(part["groups"].tolist()),
-            centres=tuple(part["centres"].tolist()) if part["has_centres"] else None,
-            image_ids=tuple(part["image_ids"].tolist()),
-            classes=tuple(part["classes"].tolist()),
-            multi_label=bool(part["multi_label"]),
-            bad=tuple(zip(part["bad_ids"].tolist(), part["bad_reasons"].tolist(), strict=True)),
+            labels=column("labels"),
+            groups=groups,
+            units=column("units"),
+            centres=names("centres"),
+            splits=names("splits"),
+            image_ids=ids,
+            classes=tuple(description["classes"]),
+            multi_label=bool(description["multi_label"]),
+            duplicates=column("duplicates"),
+            bad=_read_bad(place / BAD),
+            place=place,
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
         raise UserError(f"the store {place} is damaged ({error}); delete it") from None
+
+
+def _read_bad(path: Path) -> tuple[tuple[str, str], ...]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return tuple((name, reason) for name, reason in list(csv.reader(file))[1:])

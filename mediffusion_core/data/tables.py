@@ -1,15 +1,28 @@
 """Tables and folders as data sets publish them, checked before anything relies on them."""
 
+import codecs
 import csv
+import io
+import logging
 import os
-from collections.abc import Iterable
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mediffusion_core.errors import UserError
-from mediffusion_core.settings import DataSettings
+from mediffusion_core.settings import DataSettings, did_you_mean
+
+DELIMITERS = ",;\t"
+PARQUET_TEXT = ("string", "large_string", "string_view", "null")
+LISTED = 20
+"""Columns that an error lists at most."""
 
 Stamps = dict[str, tuple[str, int, int]]
 """File name to (path relative to the root, bytes, modification time in ns)."""
+
+logger = logging.getLogger(__name__)
 
 
 def data_root(settings: DataSettings) -> Path:
@@ -26,30 +39,152 @@ def data_root(settings: DataSettings) -> Path:
 
 
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header, at least the columns asked for.
+    """Rows of a table with a header, at least the columns asked for.
+
+    A cell that is empty, or that a row is too short to have, is "".
+
+    A `.parquet` file is read as such. Any other file is text in UTF-8 or Latin-1 whose delimiter
+    is the one of `DELIMITERS` that finds the columns; blank lines are skipped.
 
     Raises:
-        UserError: missing file, missing columns, a row that is too short, or no CSV at all.
+        UserError: missing file or column, a column given twice, a row too short for the columns
+            or too long for the header, a table without rows, or no table at all.
     """
     if not path.is_file():
         raise UserError(f"data.root={path.parent}: {path.name} is missing")
     wanted = tuple(columns)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in wanted if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path}: column {missing[0]!r} is missing")
-            rows = []
-            for row in reader:
-                if any(row[name] is None for name in wanted):
-                    raise UserError(f"{path}: line {reader.line_num} is too short")
-                rows.append(row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from None
+        if path.suffix.lower() == ".parquet":
+            rows = _parquet_rows(path, wanted)
+        else:
+            rows = _text_rows(path, _text(path), wanted)
+    except OSError as error:
+        reason = " ".join(str(error.strerror or error).split())
+        raise UserError(f"{path}: {reason}") from None
     if not rows:
         raise UserError(f"{path}: the table lists no images")
     return rows
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if b"\0" in raw:
+        raise UserError(f"{path}: not a CSV file (it holds NUL bytes)")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        logger.warning("%s: not UTF-8, so it is read as Latin-1", path)
+        return raw.decode("latin-1")
+
+
+def _text_rows(path: Path, text: str, wanted: tuple[str, ...]) -> list[dict[str, str]]:
+    headers = {delimiter: _header(text, delimiter) for delimiter in DELIMITERS}
+    delimiter = max(headers, key=lambda sign: len(set(wanted) & set(headers[sign])))
+    header = headers[delimiter]
+    if not header:
+        return []
+    _check_columns(path, header, wanted)
+    needed = max(map(header.index, wanted), default=-1) + 1
+    # Strict, as a quote that is never closed would swallow the rest of the table.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        filled = (cells for cells in reader if any(cell.strip() for cell in cells))
+        next(filled)
+        for cells in filled:
+            if len(cells) < needed:
+                raise UserError(f"{path}: line {reader.line_num} is too short")
+            if any(cells[len(header) :]):
+                raise UserError(f"{path}: line {reader.line_num} is too long")
+            rows.append(dict(zip_longest(header, cells[: len(header)], fillvalue="")))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file (line {reader.line_num}: {error})") from None
+    return rows
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    """The first line that isn't blank, as column names; none where it can't be read so."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        lines = ([cell.strip() for cell in cells] for cells in reader)
+        return next((cells for cells in lines if any(cells)), [])
+    except csv.Error:
+        return []
+
+
+def _check_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in header:
+            there = [" ".join(column.split()) for column in header]
+            hint = did_you_mean(name, there)
+            more = ", ..." if len(there) > LISTED else ""
+            raise UserError(
+                f"{path}: column {name!r} is missing, the columns are "
+                f"{', '.join(there[:LISTED])}{more}{hint}"
+            )
+        if header.count(name) > 1:
+            raise UserError(f"{path}: column {name!r} stands there twice")
+
+
+def _parquet_rows(path: Path, wanted: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(
+            f"{path}: a Parquet table needs pyarrow, pip install 'fed-mediffusion[data]'"
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_columns(path, schema.names, wanted)
+            for name in wanted:
+                if not _is_plain(schema.field(name).type):
+                    raise UserError(
+                        f"{path}: column {name!r} holds {schema.field(name).type}, "
+                        "allowed are text, numbers, true and false"
+                    )
+            table = file.read(columns=list(wanted))
+            cells = [[_cell(value) for value in table.column(n).to_pylist()] for n in wanted]
+    except pyarrow.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a Parquet file ({reason})") from None
+    return [dict(zip(wanted, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in PARQUET_TEXT or any(
+        test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean)
+    )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None or value != value else str(value)
+
+
+def image_path(table: Path, name: str) -> str:
+    """A relative path in its one plain form: `a.png` for `./a.png`.
+
+    Args:
+        table: the table or folder that gives the path, for the error.
+        name: path with `/` between its parts.
+
+    Raises:
+        UserError: for an absolute path, one with `..` or backslashes, and one with signs that
+            can't be printed.
+    """
+    path = PurePosixPath(name)
+    if "\\" in name:
+        raise UserError(f"{table}: image {name!r}, paths need / in place of backslashes")
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise UserError(f"{table}: image {name!r} is not a path below data.root")
+    if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+        raise UserError(f"{table}: image {name!r} has signs in its name that can't be printed")
+    return str(path)
 
 
 def image_names(path: Path, names: Iterable[str]) -> tuple[str, ...]:

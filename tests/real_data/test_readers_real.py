@@ -18,9 +18,8 @@ pytestmark = [
 
 
 def isic(**more: object) -> DataSettings:
-    return DataSettings(
-        source="isic2019", root=DATA / "isic2019", image_size=32, channels=3, **more
-    )
+    given = {"source": "isic2019", "root": DATA / "isic2019", "image_size": 32, "channels": 3}
+    return DataSettings.model_validate(given | more)
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +28,12 @@ def isic_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def overlap(store: Store, settings: DataSettings, sites: int) -> int:
-    """How many groups stand in more than one split or site."""
-    sides = Counter(
-        group
-        for shard in partition(store, settings, sites, 0)
-        for part in (shard.train, shard.validation, shard.test)
-        for group in {store.groups[index] for index in part}
-    )
+    """How many groups, or units joined by duplicates, stand in more than one split or site."""
+    sides: Counter[object] = Counter()
+    for shard in partition(store, settings, sites, 0):
+        for part in (shard.train, shard.validation, shard.test):
+            sides.update({store.groups[index] for index in part})
+            sides.update(set(store.units[part].tolist()))
     return sum(count > 1 for count in sides.values())
 
 
@@ -55,13 +53,32 @@ def test_isic_counts() -> None:
     assert len({move.group for move in source.moves}) == 9
 
 
+def test_isic_masks_lie_on_their_lesions() -> None:
+    source = read_source(isic(image_size=256), 0)
+    assert source.splits is None
+    assert source.regions is not None
+    darker, shares = [], []
+    for index in range(0, len(source.image_ids), 100):
+        mask, pixels = source.regions(index), source.load(index)
+        assert mask is not None
+        assert mask.dtype == np.bool_ and mask.shape == pixels.shape[:2] == (150, 200)
+        shares.append(mask.mean())
+        if mask.any() and not mask.all():
+            darker.append(pixels[mask].mean() < pixels[~mask].mean())
+    assert all(0 < share <= 1 for share in shares)
+    assert 0.1 < np.median(shares) < 0.5
+    assert np.mean(darker) > 0.9
+
+
 def test_isic_store_is_whole(isic_store: Store) -> None:
     assert isic_store.images.shape == (10_015, 32, 32, 3)
     assert isic_store.bad == ()
     assert isic_store.images.reshape(10_015, -1).std(axis=1).min() > 0
 
 
-@pytest.mark.parametrize(("kind", "sites"), [("natural", 4), ("uniform", 3)])
+@pytest.mark.parametrize(
+    ("kind", "sites"), [("natural", 4), ("uniform", 3), ("dirichlet", 3), ("quantity", 3)]
+)
 def test_no_lesion_on_two_sides(isic_store: Store, kind: str, sites: int) -> None:
     assert overlap(isic_store, isic(partition=kind), sites) == 0
 
@@ -79,10 +96,13 @@ def test_chestxray14(tmp_path: Path) -> None:
         source="chestxray14", root=DATA / "nih_chestxray14", image_size=32, channels=1,
         partition="uniform",
     )  # fmt: skip
-    store = prepare(read_source(settings, 0), settings, tmp_path)
+    source = read_source(settings, 0)
+    assert source.splits is None and source.regions is None  # the sample has no lists and boxes
+    store = prepare(source, settings, tmp_path)
     assert store.images.shape == (1000, 32, 32, 1)
     assert len(set(store.groups)) == 264
     assert len(store.classes) == 14
+    assert len(store.duplicates) == 0
     assert overlap(store, settings, 3) == 0
 
 
@@ -94,8 +114,15 @@ def test_breastmnist(tmp_path: Path) -> None:
     source = read_source(settings, 0)
     store = prepare(source, settings, tmp_path)
     assert store.images.shape == (546 + 78 + 156, 28, 28, 1)
-    assert store.classes == ("0", "1")
+    assert source.splits is not None
+    assert Counter(source.splits) == {"train": 546, "validation": 78, "test": 156}
+    assert store.classes in (("0", "1"), ("malignant", "normal, benign"))
     with np.load(DATA / "breastmnist.npz") as arrays:
         assert np.array_equal(store.images[:546, :, :, 0], arrays["train_images"])
         assert np.array_equal(store.labels[-156:].argmax(axis=1), arrays["test_labels"][:, 0])
+    # The set is known to hold scans several times; one pair of equal images has opposite labels.
+    equal = [
+        (a, b) for a, b in store.duplicates if np.array_equal(store.images[a], store.images[b])
+    ]
+    assert any((store.labels[a] != store.labels[b]).any() for a, b in equal)
     assert overlap(store, settings, 3) == 0

@@ -118,3 +118,10 @@ def test_fit_takes_the_centred_square() -> None:
 def test_fit_antialiases() -> None:
     checkerboard = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     assert np.abs(fit(checkerboard, 8, 1).astype(int) - 127).max() <= 3
+
+
+def test_a_path_that_cannot_be_followed_is_a_bad_image_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for path in ("loop.png", "x" * 300 + ".png"):
+        with pytest.raises(ImageError):
+            load_file(tmp_path.resolve(), (path,), 1, 0)

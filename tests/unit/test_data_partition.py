@@ -1,6 +1,7 @@
 """Nobody stands on two sides; labels are nested, stratified and no more than asked for."""
 
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,17 +15,26 @@ from mediffusion_core.settings import DataSettings
 MANY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
-def make_store(labels: np.ndarray, groups: list[str], centres: list[str] | None = None) -> Store:
+def make_store(
+    labels: np.ndarray,
+    groups: list[str],
+    centres: list[str] | None = None,
+    units: list[int] | None = None,
+) -> Store:
     count = len(groups)
     return Store(
         images=np.zeros((count, 1, 1, 1), np.uint8),
         labels=labels.astype(np.float32),
         groups=tuple(groups),
+        units=np.unique(groups, return_inverse=True)[1] if units is None else np.array(units),
         centres=None if centres is None else tuple(centres),
+        splits=None,
         image_ids=tuple(f"i{index}" for index in range(count)),
         classes=tuple(f"c{index}" for index in range(labels.shape[1])),
         multi_label=True,
+        duplicates=np.empty((0, 2), np.int64),
         bad=(),
+        place=Path(),
     )
 
 

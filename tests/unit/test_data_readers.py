@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_data_dicom import dicom_folder
+from test_data_folder import folder_with_table
+from test_data_official import chexpert_folder
 
 from mediffusion_core.data import READERS, Source, read_source
 from mediffusion_core.data.isic2019 import unite_lesions
@@ -94,6 +97,9 @@ MAKERS: dict[str, Callable[[Path], DataSettings]] = {
     "chestxray14": chest_folder,
     "medmnist": medmnist_file,
     "phantom": phantoms,
+    "chexpert": chexpert_folder,
+    "folder": folder_with_table,
+    "dicom": dicom_folder,
 }
 
 

@@ -97,8 +97,26 @@ def test_bad_images_are_listed_and_left_out(tmp_path: Path, workers: int) -> Non
     (listed,) = tmp_path.glob("*/bad_images.csv")
     assert list(csv.reader(listed.open())) == [["image", "reason"], *map(list, store.bad)]
     assert sorted(path.name for path in listed.parent.iterdir()) == [
-        "bad_images.csv", "images.npy", "manifest.npz",
+        "bad_images.csv", "centres.npy", "duplicates.npy", "groups.npy", "image_ids.npy",
+        "images.npy", "labels.npy", "store.json", "units.npy",
     ]  # fmt: skip
+
+
+def crash(at: int, index: int) -> np.ndarray:
+    if index == at:
+        os.abort()  # as a codec in C may
+    return tile(frozenset(), index)
+
+
+@pytest.mark.parametrize(("isolated", "workers", "at"), [(False, 2, 150), (True, None, 3)])
+def test_an_image_that_ends_its_decoders_process_is_a_bad_image(
+    tmp_path: Path, isolated: bool, workers: int | None, at: int
+) -> None:
+    given = dataclasses.replace(source(200), load=partial(crash, at), isolated=isolated)
+    store = prepare(given, SETTINGS, tmp_path, workers=workers)
+    assert store.bad == ((f"image-{at}", "the decoder crashed on it"),)
+    good = [index for index in range(200) if index != at]
+    assert store.images[:, 0, 0, 0].tolist() == good
 
 
 def test_too_many_bad_images_name_count_first_and_list(tmp_path: Path) -> None:
@@ -204,8 +222,8 @@ def test_daemonic_process_decodes_without_a_pool(tmp_path: Path) -> None:
 
 def test_damaged_store_is_named(tmp_path: Path) -> None:
     prepare(source(4), SETTINGS, tmp_path)
-    (manifest,) = tmp_path.glob("*/manifest.npz")
-    manifest.write_bytes(b"no archive")
+    (column,) = tmp_path.glob("*/labels.npy")
+    column.write_bytes(b"no array")
     with pytest.raises(UserError, match=r"damaged.*delete it"):
         prepare(source(4), SETTINGS, tmp_path)
 

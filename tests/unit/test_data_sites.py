@@ -1,0 +1,157 @@
+"""Every way to divide a data set: nobody in two places, whatever the seed."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from test_data_partition import configure, make_store
+
+from mediffusion_core.data import Shard, Store, partition
+from mediffusion_core.data.scanner import ScannedImages, Scanner, draw_scanner
+from mediffusion_core.errors import UserError
+
+WAYS = ("natural", "uniform", "dirichlet", "quantity", "one_finding")
+
+
+def clinic(seed: int = 0, patients: int = 400) -> Store:
+    """Patients of one to four images at three centres; some share an image with another's."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 5, patients)
+    patient = np.repeat(np.arange(patients), sizes)
+    labels = rng.random((len(patient), 4)) < [0.5, 0.2, 0.1, 0.05]
+    units = np.arange(patients)
+    for one, other in rng.integers(0, patients, (12, 2)):
+        units[units == units[other]] = units[one]
+    return make_store(
+        labels,
+        [f"p{number}" for number in patient],
+        [f"centre-{number % 3}" for number in patient],
+        units[patient].tolist(),
+    )
+
+
+STORE = clinic()
+
+
+def parts(shards: tuple[Shard, ...]) -> list[np.ndarray]:
+    return [part for shard in shards for part in (shard.train, shard.validation, shard.test)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_patient_and_no_duplicate_stands_in_two_places(way: str) -> None:
+    """Over 200 seeds: the overlap is 0 between any two splits of any two sites."""
+    for seed in range(200):
+        dealt = parts(partition(STORE, configure(way), 3, seed))
+        assert sorted(np.concatenate(dealt).tolist()) == list(range(len(STORE.groups)))
+        patients = [{STORE.groups[row] for row in part.tolist()} for part in dealt]
+        units = [set(STORE.units[part].tolist()) for part in dealt]
+        for sides in (patients, units):
+            assert not any(one & other for one, other in combinations(sides, 2))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_seed_decides_and_nothing_else(way: str) -> None:
+    order = np.random.default_rng(5).permutation(len(STORE.groups))
+    turned = make_store(
+        STORE.labels[order],
+        [STORE.groups[row] for row in order],
+        [STORE.centres[row] for row in order],  # type: ignore[index]
+        STORE.units[order].tolist(),
+    )
+    one, other = (partition(store, configure(way), 3, 1) for store in (STORE, turned))
+    for left, right in zip(parts(one), parts(other), strict=True):
+        assert set(left.tolist()) == set(order[right].tolist())
+    again = partition(STORE, configure(way), 3, 2)
+    assert any(
+        not np.array_equal(left, right)
+        for left, right in zip(parts(one), parts(again), strict=True)
+    )
+
+
+def sizes(shards: tuple[Shard, ...]) -> np.ndarray:
+    return np.array(
+        [len(shard.train) + len(shard.validation) + len(shard.test) for shard in shards]
+    )
+
+
+def shares(shards: tuple[Shard, ...]) -> np.ndarray:
+    """Prevalence of each class at each site."""
+    rows = [np.concatenate([s.train, s.validation, s.test]) for s in shards]
+    return np.array([STORE.labels[part].mean(axis=0) for part in rows])
+
+
+def test_a_small_alpha_skews_and_a_large_one_does_not() -> None:
+    def spread(way: str, alpha: float, of: object) -> float:
+        seeds = range(10)
+        dealt = [partition(STORE, configure(way, partition_alpha=alpha), 3, s) for s in seeds]
+        return float(np.mean([np.ptp(of(shards), axis=0).max() for shards in dealt]))  # type: ignore[operator]
+
+    assert spread("dirichlet", 0.3, shares) > 3 * spread("dirichlet", 1000, shares)
+    assert spread("quantity", 0.5, sizes) > 5 * spread("quantity", 1000, sizes)
+    assert spread("quantity", 0.5, shares) < 0.5 * spread("dirichlet", 0.3, shares)
+
+
+def test_a_draw_that_cannot_fill_every_site_is_refused() -> None:
+    with pytest.raises(UserError, match=r"partition_alpha=0.01 left a site with fewer than 10"):
+        partition(STORE, configure("dirichlet", partition_alpha=0.01), 20, 0)
+
+
+def test_one_finding_a_site_in_turn() -> None:
+    shards = partition(STORE, configure("one_finding"), 6, 0)
+    assert [np.flatnonzero(shard.known).tolist() for shard in shards] == [
+        [0], [1], [2], [3], [0], [1],
+    ]  # fmt: skip
+
+
+def test_few_labelled_sites_and_many_without() -> None:
+    chosen = configure("dirichlet", partition_alpha=0.8, labelled_sites=2)
+    shards = partition(STORE, chosen, 10, 0)
+    assert [bool(shard.labelled.all()) for shard in shards[:2]] == [True, True]
+    assert not any(shard.labelled.any() or shard.validation_labelled for shard in shards[2:])
+    more = configure("uniform", labelled_sites=1, labelled_fraction_by_site={"site-2": 0.5})
+    assert [shard.labelled.mean().round(1) for shard in partition(STORE, more, 3, 0)] == [1, 0, 0.5]
+    with pytest.raises(UserError, match="labelled_sites=4: there are only 3 sites"):
+        partition(STORE, configure("uniform", labelled_sites=4), 3, 0)
+
+
+def with_splits(splits: list[str]) -> Store:
+    from dataclasses import replace
+
+    return replace(STORE, splits=tuple(splits))
+
+
+def test_official_splits_are_kept_and_duplicates_go_to_the_side_that_is_judged() -> None:
+    official = ["train" if int(group[1:]) % 4 else "test" for group in STORE.groups]
+    store = with_splits(official)
+    moved = 0
+    for shard in partition(store, configure("uniform", splits="official"), 2, 0):
+        assert {official[row] for row in [*shard.train, *shard.validation]} == {"train"}
+        for row in shard.test.tolist():
+            unit = {official[other] for other in np.flatnonzero(STORE.units == STORE.units[row])}
+            assert "test" in unit
+            moved += official[row] == "train"
+        assert 0.05 < len(shard.validation) / len(shard.train) < 0.2
+    assert moved > 0
+    with pytest.raises(UserError, match="no official splits"):
+        partition(STORE, configure("uniform", splits="official"), 2, 0)
+
+
+def test_a_scanner_of_no_strength_changes_nothing_and_others_differ_by_site() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    assert np.array_equal(draw_scanner(0.0, 0, "a").render(images), images)
+    scanners = tuple(draw_scanner(1.0, 0, site) for site in ("a", "b"))
+    assert scanners[0] != scanners[1]
+    assert scanners[0] == draw_scanner(1.0, 0, "a")
+    scanned = ScannedImages(images, scanners, np.array([0, 1, 0, 1, 0, 1]))
+    rows = np.array([3, 0, 5])
+    expected = np.concatenate(
+        [scanners[n].render(images[[r]]) for n, r in ((1, 3), (0, 0), (1, 5))]
+    )
+    assert np.array_equal(scanned[rows], expected)
+    assert scanned.shape == images.shape
+
+
+def test_a_scanner_renders_its_formula() -> None:
+    images = np.full((1, 4, 4, 1), 64, np.uint8)
+    made = Scanner(gamma=2.0, gain=1.5, offset=0.1).render(images)
+    assert (made == round(255 * (1.5 * (64 / 255) ** 2 + 0.1))).all()
