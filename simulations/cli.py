@@ -117,6 +117,64 @@ def explain(
     print(explain_image(run, image, target, output or run / "explanations", device))
 
 
+data = typer.Typer(help="Prepare a data set, say what is wrong with it, and show it.")
+app.add_typer(data, name="data")
+ConfigName = Annotated[str, typer.Option(help="Configuration file to start from.")]
+
+
+@data.command(epilog="Example: fed-mediffusion data prepare data=isic2019 data.root=PATH")
+def prepare(overrides: Overrides = None, config_name: ConfigName = "config") -> None:
+    """Decode all images once and write each site's manifest. Prints the manifests' folder."""
+    from simulations.data_commands import prepare_data
+
+    print(prepare_data(config_name, overrides or []))
+
+
+@data.command(
+    epilog="Example: fed-mediffusion data check data=folder data.root=PATH data.table=labels.csv"
+)
+def check(overrides: Overrides = None, config_name: ConfigName = "config") -> None:
+    """Say what is right and wrong with a data set. The last line is ready or not ready."""
+    from simulations.data_commands import check_data
+
+    raise typer.Exit(check_data(config_name, overrides or []))
+
+
+@data.command(
+    epilog="Example: fed-mediffusion data card data=isic2019 data.root=PATH --output card.html"
+)
+def card(
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("data-card.html"),
+    config_name: ConfigName = "config",
+) -> None:
+    """Show what the sites hold on one page: counts, labels, duplicates, overlaps, images."""
+    from simulations.data_commands import show_data
+
+    print(show_data(config_name, overrides or [], output))
+
+
+site = typer.Typer(help="What a hospital runs at its own site.")
+app.add_typer(site, name="site")
+
+
+@site.callback()
+def sites() -> None:
+    """What a hospital runs at its own site."""
+
+
+@site.command("check", epilog="Example: fed-mediffusion site check /etc/fed-mediffusion/site.toml")
+def check_site_file(
+    file: Annotated[Path, typer.Argument(help="The site file, in TOML.")],
+    image_size: Annotated[int, typer.Option(min=8, help="Side of prepared images.")] = 64,
+    colour: Annotated[bool, typer.Option(help="Whether runs will ask for colour.")] = False,
+) -> None:
+    """Say whether a site will do: file, policy, device, data, room. Ends in ready or not ready."""
+    from simulations.site_commands import check_site
+
+    raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
+
+
 study = typer.Typer(help="Experiments of several runs; what is done is not run again.")
 app.add_typer(study, name="study")
 

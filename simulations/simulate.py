@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from configs import compose, flatten, quoted
 from mediffusion_core.artifacts.provenance import COMMIT_VARIABLE, current_commit
 from mediffusion_core.artifacts.run_folder import RunFolder
-from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation import build_extractor
 from mediffusion_core.settings import Settings
@@ -24,6 +22,7 @@ from mediffusion_core.training.local import resolve_device
 from simulations.figures import format_figure
 from simulations.launcher import Launch, app_folder, launch
 from simulations.live import LiveView
+from simulations.preparation import prepare_images
 
 LAUNCH = "launch.json"
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 130}
@@ -42,7 +41,7 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
         config_name, overrides = _launched(resume.resolve())
     settings = compose(config_name, overrides)
     _check(settings)
-    _prepare(settings, console)
+    prepare_images(settings, console)
     # Only now, so that a mistake in the data leaves no folder behind.
     folder = (settings.run.folder or _new_folder()).resolve()
     if resume is None:
@@ -143,27 +142,6 @@ def _launched(folder: Path) -> tuple[str, list[str]]:
         return str(written["config_name"]), [*elsewhere, f"run.folder={quoted(folder)}"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no run to resume (no readable {LAUNCH})") from None
-
-
-def _prepare(settings: Settings, console: Console) -> None:
-    """Decodes or draws the images before anything is started, so that mistakes show early."""
-    columns = (
-        TextColumn("preparing images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        hospitals = open_hospitals(
-            settings, lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    bad = hospitals.store.bad
-    if bad:
-        console.print(
-            f"{len(bad)} unreadable images are left out, the first: {bad[0][0]} ({bad[0][1]})",
-            markup=False,
-        )
 
 
 def _table(summary: Mapping[str, Any]) -> Table:

@@ -1,0 +1,92 @@
+"""The manifest: one typed table per site of what it holds, and to what use it is put."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mediffusion_core.data.contract import SPLITS
+from mediffusion_core.data.hospitals import Hospitals
+from mediffusion_core.data.partition import Shard
+
+SALTS = "salts"
+_SALT_BYTES = 32
+
+
+def write_manifests(hospitals: Hospitals, folder: Path) -> tuple[Path, ...]:
+    """Writes `SITE.parquet` for every site into a folder, and returns their paths.
+
+    Columns: `image` (name), `labels` (a struct with one boolean per class, null where the label is
+    missing or withheld), `labelled` (whether the site trains on or validates with it), `patient_id`
+    (SHA-256 with the site's own salt, 32 digits), `split` and `site`.
+
+    The salt of a site is drawn once and kept beside the store, readable by its owner alone: without
+    it a patient id can't be found by hashing all that there are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for shard in hospitals.shards:
+        salt = site_salt(hospitals.store.place / SALTS, shard.site)
+        path = folder / f"{shard.site}.parquet"
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(manifest(hospitals, shard, salt), temporary)
+        temporary.replace(path)
+        paths.append(path)
+    return tuple(paths)
+
+
+def manifest(hospitals: Hospitals, shard: Shard, salt: bytes) -> pa.Table:
+    """One site's manifest, in the order of its splits."""
+    store = hospitals.store
+    parts = {split: getattr(shard, split) for split in SPLITS}
+    rows = np.concatenate(list(parts.values()))
+    labels, labelled = _labels(hospitals, shard)
+    classes = [pa.array(column == 1, mask=np.isnan(column), type=pa.bool_()) for column in labels.T]
+    columns = {
+        "image": pa.array([store.image_ids[row] for row in rows], pa.string()),
+        "labels": pa.StructArray.from_arrays(classes, list(store.classes)),
+        "labelled": pa.array(labelled, pa.bool_()),
+        "patient_id": pa.array([hashed(store.groups[row], salt) for row in rows], pa.string()),
+        "split": pa.array(
+            [split for split, part in parts.items() for _ in part],
+            pa.dictionary(pa.int8(), pa.string()),
+        ),
+        "site": pa.array([shard.site] * len(rows), pa.dictionary(pa.int16(), pa.string())),
+    }
+    return pa.table(columns)
+
+
+def _labels(hospitals: Hospitals, shard: Shard) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Labels (n, C) that the site may use, nan for all others, and which images have any (n,)."""
+    labels = [hospitals.store.labels[getattr(shard, split)].copy() for split in SPLITS]
+    train, validation, test = labels
+    train[~shard.labelled] = np.nan
+    if not shard.validation_labelled:
+        validation[:] = np.nan
+    for part in (train, validation):
+        part[:, ~shard.known] = np.nan
+    joined = np.concatenate([train, validation, test])
+    return joined, ~np.isnan(joined).all(axis=1)
+
+
+def hashed(patient: str, salt: bytes) -> str:
+    """A patient's or lesion's name as the manifest shows it: keyed BLAKE2b, 32 digits."""
+    return hashlib.blake2b(patient.encode(), key=salt, digest_size=16).hexdigest()
+
+
+def site_salt(folder: Path, site: str) -> bytes:
+    """The site's salt, drawn at the first call."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / hashlib.sha256(site.encode()).hexdigest()[:16]
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(_SALT_BYTES))
+    return path.read_bytes()

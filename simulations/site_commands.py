@@ -1,0 +1,93 @@
+"""`fed-mediffusion site check`: will this site do, before it joins a federation."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from mediffusion_core.data import read_source
+from mediffusion_core.data.contract import Source
+from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.store import default_store_folder
+from mediffusion_core.errors import UserError
+from mediffusion_core.site_file import SiteFile
+from mediffusion_core.training.local import resolve_device
+
+SAMPLED = 50
+"""Images that are decoded to see whether they can be read."""
+
+
+def check_site(path: Path, image_size: int, channels: Literal[1, 3]) -> int:
+    """Prints what was looked at, line by line; 1 where the site is not ready, else 0.
+
+    Raises:
+        UserError: if the site file itself is wrong.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    site = SiteFile.read(path)
+    ready = True
+
+    def look(name: str, at: Callable[[], str]) -> None:
+        nonlocal ready
+        try:
+            text, mark = at(), "[green]ok[/green]      "
+        except UserError as error:
+            text, mark, ready = str(error), "[bold red]error[/bold red]   ", False
+        console.print(mark, end=" ")
+        console.print(f"{name}: {text}", markup=False)
+
+    look("site file", lambda: f"{site.name}, {path}")
+    look("policy", lambda: _policy(site))
+    look("device", lambda: str(resolve_device(site.policy.device)))
+    look("data", lambda: _data(site, image_size, channels))
+    look("store", lambda: _store(site, image_size, channels))
+    print("ready" if ready else "not ready")
+    return int(not ready)
+
+
+def _policy(site: SiteFile) -> str:
+    policy = site.policy
+    epsilon = "no limit of ε" if policy.max_epsilon is None else f"ε at most {policy.max_epsilon:g}"
+    noise = policy.min_noise_multiplier
+    least = "no least noise" if noise is None else f"noise multiplier at least {noise:g}"
+    return f"{epsilon}, {least}, {len(policy.allowed_metrics)} metrics may leave"
+
+
+def _data(site: SiteFile, image_size: int, channels: Literal[1, 3]) -> str:
+    source = read_source(site.data_settings(image_size, channels), 0)
+    chosen = range(0, len(source.image_ids), max(1, len(source.image_ids) // SAMPLED))
+    bad = [name for index in chosen if (name := _unreadable(source, index))]
+    if bad:
+        raise UserError(f"{len(bad)} of {len(chosen)} sampled images can't be read: {bad[0]}")
+    patients = len(set(source.groups))
+    return (
+        f"{len(source.image_ids)} images of {patients} patients, classes "
+        f"{', '.join(source.classes)}; {len(chosen)} sampled images can be read"
+    )
+
+
+def _unreadable(source: Source, index: int) -> str | None:
+    try:
+        source.load(index)
+    except ImageError as error:
+        return f"{source.image_ids[index]} ({error})"
+    return None
+
+
+def _store(site: SiteFile, image_size: int, channels: Literal[1, 3]) -> str:
+    source = read_source(site.data_settings(image_size, channels), 0)
+    folder = site.data.store or default_store_folder()
+    # Twice: while it is built, bad images are left out in a second copy.
+    needed = 2 * len(source.image_ids) * image_size**2 * channels
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from None
+    if free < needed:
+        raise UserError(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+    return f"{folder}, {free / 1e9:.1f} GB free, {needed / 1e9:.2f} GB needed"
