@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export FLWR_TELEMETRY_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install simulate test lint format clean
+.PHONY: help install simulate test bench lint format clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...]"
@@ -27,6 +27,9 @@ simulate: $(VENV)/.installed ## run a simulation, on built-in data unless ARGS="
 
 test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit -k name"
 	@$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.installed-dev ## measure the prepared store, on real images from ARGS="../shared/data" where they are
+	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and types, change nothing
 	$(BIN)/ruff check
