@@ -78,7 +78,8 @@ def shuffled(names: Iterable[str], *purpose: object) -> list[str]:
 
 def positives(store: Store, units: Units, names: Sequence[str]) -> NDArray[np.bool_]:
     """Which classes occur in each unit, (len(names), C); a missing label is no class."""
-    rows = [(store.labels[units[name]] == 1).any(axis=0) for name in names]
+    present = np.asarray(store.labels) == 1  # (N, C)
+    rows = [present[units[name]].any(axis=0) for name in names]
     return np.array(rows, dtype=np.bool_).reshape(len(names), len(store.classes))
 
 

@@ -187,11 +187,12 @@ def _write_columns(building: Path, source: Source, kept: NDArray[np.int64]) -> N
         return Names.of(values[index] for index in kept.tolist()).encoded
 
     duplicates = find_duplicates(np.load(building / IMAGES, mmap_mode="r"))
-    numbers = np.unique(text(source.groups), return_inverse=True)[1].astype(np.int64)
+    groups = text(source.groups)
+    numbers = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     columns: dict[str, NDArray[Any]] = {
         "image_ids": text(source.image_ids),
         "labels": source.labels[kept],
-        "groups": text(source.groups),
+        "groups": groups,
         "units": units(numbers, duplicates),
         "duplicates": duplicates,
     }
