@@ -40,14 +40,13 @@ def census(site: Site) -> dict[str, int | list[int]]:
     """How many images, patients and labels the site holds; no more is ever asked."""
     shard = site.hospitals.shards[site.index]
     train = site.hospitals.train(site.index)
-    rows = [*shard.train, *shard.validation, *shard.test]
     return {
-        "images": len(rows),
+        "images": len(shard.rows),
         "train": len(train),
         "labelled": len(train.labelled),
         "validation": len(site.hospitals.validation(site.index)),
         "test": len(shard.test),
-        "patients": len({site.hospitals.store.groups[row] for row in rows}),
+        "patients": len(set(site.hospitals.groups(shard.rows))),
         "per_class": [int(count) for count in (train.targets == 1).sum(dim=0)],
     }
 

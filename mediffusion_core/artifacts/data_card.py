@@ -13,11 +13,10 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from mediffusion_core.artifacts.data_card_page import PAGE
-from mediffusion_core.data.contract import SPLITS, Source
+from mediffusion_core.data.contract import Source
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.images import ImageError
 from mediffusion_core.data.inspection import inspect, overlaps
-from mediffusion_core.data.partition import Shard
 from mediffusion_core.settings import Settings
 
 SHOWN_A_SITE = 16
@@ -78,30 +77,20 @@ def _facts(hospitals: Hospitals, settings: Settings) -> list[tuple[str, str]]:
 
 def _site(hospitals: Hospitals, number: int) -> dict[str, Any]:
     shard = hospitals.shards[number]
-    labels = {split: hospitals.store.labels[getattr(shard, split)] for split in SPLITS}
-    known = labels["train"][shard.labelled][:, shard.known]
-    used = {**labels, "labelled": labels["train"][shard.labelled]}
-    used["labelled"] = np.where(shard.known, used["labelled"], np.nan)
-    shown = shard.train[: SHOWN_A_SITE * (len(shard.train) // SHOWN_A_SITE or 1)]
-    step = max(1, len(shown) // SHOWN_A_SITE)
+    store = hospitals.store
+    uses = (store.labels[shard.train], hospitals.labels(shard, "train"), store.labels[shard.test])
+    positives = np.stack([(labels == 1).sum(axis=0) for labels in uses], axis=1)  # (C, 3)
+    shown = shard.train[:: max(1, len(shard.train) // SHOWN_A_SITE)][:SHOWN_A_SITE]
     return {
         "name": shard.site,
         "train": len(shard.train),
-        "labelled": len(known),
+        "labelled": int(shard.labelled.sum()),
         "validation": len(shard.validation),
         "test": len(shard.test),
-        "patients": _patients(hospitals, shard),
-        "positives": [
-            [int((used[use][:, column] == 1).sum()) for use in ("train", "labelled", "test")]
-            for column in range(len(hospitals.store.classes))
-        ],
-        "sheet": _sheet(hospitals.pixels[shown[::step][:SHOWN_A_SITE]], SHOWN_A_SITE // 2),
+        "patients": len(set(hospitals.groups(shard.rows))),
+        "positives": positives.tolist(),
+        "sheet": _sheet(hospitals.pixels[shown], SHOWN_A_SITE // 2),
     }
-
-
-def _patients(hospitals: Hospitals, shard: Shard) -> int:
-    rows = np.concatenate([shard.train, shard.validation, shard.test])
-    return len({hospitals.store.groups[row] for row in rows.tolist()})
 
 
 def _together(labels: NDArray[np.float32], classes: Sequence[str]) -> list[tuple[str, list[int]]]:

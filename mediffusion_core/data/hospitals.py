@@ -31,10 +31,7 @@ class Hospitals:
     def train(self, site: int) -> ImageSet:
         """The site's training images; withheld labels are NaN."""
         shard = self.shards[site]
-        labels = self.store.labels[shard.train].copy()
-        labels[~shard.labelled] = np.nan
-        labels[:, ~shard.known] = np.nan
-        rows = shard.train
+        rows, labels = shard.train, self.labels(shard, "train")
         if not self.use_unlabelled:
             rows, labels = rows[shard.labelled], labels[shard.labelled]
         return ImageSet(self.pixels, rows, torch.from_numpy(labels))
@@ -43,9 +40,22 @@ class Hospitals:
         """The site's held-out patients, empty at a site without labels."""
         shard = self.shards[site]
         rows = shard.validation if shard.validation_labelled else shard.validation[:0]
-        labels = self.store.labels[rows].copy()
-        labels[:, ~shard.known] = np.nan
+        labels = self.labels(shard, "validation")[: len(rows)]
         return ImageSet(self.pixels, rows, torch.from_numpy(labels))
+
+    def labels(self, shard: Shard, split: str) -> NDArray[np.float32]:
+        """What may be known of a site's images in a split, (n, C): NaN where a label is withheld.
+
+        The public test set is judged by all its labels, whatever the site would label itself.
+        """
+        labels: NDArray[np.float32] = self.store.labels[getattr(shard, split)].copy()
+        if split == "train":
+            labels[~shard.labelled] = np.nan
+        if split == "validation" and not shard.validation_labelled:
+            labels[:] = np.nan
+        if split != "test":
+            labels[:, ~shard.known] = np.nan
+        return labels
 
     @cached_property
     def test_rows(self) -> NDArray[np.int64]:
@@ -88,7 +98,6 @@ def _pixels(store: Store, shards: Sequence[Shard], strength: float, seed: int) -
         return store.images
     scanner_of = np.zeros(len(store.images), dtype=np.int64)
     for number, shard in enumerate(shards):
-        for rows in (shard.train, shard.validation, shard.test):
-            scanner_of[rows] = number
+        scanner_of[shard.rows] = number
     scanners = tuple(draw_scanner(strength, seed, shard.site) for shard in shards)
     return ScannedImages(store.images, scanners, scanner_of)

@@ -1,6 +1,5 @@
 """What is wrong with a data set, and what its shards look like, before anything trains."""
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -103,11 +102,9 @@ def _labels(hospitals: Hospitals) -> list[Finding]:
     store = hospitals.store
     found = []
     for name, column in zip(store.classes, np.asarray(store.labels).T, strict=True):
-        counts = Counter({int(value): int((column == value).sum()) for value in (0, 1)})
-        if not counts[1]:
-            found.append(Finding("warning", f"class {name} has no positive image"))
-        if not counts[0]:
-            found.append(Finding("warning", f"class {name} has no negative image"))
+        for value, kind in ((1, "positive"), (0, "negative")):
+            if not (column == value).any():
+                found.append(Finding("warning", f"class {name} has no {kind} image"))
     missing = int(np.isnan(store.labels).all(axis=1).sum())
     if missing == len(store.labels):
         found.append(Finding("error", "no image has a label"))
@@ -117,13 +114,12 @@ def _labels(hospitals: Hospitals) -> list[Finding]:
 
 
 def _site(hospitals: Hospitals, shard: Shard) -> list[Finding]:
-    labels = hospitals.store.labels[shard.train[shard.labelled]]
     text = (
         f"site {shard.site}: {len(shard.train)} to train on, {int(shard.labelled.sum())} of them "
         f"labelled, {len(shard.validation)} to validate, {len(shard.test)} to test"
     )
     found = [Finding("ok", text)]
-    positives = (labels == 1).sum(axis=0)
+    positives = (hospitals.labels(shard, "train") == 1).sum(axis=0)
     few = [
         f"{name} {count}"
         for name, count, known in zip(

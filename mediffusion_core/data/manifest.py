@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import SPLITS
 from mediffusion_core.data.hospitals import Hospitals
@@ -23,7 +22,7 @@ def write_manifests(hospitals: Hospitals, folder: Path) -> tuple[Path, ...]:
 
     Columns: `image` (name), `labels` (a struct with one boolean per class, null where the label is
     missing or withheld), `labelled` (whether the site trains on or validates with it), `patient_id`
-    (SHA-256 with the site's own salt, 32 digits), `split` and `site`.
+    (BLAKE2b keyed with the site's own salt, 32 digits), `split` and `site`.
 
     The salt of a site is drawn once and kept beside the store, readable by its owner alone: without
     it a patient id can't be found by hashing all that there are.
@@ -43,35 +42,21 @@ def write_manifests(hospitals: Hospitals, folder: Path) -> tuple[Path, ...]:
 def manifest(hospitals: Hospitals, shard: Shard, salt: bytes) -> pa.Table:
     """One site's manifest, in the order of its splits."""
     store = hospitals.store
-    parts = {split: getattr(shard, split) for split in SPLITS}
-    rows = np.concatenate(list(parts.values()))
-    labels, labelled = _labels(hospitals, shard)
+    rows = shard.rows
+    labels = np.concatenate([hospitals.labels(shard, split) for split in SPLITS])  # (n, C)
     classes = [pa.array(column == 1, mask=np.isnan(column), type=pa.bool_()) for column in labels.T]
     columns = {
         "image": pa.array([store.image_ids[row] for row in rows], pa.string()),
         "labels": pa.StructArray.from_arrays(classes, list(store.classes)),
-        "labelled": pa.array(labelled, pa.bool_()),
+        "labelled": pa.array(~np.isnan(labels).all(axis=1), pa.bool_()),
         "patient_id": pa.array([hashed(store.groups[row], salt) for row in rows], pa.string()),
         "split": pa.array(
-            [split for split, part in parts.items() for _ in part],
+            [split for split in SPLITS for _ in getattr(shard, split)],
             pa.dictionary(pa.int8(), pa.string()),
         ),
         "site": pa.array([shard.site] * len(rows), pa.dictionary(pa.int16(), pa.string())),
     }
     return pa.table(columns)
-
-
-def _labels(hospitals: Hospitals, shard: Shard) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Labels (n, C) that the site may use, nan for all others, and which images have any (n,)."""
-    labels = [hospitals.store.labels[getattr(shard, split)].copy() for split in SPLITS]
-    train, validation, test = labels
-    train[~shard.labelled] = np.nan
-    if not shard.validation_labelled:
-        validation[:] = np.nan
-    for part in (train, validation):
-        part[:, ~shard.known] = np.nan
-    joined = np.concatenate([train, validation, test])
-    return joined, ~np.isnan(joined).all(axis=1)
 
 
 def hashed(patient: str, salt: bytes) -> str:

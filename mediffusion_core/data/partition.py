@@ -41,6 +41,11 @@ class Shard:
     validation_labelled: bool
     known: NDArray[np.bool_]
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """All images of the site, split by split in the order of `SPLITS`."""
+        return np.concatenate([getattr(self, split) for split in SPLITS])
+
 
 def partition(store: Store, settings: DataSettings, num_sites: int, seed: int) -> tuple[Shard, ...]:
     """Deals the units of a store to sites and, at each site, to splits and labels.
