@@ -1,11 +1,12 @@
 """Scanners of different make: the same store, seen by each site through a device of its own."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+
+from mediffusion_core.data.sites import generator_for
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,7 @@ def draw_scanner(strength: float, seed: int, site: str) -> Scanner:
     At strength 1 gamma lies within 1/2 and 2, gain within ±30 %, offset within ±0.15 and blur
     within a pixel.
     """
-    digest = hashlib.sha256(f"{seed}|scanner|{site}".encode()).digest()
-    gamma, gain, offset, blur = np.random.default_rng(int.from_bytes(digest[:8], "big")).uniform(
-        -1, 1, 4
-    )
+    gamma, gain, offset, blur = generator_for(seed, "scanner", site).uniform(-1, 1, 4)
     return Scanner(
         gamma=float(2.0 ** (strength * gamma)),
         gain=float(1 + 0.3 * strength * gain),

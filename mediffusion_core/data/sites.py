@@ -76,6 +76,12 @@ def shuffled(names: Iterable[str], *purpose: object) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{prefix}|{name}".encode()).digest())
 
 
+def generator_for(*purpose: object) -> np.random.Generator:
+    """A generator that depends on nothing but the purpose, the run's seed first."""
+    digest = hashlib.sha256("|".join(map(str, purpose)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
 def positives(store: Store, units: Units, names: Sequence[str]) -> NDArray[np.bool_]:
     """Which classes occur in each unit, (len(names), C); a missing label is no class."""
     present = np.asarray(store.labels) == 1  # (N, C)
@@ -164,9 +170,7 @@ def _until_filled(
     seed: int,
 ) -> list[list[str]]:
     """Draws until every site holds `FEWEST` units."""
-    generator = np.random.default_rng(
-        int.from_bytes(hashlib.sha256(f"{seed}|{settings.partition}".encode()).digest()[:8], "big")
-    )
+    generator = generator_for(seed, settings.partition)
     for _ in range(_DRAWS):
         sites = draw(generator)
         if min(map(len, sites)) >= FEWEST:
