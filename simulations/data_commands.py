@@ -1,7 +1,5 @@
 """`fed-mediffusion data`: prepare a data set, say what is wrong with it, and show it."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +8,13 @@ from rich.console import Console
 from configs import compose
 from mediffusion_core.artifacts.data_card import write_data_card
 from mediffusion_core.data import read_source
+from mediffusion_core.data.contract import fingerprint
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.inspection import inspect
 from mediffusion_core.data.manifest import write_manifests
 from mediffusion_core.settings import Settings
+from simulations.findings import report_findings
 from simulations.preparation import prepare_images
-
-STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def prepare_data(config_name: str, overrides: Sequence[str]) -> Path:
@@ -30,15 +28,7 @@ def prepare_data(config_name: str, overrides: Sequence[str]) -> Path:
 def check_data(config_name: str, overrides: Sequence[str]) -> int:
     """Prints what is right and what is wrong with a data set; 1 where it will not do, else 0."""
     _, hospitals = _opened(config_name, overrides)
-    console = Console(soft_wrap=True, highlight=False)
-    findings = inspect(hospitals)
-    for finding in findings:
-        style = STYLES[finding.grade]
-        console.print(f"[{style}]{finding.grade:8}[/{style}]", end=" ")
-        console.print(finding.text, markup=False)
-    wrong = any(finding.grade == "error" for finding in findings)
-    print("not ready" if wrong else "ready")
-    return int(wrong)
+    return report_findings(inspect(hospitals))
 
 
 def show_data(config_name: str, overrides: Sequence[str], output: Path) -> Path:
@@ -54,6 +44,8 @@ def _opened(config_name: str, overrides: Sequence[str]) -> tuple[Settings, Hospi
 
 def _dealt_as(settings: Settings) -> str:
     """Names a partition by all that it depends on beside the store."""
-    shared = settings.shared()
-    parts = [shared["data"], settings.federation.num_sites, settings.seed]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprint(
+        data=settings.shared()["data"],
+        num_sites=settings.federation.num_sites,
+        seed=settings.seed,
+    )[:16]

@@ -1,19 +1,19 @@
 """`fed-mediffusion site check`: will this site do, before it joins a federation."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
-
-from rich.console import Console
 
 from mediffusion_core.data import read_source
 from mediffusion_core.data.contract import Source
 from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.inspection import Finding
 from mediffusion_core.data.store import default_store_folder
 from mediffusion_core.errors import UserError
 from mediffusion_core.site_file import SiteFile
 from mediffusion_core.training.local import resolve_device
+from simulations.findings import report_findings
 
 SAMPLED = 50
 """Images that are decoded to see whether they can be read."""
@@ -25,26 +25,30 @@ def check_site(path: Path, image_size: int, channels: Literal[1, 3]) -> int:
     Raises:
         UserError: if the site file itself is wrong.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    return report_findings(_looked_at(path, image_size, channels))
+
+
+def _looked_at(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator[Finding]:
     site = SiteFile.read(path)
-    ready = True
+    yield Finding("ok", f"site file: {site.name}, {path}")
+    yield Finding("ok", f"policy: {_policy(site)}")
+    yield _finding("device", lambda: str(resolve_device(site.policy.device)))
+    try:
+        source = read_source(site.data_settings(image_size, channels), 0)
+    except UserError as error:
+        yield Finding("error", f"data: {error}")
+        return
+    yield _finding("data", lambda: _data(source))
+    pixels = len(source.image_ids) * image_size**2 * channels
+    yield _finding("store", lambda: _store(site.data.store or default_store_folder(), pixels))
 
-    def look(name: str, at: Callable[[], str]) -> None:
-        nonlocal ready
-        try:
-            text, mark = at(), "[green]ok[/green]      "
-        except UserError as error:
-            text, mark, ready = str(error), "[bold red]error[/bold red]   ", False
-        console.print(mark, end=" ")
-        console.print(f"{name}: {text}", markup=False)
 
-    look("site file", lambda: f"{site.name}, {path}")
-    look("policy", lambda: _policy(site))
-    look("device", lambda: str(resolve_device(site.policy.device)))
-    look("data", lambda: _data(site, image_size, channels))
-    look("store", lambda: _store(site, image_size, channels))
-    print("ready" if ready else "not ready")
-    return int(not ready)
+def _finding(name: str, look: Callable[[], str]) -> Finding:
+    """What a look says, or the mistake that it came upon."""
+    try:
+        return Finding("ok", f"{name}: {look()}")
+    except UserError as error:
+        return Finding("error", f"{name}: {error}")
 
 
 def _policy(site: SiteFile) -> str:
@@ -55,8 +59,7 @@ def _policy(site: SiteFile) -> str:
     return f"{epsilon}, {least}, {len(policy.allowed_metrics)} metrics may leave"
 
 
-def _data(site: SiteFile, image_size: int, channels: Literal[1, 3]) -> str:
-    source = read_source(site.data_settings(image_size, channels), 0)
+def _data(source: Source) -> str:
     chosen = range(0, len(source.image_ids), max(1, len(source.image_ids) // SAMPLED))
     bad = [name for index in chosen if (name := _unreadable(source, index))]
     if bad:
@@ -76,11 +79,8 @@ def _unreadable(source: Source, index: int) -> str | None:
     return None
 
 
-def _store(site: SiteFile, image_size: int, channels: Literal[1, 3]) -> str:
-    source = read_source(site.data_settings(image_size, channels), 0)
-    folder = site.data.store or default_store_folder()
-    # Twice: while it is built, bad images are left out in a second copy.
-    needed = 2 * len(source.image_ids) * image_size**2 * channels
+def _store(folder: Path, pixels: int) -> str:
+    needed = 2 * pixels  # while a store is built, bad images are left out in a second copy
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
