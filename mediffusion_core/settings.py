@@ -29,23 +29,25 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
 """Settings outside the hash: where things lie and how long to wait, never what is computed."""
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
+    """Frozen, and refuses keys that it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class RunSettings(_Model):
+class RunSettings(StrictModel):
     """Where one run lives. Local to each machine, not part of the hash."""
 
     folder: Path | None = None
 
 
-class PhantomSettings(_Model):
+class PhantomSettings(StrictModel):
     """How many phantom patients each site holds (one image a patient)."""
 
     patients_per_site: tuple[Count, ...] = (1700, 1700, 900)
 
 
-class ColumnSettings(_Model):
+class ColumnSettings(StrictModel):
     """Which columns of a site's own table say what; `label` may be several columns of 0 and 1."""
 
     image: str = "image"
@@ -59,11 +61,9 @@ Uncertain = Literal["zeros", "ones", "ignore"]
 """What a finding that a report calls uncertain becomes: absent, present, or a missing label."""
 
 
-class DataSettings(_Model):
-    """Which images, how they are split, and who holds a label."""
+class TableSettings(StrictModel):
+    """How a site's own images and labels are read; what a run and a site file both say."""
 
-    source: Literal["phantom", "isic2019", "medmnist", "chestxray14", "chexpert", "folder", "dicom"]
-    root: Path | None = None
     table: Path | None = None
     columns: ColumnSettings = ColumnSettings()
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -73,6 +73,13 @@ class DataSettings(_Model):
     uncertain_by_finding: dict[str, Uncertain] = Field(default_factory=dict)
     window: tuple[float, Positive] | None = None
     store: Path | None = None
+
+
+class DataSettings(TableSettings):
+    """Which images, how they are split, and who holds a label."""
+
+    source: Literal["phantom", "isic2019", "medmnist", "chestxray14", "chexpert", "folder", "dicom"]
+    root: Path | None = None
     image_size: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal[1, 3]
     partition: Literal["natural", "uniform", "dirichlet", "quantity", "one_finding"] = "natural"
@@ -98,7 +105,7 @@ class DataSettings(_Model):
         return self
 
 
-class AutoencoderSettings(_Model):
+class AutoencoderSettings(StrictModel):
     """Widths of diffusers' `AutoencoderKL`; each width after the first halves the resolution.
 
     Before the first convolution, patches of `patch_size` pixels a side become channels; `attention`
@@ -118,7 +125,7 @@ class AutoencoderSettings(_Model):
         return int(self.patch_size * 2 ** (len(self.channels) - 1))
 
 
-class UNetSettings(_Model):
+class UNetSettings(StrictModel):
     """Widths of diffusers' `UNet2DModel`, one level each; attention where `attention` says so."""
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
@@ -142,14 +149,14 @@ class UNetSettings(_Model):
         return self
 
 
-class HeadSettings(_Model):
+class HeadSettings(StrictModel):
     """The classifier on the pooled maps of the UNet's encoder."""
 
     hidden: Count = 1024
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
 
 
-class ModelSettings(_Model):
+class ModelSettings(StrictModel):
     """The two networks that are trained: autoencoder, and joint UNet with its head."""
 
     name: str
@@ -172,7 +179,7 @@ class ModelSettings(_Model):
 Prediction = Literal["epsilon", "velocity"]
 
 
-class DiffusionSettings(_Model):
+class DiffusionSettings(StrictModel):
     """The noise process: β rises from start to end, linear in its square root.
 
     `prediction` is what the network learns to predict. From the velocity the clean latent follows
@@ -194,7 +201,7 @@ class DiffusionSettings(_Model):
         return self
 
 
-class AutoencoderTraining(_Model):
+class AutoencoderTraining(StrictModel):
     """One site's work in a round of the autoencoder stage."""
 
     local_epochs: Positive
@@ -205,7 +212,7 @@ class AutoencoderTraining(_Model):
     edge_weight: Annotated[float, Field(ge=0.0)] = 0.5
 
 
-class JointTraining(_Model):
+class JointTraining(StrictModel):
     """One site's work in a round of the joint stage."""
 
     local_epochs: Positive
@@ -222,7 +229,7 @@ class JointTraining(_Model):
     max_grad_norm: Positive = 1.0
 
 
-class TrainingSettings(_Model):
+class TrainingSettings(StrictModel):
     """Both stages of local training."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -230,7 +237,7 @@ class TrainingSettings(_Model):
     joint: JointTraining
 
 
-class FederationSettings(_Model):
+class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage."""
 
     num_sites: Count
@@ -241,7 +248,7 @@ class FederationSettings(_Model):
     round_timeout: Positive = 3600.0
 
 
-class CounterfactualSettings(_Model):
+class CounterfactualSettings(StrictModel):
     """Guided counterfactuals: how far the image is noised and how hard the head pulls."""
 
     panel: Count = 8
@@ -252,7 +259,7 @@ class CounterfactualSettings(_Model):
     closeness: Annotated[float, Field(ge=0.0)] = 0.1
 
 
-class EvaluationSettings(_Model):
+class EvaluationSettings(StrictModel):
     """What the server judges, and how often (in joint rounds; the last round always)."""
 
     every: Count = 4
@@ -265,7 +272,7 @@ class EvaluationSettings(_Model):
     counterfactual: CounterfactualSettings = CounterfactualSettings()
 
 
-class Settings(_Model):
+class Settings(StrictModel):
     """Everything one run is told."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -5,31 +5,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from mediffusion_core.errors import UserError
 from mediffusion_core.protocol import ALLOWED_METRICS
-from mediffusion_core.settings import ColumnSettings, DataSettings, Uncertain, did_you_mean
+from mediffusion_core.settings import DataSettings, StrictModel, TableSettings, did_you_mean
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SiteData(_Model):
+class SiteData(TableSettings):
     """Where the site's images are, and which columns of its table say what."""
 
     source: str
     root: Path
-    store: Path | None = None
-    table: Path | None = None
-    columns: ColumnSettings = ColumnSettings()
-    classes: tuple[str, ...] | None = None
-    multi_label: bool = False
-    separator: str = "|"
-    uncertain: Uncertain = "ignore"
-    uncertain_by_finding: dict[str, Uncertain] = Field(default_factory=dict)
-    window: tuple[float, float] | None = None
 
     @field_validator("root", "store")
     @classmethod
@@ -39,7 +26,7 @@ class SiteData(_Model):
         return path
 
 
-class SitePolicy(_Model):
+class SitePolicy(StrictModel):
     """What the site agrees to at most; a run that asks for more is refused by the site.
 
     `max_epsilon` bounds what a patient has spent over all runs, `min_noise_multiplier` what a
@@ -60,7 +47,7 @@ class SitePolicy(_Model):
         return metrics
 
 
-class SiteFile(_Model):
+class SiteFile(StrictModel):
     """One hospital: its name, its data, its policy."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
