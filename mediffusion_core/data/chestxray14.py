@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import Source, fingerprint
+from mediffusion_core.data.contract import Source, fingerprint, first_shared
 from mediffusion_core.data.images import load_file
 from mediffusion_core.data.regions import Box, fill_boxes
 from mediffusion_core.data.tables import data_root, image_names, list_files, read_table
@@ -94,15 +94,15 @@ def _splits(root: Path, names: Sequence[str], patients: Sequence[str]) -> tuple[
     listed = {split: _listed(root / name) for name, split in LISTS.items()}
     both = " and ".join(LISTS)
     splits: list[str] = []
-    side_of: dict[str, str] = {}
-    for name, patient in zip(names, patients, strict=True):
+    for name in names:
         sides = [split for split, images in listed.items() if name in images]
         if len(sides) != 1:
             where = "both" if sides else "neither"
             raise UserError(f"data.root={root}: {name} is in {where} of {both}")
-        if side_of.setdefault(patient, sides[0]) != sides[0]:
-            raise UserError(f"data.root={root}: {PATIENT} {patient} has images in both {both}")
         splits += sides
+    if shared := first_shared(patients, splits):
+        patient = patients[shared[0]]
+        raise UserError(f"data.root={root}: {PATIENT} {patient} has images in both {both}")
     return tuple(splits)
 
 

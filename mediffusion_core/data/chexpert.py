@@ -5,7 +5,6 @@ Folder: `train.csv` and, where they are there, `valid.csv` and `test.csv`, with 
 `CheXpert-v1.0` or `CheXpert-v1.0-small`, or the one above it.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -14,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import Source, fingerprint
+from mediffusion_core.data.contract import Source, fingerprint, first_shared
 from mediffusion_core.data.images import load_file
-from mediffusion_core.data.tables import data_root, read_table
+from mediffusion_core.data.tables import data_root, file_stamp, read_table
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings, Uncertain, did_you_mean
 
@@ -81,7 +80,7 @@ def read(settings: DataSettings, seed: int) -> Source:
             reader="chexpert",
             root=str(root),
             policies=policies,
-            files=_stamps(root, paths),
+            files=[(path, file_stamp(root, path)) for path in paths],
             **{table.name: table.read_bytes() for table in tables},
         ),
         splits=tuple(split for _, split, _ in images.values()),
@@ -131,13 +130,11 @@ def _paths(root: Path, home: Path, images: Mapping[str, tuple[str, str, str]]) -
 
 
 def _refuse_shared_patients(home: Path, images: Iterable[tuple[str, str, str]]) -> None:
-    table_of = {split: name for name, split in TABLES.items()}
-    first: dict[str, str] = {}
-    for patient, split, _ in images:
-        other = first.setdefault(patient, split)
-        if other != split:
-            both = f"{table_of[other]} and {table_of[split]}"
-            raise UserError(f"data.root={home}: {patient} is in both {both}")
+    patients, splits, _ = zip(*images, strict=True)
+    if shared := first_shared(patients, splits):
+        table_of = {split: name for name, split in TABLES.items()}
+        both = " and ".join(table_of[splits[index]] for index in shared)
+        raise UserError(f"data.root={home}: {patients[shared[0]]} is in both {both}")
 
 
 def _labels(
@@ -154,14 +151,3 @@ def _labels(
             labels[index, column] = MEANING[row[finding]]
     meant = np.array([POLICY[policy] for policy in policies], np.float32)
     return np.where(labels == UNCERTAIN, meant, labels)
-
-
-def _stamps(root: Path, paths: Iterable[str]) -> list[tuple[str, int, int]]:
-    stamps = []
-    for path in paths:
-        try:
-            status = os.stat(root / path)
-        except OSError:  # it will be on the list of bad images
-            continue
-        stamps.append((path, status.st_size, status.st_mtime_ns))
-    return stamps

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,10 +74,28 @@ class Source:
                 continue
             if len(given) != count:
                 raise ValueError(f"{self.name}: {len(given)} {what}s for {count} images")
-            if len(set(zip(self.groups, given, strict=True))) != len(set(self.groups)):
+            if first_shared(self.groups, given):
                 raise ValueError(f"{self.name}: a group stands in two {what}s")
         if not set(self.splits or ()) <= set(SPLITS):
             raise ValueError(f"{self.name}: splits are {sorted(set(self.splits or ()))}")
+
+
+def first_shared(groups: Sequence[str], places: Sequence[str]) -> tuple[int, int] | None:
+    """The first image of a group that stands in another place than the group's first image.
+
+    Args:
+        groups: N patients or lesions.
+        places: N splits or sites.
+
+    Returns:
+        Indices of the group's first image and of that image; None where every group has one place.
+    """
+    first: dict[str, int] = {}
+    for index, (group, place) in enumerate(zip(groups, places, strict=True)):
+        other = first.setdefault(group, index)
+        if places[other] != place:
+            return other, index
+    return None
 
 
 def fingerprint(**parts: object) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import Source, fingerprint
+from mediffusion_core.data.contract import Source, fingerprint, first_shared
 from mediffusion_core.data.dicom_pixels import Window, decode_dicom, quiet_pydicom, read_header
-from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.images import ImageError, confined
 from mediffusion_core.data.labelled_table import (
     LabelledTable,
     chosen_classes,
@@ -50,12 +50,9 @@ class _Loader:
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
         relative = self.paths[index]
-        path = (self.root / relative).resolve() if relative is not None else self.root
-        if not path.is_relative_to(self.root):
-            raise ImageError("lies outside of data.root")
-        if not path.is_file():
+        if relative is None:
             raise ImageError("no such DICOM file below data.root")
-        return decode_dicom(path, self.window)
+        return decode_dicom(confined(self.root, relative), self.window)
 
 
 def read(settings: DataSettings, seed: int) -> Source:
@@ -265,13 +262,9 @@ def _refuse_shared_groups(
     groups: Sequence[str],
     given: Sequence[str] | None,
 ) -> None:
-    if given is None:
-        return
-    first: dict[str, tuple[str, str]] = {}
-    for image, group, place in zip(ids, groups, given, strict=True):
-        other, known = first.setdefault(group, (image, place))
-        if known != place:
-            raise UserError(
-                f"data.table={settings.table}: images {other} and {image} are of one patient but "
-                f"in two {what}s, {known} and {place}"
-            )
+    if given is not None and (shared := first_shared(groups, given)):
+        one, other = shared
+        raise UserError(
+            f"data.table={settings.table}: images {ids[one]} and {ids[other]} are of one patient "
+            f"but in two {what}s, {given[one]} and {given[other]}"
+        )

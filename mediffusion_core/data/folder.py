@@ -17,7 +17,7 @@ from mediffusion_core.data.labelled_table import (
     refuse_unknown,
     table_path,
 )
-from mediffusion_core.data.tables import data_root, image_path
+from mediffusion_core.data.tables import data_root, file_stamp, image_path
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 
@@ -44,7 +44,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         table = read_class_folders(settings, root)
     else:
         table = read_labelled_table(settings, root)
-    files = [_stamp(root, name) for name in table.names]
+    files = [file_stamp(root, name) for name in table.names]
     if settings.table is not None and not any(files):
         raise UserError(
             f"{table_path(settings, root)}: column {settings.columns.image!r} names no file below "
@@ -137,12 +137,3 @@ def _images(root: Path) -> list[str]:
             if name[0] != "." and name.lower().endswith(SUFFIXES)
         ]
     return sorted(found)
-
-
-def _stamp(root: Path, name: str) -> tuple[int, int] | None:
-    """Bytes and modification time in ns of a file, None where there is none."""
-    try:
-        status = (root / name).stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns

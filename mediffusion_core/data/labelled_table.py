@@ -2,14 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import SPLITS, Move
+from mediffusion_core.data.contract import SPLITS, Move, first_shared
 from mediffusion_core.data.isic2019 import unite_lesions
 from mediffusion_core.data.tables import image_path, read_table
 from mediffusion_core.errors import UserError
@@ -89,8 +89,9 @@ def read_labelled_table(settings: DataSettings, root: Path) -> LabelledTable:
     patients = _filled(path, columns.patient, rows)
     sites = _filled(path, columns.site, rows)
     splits = _splits(path, columns.split, rows)
-    if patients is not None and splits is not None:
-        _refuse_two_splits(path, patients, splits)
+    if patients and splits and (shared := first_shared(patients, splits)):
+        both = " and ".join(splits[index] for index in shared)
+        raise UserError(f"{path}: patient {patients[shared[0]]!r} is in two splits, {both}")
     moves: tuple[Move, ...] = ()
     if patients is not None and sites is not None:
         sites, moves = unite_lesions(names, patients, sites)
@@ -262,11 +263,3 @@ def _splits(path: Path, column: str | None, rows: Rows) -> tuple[str, ...] | Non
             allowed = ", ".join(SPLIT_NAMES)
             raise UserError(f"{path}: image {name} is in split {split!r}, allowed are {allowed}")
     return tuple(SPLIT_NAMES[split.lower()] for split in given)
-
-
-def _refuse_two_splits(path: Path, patients: Iterable[str], splits: Iterable[str]) -> None:
-    first: dict[str, str] = {}
-    for patient, split in zip(patients, splits, strict=True):
-        if first.setdefault(patient, split) != split:
-            raise UserError(f"{path}: patient {patient!r} is in two splits, {first[patient]} and "
-                            f"{split}")  # fmt: skip

@@ -203,6 +203,15 @@ def image_names(path: Path, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def file_stamp(root: Path, name: str) -> tuple[int, int] | None:
+    """Bytes and modification time in ns of a file below the root, None where there is none."""
+    try:
+        status = (root / name).stat()
+    except OSError:  # it will be on the list of bad images
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def list_files(root: Path, folders: Iterable[Path], suffix: str) -> Stamps:
     """Files of some folders, by name; the first folder wins where a name occurs twice."""
     found: Stamps = {}
