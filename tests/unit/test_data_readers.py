@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_data_dicom import dicom_folder
 from test_data_folder import folder_with_table
-from test_data_official import chexpert_folder
+from test_data_official import chexpert_folder, replace
 
 from mediffusion_core.data import READERS, Source, read_source
 from mediffusion_core.data.isic2019 import unite_lesions
@@ -267,9 +267,7 @@ def test_unknown_source_lists_the_known(tmp_path: Path) -> None:
 def test_isic_table_mistakes(tmp_path: Path, table: str, old: str, new: str, message: str) -> None:
     settings = isic_folder(tmp_path)
     (path,) = tmp_path.glob(f"*{table}*.csv")
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+    replace(path, old, new)
     with pytest.raises(UserError, match=message):
         read_source(settings, 0)
 
@@ -285,10 +283,7 @@ def test_isic_table_mistakes(tmp_path: Path, table: str, old: str, new: str, mes
 )
 def test_chest_table_mistakes(tmp_path: Path, old: str, new: str, message: str) -> None:
     settings = chest_folder(tmp_path)
-    path = tmp_path / "Data_Entry_2017_v2020.csv"
-    content = path.read_bytes().decode()
-    assert old in content
-    path.write_bytes(content.replace(old, new, 1).encode())
+    replace(tmp_path / "Data_Entry_2017_v2020.csv", old, new)
     with pytest.raises(UserError, match=message):
         read_source(settings, 0)
 

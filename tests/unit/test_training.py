@@ -36,6 +36,7 @@ from mediffusion_core.training.joint_stage import (
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import (
     LocalReport,
+    Progress,
     autocast,
     cosine,
     derive_seed,
@@ -109,11 +110,18 @@ def latents(count: int = 8, labelled: int = 8, views: int = 2) -> LatentSet:
     return LatentSet(views_of[0], views_of[:, :labelled], targets, multi_label=True)
 
 
-def run_joint(model: JointUNet, data: LatentSet, seed: int = 5, **changes: object) -> LocalReport:
+def run_joint(
+    model: JointUNet,
+    data: LatentSet,
+    seed: int = 5,
+    optimizer: torch.optim.AdamW | None = None,
+    on_step: Progress = quiet,
+    **changes: object,
+) -> LocalReport:
     settings = joint_training(**changes)
     return train_joint(
         model,
-        joint_optimizer(model, settings),
+        optimizer or joint_optimizer(model, settings),
         data,
         settings,
         ALPHAS,
@@ -122,7 +130,7 @@ def run_joint(model: JointUNet, data: LatentSet, seed: int = 5, **changes: objec
         done=0.0,
         share=0.5,
         seed=seed,
-        on_step=quiet,
+        on_step=on_step,
     )
 
 
@@ -433,19 +441,8 @@ def test_joint_training_learns_to_denoise_and_to_classify() -> None:
 
 def test_a_round_counts_what_it_saw() -> None:
     told: list[tuple[int, int, float]] = []
-    model, settings = joint(), joint_training(local_epochs=2, labelled_batch_size=3)
-    report = train_joint(
-        model,
-        joint_optimizer(model, settings),
-        latents(10, 3),
-        settings,
-        ALPHAS,
-        prediction="velocity",
-        precision="fp32",
-        done=0.0,
-        share=1.0,
-        seed=0,
-        on_step=lambda *step: told.append(step),
+    report = run_joint(
+        joint(), latents(10, 3), on_step=lambda *step: told.append(step), labelled_batch_size=3
     )
     assert (report.steps, report.images_seen, report.labelled_seen) == (5, 20, 3)
     assert [step[:2] for step in told] == [(step, 5) for step in range(1, 6)]
@@ -645,23 +642,11 @@ def test_moments_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_site_without_labels_hands_the_heads_moments_on() -> None:
-    model, settings = joint(), joint_training()
-    optimizer = joint_optimizer(model, settings)
+    model = joint()
+    optimizer = joint_optimizer(model, joint_training())
     drawn = {name: torch.rand(m.shape) for name, m in fresh_moments(model.head).items()}
     load_moments(optimizer, model.head, drawn)
     load_moments(optimizer, model.unet, fresh_moments(model.unet))
-    train_joint(
-        model,
-        optimizer,
-        latents(8, 0),
-        settings,
-        ALPHAS,
-        prediction="velocity",
-        precision="fp32",
-        done=0.0,
-        share=1.0,
-        seed=0,
-        on_step=quiet,
-    )
+    run_joint(model, latents(8, 0), optimizer=optimizer)
     assert same(drawn, read_moments(optimizer, model.head))
     assert float(read_moments(optimizer, model.unet)[STEPS]) == 4
