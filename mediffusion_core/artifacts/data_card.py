@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from mediffusion_core.artifacts.data_card_page import PAGE
+from mediffusion_core.artifacts.page import render_page
 from mediffusion_core.data.contract import Source
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.images import ImageError
@@ -37,11 +37,9 @@ def write_data_card(hospitals: Hospitals, source: Source, settings: Settings, pa
     Returns:
         The path of the page.
     """
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
     store = hospitals.store
-    page = environment.from_string(PAGE).render(
+    page = render_page(
+        PAGE,
         source=settings.data.source,
         facts=_facts(hospitals, settings),
         findings=inspect(hospitals),

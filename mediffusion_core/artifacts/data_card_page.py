@@ -9,41 +9,13 @@ PAGE = r"""<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>{{ source }} – data card</title>
 <style>
-:root {
-  --ink: #1f2933; --muted: #5f6b76; --rule: #e3e7eb; --paper: #ffffff; --ground: #f5f7f9;
-  --good: #2f6690; --warn: #b4532a; --bad: #a3122a;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ink: #e6eaee; --muted: #9aa7b3; --rule: #2b343d; --paper: #1a2128; --ground: #12171c;
-    --good: #8db8da; --warn: #e2936c; --bad: #ff8095;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
-  font-variant-numeric: tabular-nums;
-}
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 1.9rem; margin: 0; }
-h2 { font-size: 1.15rem; margin: 40px 0 12px; }
-.eyebrow, .note { color: var(--muted); font-size: .9rem; margin: 0 0 4px; }
-.facts { display: flex; flex-wrap: wrap; gap: 8px 28px; margin: 18px 0 0; }
-.facts dt { color: var(--muted); font-size: .8rem; }
-.facts dd { margin: 0; }
-.box { background: var(--paper); border: 1px solid var(--rule); border-radius: 10px; overflow-x: auto; padding: 4px 18px; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: 7px 14px 7px 0; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { color: var(--muted); font-weight: 500; font-size: .82rem; }
-tbody tr { border-top: 1px solid var(--rule); }
-tbody th { font-weight: 500; }
+{{ style | safe }}
+.note { color: var(--muted); font-size: .9rem; margin: 0 0 4px; }
 ul.findings { list-style: none; margin: 0; padding: 6px 0; }
 ul.findings li { padding: 5px 0; display: flex; gap: 12px; }
 .grade { flex: 0 0 5.5em; font-size: .85rem; }
 .ok { color: var(--good); } .warning { color: var(--warn); } .error { color: var(--bad); font-weight: 600; }
-figure { margin: 0 0 16px; background: var(--paper); border: 1px solid var(--rule); border-radius: 10px; padding: 12px; }
+figure { margin: 0 0 16px; padding: 12px; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--muted); font-size: .88rem; padding-top: 8px; overflow-wrap: anywhere; }
 .pairs { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }

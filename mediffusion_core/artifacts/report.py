@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
-
+from mediffusion_core.artifacts.page import render_page
 from mediffusion_core.artifacts.provenance import shorten
 from mediffusion_core.artifacts.report_page import PAGE
 from mediffusion_core.errors import UserError
@@ -45,11 +44,9 @@ def write_report(folder: Path) -> Path:
         raise UserError(f"run folder {folder} does not exist; give the folder of a run")
     summary = _mapping(folder / "summary.json")
     settings = _mapping(folder / "settings.json")
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
     history = _history(folder / "metrics.jsonl")
-    page = environment.from_string(PAGE).render(
+    page = render_page(
+        PAGE,
         title=str(summary.get("experiment") or folder.resolve().name),
         status=str(summary.get("status") or "unknown"),
         facts=_facts(summary),

@@ -12,60 +12,27 @@ PAGE = r"""{% macro figure(text) -%}
 <meta name="color-scheme" content="light dark">
 <title>{{ title }} – Mediffusion report</title>
 <style>
-:root {
-  --ink: #1f2933; --muted: #5f6b76; --faint: #b3bcc4; --rule: #e3e7eb; --paper: #ffffff;
-  --ground: #f5f7f9; --blue: #2f6690; --band: #a9c6dd; --good: #2f6690; --warn: #b4532a;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ink: #e6eaee; --muted: #9aa7b3; --faint: #5a6773; --rule: #2b343d; --paper: #1a2128;
-    --ground: #12171c; --blue: #8db8da; --band: #3d5f7c; --good: #8db8da; --warn: #e2936c;
-  }
-}
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body {
-  margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
-    "DejaVu Sans", sans-serif;
-  font-variant-numeric: tabular-nums;
-}
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 44px 0 12px; }
-.eyebrow { color: var(--muted); margin: 0 0 4px; font-size: .9rem; }
+{{ style | safe }}
 .heading { display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center; }
 .status {
   border: 1px solid currentColor; color: var(--warn); border-radius: 99px;
   padding: 1px 12px; font-size: .85rem;
 }
 .status.complete { color: var(--good); }
-.facts { display: flex; flex-wrap: wrap; gap: 8px 28px; margin: 18px 0 0; padding: 0; }
-.facts dt { color: var(--muted); font-size: .8rem; }
-.facts dd { margin: 0; font-size: .95rem; overflow-wrap: anywhere; }
 .cards {
   display: grid; gap: 12px; margin-top: 28px;
   grid-template-columns: repeat(auto-fit, minmax(min(290px, 100%), 1fr));
 }
-.card, .box, figure {
+.card {
   background: var(--paper); border: 1px solid var(--rule); border-radius: 10px;
+  padding: 16px 18px; min-height: 116px;
 }
-.card { padding: 16px 18px; min-height: 116px; }
 .card h3 { margin: 0; font-size: .85rem; font-weight: 500; color: var(--muted); }
 .card p { margin: 0; }
 .card .value { font-size: 1.9rem; line-height: 1.35; font-weight: 600; }
 .card .value .missing { font-size: 1.1rem; font-weight: 400; }
 .card .note { color: var(--muted); font-size: .85rem; }
 .missing { color: var(--muted); font-style: italic; }
-.box { overflow-x: auto; padding: 4px 18px; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { padding: 8px 16px 8px 0; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, .left { text-align: left; }
-th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--muted); font-weight: 500; font-size: .82rem; }
-tbody tr { border-top: 1px solid var(--rule); }
-tbody:first-child tr:first-child { border-top: 0; }
-tbody th { font-weight: 500; }
 td.wrap { white-space: normal; color: var(--muted); min-width: 200px; }
 .scale { position: relative; width: 320px; height: 14px; }
 .scale::before {
