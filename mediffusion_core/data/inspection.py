@@ -90,9 +90,10 @@ def _duplicates(hospitals: Hospitals) -> list[Finding]:
     if not len(store.duplicates):
         return [Finding("ok", "no image stands twice in the data")]
     one, other = store.duplicates[0]
-    across = sum(store.groups[a] != store.groups[b] for a, b in store.duplicates)
+    again = {int(b) for _, b in store.duplicates}  # one image may repeat several
+    across = {int(b) for a, b in store.duplicates if store.groups[a] != store.groups[b]}
     text = (
-        f"{len(store.duplicates)} images stand twice, {across} under another patient or lesion, "
+        f"{len(again)} images stand twice, {len(across)} under another patient or lesion, "
         f"the first: {store.image_ids[one]}, {store.image_ids[other]}; kept on one side"
     )
     return [Finding("warning" if across else "ok", text)]

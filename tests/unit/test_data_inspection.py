@@ -126,6 +126,13 @@ def test_duplicates_and_contradicting_labels_are_named(hospitals: Hospitals) -> 
     assert any(text.startswith("2 images stand twice, 2 under another patient") for text in texts)
 
 
+def test_an_image_that_repeats_several_counts_once(hospitals: Hospitals) -> None:
+    pairs = np.array([[3, 5], [3, 9], [5, 9]])
+    tripled = dataclasses.replace(hospitals.store, duplicates=pairs)
+    texts = [f.text for f in inspect(dataclasses.replace(hospitals, store=tripled))]
+    assert any(text.startswith("2 images stand twice, 2 under another patient") for text in texts)
+
+
 def test_no_label_at_all_is_an_error(hospitals: Hospitals) -> None:
     bare = dataclasses.replace(hospitals.store, labels=np.full_like(hospitals.store.labels, np.nan))
     broken = dataclasses.replace(hospitals, store=bare)
