@@ -89,6 +89,7 @@ class DataSettings(TableSettings):
     labelled_fraction: Fraction = 1.0
     labelled_fraction_by_site: dict[str, Fraction] = Field(default_factory=dict)
     labelled_sites: Count | None = None
+    labels_at: Literal["sites", "server"] = "sites"
     use_unlabelled: bool = True
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.15
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
@@ -101,6 +102,15 @@ class DataSettings(TableSettings):
         if self.test_fraction + self.validation_fraction >= 0.95:
             raise ValueError(
                 "data.test_fraction and data.validation_fraction leave nothing to train on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _someone_holds_labels(self) -> Self:
+        if self.labels_at == "server" and self.partition == "one_finding":
+            raise ValueError(
+                "data.labels_at=server leaves no label at a site, data.partition=one_finding "
+                "is about which labels a site knows; choose one of them"
             )
         return self
 
@@ -301,6 +311,11 @@ class Settings(StrictModel):
                 f"data.phantom.patients_per_site lists {phantom_sites} sites"
             )
         return self
+
+    @property
+    def num_participants(self) -> int:
+        """Who trains: the sites, and where only the server holds labels the server's own part."""
+        return self.federation.num_sites + (self.data.labels_at == "server")
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -55,7 +55,9 @@ def _run(grid: Grid, settings: Settings, folder: RunFolder) -> dict[str, Any]:
     store = hospitals.store
     run = FederatedRun(
         settings,
-        Federation(grid, settings.fingerprint(), federation.num_sites, federation.round_timeout),
+        Federation(
+            grid, settings.fingerprint(), settings.num_participants, federation.round_timeout
+        ),
         Judge(
             settings,
             hospitals.test(),

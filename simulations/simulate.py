@@ -69,7 +69,7 @@ def _launch(
     plan = Launch(
         app=app_folder(),
         run_config={"config-name": config_name, "overrides": flatten(overrides)},
-        num_sites=settings.federation.num_sites,
+        num_sites=settings.num_participants,
         cpus_per_site=settings.federation.cpus_per_site,
         run_folder=folder,
         log_file=folder / "flwr.log",

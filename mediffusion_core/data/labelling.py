@@ -1,43 +1,59 @@
 """Which training images keep their label: stratified sets that lie within each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from math import ceil
 
 import numpy as np
+from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from numpy.typing import NDArray
 
-from mediffusion_core.data.sites import Units, positives, strata
+from mediffusion_core.data.sites import Units, positives
 from mediffusion_core.data.store import Store
 
 
-def choose_labelled(
-    store: Store, units: Units, order: Sequence[str], fraction: float
-) -> NDArray[np.int64]:
-    """Indices that keep their label: the units at the head of one order for all fractions.
+def choose_labelled(store: Store, units: Units, order: Sequence[str], fraction: float) -> list[str]:
+    """Units that keep their labels: those at the head of one order for all fractions.
 
     Args:
         store: The labels.
-        units: A site's training units.
+        units: The units to choose from.
         order: Their names in the order of the seed.
         fraction: Share of the images with a label that is to keep it.
     """
-    known: NDArray[np.bool_] = np.any(~np.isnan(store.labels), axis=1)  # (N,)
+    known = has_label(store)
     with_label = {name: rows[known[rows]] for name, rows in units.items() if known[rows].any()}
     if fraction == 0 or not with_label:
-        return np.empty(0, dtype=np.int64)
+        return []
     order = [name for name in order if name in with_label]
+    if fraction == 1:
+        return order
     cover = _cover(store, with_label, order)
     rest = [name for name in order if name not in set(cover)]
-    queue = cover + _large_later(_interleaved(store, with_label, rest), with_label, cover)
+    present = positives(store, with_label, rest)
+    strata = np.column_stack([present, ~present.any(axis=1)])  # (G, C + 1), the last of no class
+    spread = _halved(strata, np.array(rest, dtype=object))
+    queue = chain(cover, _large_later(spread, with_label, cover))
 
     # The end nearest to the wish, and where that is short of the cover as much of it as the
     # allowance pays for; both grow with the fraction, so the sets are nested.
     wish = fraction * sum(map(len, with_label.values()))
-    ends = np.cumsum([len(with_label[name]) for name in queue])  # (G,)
-    affordable = int(np.searchsorted(ends, ceil(wish) + len(store.classes), side="right"))
-    nearest = int(np.argmin(np.abs(np.concatenate([[0], ends]) - wish)))
-    count = min(affordable, max(nearest, len(cover)))
-    return np.concatenate([np.empty(0, np.int64), *(with_label[name] for name in queue[:count])])
+    allowance = ceil(wish) + len(store.classes)
+    taken: list[str] = []
+    ends = [0]
+    for name in queue:
+        if ends[-1] + len(with_label[name]) > allowance:
+            break
+        taken.append(name)
+        ends.append(ends[-1] + len(with_label[name]))
+    nearest = int(np.argmin(np.abs(np.array(ends) - wish)))
+    return taken[: max(nearest, len(cover))]
+
+
+def has_label(store: Store) -> NDArray[np.bool_]:
+    """Which images have a label of at least one class, (N,)."""
+    known: NDArray[np.bool_] = np.any(~np.isnan(store.labels), axis=1)
+    return known
 
 
 def _cover(store: Store, units: Units, order: Sequence[str]) -> list[str]:
@@ -54,24 +70,31 @@ def _cover(store: Store, units: Units, order: Sequence[str]) -> list[str]:
     return cover
 
 
-def _interleaved(store: Store, units: Units, order: Sequence[str]) -> list[str]:
-    """Spreads every stratum evenly, so that each head of the list has the strata's shares."""
-    place = {
-        name: (index + 0.5) / len(stratum)
-        for stratum in strata(store, units, order)
-        for index, name in enumerate(stratum)
-    }
-    return sorted(order, key=lambda name: place[name])
+def _halved(strata: NDArray[np.bool_], names: NDArray[np.object_]) -> Iterator[str]:
+    """Orders units so that every head of the list holds each stratum in its share.
+
+    The units are split into stratified halves, these again, and so on, by iterative
+    stratification (Sechidis et al., ECML PKDD 2011). A half is split only once it is reached.
+
+    Args:
+        strata: Which strata each unit belongs to, (G, S) with S > 1.
+        names: The units' names, (G,), in the order of the seed, which alone decides ties.
+    """
+    if len(names) <= 2:
+        yield from names
+        return
+    halves = MultilabelStratifiedKFold(2, shuffle=True, random_state=0).split(strata, strata)
+    for half in next(halves):
+        yield from _halved(strata[half], names[half])
 
 
-def _large_later(order: Sequence[str], units: Units, before: Sequence[str]) -> list[str]:
+def _large_later(order: Iterable[str], units: Units, before: Sequence[str]) -> Iterator[str]:
     """Puts a unit back until it is at most a quarter of what stands before and with it.
 
     One patient of forty images would otherwise be the whole of a small labelled set, or end it.
     """
     total = sum(len(units[name]) for name in before)
     waiting: list[str] = []
-    result: list[str] = []
 
     def fits(name: str) -> bool:
         return len(units[name]) <= max(1, total / 3)
@@ -80,6 +103,6 @@ def _large_later(order: Sequence[str], units: Units, before: Sequence[str]) -> l
         waiting.append(name)
         while (ready := next(filter(fits, waiting), None)) is not None:
             waiting.remove(ready)
-            result.append(ready)
             total += len(units[ready])
-    return result + sorted(waiting, key=lambda name: len(units[name]))
+            yield ready
+    yield from sorted(waiting, key=lambda name: len(units[name]))

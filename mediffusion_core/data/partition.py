@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import SPLITS
-from mediffusion_core.data.labelling import choose_labelled
+from mediffusion_core.data.labelling import choose_labelled, has_label
 from mediffusion_core.data.sites import Units, divide, known_findings, shuffled, strata
 from mediffusion_core.data.store import Store
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
+
+SERVER = "server"
+"""Name of the server's own part of the data, where it alone holds labels."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Shard:
 def partition(store: Store, settings: DataSettings, num_sites: int, seed: int) -> tuple[Shard, ...]:
     """Deals the units of a store to sites and, at each site, to splits and labels.
 
-    Splits and labelled sets are stratified by each unit's rarest class. At one seed the
-    labelled set of a smaller fraction is part of that of a larger one. Of n training images with
-    a label at most ceil(fraction · n) + C are labelled (C classes); that many only where a
+    Splits are stratified by each unit's rarest class, labelled sets by all classes. At one seed
+    the labelled set of a smaller fraction is part of that of a larger one. Of n training images
+    with a label at most ceil(fraction · n) + C are labelled (C classes); that many only where a
     class would have no labelled unit otherwise, or where one unit is large.
 
     Args:
@@ -62,7 +65,8 @@ def partition(store: Store, settings: DataSettings, num_sites: int, seed: int) -
         seed: the run's seed.
 
     Returns:
-        One shard a site, in the order of their names for natural sites.
+        One shard a site, in the order of their names for natural sites; after them the server's
+        where it alone holds labels.
 
     Raises:
         UserError: no natural sites or another number of them; too few units; no official splits
@@ -71,12 +75,32 @@ def partition(store: Store, settings: DataSettings, num_sites: int, seed: int) -
     """
     sites = divide(store, settings, num_sites, seed)
     fractions = _labelled_fractions(settings, tuple(sites))
+    known = [known_findings(settings, store, position) for position in range(len(sites))]
+    if settings.labels_at == "server":
+        sites = _labels_to_server(store, sites, fractions, seed)
+        fractions = dict.fromkeys(sites, 0.0) | {SERVER: 1.0}
+        known.append(np.ones(len(store.classes), dtype=np.bool_))
     return tuple(
-        _shard(
-            store, settings, site, units, seed, fractions[site], known_findings(settings, store, k)
-        )
-        for k, (site, units) in enumerate(sites.items())
+        _shard(store, settings, site, units, seed, fractions[site], findings)
+        for (site, units), findings in zip(sites.items(), known, strict=True)
     )
+
+
+def _labels_to_server(
+    store: Store, sites: dict[str, Units], fractions: dict[str, float], seed: int
+) -> dict[str, Units]:
+    """Moves the units that the sites would label to one more participant, the server's part."""
+    if SERVER in sites:
+        raise UserError(f"data.labels_at=server: the data has a centre named {SERVER!r} already")
+    moved: Units = {}
+    left: dict[str, Units] = {}
+    for site, units in sites.items():
+        order = shuffled(units, seed, site, "labels")
+        moved |= {
+            name: units[name] for name in choose_labelled(store, units, order, fractions[site])
+        }
+        left[site] = {name: rows for name, rows in units.items() if name not in moved}
+    return left | {SERVER: moved}
 
 
 def _labelled_fractions(settings: DataSettings, sites: Sequence[str]) -> dict[str, float]:
@@ -122,12 +146,13 @@ def _shard(
         shuffled(splits["train"], seed, site, "labels"),
         fraction,
     )
+    rows = np.concatenate([np.empty(0, np.int64), *(units[name] for name in chosen)])
     return Shard(
         site=site,
         train=train,
         validation=validation,
         test=test,
-        labelled=np.isin(train, chosen),
+        labelled=np.isin(train, rows) & has_label(store)[train],
         validation_labelled=fraction > 0,
         known=known,
     )

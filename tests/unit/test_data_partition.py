@@ -172,6 +172,18 @@ def test_rare_classes_get_their_share_everywhere() -> None:
     assert abs(common[labelled].sum() - 21) <= 1.5
 
 
+def test_every_labelled_set_has_each_class_in_its_share() -> None:
+    """The protocol of ChestX-ray14: nested sets of 2 to 20 %, stratified by 14 findings at once."""
+    rng = np.random.default_rng(0)
+    labels = rng.random((3000, 14)) < np.geomspace(0.01, 0.25, 14)
+    store = make_store(labels, [f"g{index}" for index in range(3000)])
+    for fraction in (0.02, 0.05, 0.1, 0.15, 0.2):
+        (shard,) = partition(store, configure(labelled_fraction=fraction), 1, 0)
+        labelled = labels[shard.train[shard.labelled]].sum(axis=0)
+        # Drawn at random the commonest finding alone would be off by 9 (one σ) at 20 %.
+        assert np.abs(labelled - fraction * labels[shard.train].sum(axis=0)).max() < 5
+
+
 def test_one_patient_of_many_images_does_not_end_a_small_labelled_set() -> None:
     groups = ["giant"] * 40 + [f"g{index}" for index in range(400)]
     store = make_store(np.ones((440, 1)), groups)

@@ -1,5 +1,6 @@
 """Every way to divide a data set: nobody in two places, whatever the seed."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -114,9 +115,33 @@ def test_few_labelled_sites_and_many_without() -> None:
         partition(STORE, configure("uniform", labelled_sites=4), 3, 0)
 
 
-def with_splits(splits: list[str]) -> Store:
-    from dataclasses import replace
+def test_only_the_server_holds_labels() -> None:
+    """What each site would have labelled trains at the server; nobody stands in two places."""
+    chosen = configure("natural", labelled_fraction=0.2, labelled_fraction_by_site={"centre-1": 0})
+    at_sites = partition(STORE, chosen, 3, 0)
+    shards = partition(STORE, chosen.model_copy(update={"labels_at": "server"}), 3, 0)
+    assert [shard.site for shard in shards] == ["centre-0", "centre-1", "centre-2", "server"]
+    assert not any(shard.labelled.any() or shard.validation_labelled for shard in shards[:3])
+    assert shards[3].labelled.all()
+    assert shards[3].validation_labelled
+    for one, other in combinations(shards, 2):
+        assert not set(STORE.units[one.rows].tolist()) & set(STORE.units[other.rows].tolist())
+    assert sorted(np.concatenate([s.rows for s in shards]).tolist()) == list(
+        range(len(STORE.groups))
+    )
+    assert len(shards[1].rows) == len(at_sites[1].rows)  # it had no labels to give
+    assert abs(len(shards[3].rows) - 0.2 * sum(len(at_sites[k].rows) for k in (0, 2))) <= 8
+    with pytest.raises(ValueError, match="one_finding"):
+        configure("one_finding", labels_at="server")
 
+
+def test_a_centre_named_server_is_not_overwritten() -> None:
+    named = replace(STORE, centres=("server",) * len(STORE.groups))
+    with pytest.raises(UserError, match="centre named 'server'"):
+        partition(named, configure("natural", labels_at="server"), 1, 0)
+
+
+def with_splits(splits: list[str]) -> Store:
     return replace(STORE, splits=tuple(splits))
 
 
