@@ -12,7 +12,7 @@ from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.report import write_report
 from mediffusion_core.artifacts.run_folder import RunFolder, run_path, write_json
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
-from mediffusion_core.data.phantom_source import without_finding
+from mediffusion_core.data.readers.phantom import without_finding
 from mediffusion_core.evaluation.judge import Judge, Truth
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import resolve_device

@@ -2,13 +2,13 @@
 
 `read_source` reads a data set's tables, `prepare` decodes its images once into a memory-mapped
 store, `partition` deals the store to sites, splits and labels. A new data set is one reader
-module and one line in `source.READERS`.
+module and one line in `readers.READERS`.
 """
 
 from mediffusion_core.data.contract import Move, Source
 from mediffusion_core.data.images import ImageError
 from mediffusion_core.data.partition import Shard, partition
-from mediffusion_core.data.source import READERS, read_source
+from mediffusion_core.data.readers import READERS, read_source
 from mediffusion_core.data.store import Store, default_store_folder, prepare
 
 __all__ = [

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mediffusion_core.data.image_set import ImageSet, Pixels
 from mediffusion_core.data.partition import Shard, partition
+from mediffusion_core.data.readers import read_source
 from mediffusion_core.data.scanner import ScannedImages, draw_scanner
-from mediffusion_core.data.source import read_source
 from mediffusion_core.data.store import Store, default_store_folder, prepare
 from mediffusion_core.settings import Settings
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mediffusion_core.data import dicom
-from mediffusion_core.data.dicom_pixels import decode_dicom
 from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.readers import dicom
+from mediffusion_core.data.readers.dicom_pixels import decode_dicom
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 

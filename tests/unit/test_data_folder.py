@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mediffusion_core.data import ImageError, Source, prepare
-from mediffusion_core.data.folder import read
+from mediffusion_core.data.readers.folder import read
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mediffusion_core.data import chestxray14, chexpert, isic2019, medmnist
 from mediffusion_core.data.contract import Source
 from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.readers import chestxray14, chexpert, isic2019, medmnist
 from mediffusion_core.data.regions import fill_boxes
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings

@@ -14,7 +14,7 @@ from test_data_folder import folder_with_table
 from test_data_official import chexpert_folder, replace
 
 from mediffusion_core.data import READERS, Source, read_source
-from mediffusion_core.data.isic2019 import unite_lesions
+from mediffusion_core.data.readers.isic2019 import unite_lesions
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 

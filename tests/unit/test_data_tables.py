@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mediffusion_core.data.tables import image_path, read_table
+from mediffusion_core.data.readers.tables import image_path, read_table
 from mediffusion_core.errors import UserError
 
 ROWS = [{"image": "a.png", "label": "Nævus"}, {"image": "b.png", "label": "Mélanom, früh"}]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mediffusion_core.data.contract import Source, fingerprint
 from mediffusion_core.data.images import SUFFIXES, load_file
-from mediffusion_core.data.labelled_table import (
+from mediffusion_core.data.readers.labelled_table import (
     SPLIT_NAMES,
     LabelledTable,
     chosen_classes,
@@ -17,7 +17,7 @@ from mediffusion_core.data.labelled_table import (
     refuse_unknown,
     table_path,
 )
-from mediffusion_core.data.tables import data_root, file_stamp, image_path
+from mediffusion_core.data.readers.tables import data_root, file_stamp, image_path
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 

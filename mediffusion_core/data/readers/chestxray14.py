@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import Source, fingerprint, first_shared
 from mediffusion_core.data.images import load_file
+from mediffusion_core.data.readers.tables import data_root, image_names, list_files, read_table
 from mediffusion_core.data.regions import Box, fill_boxes
-from mediffusion_core.data.tables import data_root, image_names, list_files, read_table
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 

@@ -15,14 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import Source, fingerprint, first_shared
-from mediffusion_core.data.dicom_pixels import Window, decode_dicom, quiet_pydicom, read_header
 from mediffusion_core.data.images import ImageError, confined
-from mediffusion_core.data.labelled_table import (
+from mediffusion_core.data.readers.dicom_pixels import (
+    Window,
+    decode_dicom,
+    quiet_pydicom,
+    read_header,
+)
+from mediffusion_core.data.readers.labelled_table import (
     LabelledTable,
     chosen_classes,
     read_labelled_table,
 )
-from mediffusion_core.data.tables import data_root
+from mediffusion_core.data.readers.tables import data_root
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import Source, fingerprint, first_shared
 from mediffusion_core.data.images import load_file
-from mediffusion_core.data.tables import data_root, file_stamp, read_table
+from mediffusion_core.data.readers.tables import data_root, file_stamp, read_table
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings, Uncertain, did_you_mean
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from mediffusion_core.data.contract import Source, fingerprint
 from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.readers.tables import data_root
 from mediffusion_core.data.regions import DAMAGED
-from mediffusion_core.data.tables import data_root
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mediffusion_core.data.dicom_codestream import codestream_shape
 from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.readers.dicom_codestream import codestream_shape
 from mediffusion_core.errors import UserError
 
 if TYPE_CHECKING:

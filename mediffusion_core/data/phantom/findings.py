@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mediffusion_core.data.phantom_anatomy import Anatomy, Map, smooth_noise, step
+from mediffusion_core.data.phantom.anatomy import Anatomy, Map, smooth_noise, step
 
 Geometry = Callable[[str], np.random.Generator]
 

@@ -1,9 +1,4 @@
-"""Chest phantoms: synthetic radiographs with known findings, drawn from seeds alone.
-
-They stand in for a data set where none may be had: each patient has anatomy, pose and noise of
-its own, each site its prevalences and its scanner. The same patient can be drawn with and
-without a finding, which no real data set offers, so counterfactuals can be judged exactly.
-"""
+"""Draws phantom radiographs: a patient's findings, the film, and what each finding changes."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from mediffusion_core.data.phantom_anatomy import Anatomy, Map, Patient, draw_patient, step
-from mediffusion_core.data.phantom_findings import attenuation
+from mediffusion_core.data.phantom.anatomy import Anatomy, Map, Patient, draw_patient, step
+from mediffusion_core.data.phantom.findings import attenuation
 from mediffusion_core.errors import UserError
 
 FINDINGS: tuple[str, ...] = (

@@ -23,7 +23,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     labels = np.array([[name in found for name in phantom.FINDINGS] for found in present])
     # The drawing itself is the data: where its code changes, prepared images are stale.
     drawing = b"".join(
-        path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py"))
+        path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("*.py"))
     )
     return Source(
         name="phantom",

@@ -1,26 +1,24 @@
-"""The registry of readers. A new data set is one module with `read` and one line here."""
+"""Readers of one contract; a new data set is one module with `read` and one line here."""
 
 from collections.abc import Callable
 
-from mediffusion_core.data import (
+from mediffusion_core.data.contract import Source
+from mediffusion_core.data.readers import (
     chestxray14,
     chexpert,
     dicom,
     folder,
     isic2019,
     medmnist,
-    phantom_source,
+    phantom,
 )
-from mediffusion_core.data.contract import Move, Source
-from mediffusion_core.data.images import ImageError
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 
-__all__ = ["READERS", "ImageError", "Move", "Source", "read_source"]
-
+__all__ = ["READERS", "read_source"]
 
 READERS: dict[str, Callable[[DataSettings, int], Source]] = {
-    "phantom": phantom_source.read,
+    "phantom": phantom.read,
     "isic2019": isic2019.read,
     "medmnist": medmnist.read,
     "chestxray14": chestxray14.read,
