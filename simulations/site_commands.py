@@ -1,13 +1,18 @@
 """`fed-mediffusion site check`: will this site do, before it joins a federation."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mediffusion_core.data import read_source
 from mediffusion_core.data.contract import Source
-from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.decoding import Decoder, create_array, decode_all
 from mediffusion_core.data.inspection import Finding
 from mediffusion_core.data.store import default_store_folder
 from mediffusion_core.errors import UserError
@@ -38,7 +43,7 @@ def _looked_at(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator
     except UserError as error:
         yield Finding("error", f"data: {error}")
         return
-    yield _finding("data", lambda: _data(source))
+    yield _finding("data", lambda: _data(source, image_size, channels))
     pixels = len(source.image_ids) * image_size**2 * channels
     yield _finding("store", lambda: _store(site.data.store or default_store_folder(), pixels))
 
@@ -59,11 +64,19 @@ def _policy(site: SiteFile) -> str:
     return f"{epsilon}, {least}, {len(policy.allowed_metrics)} metrics may leave"
 
 
-def _data(source: Source) -> str:
-    chosen = range(0, len(source.image_ids), max(1, len(source.image_ids) // SAMPLED))
-    bad = [name for index in chosen if (name := _unreadable(source, index))]
-    if bad:
-        raise UserError(f"{len(bad)} of {len(chosen)} sampled images can't be read: {bad[0]}")
+def _data(source: Source, image_size: int, channels: int) -> str:
+    chosen = tuple(range(0, len(source.image_ids), max(1, len(source.image_ids) // SAMPLED)))
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "sample.npy"
+        create_array(target, (len(chosen), image_size, image_size, channels))
+        decoder = Decoder(partial(_sampled, source.load, chosen), target)
+        # As a run will decode them: where a broken image ends the process, not this one.
+        bad = decode_all(decoder, len(chosen), None, None, source.isolated)
+    for position, reason in bad.items():
+        raise UserError(
+            f"{len(bad)} of {len(chosen)} sampled images can't be read: "
+            f"{source.image_ids[chosen[position]]} ({reason})"
+        )
     patients = len(set(source.groups))
     return (
         f"{len(source.image_ids)} images of {patients} patients, classes "
@@ -71,12 +84,10 @@ def _data(source: Source) -> str:
     )
 
 
-def _unreadable(source: Source, index: int) -> str | None:
-    try:
-        source.load(index)
-    except ImageError as error:
-        return f"{source.image_ids[index]} ({error})"
-    return None
+def _sampled(
+    load: Callable[[int], NDArray[np.uint8]], chosen: Sequence[int], position: int
+) -> NDArray[np.uint8]:
+    return load(chosen[position])
 
 
 def _store(folder: Path, pixels: int) -> str:

@@ -1,13 +1,18 @@
 """The site file: a mistake is one line, and the check's last line says ready or not ready."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_data_folder import folder_with_table
 from typer.testing import CliRunner
 
+from mediffusion_core.data import Source, read_source
 from mediffusion_core.errors import UserError
 from mediffusion_core.protocol import ALLOWED_METRICS
+from mediffusion_core.settings import DataSettings
 from mediffusion_core.site_file import SiteFile
 from simulations.cli import app
 
@@ -56,6 +61,24 @@ def test_images_that_are_not_there_are_not_ready(tmp_path: Path) -> None:
     code, lines = check(path)
     assert (code, lines[-1]) == (1, "not ready")
     assert any("sampled images can't be read" in line and "empty file" in line for line in lines)
+
+
+def test_an_image_that_ends_the_decoder_does_not_end_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some codecs in C abort on broken files; the reader of DICOM says so of its images."""
+
+    def breaking(settings: DataSettings, seed: int) -> Source:
+        return replace(read_source(settings, seed), load=end_the_process, isolated=True)
+
+    monkeypatch.setattr("simulations.site_commands.read_source", breaking)
+    code, lines = check(sound(tmp_path))
+    assert (code, lines[-1]) == (1, "not ready")
+    assert any("the decoder crashed on it" in line for line in lines)
+
+
+def end_the_process(index: int) -> np.ndarray:
+    os.abort()
 
 
 def test_an_unset_policy_lets_out_what_every_site_lets_out(tmp_path: Path) -> None:
