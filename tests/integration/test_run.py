@@ -96,6 +96,19 @@ def figures(run: Finished) -> dict[str, Any]:
     }
 
 
+def test_the_server_alone_may_hold_the_labels(
+    tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+) -> None:
+    """One participant more than sites, and the only one that trains the classifier."""
+    command = start(["simulate", *tiny, store, "data.labels_at=server"], tmp_path, temporary)
+    assert command.wait() == 0, command.err.read_text()
+    folder = RunFolder(Path(command.out.read_text().splitlines()[-1]))
+    joint = [line for line in folder.history() if line["stage"] == "joint"]
+    seen = {site: metrics["labelled_seen"] for site, metrics in joint[-1]["sites"].items()}
+    assert [site for site, count in seen.items() if count] == ["server"]
+    assert sorted(seen) == ["server", "site-0", "site-1", "site-2"]
+
+
 def test_the_run_gives_the_golden_figures(whole: Finished, request: pytest.FixtureRequest) -> None:
     found = figures(whole)
     if request.config.getoption("--write-golden"):
