@@ -17,7 +17,8 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings, did_you_mean, known_keys, validate
 
 FOLDER = Path(__file__).resolve().parent
-BY_SITE = "data.labelled_fraction_by_site"
+MAPPINGS = ("data.labelled_fraction_by_site", "data.uncertain_by_finding")
+"""Settings whose keys are names of the user's own."""
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> Settings:
@@ -82,14 +83,15 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _for_hydra(override: str) -> list[str]:
-    """What a user means and Hydra's grammar has no place for: `~` in a path, sites by name."""
+    """What a user means and Hydra's grammar has no place for: `~` in a path, names as keys."""
     key, _, value = override.partition("=")
     if value.startswith("~"):
         return [f"{key}={quoted(Path(value).expanduser())}"]
-    if key == BY_SITE:
-        # Hydra would merge the mapping into that of the file, and keep sites that are not there.
+    if key in MAPPINGS:
+        # Hydra would merge the mapping into that of the file, and keep names that are not there.
         return [f"~{key}", f"++{override}"]
-    return [f"++{override}" if key.startswith(f"{BY_SITE}.") else override]
+    is_entry = any(key.startswith(f"{mapping}.") for mapping in MAPPINGS)
+    return [f"++{override}" if is_entry else override]
 
 
 def _check_override(override: str) -> None:

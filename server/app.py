@@ -3,9 +3,11 @@
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
 from configs.compose import compose, split
 from mediffusion_core.artifacts.provenance import current_commit
@@ -82,7 +84,12 @@ def _truth(settings: Settings, hospitals: Hospitals) -> Truth | None:
         return None
     ids = hospitals.store.image_ids
     size = settings.data.image_size
-    return lambda row, finding: without_finding(settings.seed, ids[row], finding, size)
+
+    def truth(row: int, finding: str) -> NDArray[np.uint8]:
+        drawn = without_finding(settings.seed, ids[row], finding, size)
+        return hospitals.as_scanned(row, drawn)
+
+    return truth
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

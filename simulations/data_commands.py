@@ -10,8 +10,9 @@ from mediffusion_core.artifacts.data_card import write_data_card
 from mediffusion_core.data import read_source
 from mediffusion_core.data.contract import fingerprint
 from mediffusion_core.data.hospitals import Hospitals
-from mediffusion_core.data.inspection import inspect
+from mediffusion_core.data.inspection import Finding, inspect
 from mediffusion_core.data.manifest import write_manifests
+from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
 from simulations.findings import report_findings
 from simulations.preparation import prepare_images
@@ -26,9 +27,17 @@ def prepare_data(config_name: str, overrides: Sequence[str]) -> Path:
 
 
 def check_data(config_name: str, overrides: Sequence[str]) -> int:
-    """Prints what is right and what is wrong with a data set; 1 where it will not do, else 0."""
-    _, hospitals = _opened(config_name, overrides)
-    return report_findings(inspect(hospitals))
+    """Prints what is right and what is wrong with a data set; 1 where it will not do, else 0.
+
+    Raises:
+        UserError: for a mistake in the settings.
+    """
+    settings = compose(config_name, overrides)
+    try:
+        findings = inspect(_prepared(settings))
+    except UserError as error:
+        findings = [Finding("error", str(error))]
+    return report_findings(findings)
 
 
 def show_data(config_name: str, overrides: Sequence[str], output: Path) -> Path:
@@ -39,7 +48,11 @@ def show_data(config_name: str, overrides: Sequence[str], output: Path) -> Path:
 
 def _opened(config_name: str, overrides: Sequence[str]) -> tuple[Settings, Hospitals]:
     settings = compose(config_name, overrides)
-    return settings, prepare_images(settings, Console(stderr=True, soft_wrap=True))
+    return settings, _prepared(settings)
+
+
+def _prepared(settings: Settings) -> Hospitals:
+    return prepare_images(settings, Console(stderr=True, soft_wrap=True))
 
 
 def _dealt_as(settings: Settings) -> str:

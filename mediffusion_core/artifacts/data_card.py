@@ -103,12 +103,12 @@ def _regions(source: Source) -> str | None:
         return None
     marked: list[NDArray[np.uint8]] = []
     for index in range(len(source.image_ids)):
-        region = source.regions(index)
-        if region is not None:
-            try:
+        try:
+            region = source.regions(index)
+            if region is not None:
                 marked.append(_marked(source.load(index), region))
-            except ImageError:
-                continue
+        except ImageError:
+            continue
         if len(marked) == SHOWN_REGIONS:
             break
     return _sheet(np.stack(marked), SHOWN_REGIONS // 2) if marked else None

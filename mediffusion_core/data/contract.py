@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mediffusion_core.errors import UserError
+
 SPLITS = ("train", "validation", "test")
+LONGEST_NAME = 100
+"""Bytes that the name of a site may have."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Source:
 
     Raises:
         ValueError: where the parts do not fit together, which is the reader's mistake.
+        UserError: for a centre whose name can't be that of a file.
     """
 
     name: str
@@ -76,8 +81,20 @@ class Source:
                 raise ValueError(f"{self.name}: {len(given)} {what}s for {count} images")
             if first_shared(self.groups, given):
                 raise ValueError(f"{self.name}: a group stands in two {what}s")
+        for centre in sorted(set(self.centres or ())):
+            _refuse_path(centre)
         if not set(self.splits or ()) <= set(SPLITS):
             raise ValueError(f"{self.name}: splits are {sorted(set(self.splits or ()))}")
+
+
+def _refuse_path(site: str) -> None:
+    """A site's name names its folder and its manifest, which must not lie elsewhere."""
+    short = 0 < len(site.encode("utf-8", "surrogateescape")) <= LONGEST_NAME
+    if not short or site.startswith(".") or not site.isprintable() or set("/\\") & set(site):
+        raise UserError(
+            f"site {site!r} can't name a file; allowed are up to {LONGEST_NAME} bytes without "
+            "slashes and without a dot at the start"
+        )
 
 
 def first_shared(groups: Sequence[str], places: Sequence[str]) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ somebody stored again is.
 """
 
 import hashlib
-from collections.abc import Iterator
+import math
 
 import imagehash
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 NEAR_BITS = 3
 NEAR_CORRELATION = 0.995
 _BANDS = NEAR_BITS + 1  # of 64 / 4 bits: hashes that differ in 3 bits agree in one of 4 bands
-_BLOCK = 1024  # pairs compared at once
+_BLOCK = 2**24  # pixel values of the pairs that are compared at once, 64 MB of float32 a side
 _PLAIN = 1.0  # standard deviation in grey levels below which an image shows nothing to compare
 
 Pairs = NDArray[np.int64]
@@ -60,7 +60,11 @@ def near_pairs(images: NDArray[np.uint8], among: NDArray[np.int64]) -> Pairs:
     """Near duplicates among the chosen ones of the images (N, S, S, C)."""
     hashes = np.array([perceptual_hash(images[index]) for index in among], dtype=np.uint64)
     pairs = among[close_hashes(hashes)]  # (P, 2)
-    near = [correlations(images, part) >= NEAR_CORRELATION for part in _blocks(pairs)]
+    block = max(1, _BLOCK // math.prod(images.shape[1:]))
+    near = [
+        correlations(images, pairs[start : start + block]) >= NEAR_CORRELATION
+        for start in range(0, len(pairs), block)
+    ]
     kept: Pairs = pairs[np.concatenate([np.empty(0, np.bool_), *near])]
     return kept
 
@@ -89,17 +93,13 @@ def close_hashes(hashes: NDArray[np.uint64]) -> Pairs:
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
-def correlations(images: NDArray[np.uint8], pairs: Pairs) -> NDArray[np.float64]:
+def correlations(images: NDArray[np.uint8], pairs: Pairs) -> NDArray[np.float32]:
     """Pearson's correlation of the pixels of each pair (P,); -1 where one image is plain."""
-    first, second = (images[pairs[:, side]].reshape(len(pairs), -1) for side in (0, 1))
-    first, second = (part - part.mean(axis=1, keepdims=True) for part in (first, second))
+    sides = (images[pairs[:, side]].reshape(len(pairs), -1) for side in (0, 1))
+    first, second = (side - side.mean(axis=1, keepdims=True, dtype=np.float32) for side in sides)
     spread = first.std(axis=1), second.std(axis=1)
     product = (first * second).mean(axis=1) / np.maximum(spread[0] * spread[1], 1e-9)
     return np.where(np.minimum(*spread) < _PLAIN, -1.0, product)
-
-
-def _blocks(pairs: Pairs) -> Iterator[Pairs]:
-    return (pairs[start : start + _BLOCK] for start in range(0, len(pairs), _BLOCK))
 
 
 def units(groups: NDArray[np.int64], pairs: Pairs) -> NDArray[np.int64]:

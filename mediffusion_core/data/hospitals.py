@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mediffusion_core.data.image_set import ImageSet, Pixels
-from mediffusion_core.data.partition import Shard, partition
+from mediffusion_core.data.partition import Shard, labels_to_server, partition
 from mediffusion_core.data.readers import read_source
 from mediffusion_core.data.scanner import ScannedImages, draw_scanner
 from mediffusion_core.data.store import Store, default_store_folder, prepare
@@ -67,6 +67,12 @@ class Hospitals:
         labels = torch.from_numpy(self.store.labels[self.test_rows])
         return ImageSet(self.pixels, self.test_rows, labels)
 
+    def as_scanned(self, row: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Another image (H, W) of the patient in a row, as the scanner there would render it."""
+        if isinstance(self.pixels, ScannedImages):
+            return self.pixels.scanner(row).render(image[None, ..., None])[0, ..., 0]
+        return image
+
     def groups(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
         """Patient or lesion of each of the given rows."""
         return tuple(self.store.groups[row] for row in rows)
@@ -90,6 +96,8 @@ def open_hospitals(
     store = prepare(source, settings.data, folder, progress)
     shards = partition(store, settings.data, settings.federation.num_sites, settings.seed)
     pixels = _pixels(store, shards, settings.data.scanner_shift, settings.seed)
+    if settings.data.labels_at == "server":
+        shards = labels_to_server(store, shards)
     return Hospitals(store, shards, settings.data.use_unlabelled, pixels)
 
 

@@ -106,6 +106,10 @@ def _labels(hospitals: Hospitals) -> list[Finding]:
         for value, kind in ((1, "positive"), (0, "negative")):
             if not (column == value).any():
                 found.append(Finding("warning", f"class {name} has no {kind} image"))
+    unknown = ~np.any([shard.known for shard in hospitals.shards], axis=0)
+    for name, nowhere in zip(store.classes, unknown.tolist(), strict=True):
+        if nowhere:
+            found.append(Finding("warning", f"class {name} is labelled at no site"))
     missing = int(np.isnan(store.labels).all(axis=1).sum())
     if missing == len(store.labels):
         found.append(Finding("error", "no image has a label"))
@@ -128,6 +132,9 @@ def _site(hospitals: Hospitals, shard: Shard) -> list[Finding]:
         )
         if known and count < FEW
     ]
+    if shard.validation_labelled and not shard.labelled.any():
+        text = f"site {shard.site}: no patient or lesion is small enough for so few labels"
+        found.append(Finding("warning", text))
     if shard.labelled.any() and few:
         text = f"site {shard.site}: fewer than {FEW} labelled positives of {', '.join(few)}"
         found.append(Finding("warning", text))

@@ -1,9 +1,11 @@
 """The manifest: one typed table per site of what it holds, and to what use it is put."""
 
+import contextlib
 import hashlib
 import os
 import secrets
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 from mediffusion_core.data.contract import SPLITS
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.partition import Shard
+from mediffusion_core.errors import UserError
 
 SALTS = "salts"
 _SALT_BYTES = 32
@@ -29,13 +32,12 @@ def write_manifests(hospitals: Hospitals, folder: Path) -> tuple[Path, ...]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for shard in hospitals.shards:
-        salt = site_salt(hospitals.store.place / SALTS, shard.site)
-        path = folder / f"{shard.site}.parquet"
-        temporary = path.with_suffix(".tmp")
-        pq.write_table(manifest(hospitals, shard, salt), temporary)
-        temporary.replace(path)
-        paths.append(path)
+    with TemporaryDirectory(prefix=".building-", dir=folder) as building:
+        for shard in hospitals.shards:
+            salt = site_salt(hospitals.store.place / SALTS, shard.site)
+            path = Path(building, f"{shard.site}.parquet")
+            pq.write_table(manifest(hospitals, shard, salt), path)
+            paths.append(path.replace(folder / path.name))
     return tuple(paths)
 
 
@@ -65,13 +67,21 @@ def hashed(patient: str, salt: bytes) -> str:
 
 
 def site_salt(folder: Path, site: str) -> bytes:
-    """The site's salt, drawn at the first call."""
+    """The site's salt, drawn at the first call, of several processes too.
+
+    Raises:
+        UserError: if it is damaged; without a key a hash could be looked up.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / hashlib.sha256(site.encode()).hexdigest()[:16]
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(_SALT_BYTES))
-    return path.read_bytes()
+    if not path.exists():
+        with TemporaryDirectory(prefix=".drawing-", dir=folder) as drawing:
+            drawn = Path(drawing, "salt")
+            drawn.touch(mode=0o600)
+            drawn.write_bytes(secrets.token_bytes(_SALT_BYTES))
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(drawn, path)
+    salt = path.read_bytes()
+    if len(salt) != _SALT_BYTES:
+        raise UserError(f"{path}: the salt of site {site} is damaged; restore it, or delete it")
+    return salt

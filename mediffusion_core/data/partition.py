@@ -6,7 +6,7 @@ other units there are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +65,7 @@ def partition(store: Store, settings: DataSettings, num_sites: int, seed: int) -
         seed: the run's seed.
 
     Returns:
-        One shard a site, in the order of their names for natural sites; after them the server's
-        where it alone holds labels.
+        One shard a site, in the order of their names for natural sites.
 
     Raises:
         UserError: no natural sites or another number of them; too few units; no official splits
@@ -75,32 +74,62 @@ def partition(store: Store, settings: DataSettings, num_sites: int, seed: int) -
     """
     sites = divide(store, settings, num_sites, seed)
     fractions = _labelled_fractions(settings, tuple(sites))
-    known = [known_findings(settings, store, position) for position in range(len(sites))]
-    if settings.labels_at == "server":
-        sites = _labels_to_server(store, sites, fractions, seed)
-        fractions = dict.fromkeys(sites, 0.0) | {SERVER: 1.0}
-        known.append(np.ones(len(store.classes), dtype=np.bool_))
     return tuple(
-        _shard(store, settings, site, units, seed, fractions[site], findings)
-        for (site, units), findings in zip(sites.items(), known, strict=True)
+        _shard(
+            store, settings, site, units, seed, fractions[site], known_findings(settings, store, k)
+        )
+        for k, (site, units) in enumerate(sites.items())
     )
 
 
-def _labels_to_server(
-    store: Store, sites: dict[str, Units], fractions: dict[str, float], seed: int
-) -> dict[str, Units]:
-    """Moves the units that the sites would label to one more participant, the server's part."""
-    if SERVER in sites:
-        raise UserError(f"data.labels_at=server: the data has a centre named {SERVER!r} already")
-    moved: Units = {}
-    left: dict[str, Units] = {}
-    for site, units in sites.items():
-        order = shuffled(units, seed, site, "labels")
-        moved |= {
-            name: units[name] for name in choose_labelled(store, units, order, fractions[site])
-        }
-        left[site] = {name: rows for name, rows in units.items() if name not in moved}
-    return left | {SERVER: moved}
+def labels_to_server(store: Store, shards: Sequence[Shard]) -> tuple[Shard, ...]:
+    """Moves all units with a label to one more participant, the server's own part.
+
+    The public test set stays as it is, so that it is the same for all fractions, and the server's
+    training images are nested as the sites' labelled sets are.
+
+    Raises:
+        UserError: where no label is left to move, or nothing else to a site; where a site is
+            called as the server is.
+    """
+    kept, moved = [], []
+    for shard in shards:
+        if shard.site == SERVER:
+            raise UserError(f"data.labels_at=server: the data has a centre named {SERVER!r}")
+        going = np.isin(store.units[shard.train], store.units[shard.train[shard.labelled]])
+        if going.all():
+            raise UserError(
+                f"data.labels_at=server leaves site {shard.site} no image to train on; "
+                "lower data.labelled_fraction"
+            )
+        nobody = shard.validation[:0]
+        held, given = shard.validation, nobody
+        if shard.validation_labelled:
+            held, given = given, held
+        kept.append(
+            replace(
+                shard,
+                train=shard.train[~going],
+                validation=held,
+                labelled=shard.labelled[~going],
+                validation_labelled=False,
+            )
+        )
+        moved.append((shard.train[going], shard.labelled[going], given))
+    train, labelled, validation = (np.concatenate(parts) for parts in zip(*moved, strict=True))
+    if not len(train):
+        raise UserError("data.labels_at=server: no image is labelled, raise data.labelled_fraction")
+    order = np.argsort(train)
+    server = Shard(
+        site=SERVER,
+        train=train[order],
+        validation=np.sort(validation),
+        test=train[:0],
+        labelled=labelled[order],
+        validation_labelled=True,
+        known=np.ones(len(store.classes), dtype=np.bool_),
+    )
+    return (*kept, server)
 
 
 def _labelled_fractions(settings: DataSettings, sites: Sequence[str]) -> dict[str, float]:
@@ -140,8 +169,9 @@ def _shard(
     train, validation, test = (
         np.sort(np.concatenate([units[name] for name in splits[split]])) for split in SPLITS
     )
+    labels = np.where(known, store.labels, np.nan)  # (N, C), what the site can know
     chosen = choose_labelled(
-        store,
+        labels,
         {name: units[name] for name in splits["train"]},
         shuffled(splits["train"], seed, site, "labels"),
         fraction,
@@ -152,7 +182,7 @@ def _shard(
         train=train,
         validation=validation,
         test=test,
-        labelled=np.isin(train, rows) & has_label(store)[train],
+        labelled=np.isin(train, rows) & has_label(labels[train]),
         validation_labelled=fraction > 0,
         known=known,
     )
@@ -176,8 +206,9 @@ def _official(
     """The splits that the data set was published with.
 
     A unit that stands in several, because an image was published twice, goes to the one that is
-    judged: nothing that is tested was ever trained on. Where no validation split was published,
-    its share is taken from the training split.
+    judged: nothing that is tested was ever trained on. The share of a validation split that the
+    site has nothing of, and of a test split that was not published, is taken from the training
+    split.
     """
     if store.splits is None:
         raise UserError("data.splits=official: this data has no official splits, use dealt")
@@ -185,10 +216,14 @@ def _official(
     for name in _order(store, site, units, seed):
         standing = {store.splits[row] for row in units[name].tolist()}
         splits[max(standing, key=SPLITS.index)].append(name)
+    shares: dict[str, float] = {}
     if not splits["validation"]:
-        held = settings.validation_fraction
-        splits |= _deal(splits["train"], units, {"train": 1 - held, "validation": held})
-    return splits
+        shares["validation"] = settings.validation_fraction
+    if "test" not in set(store.splits):
+        shares["test"] = settings.test_fraction
+    if not shares:
+        return splits
+    return splits | _deal(splits["train"], units, {"train": 1 - sum(shares.values()), **shares})
 
 
 def _order(store: Store, site: str, units: Units, seed: int) -> list[str]:

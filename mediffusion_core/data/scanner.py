@@ -58,6 +58,10 @@ class ScannedImages:
         self._scanner_of = scanner_of
         self.shape = images.shape
 
+    def scanner(self, row: int) -> Scanner:
+        """The scanner that made the image in a row."""
+        return self._scanners[int(self._scanner_of[row])]
+
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images (B, S, S, C) at the given rows (B,)."""
         taken = np.array(self._images[rows])

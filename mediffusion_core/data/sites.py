@@ -82,16 +82,16 @@ def generator_for(*purpose: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def positives(store: Store, units: Units, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Which classes occur in each unit, (len(names), C); a missing label is no class."""
-    present = np.asarray(store.labels) == 1  # (N, C)
+def positives(labels: NDArray[np.float32], units: Units, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Which classes of the labels (N, C) occur in each unit, (G, C); a missing label is none."""
+    present = np.asarray(labels) == 1  # (N, C)
     rows = [present[units[name]].any(axis=0) for name in names]
-    return np.array(rows, dtype=np.bool_).reshape(len(names), len(store.classes))
+    return np.array(rows, dtype=np.bool_).reshape(len(names), labels.shape[1])
 
 
 def strata(store: Store, units: Units, order: Sequence[str]) -> list[list[str]]:
     """Units by their rarest class, the rarest first and those of no class last."""
-    present = positives(store, units, order)
+    present = positives(store.labels, units, order)
     by_rarity = np.argsort(present.sum(axis=0), kind="stable")
     found: list[list[str]] = [[] for _ in range(len(by_rarity) + 1)]
     for name, row in zip(order, present[:, by_rarity], strict=True):

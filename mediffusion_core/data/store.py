@@ -153,16 +153,9 @@ def _build(
             copy_rows(building / "all.npy", building / IMAGES, kept)
             (building / "all.npy").unlink()
         _write_columns(building, source, kept)
-        building.chmod(0o777 & ~_umask())
         building.rename(place)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _refuse_many_bad(

@@ -433,6 +433,16 @@ def test_patients_of_the_table_win_and_are_hidden(tmp_path: Path) -> None:
     assert source.groups[3] == without.groups[0]
 
 
+@pytest.mark.parametrize("cell", ["SECRETID9", ""])
+def test_a_mistake_in_the_patients_column_names_no_patient(tmp_path: Path, cell: str) -> None:
+    settings = with_columns(dicom_folder(tmp_path), patient="SECRETID1 SECRETID1 q r s")
+    with (tmp_path / "labels.csv").open("a") as file:
+        file.write(f"two/c,ill,{cell}\n")
+    with pytest.raises(UserError, match=r"column 'patient' is empty .* or names two") as caught:
+        dicom.read(settings, 0)
+    assert "SECRETID" not in str(caught.value)
+
+
 @pytest.mark.parametrize("what", ["split", "site"])
 @pytest.mark.parametrize("column", [True, False])
 def test_a_patient_in_two_places_is_refused_by_image(

@@ -90,6 +90,17 @@ def test_correlations_are_numpys() -> None:
     assert correlations(images, pairs) == pytest.approx(slow)
 
 
+def test_few_pairs_at_once_find_what_many_do(
+    chests: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large images are compared in smaller blocks, so that memory does not grow with them."""
+    copied = np.concatenate([chests[:9], brighter(chests[:3]), stored_again(chests[4])[None]])
+    found = find_duplicates(copied)
+    monkeypatch.setattr("mediffusion_core.data.duplicates._BLOCK", SIZE**2)
+    assert np.array_equal(find_duplicates(copied), found)
+    assert len(found) == 4
+
+
 def test_units_join_the_groups_of_duplicates() -> None:
     groups = np.array([0, 0, 1, 2, 3])
     joined = units(groups, np.array([[1, 3], [3, 4]]))

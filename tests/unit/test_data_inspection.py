@@ -17,8 +17,10 @@ from configs.compose import compose
 from mediffusion_core.artifacts.data_card import write_data_card
 from mediffusion_core.data import read_source
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
+from mediffusion_core.data.images import ImageError
 from mediffusion_core.data.inspection import conflicts, inspect, overlaps
 from mediffusion_core.data.manifest import hashed, site_salt, write_manifests
+from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
 from simulations.cli import app
 
@@ -78,12 +80,13 @@ def test_patients_are_hashed_with_a_salt_that_only_its_owner_can_read(
     paths = write_manifests(hospitals, tmp_path)
     again = write_manifests(hospitals, tmp_path / "again")
     patients = set(hospitals.store.groups)
-    for path, other in zip(paths, again, strict=True):
+    for path, other, shard in zip(paths, again, hospitals.shards, strict=True):
         given = pq.read_table(path).column("patient_id").to_pylist()
         assert given == pq.read_table(other).column("patient_id").to_pylist()
         assert all(re.fullmatch("[0-9a-f]{32}", one) for one in given)
         assert not patients & set(given)
-        assert len(set(given)) == len({row.partition("#")[0] for row in given})
+        known = hospitals.groups(shard.rows)
+        assert len(set(given)) == len(set(known)) == len(set(zip(given, known, strict=True)))
     salts = hospitals.store.place / "salts"
     assert len(list(salts.iterdir())) == len(paths)
     for salt in salts.iterdir():
@@ -91,6 +94,15 @@ def test_patients_are_hashed_with_a_salt_that_only_its_owner_can_read(
     one, other = (site_salt(tmp_path / "salts", site) for site in ("a", "b"))
     assert one == site_salt(tmp_path / "salts", "a") and len(one) == 32
     assert hashed("patient", one) != hashed("patient", other)
+
+
+def test_a_salt_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    """With an empty key every patient id could be looked up."""
+    site_salt(tmp_path, "a")
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="salt of site a is damaged"):
+        site_salt(tmp_path, "a")
 
 
 def test_sound_shards_are_ready(hospitals: Hospitals) -> None:
@@ -131,6 +143,20 @@ def test_an_image_that_repeats_several_counts_once(hospitals: Hospitals) -> None
     tripled = dataclasses.replace(hospitals.store, duplicates=pairs)
     texts = [f.text for f in inspect(dataclasses.replace(hospitals, store=tripled))]
     assert any(text.startswith("2 images stand twice, 2 under another patient") for text in texts)
+
+
+def test_findings_that_nobody_labels_and_sites_that_got_no_label_are_named(
+    hospitals: Hospitals,
+) -> None:
+    def texts(**changes: object) -> list[str]:
+        shards = tuple(dataclasses.replace(shard, **changes) for shard in hospitals.shards)
+        return [f.text for f in inspect(dataclasses.replace(hospitals, shards=shards))]
+
+    first = np.arange(len(hospitals.store.classes)) == 0
+    missing = [text for text in texts(known=first) if "is labelled at no site" in text]
+    assert len(missing) == len(hospitals.store.classes) - 1
+    none = np.zeros(len(hospitals.shards[0].train), np.bool_)
+    assert any("small enough" in text for text in texts(labelled=none, validation_labelled=True))
 
 
 def test_no_label_at_all_is_an_error(hospitals: Hospitals) -> None:
@@ -174,12 +200,29 @@ def test_the_card_marks_regions_where_they_are_known(
     assert ((pixels == (255, 214, 10)).all(axis=2)).sum() > 16 * 50
 
 
+def test_the_card_leaves_out_a_region_whose_image_cannot_be_read(
+    hospitals: Hospitals, settings: Settings, tmp_path: Path
+) -> None:
+    def broken(index: int) -> None:
+        raise ImageError("no such file")
+
+    source = dataclasses.replace(read_source(settings.data, settings.seed), regions=broken)
+    page = write_data_card(hospitals, source, settings, tmp_path / "card.html").read_text()
+    assert "Where findings lie" not in page
+
+
+def test_a_data_set_that_cannot_be_read_is_not_ready(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "check", "data=isic2019", f"data.root={tmp_path}/gone"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "not ready"
+    assert any(line.startswith("error") and "gone" in line for line in lines)
+
+
 def run(arguments: list[str]) -> int:
-    try:
-        app(arguments, standalone_mode=False)
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    """The status that the command ends with."""
+    return int(app(arguments, standalone_mode=False) or 0)
 
 
 def test_the_commands_end_with_what_they_made(

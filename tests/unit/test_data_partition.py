@@ -192,6 +192,18 @@ def test_one_patient_of_many_images_does_not_end_a_small_labelled_set() -> None:
         assert abs(shard.labelled.sum() - 0.1 * len(shard.train)) <= 1
 
 
+def test_one_patient_who_alone_has_a_class_does_not_keep_all_labels_back() -> None:
+    groups = ["giant"] * 60 + [f"g{index}" for index in range(900)]
+    labels = np.zeros((960, 3))
+    labels[:60, 2] = 1
+    labels[60:, :2] = np.random.default_rng(0).random((900, 2)) < 0.3
+    store = make_store(labels, groups)
+    for seed in range(6):
+        for fraction in (0.02, 0.05, 0.1):
+            (shard,) = partition(store, configure(labelled_fraction=fraction), 1, seed)
+            assert abs(shard.labelled.sum() - fraction * len(shard.train)) <= 3
+
+
 def test_seeds_differ_and_repeat() -> None:
     store = imbalanced()
     first, again, other = (partition(store, configure(), 3, seed) for seed in (0, 0, 1))

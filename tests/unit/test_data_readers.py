@@ -261,6 +261,7 @@ def test_unknown_source_lists_the_known(tmp_path: Path) -> None:
         ("GroundTruth", "ISIC_1,", "ISIC_0,", "listed twice"),
         ("GroundTruth", "ISIC_1,", "../ISIC_1,", "not a plain file name"),
         ("Metadata", "lesion_id", "lesion", "column 'lesion_id' is missing"),
+        ("Metadata", "ISIC_3,", "isic_3,", "1 images are missing, the first is ISIC_3"),
         ("centers", "ISIC_3,", "ISIC_9,", "1 images have no centre, the first is ISIC_3"),
     ],
 )
@@ -288,16 +289,35 @@ def test_chest_table_mistakes(tmp_path: Path, old: str, new: str, message: str) 
         read_source(settings, 0)
 
 
+def of_centres(*centres: str) -> Source:
+    """One patient's images at the given centres."""
+    return Source(
+        name="x",
+        classes=("a",),
+        multi_label=True,
+        image_ids=tuple(str(index) for index in range(len(centres))),
+        labels=np.zeros((len(centres), 1), np.float32),
+        groups=("g",) * len(centres),
+        centres=centres,
+        load=lambda index: np.zeros((2, 2), np.uint8),
+        fingerprint="",
+    )
+
+
 def test_a_source_that_does_not_fit_together_is_refused() -> None:
     with pytest.raises(ValueError, match="two centres"):
-        Source(
-            name="x",
-            classes=("a",),
-            multi_label=True,
-            image_ids=("1", "2"),
-            labels=np.zeros((2, 1), np.float32),
-            groups=("g", "g"),
-            centres=("here", "there"),
-            load=lambda index: np.zeros((2, 2), np.uint8),
-            fingerprint="",
-        )
+        of_centres("here", "there")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../elsewhere", "/tmp/elsewhere", "Radiology/CT", "a\\b", ".hidden", "a\nb", "x" * 101],
+)
+def test_a_site_whose_name_leads_elsewhere_is_refused(name: str) -> None:
+    """A site's name names its folder and its manifest."""
+    with pytest.raises(UserError, match="can't name a file"):
+        of_centres(name)
+
+
+def test_sites_may_be_called_as_hospitals_are() -> None:
+    assert of_centres("St. Anna, Zürich (Nord)").centres

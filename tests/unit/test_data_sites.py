@@ -2,14 +2,20 @@
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_data_partition import configure, make_store
 
+from configs.compose import compose
 from mediffusion_core.data import Shard, Store, partition
+from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.data.partition import labels_to_server
+from mediffusion_core.data.readers.phantom import without_finding
 from mediffusion_core.data.scanner import ScannedImages, Scanner, draw_scanner
 from mediffusion_core.errors import UserError
+from mediffusion_core.settings import DataSettings
 
 WAYS = ("natural", "uniform", "dirichlet", "quantity", "one_finding")
 
@@ -116,29 +122,63 @@ def test_few_labelled_sites_and_many_without() -> None:
 
 
 def test_only_the_server_holds_labels() -> None:
-    """What each site would have labelled trains at the server; nobody stands in two places."""
-    chosen = configure("natural", labelled_fraction=0.2, labelled_fraction_by_site={"centre-1": 0})
-    at_sites = partition(STORE, chosen, 3, 0)
-    shards = partition(STORE, chosen.model_copy(update={"labels_at": "server"}), 3, 0)
-    assert [shard.site for shard in shards] == ["centre-0", "centre-1", "centre-2", "server"]
-    assert not any(shard.labelled.any() or shard.validation_labelled for shard in shards[:3])
-    assert shards[3].labelled.all()
-    assert shards[3].validation_labelled
-    for one, other in combinations(shards, 2):
-        assert not set(STORE.units[one.rows].tolist()) & set(STORE.units[other.rows].tolist())
-    assert sorted(np.concatenate([s.rows for s in shards]).tolist()) == list(
-        range(len(STORE.groups))
-    )
-    assert len(shards[1].rows) == len(at_sites[1].rows)  # it had no labels to give
-    assert abs(len(shards[3].rows) - 0.2 * sum(len(at_sites[k].rows) for k in (0, 2))) <= 8
+    """What each site would label is at the server, for every fraction more, and nobody twice."""
+    before: set[int] = set()
+    for fraction in (0.1, 0.2, 0.4):
+        by_site = {"centre-1": 0.0}
+        chosen = configure("natural", labelled_fraction=fraction, labelled_fraction_by_site=by_site)
+        at_sites = partition(STORE, chosen, 3, 0)
+        *sites, server = labels_to_server(STORE, at_sites)
+        assert [shard.site for shard in (*sites, server)] == [
+            "centre-0", "centre-1", "centre-2", "server",
+        ]  # fmt: skip
+        assert not any(shard.labelled.any() or shard.validation_labelled for shard in sites)
+        assert server.labelled.all() and server.validation_labelled and server.known.all()
+        labelled = {row for shard in at_sites for row in shard.train[shard.labelled].tolist()}
+        assert before < set(server.train.tolist()) == labelled
+        before = labelled
+        for shard, alone in zip(at_sites, sites, strict=True):
+            assert np.array_equal(shard.test, alone.test)
+        sides = [set(STORE.units[part].tolist()) for part in parts((*sites, server))]
+        assert not any(one & other for one, other in combinations(sides, 2))
+        assert sum(len(shard.rows) for shard in (*sites, server)) == len(STORE.groups)
+
+
+def test_an_image_without_a_label_moves_with_its_patient() -> None:
+    labels = STORE.labels.copy()
+    labels[::3] = np.nan
+    partly = replace(STORE, labels=labels)
+    chosen = configure("uniform", labelled_fraction=0.3)
+    *sites, server = labels_to_server(partly, partition(partly, chosen, 3, 0))
+    assert 0 < server.labelled.sum() < len(server.train)
+    sides = [set(partly.units[part].tolist()) for part in parts((*sites, server))]
+    assert not any(one & other for one, other in combinations(sides, 2))
+
+
+def test_labels_that_cannot_move_to_the_server_are_named() -> None:
+    def moved(store: Store, **more: object) -> None:
+        labels_to_server(store, partition(store, configure("natural", **more), 1, 0))
+
+    alone = replace(STORE, centres=("bern",) * len(STORE.groups))
+    with pytest.raises(UserError, match=r"leaves site bern no image .* data.labelled_fraction"):
+        moved(alone)
+    with pytest.raises(UserError, match="no image is labelled"):
+        moved(alone, labelled_fraction=0.0)
+    with pytest.raises(UserError, match="centre named 'server'"):
+        moved(replace(STORE, centres=("server",) * len(STORE.groups)), labelled_fraction=0.2)
     with pytest.raises(ValueError, match="one_finding"):
         configure("one_finding", labels_at="server")
 
 
-def test_a_centre_named_server_is_not_overwritten() -> None:
-    named = replace(STORE, centres=("server",) * len(STORE.groups))
-    with pytest.raises(UserError, match="centre named 'server'"):
-        partition(named, configure("natural", labels_at="server"), 1, 0)
+def test_one_finding_counts_the_labels_that_the_site_knows() -> None:
+    rng = np.random.default_rng(1)
+    labels = STORE.labels.copy()
+    labels[rng.random(labels.shape) < 0.6] = np.nan
+    partly = replace(STORE, labels=labels)
+    for shard in partition(partly, configure("one_finding", labelled_fraction=0.2), 2, 0):
+        usable = ~np.isnan(labels[shard.train][:, shard.known]).all(axis=1)
+        assert not (shard.labelled & ~usable).any()
+        assert abs(shard.labelled.sum() - 0.2 * usable.sum()) <= 5
 
 
 def with_splits(splits: list[str]) -> Store:
@@ -157,6 +197,18 @@ def test_official_splits_are_kept_and_duplicates_go_to_the_side_that_is_judged()
             moved += official[row] == "train"
         assert 0.05 < len(shard.validation) / len(shard.train) < 0.2
     assert moved > 0
+
+
+def test_a_test_split_that_was_not_published_is_dealt() -> None:
+    """CheXpert's download has a training and a validation split, and its test set elsewhere."""
+    published = ["train" if int(group[1:]) % 4 else "validation" for group in STORE.groups]
+    for shard in partition(with_splits(published), configure("uniform", splits="official"), 2, 0):
+        assert {published[row] for row in [*shard.train, *shard.test]} == {"train"}
+        held = len(shard.test) / (len(shard.test) + len(shard.train))
+        assert abs(held - DataSettings.model_fields["test_fraction"].default) < 0.02
+
+
+def test_official_splits_are_asked_for_in_vain() -> None:
     with pytest.raises(UserError, match="no official splits"):
         partition(STORE, configure("uniform", splits="official"), 2, 0)
 
@@ -174,6 +226,25 @@ def test_a_scanner_of_no_strength_changes_nothing_and_others_differ_by_site() ->
     )
     assert np.array_equal(scanned[rows], expected)
     assert scanned.shape == images.shape
+
+
+def test_the_truth_is_seen_through_the_scanner_of_its_patient(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Without a finding that was not there, a phantom looks as it did, at the server too."""
+    overrides = [*tiny, f"data.store={tmp_path}", "data.scanner_shift=1"]
+    settings = compose("config", overrides)
+    at_sites = open_hospitals(settings)
+    at_server = open_hospitals(compose("config", [*overrides, "data.labels_at=server"]))
+    assert at_server.shards[-1].site == "server"
+    for row in range(0, 180, 29):
+        absent = at_sites.store.classes[int(np.argmin(at_sites.store.labels[row]))]
+        name = at_sites.store.image_ids[row]
+        drawn = without_finding(settings.seed, name, absent, settings.data.image_size)
+        shown = at_sites.pixels[np.array([row])][0, ..., 0]
+        assert np.array_equal(at_sites.as_scanned(row, drawn), shown)
+        assert np.array_equal(at_server.pixels[np.array([row])][0, ..., 0], shown)
+        assert not np.array_equal(drawn, shown)
 
 
 def test_a_scanner_renders_its_formula() -> None:

@@ -247,6 +247,14 @@ def test_every_setting_of_every_file_can_be_changed_on_the_command_line(
     assert compose("config", [*choice, *overrides]).model_dump(mode="json") == composed
 
 
+def test_uncertain_findings_are_given_as_the_readme_says() -> None:
+    chexpert = ["data=chexpert", "data.root=/data"]
+    settings = compose("config", [*chexpert, "data.uncertain_by_finding={Edema: ones}"])
+    assert settings.data.uncertain_by_finding == {"Edema": "ones"}
+    settings = compose("config", [*chexpert, "data.uncertain_by_finding.Edema=zeros"])
+    assert settings.data.uncertain_by_finding == {"Edema": "zeros"}
+
+
 def test_labelled_fractions_by_site_replace_those_of_the_file() -> None:
     two = ["federation.num_sites=2", "data.phantom.patients_per_site=[60,60]"]
     for value, expected in (("{}", {}), ("{site-1:0.5}", {"site-1": 0.5})):

@@ -179,7 +179,10 @@ def _unlabelled(settings: DataSettings, names: tuple[str, ...]) -> LabelledTable
 def _labelled(settings: DataSettings, root: Path) -> tuple[LabelledTable, tuple[str, ...] | None]:
     """The table without its patients, and these beside it.
 
-    Read at once, the table would log and refuse patients of two sites or splits by their names.
+    Read at once, the table would log and refuse patients by their names.
+
+    Raises:
+        UserError: what `read_labelled_table` refuses, without the name of a patient.
     """
 
     def part(**without: None) -> LabelledTable:
@@ -189,7 +192,13 @@ def _labelled(settings: DataSettings, root: Path) -> tuple[LabelledTable, tuple[
     table = part(patient=None)
     if settings.columns.patient is None:
         return table, None
-    return table, part(site=None, split=None).patients
+    try:
+        return table, part(site=None, split=None).patients
+    except UserError:  # the table was sound without this column
+        raise UserError(
+            f"data.table={settings.table}: column {settings.columns.patient!r} is empty for an "
+            "image, or names two patients for one"
+        ) from None
 
 
 def _match(

@@ -138,8 +138,12 @@ def _truth(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.flo
 
 
 def _lesions(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The lesion of each image; an image whose cell is empty is a lesion of its own."""
     known = {row["image"]: row["lesion_id"] for row in read_table(path, ("image", "lesion_id"))}
-    return tuple(known.get(name) or name for name in names)
+    without = [name for name in names if name not in known]
+    if without:
+        raise UserError(f"{path}: {len(without)} images are missing, the first is {without[0]}")
+    return tuple(known[name] or name for name in names)
 
 
 def _centres(path: Path, names: Sequence[str]) -> tuple[str, ...]:
