@@ -92,44 +92,50 @@ def labels_to_server(store: Store, shards: Sequence[Shard]) -> tuple[Shard, ...]
         UserError: where no label is left to move, or nothing else to a site; where a site is
             called as the server is.
     """
-    kept, moved = [], []
-    for shard in shards:
-        if shard.site == SERVER:
-            raise UserError(f"data.labels_at=server: the data has a centre named {SERVER!r}")
-        going = np.isin(store.units[shard.train], store.units[shard.train[shard.labelled]])
-        if going.all():
-            raise UserError(
-                f"data.labels_at=server leaves site {shard.site} no image to train on; "
-                "lower data.labelled_fraction"
-            )
-        nobody = shard.validation[:0]
-        held, given = shard.validation, nobody
-        if shard.validation_labelled:
-            held, given = given, held
-        kept.append(
-            replace(
-                shard,
-                train=shard.train[~going],
-                validation=held,
-                labelled=shard.labelled[~going],
-                validation_labelled=False,
-            )
-        )
-        moved.append((shard.train[going], shard.labelled[going], given))
-    train, labelled, validation = (np.concatenate(parts) for parts in zip(*moved, strict=True))
+    kept, moved = zip(*(_parted(store, shard) for shard in shards), strict=True)
+    train = np.concatenate([shard.train for shard in moved])
     if not len(train):
         raise UserError("data.labels_at=server: no image is labelled, raise data.labelled_fraction")
     order = np.argsort(train)
     server = Shard(
         site=SERVER,
         train=train[order],
-        validation=np.sort(validation),
+        validation=np.sort(np.concatenate([shard.validation for shard in moved])),
         test=train[:0],
-        labelled=labelled[order],
+        labelled=np.concatenate([shard.labelled for shard in moved])[order],
         validation_labelled=True,
         known=np.ones(len(store.classes), dtype=np.bool_),
     )
     return (*kept, server)
+
+
+def _parted(store: Store, shard: Shard) -> tuple[Shard, Shard]:
+    """A site without its units with a label, and these; its test images stay with it."""
+    if shard.site == SERVER:
+        raise UserError(f"data.labels_at=server: the data has a centre named {SERVER!r}")
+    going = np.isin(store.units[shard.train], store.units[shard.train[shard.labelled]])
+    if going.all():
+        raise UserError(
+            f"data.labels_at=server leaves site {shard.site} no image to train on; "
+            "lower data.labelled_fraction"
+        )
+    nothing = shard.test[:0]
+    held = shard.validation_labelled
+    staying = replace(
+        shard,
+        train=shard.train[~going],
+        labelled=shard.labelled[~going],
+        validation=nothing if held else shard.validation,
+        validation_labelled=False,
+    )
+    leaving = replace(
+        shard,
+        train=shard.train[going],
+        labelled=shard.labelled[going],
+        validation=shard.validation if held else nothing,
+        test=nothing,
+    )
+    return staying, leaving
 
 
 def _labelled_fractions(settings: DataSettings, sites: Sequence[str]) -> dict[str, float]:
