@@ -5,7 +5,6 @@ from itertools import chain
 from math import ceil
 
 import numpy as np
-from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from numpy.typing import NDArray
 
 from mediffusion_core.data.sites import Units, positives
@@ -94,6 +93,9 @@ def _halved(strata: NDArray[np.bool_], among: NDArray[np.int64]) -> Iterator[int
     if len(among) <= 2:
         yield from among.tolist()
         return
+    # Imported here since it takes a second, which processes that only decode would all wait for.
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
     halver = MultilabelStratifiedKFold(2, shuffle=True, random_state=0)
     for half in next(halver.split(strata[among], strata[among])):
         yield from _halved(strata, among[half])
