@@ -43,6 +43,11 @@ def imports(package: str) -> dict[str, set[str]]:
     }
 
 
+def test_the_project_is_described_once() -> None:
+    """What the installed package carries for Flower is the repository's own description."""
+    assert (ROOT / "simulations" / "pyproject.toml").samefile(ROOT / "pyproject.toml")
+
+
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_dependencies_point_one_way(package: str) -> None:
     forbidden = PACKAGES - MAY_IMPORT[package] - {package}
