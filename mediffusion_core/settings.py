@@ -106,7 +106,7 @@ class DataSettings(TableSettings):
         return self
 
     @model_validator(mode="after")
-    def _someone_holds_labels(self) -> Self:
+    def _labels_fit_the_partition(self) -> Self:
         if self.labels_at == "server" and self.partition == "one_finding":
             raise ValueError(
                 "data.labels_at=server leaves no label at a site, data.partition=one_finding "

@@ -72,7 +72,8 @@ def _data(source: Source, image_size: int, channels: int) -> str:
         decoder = Decoder(partial(_sampled, source.load, chosen), target)
         # As a run will decode them: where a broken image ends the process, not this one.
         bad = decode_all(decoder, len(chosen), None, None, source.isolated)
-    for position, reason in bad.items():
+    if bad:
+        position, reason = next(iter(bad.items()))
         raise UserError(
             f"{len(bad)} of {len(chosen)} sampled images can't be read: "
             f"{source.image_ids[chosen[position]]} ({reason})"

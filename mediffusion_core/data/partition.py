@@ -225,7 +225,7 @@ def _official(
     shares: dict[str, float] = {}
     if not splits["validation"]:
         shares["validation"] = settings.validation_fraction
-    if "test" not in set(store.splits):
+    if "test" not in store.splits:
         shares["test"] = settings.test_fraction
     if not shares:
         return splits
