@@ -20,7 +20,7 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums
+from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums, classify_latents
 from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
@@ -187,7 +187,6 @@ def joint_round(
     return trained, _metrics(report, begun)
 
 
-@torch.no_grad()
 def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str, Tensor]:
     """Confusion counts per threshold over the site's validation patients, and of bootstraps.
 
@@ -198,10 +197,11 @@ def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str,
     images = site.hospitals.validation(site.index)
     joint = restore_joint(settings, images.targets.shape[1], unet, head)
     joint.to(site.device).eval()
-    latents = load_file(site.folder / LATENTS)["validation"].float().to(site.device)
+    latents = load_file(site.folder / LATENTS)["validation"]
     scores = images.targets  # (0, C) where the site has no labelled validation patients
     if len(images):
-        logits = torch.cat([joint.classify(part).cpu() for part in latents.split(SUMMED)])
+        free = turns_and_flips(settings.data.augmentation)
+        logits = classify_latents(joint, latents, orientation_free=free)
         scores = class_scores(logits, site.hospitals.store.multi_label)
     evaluation = settings.evaluation
     return {

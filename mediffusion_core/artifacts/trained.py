@@ -13,9 +13,10 @@ from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.diffusion.sampling import sample_latents
 from mediffusion_core.errors import UserError
-from mediffusion_core.model import JointUNet, LatentCodec, untrained_codec
+from mediffusion_core.model import JointUNet, LatentCodec, classify_latents, untrained_codec
 from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.settings import CounterfactualSettings, Settings
+from mediffusion_core.training.augmentation import turns_and_flips
 
 BATCH = 128
 
@@ -51,10 +52,10 @@ class TrainedModel:
         """Scaled latents (N, c, h, w) to images (N, C, H, W), on the CPU."""
         return torch.cat([self.codec.decode(part).cpu() for part in latents.split(BATCH)])
 
-    @torch.no_grad()
     def logits(self, latents: Tensor) -> Tensor:
         """Logits (N, classes) of clean latents (N, c, h, w), on the CPU."""
-        return torch.cat([self.joint.classify(part).cpu() for part in latents.split(BATCH)])
+        free = turns_and_flips(self.settings.data.augmentation)
+        return classify_latents(self.joint, latents, orientation_free=free)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities (N, classes): independent if multi-label, else they sum to 1."""

@@ -17,10 +17,12 @@ from mediffusion_core.model import (
     LatentCodec,
     build_unet,
     channel_sums,
+    classify_latents,
     pooled_width,
     scale_from_sums,
     untrained_codec,
 )
+from mediffusion_core.model.classifying import BATCH, symmetries
 from mediffusion_core.settings import AutoencoderSettings, HeadSettings, UNetSettings
 
 LATENT = (4, 8, 8)
@@ -260,3 +262,33 @@ def test_a_channel_without_spread_is_not_divided_by_nothing() -> None:
     mean, std = scale_from_sums(torch.tensor([8.0]), torch.tensor([16.0]), 4)
     assert mean.tolist() == [2.0]
     assert std.tolist() == pytest.approx([1e-3])
+
+
+def test_an_orientation_free_classifier_cannot_be_swayed_by_a_turn_or_a_mirror() -> None:
+    model, (latents, _) = joint(), inputs()
+    expected = classify_latents(model, latents, orientation_free=True)
+    for turned in (latents.rot90(1, (2, 3)), latents.flip(2), latents.flip(3).rot90(3, (2, 3))):
+        held_plainly = classify_latents(model, turned, orientation_free=False)
+        assert (held_plainly - classify_latents(model, latents, orientation_free=False)).abs().max()
+        logits = classify_latents(model, turned, orientation_free=True)
+        torch.testing.assert_close(logits, expected)
+
+
+def test_orientation_free_logits_are_the_mean_over_the_eight_symmetries() -> None:
+    model, (latents, _) = joint(), inputs()
+    flat = {bytes(view.contiguous().numpy()) for view in symmetries(latents)}
+    assert len(flat) == 8
+    with torch.no_grad():
+        expected = torch.stack([model.classify(view) for view in symmetries(latents)]).mean(dim=0)
+    logits = classify_latents(model, latents, orientation_free=True)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_logits_in_batches_are_those_of_each_latent_alone() -> None:
+    model = joint()
+    latents = torch.randn(BATCH + 3, *LATENT, generator=torch.Generator().manual_seed(2)).half()
+    logits = classify_latents(model, latents, orientation_free=False)
+    with torch.no_grad():
+        last = model.classify(latents[-1:].float())
+    torch.testing.assert_close(logits[-1:], last, rtol=1e-4, atol=1e-5)
+    assert logits.shape == (BATCH + 3, 3) and not logits.requires_grad
