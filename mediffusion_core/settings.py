@@ -233,8 +233,8 @@ class JointTraining(StrictModel):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 4
     classification_weight: Annotated[float, Field(ge=0.0)]
-    noised_fraction: Fraction = 0.5
-    noised_max_timestep: Fraction = 0.6
+    noised_fraction: Fraction = 0.25
+    noised_max_timestep: Fraction = 0.4
     augmented_views: Count = 5
     max_grad_norm: Positive = 1.0
 
