@@ -186,7 +186,8 @@ class ModelSettings(StrictModel):
         return self
 
 
-Prediction = Literal["epsilon", "velocity"]
+Prediction = Literal["epsilon", "velocity", "sample"]
+"""The noise ε, the velocity v or the clean latent z_0."""
 
 
 class DiffusionSettings(StrictModel):
@@ -218,6 +219,7 @@ class AutoencoderTraining(StrictModel):
     batch_size: Count
     learning_rate: Positive
     warmup_steps: Annotated[int, Field(ge=0)] = 5
+    proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
     kl_weight: Annotated[float, Field(ge=0.0)] = 1e-6
     edge_weight: Annotated[float, Field(ge=0.0)] = 0.5
 
@@ -233,6 +235,8 @@ class JointTraining(StrictModel):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 4
     classification_weight: Annotated[float, Field(ge=0.0)]
+    proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    min_snr_gamma: Positive | None = None
     noised_fraction: Fraction = 0.25
     noised_max_timestep: Fraction = 0.4
     augmented_views: Count = 5
@@ -247,12 +251,35 @@ class TrainingSettings(StrictModel):
     joint: JointTraining
 
 
+class ServerOptimizer(StrictModel):
+    """How the server steps from a component's weights towards the mean of the sites' weights."""
+
+    method: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    learning_rate: Positive = 1.0
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    adaptivity: Positive = 1e-3
+
+
+class ServerSettings(StrictModel):
+    """The server's step for each component. Adam's moments of the sites are always averaged."""
+
+    autoencoder: ServerOptimizer = ServerOptimizer()
+    unet: ServerOptimizer = ServerOptimizer()
+    head: ServerOptimizer = ServerOptimizer()
+
+
 class FederationSettings(StrictModel):
-    """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage."""
+    """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
+
+    `participation` is the share of the sites, drawn anew for each round of training.
+    """
 
     num_sites: Count
     num_rounds: Count
     autoencoder_rounds: Count
+    participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    server: ServerSettings = ServerSettings()
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0

@@ -37,21 +37,15 @@ def weighted_mean(states: Sequence[StateDict], weights: Sequence[float]) -> dict
 
 
 def aggregate(
-    component: str,
-    states: Sequence[StateDict],
-    metrics: Sequence[Mapping[str, float]],
-    previous: StateDict,
-) -> dict[str, Tensor]:
-    """The new global weights of one component.
+    component: str, states: Sequence[StateDict], metrics: Sequence[Mapping[str, float]]
+) -> dict[str, Tensor] | None:
+    """The mean of one component over the sites that trained it.
 
     Autoencoder and UNet are weighted by the images a site saw, the head by its labelled images:
-    a site without a label would otherwise average its untrained head in. Where no site counts,
-    the previous weights stay.
+    a site without a label would otherwise average its untrained head in. None where no site counts.
     """
     weights = [site[WEIGHTED_BY[component]] for site in metrics]
-    if not any(weights):
-        return dict(previous)
-    return weighted_mean(states, weights)
+    return weighted_mean(states, weights) if any(weights) else None
 
 
 def moving_average(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -95,13 +95,31 @@ class Federation:
             raise SiteError(f"two sites have one name: {sorted(self._names.values())}")
         return self._ordered(replies)
 
-    def ask(self, kind: str, round_number: int, components: Mapping[str, StateDict]) -> list[Reply]:
-        """Sends one kind of message to all sites and returns the replies, ordered by site.
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites that answered the census, in order."""
+        return sorted(self._names.values())
+
+    def ask(
+        self,
+        kind: str,
+        round_number: int,
+        components: Mapping[str, StateDict],
+        sites: Collection[str] | None = None,
+    ) -> list[Reply]:
+        """Sends one kind of message and returns the replies, ordered by site.
+
+        Args:
+            kind: Of message.
+            round_number: Goes with it.
+            components: Weights that go with it.
+            sites: Names of those asked; all by default.
 
         Raises:
             SiteError: if a site fails, is lost, stays silent, or sends a number that is none.
         """
-        return self._ordered(self._collect(kind, list(self._names), round_number, components))
+        nodes = [node for node, name in self._names.items() if sites is None or name in sites]
+        return self._ordered(self._collect(kind, nodes, round_number, components))
 
     def _wait(self) -> list[int]:
         deadline = time.monotonic() + self._timeout

@@ -17,9 +17,11 @@ from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
 from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
 from mediffusion_core.settings import Settings
+from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.federation import Federation, Reply
-from server.state import EMA, SCALE, RunState
+from server.optimizers import server_step
+from server.state import EMA, SCALE, SERVER, RunState
 
 StateDict = Mapping[str, Tensor]
 
@@ -50,6 +52,12 @@ class FederatedRun:
         self._classes = classes
         self._multi_label = multi_label
         self._device = device
+        server = settings.federation.server
+        self._optimizers = {
+            AUTOENCODER: server.autoencoder,
+            UNET: server.unet,
+            HEAD: server.head,
+        }
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
@@ -81,7 +89,10 @@ class FederatedRun:
         state = self._state
         number, total = state.autoencoder_rounds + 1, self._settings.federation.autoencoder_rounds
         replies = self._federation.ask(
-            protocol.TRAIN_AUTOENCODER, number, {AUTOENCODER: state.components[AUTOENCODER]}
+            protocol.TRAIN_AUTOENCODER,
+            number,
+            {AUTOENCODER: state.components[AUTOENCODER]},
+            self._participants(AUTOENCODER, number),
         )
         self._take(AUTOENCODER, replies)
         state.autoencoder_rounds = number
@@ -111,7 +122,8 @@ class FederatedRun:
         state, federation = self._state, self._settings.federation
         number = state.joint_rounds + 1
         sent = {name: state.components[name] for name in JOINT}
-        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent)
+        sites = self._participants("joint", number)
+        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites)
         for component in JOINT:
             self._take(component, replies)
         for component in (UNET, HEAD):
@@ -177,8 +189,26 @@ class FederatedRun:
     def _take(self, component: str, replies: list[Reply]) -> None:
         states = [reply.components[component] for reply in replies]
         metrics = [reply.metrics for reply in replies]
-        previous = self._state.components[component]
-        self._state.components[component] = aggregate(component, states, metrics, previous)
+        mean = aggregate(component, states, metrics)
+        if mean is None:  # nobody trained it: it stays as it is
+            return
+        components = self._state.components
+        if component in self._optimizers:
+            memory = components.get(SERVER + component, {})
+            mean, memory = server_step(
+                self._optimizers[component], components[component], mean, memory
+            )
+            if memory:
+                components[SERVER + component] = memory
+        components[component] = mean
+
+    def _participants(self, stage: str, number: int) -> list[str]:
+        """The sites that train in a round: all, or a share of them drawn by the run's seed."""
+        sites, share = self._federation.sites, self._settings.federation.participation
+        seed = derive_seed(self._settings.seed, "participants", stage, number)
+        order = torch.randperm(len(sites), generator=torch.Generator().manual_seed(seed))
+        chosen = order[: max(1, round(share * len(sites)))]
+        return [sites[index] for index in chosen.tolist()]
 
     def _figures(self, census: Mapping[str, Any]) -> dict[str, Any]:
         history = self._folder.history()

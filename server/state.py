@@ -25,6 +25,8 @@ StateDict = Mapping[str, Tensor]
 
 SCALE = "latent_scale"
 EMA = "ema_"
+SERVER = "server_"
+"""Before a component's name: what the server's optimizer remembers of it."""
 KEPT = 2
 
 

@@ -4,10 +4,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mediffusion_core.settings import Prediction
+
 
 def diffusion_loss(output: Tensor, target: Tensor) -> Tensor:
-    """‖ε̂ - ε‖² / (c·h·w), or the same of v, one value a sample (B,) (2006.11239, eq. 14)."""
+    """‖ε̂ - ε‖² / (c·h·w), or of v or z_0, one value a sample (B,) (2006.11239, eq. 14)."""
     return (output - target).square().flatten(1).mean(dim=1)
+
+
+def min_snr_weight(alpha_bar: Tensor, prediction: Prediction, gamma: float) -> Tensor:
+    """Weight of each sample's diffusion loss that keeps easy noise levels from ruling, (B,).
+
+    min(SNR_t, γ) on the error of ẑ_0, with SNR_t = ᾱ_t / (1 - ᾱ_t). An error of ε is SNR_t times
+    that of z_0 and one of v SNR_t + 1 times, so these are divided out (arXiv 2303.09556,
+    section 3.4).
+
+    Args:
+        alpha_bar: ᾱ_t (B,).
+        prediction: What the network predicts.
+        gamma: γ; the source takes 5.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    clipped = snr.clamp(max=gamma)
+    if prediction == "epsilon":
+        return clipped / snr
+    return clipped / (snr + 1) if prediction == "velocity" else clipped
 
 
 def classification_loss(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:

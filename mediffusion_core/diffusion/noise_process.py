@@ -38,10 +38,22 @@ def velocity(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
 
 
+def prediction_target(
+    latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction
+) -> Tensor:
+    """What the network should give for z_t: ε, v_t or z_0, (B, c, h, w)."""
+    if prediction == "epsilon":
+        return noise
+    return velocity(latents, noise, alpha_bar) if prediction == "velocity" else latents
+
+
 def noise_from(
     output: Tensor, latents: Tensor, alpha_bar: Tensor, prediction: Prediction
 ) -> Tensor:
-    """ε̂ from what the network predicts: ε̂ itself, or ε̂ = √ᾱ_t v̂ + √(1 - ᾱ_t) z_t.
+    """ε̂ from what the network predicts, so that one sampler and one guidance serve all.
+
+    ε̂ itself; from the velocity √ᾱ_t v̂ + √(1 - ᾱ_t) z_t; from the clean sample
+    (z_t - √ᾱ_t ẑ_0) / √(1 - ᾱ_t).
 
     Args:
         output: The network's output (B, c, h, w).
@@ -52,6 +64,8 @@ def noise_from(
     if prediction == "epsilon":
         return output
     alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
+    if prediction == "sample":
+        return (latents - alpha_bar.sqrt() * output) / (1 - alpha_bar).sqrt()
     return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
 
 

@@ -7,7 +7,14 @@ from mediffusion_core.diffusion.losses import reconstruction_loss
 from mediffusion_core.model import Autoencoder
 from mediffusion_core.settings import AutoencoderTraining
 from mediffusion_core.training.batches import Shuffled
-from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
+from mediffusion_core.training.local import (
+    LocalReport,
+    Progress,
+    Proximal,
+    autocast,
+    cosine,
+    local_steps,
+)
 
 
 def train_autoencoder(
@@ -44,6 +51,7 @@ def train_autoencoder(
     torch.manual_seed(seed)
     order = Shuffled(torch.arange(len(images)), generator)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate, fused=True)
+    proximal = Proximal(autoencoder, settings.proximal_weight)
     steps = local_steps(len(images), settings.local_epochs, settings.batch_size)
     autoencoder.train()
     for step in range(steps):
@@ -59,6 +67,7 @@ def train_autoencoder(
         loss = reconstructed + settings.kl_weight * divergence
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        proximal.add_gradients()
         torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
         optimizer.step()
         report.images_seen += len(batch)

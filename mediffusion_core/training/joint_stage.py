@@ -5,13 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.losses import classification_loss, diffusion_loss
-from mediffusion_core.diffusion.noise_process import add_noise, velocity
+from mediffusion_core.diffusion.losses import classification_loss, diffusion_loss, min_snr_weight
+from mediffusion_core.diffusion.noise_process import add_noise, prediction_target
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
 from mediffusion_core.training.augmentation import turn_and_flip
 from mediffusion_core.training.batches import Shuffled
-from mediffusion_core.training.local import LocalReport, Progress, autocast, cosine, local_steps
+from mediffusion_core.training.local import (
+    LocalReport,
+    Progress,
+    Proximal,
+    autocast,
+    cosine,
+    local_steps,
+)
 from mediffusion_core.training.moments import steps_behind
 
 
@@ -80,14 +87,21 @@ class JointObjective:
         self._generator = generator
 
     def diffusion(self, model: JointUNet, latents: Tensor) -> Tensor:
-        """Mean squared error of the prediction over a batch (B, c, h, w); a scalar."""
+        """Mean squared error of the prediction over a batch (B, c, h, w); a scalar.
+
+        With `min_snr_gamma` each sample's error is weighted by its noise level.
+        """
         timesteps = torch.randint(0, len(self._alphas), (len(latents),), generator=self._generator)
         noised, noise = self._noised(latents, timesteps)
-        target = noise
-        if self._prediction == "velocity":
-            target = velocity(latents, noise, self._alphas[timesteps].to(latents.device))
+        alpha_bar = self._alphas[timesteps].to(latents.device)
+        target = prediction_target(latents, noise, alpha_bar, self._prediction)
         output = model.denoise(noised, timesteps.to(noised.device)).float()
-        return diffusion_loss(output, target).sum() / self._settings.batch_size
+        losses = diffusion_loss(output, target)
+        if self._settings.min_snr_gamma is not None:
+            losses = losses * min_snr_weight(
+                alpha_bar, self._prediction, self._settings.min_snr_gamma
+            )
+        return losses.sum() / self._settings.batch_size
 
     def classification(
         self, model: JointUNet, latents: Tensor, targets: Tensor, multi_label: bool
@@ -131,7 +145,7 @@ def train_joint(
         data: The site's latents and labels.
         settings: Steps, batches, rates and weights.
         alphas_cumprod: ᾱ (T,).
-        prediction: What the network learns to predict, the noise or the velocity.
+        prediction: What the network learns to predict.
         precision: "auto", "fp32" or "bf16".
         done: Fraction of the stage's rounds already run; drives the learning rate.
         share: Fraction of the stage that this round is.
@@ -149,6 +163,7 @@ def train_joint(
     everyone = Shuffled(torch.arange(count), generator)
     known = len(data.labelled)
     labelled = Shuffled(torch.arange(known), generator) if known else None
+    proximal = Proximal(model, settings.proximal_weight)
     behind = steps_behind(optimizer)
     steps = local_steps(count, settings.local_epochs, settings.batch_size)
     # Distinct images: three labels seen a hundred times weigh as three, not as three hundred.
@@ -171,6 +186,7 @@ def train_joint(
         loss = diffusion + weight * losses.get("classification_loss", torch.zeros(()))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        proximal.add_gradients()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
         values = {name: float(value.detach()) for name, value in losses.items()}

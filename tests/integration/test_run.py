@@ -21,6 +21,7 @@ from simulations.processes import marked_processes, send_signal
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run.json"
 COMMAND = "python -m pytest tests/integration/test_run.py -k golden --write-golden"
 TIMES = {"time", "seconds", "seconds_per_image"}
+STAGES = ("autoencoder", "joint")
 LOSSES = ("loss", "diffusion_loss", "classification_loss", "psnr")
 
 
@@ -203,6 +204,52 @@ def end_a_site(command: Command) -> str:
     return marker
 
 
+def assert_same_end(folder: RunFolder, expected_folder: RunFolder) -> None:
+    """The newest checkpoints of two runs hold the same arrays, bit by bit."""
+    expected = list_checkpoints(expected_folder.checkpoints)[-1]
+    found = list_checkpoints(folder.checkpoints)[-1]
+    assert found.folder.name == expected.folder.name
+    assert found.components() == expected.components() != []
+    for component in expected.components():
+        tensors = expected.load(component)
+        assert found.load(component).keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(found.load(component)[name], tensor), (component, name)
+
+
+def test_a_server_with_a_memory_and_some_of_the_sites_a_round_resumes_too(
+    tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+) -> None:
+    chosen = [
+        "federation.participation=0.67",
+        "federation.server.autoencoder.method=fedavgm",
+        "federation.server.autoencoder.beta1=0.3",
+        "federation.server.unet.method=fedyogi",
+        "federation.server.unet.learning_rate=0.003",
+        "training.joint.proximal_weight=0.01",
+    ]
+    folders = [RunFolder(tmp_path / name) for name in ("whole", "broken")]
+    whole, broken = folders
+    commands = [["simulate", *tiny, *chosen, store, f"run.folder={f.path}"] for f in folders]
+    finished = start(commands[0], tmp_path, temporary)
+    assert finished.wait() == 0, finished.err.read_text()
+
+    stopped = start(commands[1], tmp_path, temporary)
+    stopped.wait_until(lambda: checkpoint(broken, "joint-1"))
+    stopped.kill_everything()
+    resumed = start(["simulate", "--resume", str(broken.path)], tmp_path, temporary)
+    assert resumed.wait() == 0, resumed.err.read_text()
+
+    assert_same_end(broken, whole)
+    components = list_checkpoints(whole.checkpoints)[-1].components()
+    assert {name for name in components if name.startswith("server_")} == {
+        "server_autoencoder",
+        "server_unet",
+    }
+    took_part = [tuple(line["sites"]) for line in whole.history() if line["stage"] in STAGES]
+    assert {len(sites) for sites in took_part} == {2} and len(set(took_part)) > 1
+
+
 def test_killed_twice_and_resumed_a_run_equals_one_that_was_not(
     whole: Finished, tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
 ) -> None:
@@ -227,15 +274,7 @@ def test_killed_twice_and_resumed_a_run_equals_one_that_was_not(
     assert command.out.read_text().splitlines()[-1] == str(folder.path)
 
     assert untimed(folder.history()) == untimed(whole.folder.history())
-    expected = list_checkpoints(whole.folder.checkpoints)[-1]
-    found = list_checkpoints(folder.checkpoints)[-1]
-    assert found.folder.name == expected.folder.name
-    assert found.components() == expected.components() != []
-    for component in expected.components():
-        tensors = expected.load(component)
-        assert found.load(component).keys() == tensors.keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(found.load(component)[name], tensor), (component, name)
+    assert_same_end(folder, whole.folder)
     summaries = [json.loads((f.path / "summary.json").read_text()) for f in (folder, whole.folder)]
     assert untimed(summaries[0]) == untimed(summaries[1])
 

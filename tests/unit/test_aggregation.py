@@ -79,22 +79,21 @@ def test_components_with_other_parameters_are_refused() -> None:
 def test_only_labelled_images_count_for_the_head(component: str, expected: float) -> None:
     states = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([3.0])}]
     seen = [metrics(100, 80), metrics(300, 0)]
-    previous = {"x": torch.tensor([9.0])}
-    assert aggregate(component, states, seen, previous)["x"].tolist() == [expected]
+    mean = aggregate(component, states, seen)
+    assert mean is not None and mean["x"].tolist() == [expected]
 
 
 def test_an_untrained_head_of_an_unlabelled_site_has_no_part() -> None:
     states = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([1e30])}]
-    mean = aggregate(HEAD, states, [metrics(1, 1), metrics(10_000, 0)], {"x": torch.zeros(1)})
-    assert mean["x"].tolist() == [1.0]
+    mean = aggregate(HEAD, states, [metrics(1, 1), metrics(10_000, 0)])
+    assert mean is not None and mean["x"].tolist() == [1.0]
 
 
-def test_where_nobody_has_a_label_the_head_stays() -> None:
+def test_where_nobody_has_a_label_there_is_no_mean_of_heads() -> None:
     states = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([3.0])}]
-    previous = {"x": torch.tensor([9.0])}
-    kept = aggregate(HEAD, states, [metrics(5, 0), metrics(7, 0)], previous)
-    assert kept["x"].tolist() == [9.0]
-    assert aggregate(UNET, states, [metrics(5, 0), metrics(5, 0)], previous)["x"].tolist() == [2.0]
+    assert aggregate(HEAD, states, [metrics(5, 0), metrics(7, 0)]) is None
+    mean = aggregate(UNET, states, [metrics(5, 0), metrics(5, 0)])
+    assert mean is not None and mean["x"].tolist() == [2.0]
 
 
 @given(st.floats(0, 1), st.lists(VALUES, min_size=1, max_size=8), VALUES)

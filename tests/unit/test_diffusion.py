@@ -15,6 +15,7 @@ from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
 from mediffusion_core.diffusion.losses import (
     classification_loss,
     diffusion_loss,
+    min_snr_weight,
     reconstruction_loss,
 )
 from mediffusion_core.diffusion.noise_process import (
@@ -24,10 +25,10 @@ from mediffusion_core.diffusion.noise_process import (
     descending_timesteps,
     noise_from,
     predict_clean,
-    velocity,
+    prediction_target,
 )
 from mediffusion_core.diffusion.sampling import sample_latents
-from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings
+from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings, Prediction
 
 SETTINGS = DiffusionSettings()
 ALPHAS = alphas_cumprod(SETTINGS)
@@ -134,14 +135,44 @@ def test_few_steps_shrink_the_spread_but_not_beyond_reason() -> None:
     assert 0.6 < float(few.std() / many.std()) < 1.0
 
 
-def test_noise_follows_from_the_velocity() -> None:
-    generator = torch.Generator().manual_seed(0)
-    clean, noise, output = torch.randn(3, 5, 4, 2, 2, generator=generator)
-    alpha_bar = ALPHAS[[0, 10, 300, 700, 999]]
+@pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
+def test_the_noise_follows_from_whatever_is_predicted(prediction: Prediction) -> None:
+    clean, noise = torch.randn(2, 5, 4, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    alpha_bar = ALPHAS[[0, 10, 300, 700, 999]].double()
     noised = add_noise(clean, noise, alpha_bar)
-    predicted = noise_from(velocity(clean, noise, alpha_bar), noised, alpha_bar, "velocity")
-    torch.testing.assert_close(predicted, noise, rtol=1e-4, atol=1e-5)
-    assert noise_from(output, noised, alpha_bar, "epsilon") is output
+    target = prediction_target(clean, noise, alpha_bar, prediction)
+    predicted = noise_from(target, noised, alpha_bar, prediction)
+    torch.testing.assert_close(predicted, noise)
+
+
+def test_what_is_predicted_is_what_its_name_says() -> None:
+    clean, noise = torch.randn(2, 5, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    alpha_bar = ALPHAS[[0, 10, 300, 700, 999]]
+    assert prediction_target(clean, noise, alpha_bar, "epsilon") is noise
+    assert prediction_target(clean, noise, alpha_bar, "sample") is clean
+    scheduler = DDPMScheduler(**SCHEDULE)
+    expected = scheduler.get_velocity(clean, noise, torch.tensor([0, 10, 300, 700, 999]))
+    found = prediction_target(clean, noise, alpha_bar, "velocity")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(0, 999), st.floats(0.1, 50))
+def test_min_snr_weighs_the_error_of_the_clean_latent_alike_for_all(
+    timestep: int, gamma: float
+) -> None:
+    """min(SNR, γ) times the error of z_0, whichever way the network says it."""
+    generator = torch.Generator().manual_seed(timestep)
+    clean, noise, error = torch.randn(3, 1, 2, 3, 3, generator=generator, dtype=torch.float64)
+    alpha_bar = ALPHAS[[timestep]].double()
+    noised = add_noise(clean, noise, alpha_bar)
+    snr = float(alpha_bar / (1 - alpha_bar))
+    expected = min(snr, gamma) * float(error.square().mean())
+    for prediction in ("epsilon", "velocity", "sample"):
+        wrong_noise = (noised - alpha_bar.sqrt() * (clean + error)) / (1 - alpha_bar).sqrt()
+        output = prediction_target(clean + error, wrong_noise, alpha_bar, prediction)
+        loss = diffusion_loss(output, prediction_target(clean, noise, alpha_bar, prediction))
+        weighted = float(loss * min_snr_weight(alpha_bar, prediction, gamma))
+        assert weighted == pytest.approx(expected, rel=1e-6), prediction
 
 
 def test_diffusion_loss_is_the_mean_squared_error_of_each_sample() -> None:

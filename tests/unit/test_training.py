@@ -37,6 +37,7 @@ from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import (
     LocalReport,
     Progress,
+    Proximal,
     autocast,
     cosine,
     derive_seed,
@@ -308,6 +309,45 @@ def test_the_autoencoder_stage_is_determined_by_its_seed() -> None:
     assert not same(trained(1), trained(2))
 
 
+def test_the_proximal_term_adds_the_gradient_that_autograd_finds() -> None:
+    torch.manual_seed(0)
+    layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    module = nn.ModuleList([layer, other])
+    proximal, sent = Proximal(module, 0.7), copied(layer)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    given = torch.randn(5, 3)
+
+    def loss() -> Tensor:
+        return layer(given).square().sum()
+
+    distance = sum((p - sent[name]).square().sum() for name, p in layer.named_parameters())
+    expected = torch.autograd.grad(loss() + 0.35 * distance, list(layer.parameters()))
+    loss().backward()
+    proximal.add_gradients()
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert all(parameter.grad is None for parameter in other.parameters())
+
+
+def test_a_proximal_term_keeps_both_networks_near_what_was_sent() -> None:
+    def moved(weight: float) -> tuple[float, float]:
+        torch.manual_seed(0)
+        autoencoder, model = Autoencoder(AUTOENCODER, 1), joint()
+        before = copied(autoencoder), copied(model)
+        run_autoencoder(autoencoder, images(12), proximal_weight=weight)
+        run_joint(model, latents(), proximal_weight=weight)
+        return distance(before[0], copied(autoencoder)), distance(before[1], copied(model))
+
+    def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+        return math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in one))
+
+    free, held = moved(0.0), moved(100.0)
+    assert held[0] < 0.7 * free[0] and held[1] < 0.7 * free[1]
+
+
 def test_a_site_without_images_leaves_the_autoencoder_alone() -> None:
     model = Autoencoder(AUTOENCODER, 1)
     before = copied(model)
@@ -503,7 +543,7 @@ def objective(prediction: Prediction = "epsilon", **changes: object) -> JointObj
     return JointObjective(joint_training(**changes), ALPHAS, prediction, generator())
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
+@pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
 def test_the_denoiser_is_held_to_what_it_shall_predict(prediction: Prediction) -> None:
     class Perfect(nn.Module):
         """Knows the clean latents, and from them the noise and its velocity."""
@@ -511,13 +551,26 @@ def test_the_denoiser_is_held_to_what_it_shall_predict(prediction: Prediction) -
         def denoise(self, noised: Tensor, timesteps: Tensor) -> Tensor:
             alpha_bar = ALPHAS[timesteps].reshape(-1, 1, 1, 1)
             noise = (noised - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-            if prediction == "epsilon":
-                return noise
+            if prediction != "velocity":
+                return noise if prediction == "epsilon" else clean
             return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
 
     clean = torch.randn(16, 2, 4, 4, generator=generator())
     loss = objective(prediction, batch_size=16).diffusion(Perfect(), clean)  # type: ignore[arg-type]
     assert float(loss) < 1e-6
+
+
+def test_min_snr_makes_clean_levels_count_less() -> None:
+    """For ε the weight is min(SNR, γ) / SNR: 1 in much noise, below 1 in little."""
+    given = torch.randn(400, 2, 4, 4, generator=generator())
+    settings: dict[str, object] = {"batch_size": 400, "min_snr_gamma": 5.0}
+    recorder = Recorder()
+    weighted = float(objective(**settings).diffusion(recorder, given))  # type: ignore[arg-type]
+    [(_, timesteps)] = recorder.calls
+    snr = ALPHAS[timesteps] / (1 - ALPHAS[timesteps])
+    # A prediction of zero leaves the mean square of standard normal noise, about 1, at all levels.
+    assert weighted == pytest.approx(float((snr.clamp(max=5) / snr).mean()), rel=0.05)
+    assert weighted < 0.98
 
 
 @pytest.mark.parametrize(("fraction", "clean"), [(0.0, 40), (0.25, 30), (0.5, 20), (1.0, 0)])
