@@ -122,7 +122,7 @@ def train_joint(site: Site, content: RecordDict) -> RecordDict:
 @app.evaluate("joint")
 @_answer
 def evaluate(site: Site, content: RecordDict) -> RecordDict:
-    """Replies with confusion counts over the site's validation patients."""
+    """Replies with confusion counts and losses, summed over the site's validation patients."""
     counts = tasks.validation_counts(
         site, _state(content, protocol.UNET), _state(content, protocol.HEAD)
     )

@@ -14,6 +14,7 @@ from client.site import Site
 from mediffusion_core.artifacts.trained import restore_joint
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
+from mediffusion_core.evaluation.calibration import temperature_losses
 from mediffusion_core.evaluation.classification import (
     bootstrap_counts,
     class_scores,
@@ -188,21 +189,22 @@ def joint_round(
 
 
 def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str, Tensor]:
-    """Confusion counts per threshold over the site's validation patients, and of bootstraps.
+    """Sums over the site's validation patients, of which the server forms AUC and temperature.
 
     Returns:
-        `counts` (C, T, 2, 2) and `bootstraps` (B, C, T', 2, 2), to be added up over sites.
+        Confusion `counts` (C, T, 2, 2), `bootstraps` of them (B, C, T', 2, 2) and
+        `temperature_losses` (K,), to be added up over sites.
     """
-    settings = site.settings
+    settings, multi_label = site.settings, site.hospitals.store.multi_label
     images = site.hospitals.validation(site.index)
     joint = restore_joint(settings, images.targets.shape[1], unet, head)
     joint.to(site.device).eval()
     latents = load_file(site.folder / LATENTS)["validation"]
-    scores = images.targets  # (0, C) where the site has no labelled validation patients
+    logits = images.targets  # (0, C) where the site has no labelled validation patients
     if len(images):
         free = turns_and_flips(settings.data.augmentation)
         logits = classify_latents(joint, latents, orientation_free=free)
-        scores = class_scores(logits, site.hospitals.store.multi_label)
+    scores = class_scores(logits, multi_label)
     evaluation = settings.evaluation
     return {
         "counts": threshold_counts(
@@ -216,6 +218,7 @@ def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str,
             evaluation.num_bootstraps,
             derive_seed(settings.seed, "bootstrap", site.name),
         ),
+        "temperature_losses": temperature_losses(logits, images.targets, multi_label),
     }
 
 

@@ -16,7 +16,8 @@ ENCODE = "query.encode"
 TRAIN_JOINT = "train.joint"
 """Server sends `JOINT`; site trains it on its latents and replies with the same components."""
 EVALUATE = "evaluate.joint"
-"""Server sends UNet and head; site replies with confusion counts of its validation patients."""
+"""Server sends UNet and head; site replies with sums over its validation patients: confusion
+counts, and losses at several temperatures."""
 
 AUTOENCODER = "autoencoder"
 UNET = "unet"
@@ -35,7 +36,7 @@ IDENTITY = "identity"
 METRICS = "metrics"
 """MetricRecord from a site: the census, or what `ALLOWED_METRICS` lets through."""
 COUNTS = "counts"
-"""ArrayRecord from a site: census, confusion counts, or sums over latents."""
+"""ArrayRecord from a site: confusion counts and losses, or sums over latents."""
 FAILURE = "failure"
 """ConfigRecord from a site that could not do its work: a code and a random id, never a text."""
 

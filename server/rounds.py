@@ -12,6 +12,7 @@ from mediffusion_core import protocol
 from mediffusion_core.artifacts.pictures import save_curves, save_sites
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.evaluation.calibration import best_temperature
 from mediffusion_core.evaluation.classification import auc_from_counts, macro, macro_interval
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
@@ -141,12 +142,16 @@ class FederatedRun:
 
     def _judge_model(self, number: int) -> None:
         """Judges the averaged global model, and keeps it if the sites' patients prefer it."""
-        model = self._state.model(self._settings, self._classes, self._multi_label, self._device)
+        # First of all, since the sites' patients also say at which temperature it is judged.
+        pooled, temperature = self._pooled()
+        model = self._state.model(
+            self._settings, self._classes, self._multi_label, self._device, temperature
+        )
         pictures = self._folder.pictures / "rounds" / f"{number:04d}"
         pictures.mkdir(parents=True, exist_ok=True)
         figures = {
             **self._judge.classification(model),
-            **self._pooled(),
+            **pooled,
             **self._judge.generation(model, pictures),
         }
         if number:
@@ -169,14 +174,16 @@ class FederatedRun:
         for picture in (self._folder.pictures / "rounds" / f"{number:04d}").iterdir():
             shutil.copyfile(picture, self._folder.pictures / picture.name)
 
-    def _pooled(self) -> dict[str, Any]:
+    def _pooled(self) -> tuple[dict[str, Any], float]:
+        """Figures over all sites' validation patients, and the temperature that suits them."""
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
         replies = self._federation.ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
         sent_back = [reply.components[protocol.COUNTS] for reply in replies]
         counts = [one["counts"] for one in sent_back]
         draws = torch.stack([one["bootstraps"] for one in sent_back]).sum(dim=0)
+        losses = torch.stack([one["temperature_losses"] for one in sent_back]).sum(dim=0)
         pooled = auc_from_counts(torch.stack(counts).sum(dim=0))
-        return {
+        figures = {
             "auc_pooled": macro(pooled),
             "auc_pooled_interval": macro_interval(pooled, auc_from_counts(draws)),
             "auc_pooled_per_class": dict(zip(self._classes, pooled.tolist(), strict=True)),
@@ -185,6 +192,7 @@ class FederatedRun:
                 for reply, one in zip(replies, counts, strict=True)
             },
         }
+        return figures, best_temperature(losses)
 
     def _take(self, component: str, replies: list[Reply]) -> None:
         states = [reply.components[component] for reply in replies]

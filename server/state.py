@@ -59,14 +59,18 @@ class RunState:
         prune_checkpoints(folder.checkpoints, KEPT)
 
     def model(
-        self, settings: Settings, classes: tuple[str, ...], multi_label: bool, device: torch.device
+        self,
+        settings: Settings,
+        classes: tuple[str, ...],
+        multi_label: bool,
+        device: torch.device,
+        temperature: float,
     ) -> TrainedModel:
-        """The averaged global model of the joint stage."""
+        """The averaged global model of the joint stage, calibrated by a temperature."""
         unet, head = self.components[EMA + UNET], self.components[EMA + HEAD]
         joint = restore_joint(settings, len(classes), unet, head)
-        return TrainedModel(
-            settings, classes, multi_label, self.codec(settings).to(device), joint.to(device)
-        )
+        codec = self.codec(settings).to(device)
+        return TrainedModel(settings, classes, multi_label, codec, joint.to(device), temperature)
 
     def codec(self, settings: Settings) -> LatentCodec:
         """The global autoencoder with the latent scale; unit scale before the latent census."""

@@ -153,6 +153,11 @@ def _table(summary: Mapping[str, Any]) -> Table:
     table.add_row("AUC, macro", format_figure(summary["auc_macro"]), f"95 % {low} to {high}")
     pooled = format_figure(summary["auc_pooled"])
     table.add_row("AUC, sites' own patients", pooled, "pooled from counts")
+    calibration = summary["calibration"]
+    before = format_figure(calibration["ece_uncalibrated"])
+    temperature = format_figure(calibration["temperature"], ".2f")
+    error = format_figure(calibration["ece"])
+    table.add_row("calibration error", error, f"{before} before temperature {temperature}")
     fid, floor, untrained = (
         format_figure(summary[name], ".1f") for name in ("fid", "fid_floor", "fid_untrained")
     )

@@ -127,7 +127,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    moved = _inside(summary, "counterfactual")
+    moved, calibration = _inside(summary, "counterfactual"), _inside(summary, "calibration")
 
     def intervals(key: str) -> str:
         text = interval(summary.get(key))
@@ -143,6 +143,19 @@ def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
             "AUC, sites pooled",
             number(summary.get("auc_pooled")),
             intervals("auc_pooled_interval"),
+        ),
+        _card(
+            "Calibration error, test",
+            number(calibration.get("ece")),
+            noted(
+                uncalibrated=number(calibration.get("ece_uncalibrated")),
+                temperature=number(calibration.get("temperature"), 2),
+            ),
+        ),
+        _card(
+            "Brier score, test",
+            number(calibration.get("brier")),
+            noted(uncalibrated=number(calibration.get("brier_uncalibrated"))),
         ),
         _card(
             "FID",

@@ -13,7 +13,13 @@ from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.diffusion.sampling import sample_latents
 from mediffusion_core.errors import UserError
-from mediffusion_core.model import JointUNet, LatentCodec, classify_latents, untrained_codec
+from mediffusion_core.model import (
+    JointUNet,
+    LatentCodec,
+    class_probabilities,
+    classify_latents,
+    untrained_codec,
+)
 from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.settings import CounterfactualSettings, Settings
 from mediffusion_core.training.augmentation import turns_and_flips
@@ -30,6 +36,8 @@ class TrainedModel:
     multi_label: bool
     codec: LatentCodec
     joint: JointUNet
+    temperature: float = 1.0
+    """What logits are divided by before they become probabilities; 1 leaves them as they are."""
 
     def __post_init__(self) -> None:
         """Puts both networks into evaluation mode and computes the noise schedule."""
@@ -58,11 +66,11 @@ class TrainedModel:
         return classify_latents(self.joint, latents, orientation_free=free)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Probabilities (N, classes): independent if multi-label, else they sum to 1."""
-        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        """Calibrated probabilities (N, classes); logits as `logits` gives them."""
+        return class_probabilities(logits / self.temperature, self.multi_label)
 
     def classify(self, images: Tensor) -> Tensor:
-        """Probabilities (N, classes) of images (N, C, H, W)."""
+        """Calibrated probabilities (N, classes) of images (N, C, H, W)."""
         return self.probabilities(self.logits(self.encode(images)))
 
     def sample(self, count: int, steps: int, seed: int) -> Tensor:
@@ -102,6 +110,7 @@ class TrainedModel:
         description = {
             "classes": list(self.classes),
             "multi_label": self.multi_label,
+            "temperature": self.temperature,
             "settings": self.settings.shared(),
         }
         write_folder(folder, components, description)
@@ -122,7 +131,9 @@ class TrainedModel:
         codec.load_state_dict(saved.load(AUTOENCODER))
         joint = restore_joint(settings, len(classes), saved.load(UNET), saved.load(HEAD))
         multi_label = bool(saved.state["multi_label"])
-        return cls(settings, classes, multi_label, codec.to(device), joint.to(device))
+        # Models that were written before there was a temperature have none.
+        temperature = float(saved.state.get("temperature", 1.0))
+        return cls(settings, classes, multi_label, codec.to(device), joint.to(device), temperature)
 
 
 def build_joint(settings: Settings, num_classes: int) -> JointUNet:

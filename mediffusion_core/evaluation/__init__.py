@@ -1,11 +1,18 @@
 """Judging a model: nothing here trains, and nothing here knows of a federation.
 
 `classification` turns scores into areas under the ROC curve, exactly or from counts that add up
-over sites; `features` and `generation` measure how far generated images stand from real ones.
-Sites call the same functions as the server, so that a pooled figure and one computed in a single
-place can be held against each other.
+over sites; `calibration` finds a temperature, likewise from sums, and measures how far
+probabilities can be trusted; `features` and `generation` measure how far generated images stand
+from real ones. Sites call the same functions as the server, so that a pooled figure and one
+computed in a single place can be held against each other.
 """
 
+from mediffusion_core.evaluation.calibration import (
+    best_temperature,
+    brier_score,
+    calibration_error,
+    temperature_losses,
+)
 from mediffusion_core.evaluation.classification import (
     auc_from_counts,
     bootstrap_auc,
@@ -36,9 +43,12 @@ __all__ = [
     "EXTRACTORS",
     "FeatureExtractor",
     "auc_from_counts",
+    "best_temperature",
     "bootstrap_auc",
     "bootstrap_counts",
+    "brier_score",
     "build_extractor",
+    "calibration_error",
     "class_scores",
     "efficientnet_lite0",
     "exact_auc",
@@ -51,5 +61,6 @@ __all__ = [
     "macro",
     "macro_interval",
     "psnr",
+    "temperature_losses",
     "threshold_counts",
 ]

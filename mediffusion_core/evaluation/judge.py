@@ -20,6 +20,7 @@ from mediffusion_core.artifacts.pictures import (
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.errors import UserError
+from mediffusion_core.evaluation.calibration import brier_score, calibration_error
 from mediffusion_core.evaluation.classification import (
     bootstrap_auc,
     class_scores,
@@ -36,7 +37,7 @@ from mediffusion_core.evaluation.generation import (
     kernel_distance,
     psnr,
 )
-from mediffusion_core.model import LatentCodec
+from mediffusion_core.model import LatentCodec, class_probabilities
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 
@@ -105,9 +106,14 @@ class Judge:
         return float(decibels.mean())
 
     def classification(self, model: TrainedModel) -> dict[str, Any]:
-        """AUC per class, macro and per site on the test set, with patient-bootstrap intervals."""
+        """AUC per class, macro and per site on the test set, with patient-bootstrap intervals.
+
+        Ranks are those of the logits: a temperature would change them between samples where
+        classes exclude each other. `calibration` has the figures with it and without.
+        """
         images = self._test.take(torch.arange(len(self._test)))
-        scores = class_scores(model.logits(model.encode(images)), self._multi_label)
+        logits = model.logits(model.encode(images))
+        scores = class_scores(logits, self._multi_label)
         targets = self._test.targets
         per_class = exact_auc(scores, targets)
         draws = bootstrap_auc(
@@ -129,6 +135,7 @@ class Judge:
                 for index, name in enumerate(self._classes)
             },
             "auc_per_site": self._per_site(scores, targets),
+            "calibration": self._calibration(model, logits),
         }
 
     def generation(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
@@ -178,6 +185,18 @@ class Judge:
         save_counterfactual_panel(rows, pictures / "counterfactuals.png")
         figures = made.figures(self._panel.target)
         return {**figures, "seconds_per_image": seconds / len(images)}
+
+    def _calibration(self, model: TrainedModel, logits: Tensor) -> dict[str, float]:
+        targets, multi_label = self._test.targets, self._multi_label
+        calibrated = model.probabilities(logits)
+        uncalibrated = class_probabilities(logits, multi_label)
+        return {
+            "temperature": model.temperature,
+            "ece": calibration_error(calibrated, targets, multi_label),
+            "ece_uncalibrated": calibration_error(uncalibrated, targets, multi_label),
+            "brier": brier_score(calibrated, targets, multi_label),
+            "brier_uncalibrated": brier_score(uncalibrated, targets, multi_label),
+        }
 
     def _per_site(self, scores: Tensor, targets: Tensor) -> dict[str, float]:
         return {

@@ -7,7 +7,7 @@ from mediffusion_core.model.autoencoder import (
     scale_from_sums,
     untrained_codec,
 )
-from mediffusion_core.model.classifying import classify_latents
+from mediffusion_core.model.classifying import class_probabilities, classify_latents
 from mediffusion_core.model.joint_unet import JointUNet, build_unet, pooled_width
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LatentCodec",
     "build_unet",
     "channel_sums",
+    "class_probabilities",
     "classify_latents",
     "pooled_width",
     "scale_from_sums",

@@ -1,4 +1,4 @@
-"""Logits of many latents, by a classifier that may be made blind to how an image was held."""
+"""From latents to logits, blind to how an image was held where that is asked, to probabilities."""
 
 from collections.abc import Iterator
 
@@ -32,6 +32,11 @@ def classify_latents(joint: JointUNet, latents: Tensor, *, orientation_free: boo
         logits = [joint.classify(view.float().to(device)) for view in views]
         parts.append(torch.stack(logits).mean(dim=0).cpu())
     return torch.cat(parts)
+
+
+def class_probabilities(logits: Tensor, multi_label: bool) -> Tensor:
+    """Probabilities (N, classes) of logits: independent if multi-label, else they sum to 1."""
+    return logits.sigmoid() if multi_label else logits.softmax(dim=1)
 
 
 def symmetries(latents: Tensor) -> Iterator[Tensor]:

@@ -143,6 +143,8 @@ def test_the_summary_holds_every_figure(whole: Finished, tiny: tuple[str, ...]) 
     assert 0 <= low <= summary["auc_macro"] <= high <= 1
     assert set(summary["auc_per_class"]) == set(summary["census"]["site-0"]["per_class"])
     assert {"flip_rate", "l1", "off_target", "eligible"} <= set(summary["counterfactual"])
+    for name in ("temperature", "ece", "ece_uncalibrated", "brier", "brier_uncalibrated"):
+        assert math.isfinite(summary["calibration"][name]), name
     assert (summary["rounds"], summary["autoencoder_rounds"]) == (3, 2)
     assert summary["settings_hash"] == compose("config", tiny).fingerprint()
     assert summary["commit"]
@@ -190,6 +192,7 @@ def test_the_model_can_be_used_without_the_federation(whole: Finished) -> None:
     model = TrainedModel.load(whole.folder.model, torch.device("cpu"))
     assert model.classes == tuple(whole.summary["auc_per_class"])
     assert model.classify(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+    assert model.temperature == whole.summary["calibration"]["temperature"]
 
 
 def checkpoint(folder: RunFolder, ending: str) -> bool:

@@ -1,6 +1,7 @@
 """What a run leaves on disk, and what stands there after it was cut short."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -335,6 +336,39 @@ def test_a_saved_model_decides_as_before(
     assert probabilities.shape == (5, 2)
     if not multi_label:
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_a_saved_model_is_as_sure_as_before(
+    tmp_path: Path, settings: Settings, multi_label: bool
+) -> None:
+    """A logit of log 9 is a probability of 0.9, and at temperature 2 one of 3 in 4."""
+    logits = torch.tensor([[math.log(9.0), 0.0]])
+    expected = torch.tensor([[0.75, 0.5]] if multi_label else [[0.75, 0.25]])
+    model = trained(settings, multi_label)
+    model.temperature = 2.0
+    model.save(tmp_path / "model")
+    again = TrainedModel.load(tmp_path / "model", torch.device("cpu"))
+    torch.testing.assert_close(again.probabilities(logits), expected)
+    images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    given = again.logits(again.encode(images)) / 2
+    expected = given.sigmoid() if multi_label else given.softmax(dim=1)
+    torch.testing.assert_close(again.classify(images), expected)
+
+
+def test_a_model_written_before_there_was_a_temperature_has_none(
+    tmp_path: Path, settings: Settings
+) -> None:
+    model = trained(settings)
+    model.temperature = 2.0
+    model.save(tmp_path / "model")
+    description = tmp_path / "model" / "state.json"
+    older = json.loads(description.read_text())
+    del older["temperature"]
+    description.write_text(json.dumps(older))
+    again = TrainedModel.load(tmp_path / "model", torch.device("cpu"))
+    logits = torch.tensor([[-1.0, 3.0]])
+    assert torch.equal(again.probabilities(logits), logits.sigmoid())
 
 
 def test_a_saved_model_says_nothing_of_where_it_was_made(

@@ -14,6 +14,7 @@ from configs.compose import compose
 from mediffusion_core import protocol
 from mediffusion_core.artifacts.trained import build_joint
 from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.evaluation.calibration import TEMPERATURES
 from mediffusion_core.evaluation.classification import auc_from_counts
 from mediffusion_core.model import Autoencoder, LatentCodec, scale_from_sums
 from mediffusion_core.settings import Settings
@@ -179,18 +180,24 @@ def test_a_joint_round_returns_weights_moments_and_listed_metrics(
     assert steps == metrics["steps"] > 0
 
 
-def test_validation_leaves_as_counts(
+def test_validation_leaves_as_sums(
     ask: Asking, joint: dict[str, Weights], settings: Settings, encoded: None
 ) -> None:
     replies = [ask(protocol.EVALUATE, joint, site) for site in range(3)]
     for content in replies:
         assert set(content) == {protocol.COUNTS}
-    counts = [numbers(content.array_records[protocol.COUNTS])["counts"] for content in replies]
+    sums = [numbers(content.array_records[protocol.COUNTS]) for content in replies]
+    for one in sums:
+        assert set(one) == {"counts", "bootstraps", "temperature_losses"}
+        assert one["temperature_losses"].shape == TEMPERATURES.shape
+    counts = [one["counts"] for one in sums]
     assert counts[0].shape == (5, settings.evaluation.num_thresholds, 2, 2)
     patients = [int(one[0, 0].sum()) for one in counts]
     validation = open_hospitals(settings)
     assert patients == [len(validation.validation(site)) for site in range(3)]
     assert patients[2] == 0
+    # A site without labels adds nothing to the losses, so that it does not move the temperature.
+    assert [bool(one["temperature_losses"].any()) for one in sums] == [True, True, False]
     area = auc_from_counts(torch.stack(counts).sum(dim=0))
     assert ((area >= 0) & (area <= 1) | area.isnan()).all()
 

@@ -1,5 +1,7 @@
 """The panel of counterfactuals and its figures, and what a judge refuses to judge."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,31 @@ def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> 
     made = make_counterfactuals(model, images, panel.target, guidance)
     torch.testing.assert_close(made.before, model.classify(made.sources))
     torch.testing.assert_close(made.after, model.classify(made.images))
+
+
+def test_a_temperature_changes_how_sure_a_model_is_but_not_what_flips(model: TrainedModel) -> None:
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    panel = choose_panel(torch.ones(4, 5), tuple("abcde"), True, 4, seed=0)
+    guidance = model.settings.evaluation.counterfactual
+    plain = make_counterfactuals(model, images, panel.target, guidance)
+    surer = make_counterfactuals(replace(model, temperature=0.5), images, panel.target, guidance)
+    assert torch.equal(surer.images, plain.images)
+    assert torch.equal(surer.eligible, plain.eligible)
+    assert torch.equal(surer.flipped, plain.flipped)
+    torch.testing.assert_close(surer.before.logit(), 2 * plain.before.logit())
+
+
+def test_calibration_is_judged_with_the_temperature_and_without(model: TrainedModel) -> None:
+    """Ranks do not depend on it, and a model at temperature 1 is an uncalibrated one."""
+    judging = judge(model.settings, images=40, patients=20, classes=5, multi_label=True)
+    plain = judging.classification(model)
+    scaled = judging.classification(replace(model, temperature=4.0))
+    figures, others = plain.pop("calibration"), scaled.pop("calibration")
+    assert repr(plain) == repr(scaled)  # nan is no equal of nan
+    assert figures["temperature"] == 1.0 and others["temperature"] == 4.0
+    for name in ("ece", "brier"):
+        assert figures[name] == figures[f"{name}_uncalibrated"] == others[f"{name}_uncalibrated"]
+        assert others[name] != figures[name]
 
 
 def test_a_draw_without_a_rare_class_is_no_draw_of_the_macro_area() -> None:

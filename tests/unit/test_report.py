@@ -54,6 +54,13 @@ def summary(**other: Any) -> dict[str, Any]:
         "auc_macro_interval": [0.8421, 0.8793],
         "auc_per_class": {"Mass": {"auc": 0.912, "interval": [0.9, 0.93], "positives": 41}},
         "auc_per_site": {"north": 0.77, "south": None},
+        "calibration": {
+            "temperature": 1.734,
+            "ece": 0.0213,
+            "ece_uncalibrated": 0.0842,
+            "brier": 0.1034,
+            "brier_uncalibrated": 0.1187,
+        },
         "fid": 84.61,
         "fid_floor": 52.04,
         "counterfactual": {"flip_rate": 0.875, "l1": 0.0312, "count": 9, "eligible": 8},
@@ -87,6 +94,7 @@ def test_figures_stand_with_their_intervals(folder: Path) -> None:
     for text in (
         "0.861", "0.842 to 0.879", "0.912", "0.900 to 0.930", "84.6", "floor 52.0", "88 %",
         "1 h 02 min", "012345678", "1,200", "6,812,345", "phantom", "331.2", "north",
+        "0.021", "uncalibrated 0.084, temperature 1.73", "0.103", "uncalibrated 0.119",
     ):  # fmt: skip
         assert text in page.text, text
 

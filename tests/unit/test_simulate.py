@@ -152,6 +152,7 @@ def test_figures_that_could_not_be_measured_are_shown_as_such() -> None:
         "auc_macro": None,
         "auc_macro_interval": [None, None],
         "auc_pooled": None,
+        "calibration": {"temperature": 1.0, "ece": None, "ece_uncalibrated": None},
         "fid": golden["fid"],
         "fid_floor": golden["fid_floor"],
         "fid_untrained": None,
