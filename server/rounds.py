@@ -13,7 +13,12 @@ from mediffusion_core.artifacts.pictures import save_curves, save_sites
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.evaluation.calibration import best_temperature
-from mediffusion_core.evaluation.classification import auc_from_counts, macro, macro_interval
+from mediffusion_core.evaluation.classification import (
+    auc_from_counts,
+    macro,
+    macro_draws,
+    macro_interval,
+)
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
 from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
@@ -22,6 +27,7 @@ from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.federation import Federation, Reply
 from server.optimizers import server_step
+from server.selection import Judged, select
 from server.state import EMA, SCALE, SERVER, RunState
 
 StateDict = Mapping[str, Tensor]
@@ -143,7 +149,7 @@ class FederatedRun:
     def _judge_model(self, number: int) -> None:
         """Judges the averaged global model, and keeps it if the sites' patients prefer it."""
         # First of all, since the sites' patients also say at which temperature it is judged.
-        pooled, temperature = self._pooled()
+        pooled, draws, temperature = self._pooled()
         model = self._state.model(
             self._settings, self._classes, self._multi_label, self._device, temperature
         )
@@ -160,39 +166,45 @@ class FederatedRun:
         self._record("judgement", number, total, **figures)
         self._state.judged = number
         if number:
-            self._select(number, model, figures)
+            self._select(number, model, figures, draws)
         save_curves(self._folder.history(), self._folder.pictures / "curves.png")
 
-    def _select(self, number: int, model: TrainedModel, figures: Mapping[str, Any]) -> None:
-        best = self._state.best
-        score = figures["auc_pooled"]
-        # Where no site has labelled validation patients nothing can be preferred: the last stays.
-        if best is not None and score == score and score <= best["auc_pooled"]:
+    def _select(
+        self, number: int, model: TrainedModel, figures: Mapping[str, Any], draws: Tensor
+    ) -> None:
+        latest = Judged(number, figures["auc_pooled"], draws.tolist())
+        self._state.selection = select(self._state.selection, latest)
+        if self._state.selection.kept != number:
             return
-        self._state.best = {"round": number, "auc_pooled": score}
         model.save(self._folder.model)
         for picture in (self._folder.pictures / "rounds" / f"{number:04d}").iterdir():
             shutil.copyfile(picture, self._folder.pictures / picture.name)
 
-    def _pooled(self) -> tuple[dict[str, Any], float]:
-        """Figures over all sites' validation patients, and the temperature that suits them."""
+    def _pooled(self) -> tuple[dict[str, Any], Tensor, float]:
+        """Figures over all sites' validation patients.
+
+        Returns:
+            The figures, the macro AUC of each bootstrap (B,), and the best temperature.
+        """
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
         replies = self._federation.ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
         sent_back = [reply.components[protocol.COUNTS] for reply in replies]
         counts = [one["counts"] for one in sent_back]
-        draws = torch.stack([one["bootstraps"] for one in sent_back]).sum(dim=0)
+        draws = auc_from_counts(
+            torch.stack([one["bootstraps"] for one in sent_back]).sum(dim=0)
+        )  # (B, C)
         losses = torch.stack([one["temperature_losses"] for one in sent_back]).sum(dim=0)
         pooled = auc_from_counts(torch.stack(counts).sum(dim=0))
         figures = {
             "auc_pooled": macro(pooled),
-            "auc_pooled_interval": macro_interval(pooled, auc_from_counts(draws)),
+            "auc_pooled_interval": macro_interval(pooled, draws),
             "auc_pooled_per_class": dict(zip(self._classes, pooled.tolist(), strict=True)),
             "auc_pooled_per_site": {
                 reply.site: macro(auc_from_counts(one))
                 for reply, one in zip(replies, counts, strict=True)
             },
         }
-        return figures, best_temperature(losses)
+        return figures, macro_draws(pooled, draws), best_temperature(losses)
 
     def _take(self, component: str, replies: list[Reply]) -> None:
         states = [reply.components[component] for reply in replies]
@@ -221,8 +233,8 @@ class FederatedRun:
     def _figures(self, census: Mapping[str, Any]) -> dict[str, Any]:
         history = self._folder.history()
         judged = {line["round"]: line for line in history if line["stage"] == "judgement"}
-        assert self._state.best is not None
-        selected = judged[self._state.best["round"]]
+        assert self._state.selection is not None
+        selected = judged[self._state.selection.kept]
         dropped = {"stage", "round", "rounds", "time"}
         psnr = [line["psnr"] for line in history if line["stage"] == AUTOENCODER][-1]
         components = self._state.components
@@ -231,7 +243,7 @@ class FederatedRun:
             "psnr": psnr,
             "fid_untrained": judged[0]["fid"],
             "kid_untrained": judged[0]["kid"],
-            "selected_round": self._state.best["round"],
+            "selected_round": self._state.selection.kept,
             "rounds": self._state.joint_rounds,
             "autoencoder_rounds": self._state.autoencoder_rounds,
             "seconds": self._elapsed(),

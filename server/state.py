@@ -1,7 +1,7 @@
 """Where a run stands: all that its continuation needs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from mediffusion_core.protocol import AUTOENCODER, HEAD, HEAD_MOMENTS, UNET, UNE
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 from mediffusion_core.training.moments import fresh_moments
+from server.selection import Judged, Selection
 
 StateDict = Mapping[str, Tensor]
 
@@ -32,12 +33,12 @@ KEPT = 2
 
 @dataclass
 class RunState:
-    """Rounds done, global weights, and the best model so far."""
+    """Rounds done, global weights, and which model is kept so far."""
 
     autoencoder_rounds: int = 0
     joint_rounds: int = 0
     components: dict[str, StateDict] = field(default_factory=dict)
-    best: dict[str, Any] | None = None
+    selection: Selection | None = None
     judged: int = -1
     saved: int = 0
     seconds: float = 0.0
@@ -51,7 +52,7 @@ class RunState:
             "metrics_lines": len(folder.history()),
             "autoencoder_rounds": self.autoencoder_rounds,
             "joint_rounds": self.joint_rounds,
-            "best": self.best,
+            "selection": asdict(self.selection) if self.selection else None,
             "judged": self.judged,
             "seconds": self.seconds,
         }
@@ -116,8 +117,12 @@ def restore_state(folder: RunFolder, settings_hash: str) -> RunState | None:
         autoencoder_rounds=state["autoencoder_rounds"],
         joint_rounds=state["joint_rounds"],
         components={name: newest.load(name) for name in newest.components()},
-        best=state["best"],
+        selection=_selection(state["selection"]),
         judged=state["judged"],
         saved=newest.number,
         seconds=state["seconds"],
     )
+
+
+def _selection(saved: Mapping[str, Any] | None) -> Selection | None:
+    return Selection(saved["kept"], Judged(**saved["highest"])) if saved else None

@@ -216,7 +216,17 @@ def macro_interval(auc: Tensor, draws: Tensor) -> tuple[float, float]:
         auc: (C,), nan where a class has no area.
         draws: (B, C), one row a bootstrap.
     """
-    return interval(draws[:, auc.isfinite()].mean(dim=1))
+    return interval(macro_draws(auc, draws))
+
+
+def macro_draws(auc: Tensor, draws: Tensor) -> Tensor:
+    """The macro area of each bootstrap (B,); nan where one lacks a class that the estimate has.
+
+    Args:
+        auc: (C,), nan where a class has no area.
+        draws: (B, C), one row a bootstrap.
+    """
+    return draws[:, auc.isfinite()].mean(dim=1)
 
 
 def _check(scores: Tensor, targets: Tensor) -> None:

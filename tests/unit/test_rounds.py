@@ -1,6 +1,6 @@
 """What the server makes of a judgement, with sites that are asked in this process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,16 +28,28 @@ class Sites:
         self._hash = settings.fingerprint()
         self._overrides = overrides
 
+    @property
+    def sites(self) -> list[str]:
+        return ["site-0", "site-1", "site-2"]
+
     def census(self) -> list[Reply]:
         return self.ask(protocol.CENSUS, 0, {})
 
     def ask(
-        self, kind: str, number: int, components: Mapping[str, Mapping[str, Tensor]]
+        self,
+        kind: str,
+        number: int,
+        components: Mapping[str, Mapping[str, Tensor]],
+        sites: Collection[str] | None = None,
     ) -> list[Reply]:
+        asked = [site for site, name in enumerate(self.sites) if sites is None or name in sites]
         replies = [
-            sent(kind, self._overrides, self._hash, components, site, number) for site in range(3)
+            sent(kind, self._overrides, self._hash, components, site, number) for site in asked
         ]
-        return [Reply.of(f"site-{site}", reply.content) for site, reply in enumerate(replies)]
+        return [
+            Reply.of(self.sites[site], reply.content)
+            for site, reply in zip(asked, replies, strict=True)
+        ]
 
 
 def test_the_selected_model_has_the_temperature_of_all_sites_patients(
