@@ -19,7 +19,7 @@ from mediffusion_core.diffusion.noise_process import (
     noise_from,
     predict_clean,
 )
-from mediffusion_core.model import JointUNet
+from mediffusion_core.model import JointUNet, class_probabilities
 from mediffusion_core.settings import CounterfactualSettings, Prediction
 
 
@@ -45,8 +45,7 @@ class Target:
 
     def probability(self, logits: Tensor) -> Tensor:
         """Probability (B,) that the logits (B, C) give to the class to change."""
-        p = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
-        return self._chosen(p)
+        return self._chosen(class_probabilities(logits, self.multi_label))
 
     def loss(self, logits: Tensor, source_logits: Tensor) -> Tensor:
         """Cross-entropy to the target (B,); other findings are held at the source's."""

@@ -12,8 +12,10 @@ they exclude each other a sample is one, and is left out where its class is miss
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mediffusion_core.diffusion.losses import classification_loss
+from mediffusion_core.evaluation.classification import check_scores
 
 TEMPERATURES = torch.logspace(-3, 3, 81, base=2, dtype=torch.float64)
 """The grid (K,), from 1/8 to 8 in steps of about 5 %, the same at every site."""
@@ -33,10 +35,14 @@ def temperature_losses(logits: Tensor, targets: Tensor, multi_label: bool) -> Te
         (K,) float64, sums over samples and, if `multi_label`, classes; 0 where no label is known.
 
     Raises:
-        ValueError: shapes differ, or a logit is nan.
+        ValueError: as `classification.check_scores`.
     """
-    logits, targets = _known(logits, targets, multi_label)
-    return torch.stack([_loss(logits / one, targets, multi_label) for one in TEMPERATURES])
+    check_scores(logits, targets)
+    logits, targets = logits.double(), targets.double()
+    # The loss of a sample is a mean over independent classes.
+    classes = logits.shape[1] if multi_label else 1
+    losses = [classification_loss(logits / one, targets, multi_label) for one in TEMPERATURES]
+    return classes * torch.stack([loss.sum() for loss in losses])
 
 
 def best_temperature(losses: Tensor) -> float:
@@ -75,7 +81,7 @@ def calibration_error(probabilities: Tensor, targets: Tensor, multi_label: bool)
         From 0 to 1, nan where no label is known.
 
     Raises:
-        ValueError: shapes differ, or a probability is nan.
+        ValueError: as `classification.check_scores`.
     """
     sure, right = _known(probabilities, targets, multi_label)
     if not multi_label:
@@ -100,7 +106,7 @@ def brier_score(probabilities: Tensor, targets: Tensor, multi_label: bool) -> fl
         from 0 to 2; nan where no label is known.
 
     Raises:
-        ValueError: shapes differ, or a probability is nan.
+        ValueError: as `classification.check_scores`.
     """
     given, true = _known(probabilities, targets, multi_label)
     squares = (given - true).square()
@@ -109,19 +115,7 @@ def brier_score(probabilities: Tensor, targets: Tensor, multi_label: bool) -> fl
 
 def _known(values: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
     """What can be held against a label, float64: pairs (M,) if `multi_label`, else rows (M, C)."""
-    if values.ndim != 2 or values.shape != targets.shape:
-        raise ValueError(
-            f"values and targets must both be (N, C), "
-            f"got {tuple(values.shape)} and {tuple(targets.shape)}"
-        )
-    if values.isnan().any():
-        raise ValueError("values contain nan: the model has diverged")
+    check_scores(values, targets)
     known = ~targets.isnan()
     chosen = known if multi_label else known.all(dim=1)
     return values[chosen].double(), targets[chosen].double()
-
-
-def _loss(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
-    if multi_label:
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return -(targets * logits.log_softmax(dim=1)).sum()

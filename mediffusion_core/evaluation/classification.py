@@ -120,7 +120,7 @@ def exact_auc(scores: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: as `threshold_counts`.
     """
-    _check(scores, targets)
+    check_scores(scores, targets)
     return torch.tensor(
         [
             _mann_whitney(s[~np.isnan(t)], t[~np.isnan(t)] == 1)
@@ -229,7 +229,16 @@ def macro_draws(auc: Tensor, draws: Tensor) -> Tensor:
     return draws[:, auc.isfinite()].mean(dim=1)
 
 
-def _check(scores: Tensor, targets: Tensor) -> None:
+def check_scores(scores: Tensor, targets: Tensor) -> None:
+    """Refuses what cannot be held against labels.
+
+    Args:
+        scores: (N, C).
+        targets: (N, C) of 0, 1, or nan where the label is missing.
+
+    Raises:
+        ValueError: shapes differ, a target is not 0, 1 or nan, or a score is nan.
+    """
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise ValueError(
             f"scores and targets must both be (N, C), "
@@ -273,7 +282,7 @@ def _histogram(scores: Tensor, targets: Tensor, thresholds: Tensor, weights: Ten
     Returns:
         (C, 2, T + 1, B) int64; gap k holds the scores that reach exactly k thresholds.
     """
-    _check(scores, targets)
+    check_scores(scores, targets)
     if len(weights) != len(scores):
         raise ValueError(f"got {len(weights)} weights or groups for {len(scores)} samples")
     num_classes, num_gaps = scores.shape[1], len(thresholds) + 1

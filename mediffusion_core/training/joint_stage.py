@@ -92,8 +92,8 @@ class JointObjective:
         With `min_snr_gamma` each sample's error is weighted by its noise level.
         """
         timesteps = torch.randint(0, len(self._alphas), (len(latents),), generator=self._generator)
-        noised, noise = self._noised(latents, timesteps)
         alpha_bar = self._alphas[timesteps].to(latents.device)
+        noised, noise = self._noised(latents, alpha_bar)
         target = prediction_target(latents, noise, alpha_bar, self._prediction)
         output = model.denoise(noised, timesteps.to(noised.device)).float()
         losses = diffusion_loss(output, target)
@@ -111,15 +111,14 @@ class JointObjective:
         bound = max(1, round(self._settings.noised_max_timestep * len(self._alphas)))
         timesteps = torch.randint(0, bound, (len(latents),), generator=self._generator)
         timesteps[:clean] = 0
-        noised, _ = self._noised(latents, timesteps)
+        noised, _ = self._noised(latents, self._alphas[timesteps].to(latents.device))
         inputs = torch.cat([latents[:clean], noised[clean:]])
         logits = model.classify(inputs, timesteps.to(inputs.device))
         losses = classification_loss(logits.float(), targets, multi_label)
         return losses.sum() / self._settings.labelled_batch_size
 
-    def _noised(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def _noised(self, latents: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)
-        alpha_bar = self._alphas[timesteps].to(latents.device)
         return add_noise(latents, noise, alpha_bar), noise
 
 
