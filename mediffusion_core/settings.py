@@ -272,10 +272,14 @@ class ServerSettings(StrictModel):
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
-    `participation` is the share of the sites, drawn anew for each round of training.
+    `participation` is the share of the sites, drawn anew for each round of training. What a
+    federation is held against has the same splits and labels: `pool_sites` trains on all images in
+    one place, `only_site` at one site alone.
     """
 
     num_sites: Count
+    pool_sites: bool = False
+    only_site: str | None = None
     num_rounds: Count
     autoencoder_rounds: Count
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -283,6 +287,15 @@ class FederationSettings(StrictModel):
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0
+
+    @model_validator(mode="after")
+    def _one_comparison(self) -> Self:
+        if self.pool_sites and self.only_site is not None:
+            raise ValueError(
+                f"federation.pool_sites trains on all sites' images, federation.only_site="
+                f"{self.only_site} on one site's; choose one of them"
+            )
+        return self
 
 
 class CounterfactualSettings(StrictModel):
@@ -339,9 +352,22 @@ class Settings(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _comparison_fits_the_labels(self) -> Self:
+        alone = self.federation.pool_sites or self.federation.only_site is not None
+        if alone and self.data.labels_at == "server":
+            raise ValueError("data.labels_at=server needs a federation of all sites")
+        if self.federation.pool_sites and self.data.partition == "one_finding":
+            raise ValueError(
+                "federation.pool_sites joins labels that data.partition=one_finding keeps apart"
+            )
+        return self
+
     @property
     def num_participants(self) -> int:
         """Who trains: the sites, and where only the server holds labels the server's own part."""
+        if self.federation.pool_sites or self.federation.only_site is not None:
+            return 1
         return self.federation.num_sites + (self.data.labels_at == "server")
 
     @property

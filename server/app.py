@@ -18,7 +18,7 @@ from mediffusion_core.data.readers.phantom import without_finding
 from mediffusion_core.evaluation.judge import Judge, Truth
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import resolve_device
-from server.federation import Federation
+from server.federation import Federation, Sites
 from server.rounds import FederatedRun
 from server.state import fresh_state, restore_state
 
@@ -32,13 +32,24 @@ def main(grid: Grid, context: Context) -> None:
     """Runs the federation that the run's configuration describes."""
     config = context.run_config
     settings = compose(str(config["config-name"]), split(str(config["overrides"])))
-    folder = RunFolder(run_path(settings.run, context.run_id))
-    folder.create(settings)
-    folder.point_latest()
     # While the server judges the sites wait, so it may use every core.
     torch.set_num_threads(os.cpu_count() or 1)
+    federation = Federation(
+        grid, settings.fingerprint(), settings.num_participants, settings.federation.round_timeout
+    )
+    serve(federation, settings, RunFolder(run_path(settings.run, context.run_id)))
+
+
+def serve(sites: Sites, settings: Settings, folder: RunFolder) -> None:
+    """Runs the federation, or what is left of it, and ends with its summary and report.
+
+    Raises:
+        Exception: whatever ended the run early; the summary then names it.
+    """
+    folder.create(settings)
+    folder.point_latest()
     try:
-        figures = _run(grid, settings, folder)
+        figures = _run(sites, settings, folder)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
@@ -48,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
     write_report(folder.path)
 
 
-def _run(grid: Grid, settings: Settings, folder: RunFolder) -> dict[str, Any]:
+def _run(sites: Sites, settings: Settings, folder: RunFolder) -> dict[str, Any]:
     federation = settings.federation
     plan = {"autoencoder": federation.autoencoder_rounds, "joint": federation.num_rounds}
     write_json(folder.path / "plan.json", plan)
@@ -57,9 +68,7 @@ def _run(grid: Grid, settings: Settings, folder: RunFolder) -> dict[str, Any]:
     store = hospitals.store
     run = FederatedRun(
         settings,
-        Federation(
-            grid, settings.fingerprint(), settings.num_participants, federation.round_timeout
-        ),
+        sites,
         Judge(
             settings,
             hospitals.test(),

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -64,8 +64,28 @@ class Reply:
         return dict(self.content.metric_records.get(protocol.METRICS, {}))
 
 
+class Sites(Protocol):
+    """The sites of one run, as its rounds see them."""
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites that answered the census, in order."""
+
+    def census(self) -> list[Reply]:
+        """Asks each site for its name and its counts."""
+
+    def ask(
+        self,
+        kind: str,
+        round_number: int,
+        components: Mapping[str, StateDict],
+        sites: Collection[str] | None = None,
+    ) -> list[Reply]:
+        """Sends one kind of message to the named sites, or to all, and returns their replies."""
+
+
 class Federation:
-    """The sites of one run, as the server sees them."""
+    """The sites of one run, reached by Flower."""
 
     def __init__(
         self, grid: Grid, settings_hash: str, num_sites: int, round_timeout: float

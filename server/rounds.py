@@ -25,7 +25,7 @@ from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
-from server.federation import Federation, Reply
+from server.federation import Reply, Sites
 from server.optimizers import server_step
 from server.selection import Judged, select
 from server.state import EMA, SCALE, SERVER, RunState
@@ -41,7 +41,7 @@ class FederatedRun:
     def __init__(
         self,
         settings: Settings,
-        federation: Federation,
+        federation: Sites,
         judge: Judge,
         folder: RunFolder,
         state: RunState,

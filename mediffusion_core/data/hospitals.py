@@ -9,24 +9,26 @@ import torch
 from numpy.typing import NDArray
 
 from mediffusion_core.data.image_set import ImageSet, Pixels
-from mediffusion_core.data.partition import Shard, labels_to_server, partition
+from mediffusion_core.data.partition import Shard, labels_to_server, partition, pooled
 from mediffusion_core.data.readers import read_source
 from mediffusion_core.data.scanner import ScannedImages, draw_scanner
 from mediffusion_core.data.store import Store, default_store_folder, prepare
+from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
 
 
 @dataclass(frozen=True)
 class Hospitals:
-    """All sites' images. A site opens only its own shard, the server only the public test set.
-
-    `pixels` is the store's images, or what the sites' scanners make of them.
-    """
+    """All sites' images. A site opens only its own shard, the server only the public test set."""
 
     store: Store
     shards: tuple[Shard, ...]
+    """Who trains, and on what."""
+    centres: tuple[Shard, ...]
+    """As the images were dealt; the public test set has a share of each centre's."""
     use_unlabelled: bool
     pixels: Pixels
+    """The store's images, or what the sites' scanners make of them."""
 
     def train(self, site: int) -> ImageSet:
         """The site's training images; withheld labels are NaN."""
@@ -60,7 +62,7 @@ class Hospitals:
     @cached_property
     def test_rows(self) -> NDArray[np.int64]:
         """Rows of the public test set: every site's share, on which no site trains."""
-        return np.sort(np.concatenate([shard.test for shard in self.shards]))
+        return np.sort(np.concatenate([shard.test for shard in self.centres]))
 
     def test(self) -> ImageSet:
         """The public test set."""
@@ -79,7 +81,7 @@ class Hospitals:
 
     def site_of_test(self) -> tuple[str, ...]:
         """Site of each image of the public test set."""
-        site = {int(row): shard.site for shard in self.shards for row in shard.test}
+        site = {int(row): shard.site for shard in self.centres for row in shard.test}
         return tuple(site[int(row)] for row in self.test_rows)
 
 
@@ -94,11 +96,27 @@ def open_hospitals(
     source = read_source(settings.data, settings.seed)
     folder = settings.data.store or default_store_folder()
     store = prepare(source, settings.data, folder, progress)
-    shards = partition(store, settings.data, settings.federation.num_sites, settings.seed)
-    pixels = _pixels(store, shards, settings.data.scanner_shift, settings.seed)
+    centres = partition(store, settings.data, settings.federation.num_sites, settings.seed)
+    pixels = _pixels(store, centres, settings.data.scanner_shift, settings.seed)
+    shards = _participants(store, centres, settings)
+    return Hospitals(store, shards, centres, settings.data.use_unlabelled, pixels)
+
+
+def _participants(
+    store: Store, centres: tuple[Shard, ...], settings: Settings
+) -> tuple[Shard, ...]:
+    only = settings.federation.only_site
+    if settings.federation.pool_sites:
+        return (pooled(centres),)
+    if only is not None:
+        chosen = tuple(centre for centre in centres if centre.site == only)
+        if not chosen:
+            names = ", ".join(centre.site for centre in centres)
+            raise UserError(f"federation.only_site={only}: no such site; allowed: {names}")
+        return chosen
     if settings.data.labels_at == "server":
-        shards = labels_to_server(store, shards)
-    return Hospitals(store, shards, settings.data.use_unlabelled, pixels)
+        return labels_to_server(store, centres)
+    return centres
 
 
 def _pixels(store: Store, shards: Sequence[Shard], strength: float, seed: int) -> Pixels:

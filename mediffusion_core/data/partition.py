@@ -20,6 +20,8 @@ from mediffusion_core.settings import DataSettings
 
 SERVER = "server"
 """Name of the server's own part of the data, where it alone holds labels."""
+POOLED = "pooled"
+"""Name of the one place that holds all images, where nothing is federated."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,26 @@ def labels_to_server(store: Store, shards: Sequence[Shard]) -> tuple[Shard, ...]
         known=np.ones(len(store.classes), dtype=np.bool_),
     )
     return (*kept, server)
+
+
+def pooled(shards: Sequence[Shard]) -> Shard:
+    """All sites as one, with the same splits and the same labels: what federation is held against.
+
+    The sites' labels must speak of the same classes. Validation images of a site without labels
+    are left out, as they are where the sites stay apart.
+    """
+    train = np.concatenate([shard.train for shard in shards])
+    validation = [shard.validation for shard in shards if shard.validation_labelled]
+    order = np.argsort(train)
+    return Shard(
+        site=POOLED,
+        train=train[order],
+        validation=np.sort(np.concatenate(validation or [train[:0]])),
+        test=np.sort(np.concatenate([shard.test for shard in shards])),
+        labelled=np.concatenate([shard.labelled for shard in shards])[order],
+        validation_labelled=bool(validation),
+        known=shards[0].known,
+    )
 
 
 def _parted(store: Store, shard: Shard) -> tuple[Shard, Shard]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,24 @@ from mediffusion_core.training.local import derive_seed
 
 Truth = Callable[[int, str], NDArray[np.uint8] | None]
 """The pixels of a test image without the named finding, where that is known."""
+
+
+class Classifier(Protocol):
+    """What is asked of a model to judge its classification."""
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """What it classifies, of images (N, C, H, W) in [0, 1]."""
+
+    def logits(self, latents: Tensor) -> Tensor:
+        """Logits (N, classes) of encoded images, on the CPU."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities (N, classes)."""
+
 
 SHOWN = 32
 SMALLEST_HALF = 4
@@ -105,7 +123,7 @@ class Judge:
         )
         return float(decibels.mean())
 
-    def classification(self, model: TrainedModel) -> dict[str, Any]:
+    def classification(self, model: Classifier) -> dict[str, Any]:
         """AUC per class, macro and per site on the test set, with patient-bootstrap intervals.
 
         Ranks are those of the logits: a temperature would change them between samples where
@@ -186,7 +204,7 @@ class Judge:
         figures = made.figures(self._panel.target)
         return {**figures, "seconds_per_image": seconds / len(images)}
 
-    def _calibration(self, model: TrainedModel, logits: Tensor) -> dict[str, float]:
+    def _calibration(self, model: Classifier, logits: Tensor) -> dict[str, float]:
         targets, multi_label = self._test.targets, self._multi_label
         calibrated = model.probabilities(logits)
         uncalibrated = class_probabilities(logits, multi_label)

@@ -1,0 +1,146 @@
+"""A federation within one process: the same apps without Flower's processes between them.
+
+Each site answers through its real ClientApp, one after the other, so that a run takes one core and
+no more memory than its largest site. Its figures are those of `flwr run`, and a study can keep one
+such run a core.
+"""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
+from torch import Tensor
+
+from client.app import app
+from configs.compose import compose, flatten
+from mediffusion_core import protocol
+from mediffusion_core.artifacts.run_folder import RunFolder
+from mediffusion_core.errors import UserError
+from server.app import serve
+from server.federation import Reply, SiteError
+
+StateDict = Mapping[str, Tensor]
+
+RUN = 1
+SERVER = 1
+FIRST_SITE = 2
+
+
+def run_in_process(config_name: str, overrides: Sequence[str]) -> RunFolder:
+    """Runs a federation to its end, or what is left of it.
+
+    Args:
+        config_name: Name of a file in `configs/`, without `.yaml`.
+        overrides: As `fed-mediffusion simulate` takes them; `run.folder` must be among them.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        UserError: for a mistake in settings or data.
+        SiteError: if a site fails.
+    """
+    settings = compose(config_name, overrides)
+    if settings.run.folder is None:
+        raise UserError("a run in this process needs a run.folder")
+    folder = RunFolder(settings.run.folder)
+    with folder.held():
+        sites = SitesHere(config_name, overrides, settings.fingerprint(), settings.num_participants)
+        serve(sites, settings, folder)
+    return folder
+
+
+class SitesHere:
+    """The sites of one run, asked one after the other in this process."""
+
+    def __init__(
+        self, config_name: str, overrides: Sequence[str], settings_hash: str, num_sites: int
+    ) -> None:
+        """Takes what each site composes its settings of, and how many sites there are."""
+        self._run_config = {"config-name": config_name, "overrides": flatten(overrides)}
+        self._hash = settings_hash
+        self._num_sites = num_sites
+        self._names: dict[str, int] = {}
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites, in order, once there was a census."""
+        return sorted(self._names)
+
+    def census(self) -> list[Reply]:
+        """Asks each site for its name and its counts."""
+        replies = []
+        for index in range(self._num_sites):
+            content = self._content(protocol.CENSUS, index, 0, {})
+            name = str(content.config_records[protocol.IDENTITY]["site"])
+            self._names[name] = index
+            replies.append(Reply.of(name, content))
+        return sorted(replies, key=lambda reply: reply.site)
+
+    def ask(
+        self,
+        kind: str,
+        round_number: int,
+        components: Mapping[str, StateDict],
+        sites: Collection[str] | None = None,
+    ) -> list[Reply]:
+        """Sends one kind of message to the named sites, or to all, and returns their replies.
+
+        Raises:
+            SiteError: if a site fails, or sends a number that is none.
+        """
+        asked = [name for name in self.sites if sites is None or name in sites]
+        return [
+            Reply.of(name, self._content(kind, self._names[name], round_number, components))
+            for name in asked
+        ]
+
+    def _content(
+        self, kind: str, index: int, round_number: int, components: Mapping[str, StateDict]
+    ) -> RecordDict:
+        message = order(kind, self._hash, components, index, round_number)
+        content = answer(message, index, self._num_sites, self._run_config).content
+        failure = content.config_records.get(protocol.FAILURE)
+        if failure is not None:
+            raise SiteError(
+                f"site {index} failed during {kind}: code {failure['code']}, id {failure['id']}; "
+                "the text is in that site's site.log"
+            )
+        return content
+
+
+def order(
+    kind: str,
+    settings_hash: str,
+    components: Mapping[str, StateDict],
+    index: int = 0,
+    round_number: int = 1,
+) -> Message:
+    """The server's message of one kind to one site."""
+    instructions = ConfigRecord({"settings_hash": settings_hash, "round": round_number})
+    arrays = {name: ArrayRecord(dict(state)) for name, state in components.items()}
+    # Spelled out, since Flower otherwise takes it from a task that runs in this process.
+    metadata = Metadata(
+        run_id=RUN,
+        message_id="message",
+        src_node_id=SERVER,
+        dst_node_id=FIRST_SITE + index,
+        reply_to_message_id="",
+        group_id=str(round_number),
+        created_at=time.time(),
+        ttl=3600.0,
+        message_type=kind,
+    )
+    return Message(RecordDict({protocol.INSTRUCTIONS: instructions, **arrays}), metadata=metadata)
+
+
+def answer(message: Message, index: int, num_sites: int, run_config: Mapping[str, str]) -> Message:
+    """What the ClientApp of one site replies."""
+    context = Context(
+        run_id=RUN,
+        node_id=FIRST_SITE + index,
+        node_config={"partition-id": index, "num-partitions": num_sites},
+        state=RecordDict(),
+        run_config=dict(run_config),
+    )
+    return app(message, context)
