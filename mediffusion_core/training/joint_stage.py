@@ -1,5 +1,6 @@
 """One site's round of the joint stage: one network learns to denoise and to classify."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +67,9 @@ class LatentSet:
 class JointObjective:
     """Diffusion on all latents, and classification on labelled ones, clean and noised.
 
-    L = 1/B Σ ‖ε̂(z_t, t) - ε‖² + λ · 1/B_l Σ ℓ(head(z_t', t'), y)   (arXiv 2411.09434, eq. 6;
-    there t' = 0 for all; here a share of the labelled rows has t' uniform up to a bound, so that
-    the head's gradient means something at the noise levels where it guides.)
+    L = w · 1/B Σ ‖ε̂(z_t, t) - ε‖² + λ · 1/B_l Σ ℓ(head(z_t', t'), y)   (arXiv 2411.09434, eq. 6;
+    there w = 1 and t' = 0 for all; here a share of the labelled rows has t' uniform up to a bound,
+    so that the head's gradient means something at the noise levels where it guides.)
 
     Both sums are divided by the fixed batch size, not by what a batch happens to hold.
     """
@@ -117,6 +118,14 @@ class JointObjective:
         losses = classification_loss(logits.float(), targets, multi_label)
         return losses.sum() / self._settings.labelled_batch_size
 
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of those parts of the loss that a step has; a scalar."""
+        weights = {
+            "diffusion_loss": self._settings.diffusion_weight,
+            "classification_loss": self._settings.classification_weight,
+        }
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
     def _noised(self, latents: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)
         return add_noise(latents, noise, alpha_bar), noise
@@ -137,6 +146,9 @@ def train_joint(
     on_step: Progress,
 ) -> LocalReport:
     """Trains the joint UNet in place on a site's latents.
+
+    A part of the loss whose weight is 0 is not computed, and what it alone would use is not seen:
+    without the diffusion loss a site without labels has nothing to train on.
 
     Args:
         model: Trained in place, on the device it stands on.
@@ -160,29 +172,33 @@ def train_joint(
     torch.manual_seed(seed)
     objective = JointObjective(settings, alphas_cumprod, prediction, generator)
     everyone = Shuffled(torch.arange(count), generator)
-    known = len(data.labelled)
+    known = len(data.labelled) if settings.classification_weight else 0
+    if not known and not settings.diffusion_weight:
+        return report
     labelled = Shuffled(torch.arange(known), generator) if known else None
     proximal = Proximal(model, settings.proximal_weight)
     behind = steps_behind(optimizer)
     steps = local_steps(count, settings.local_epochs, settings.batch_size)
     # Distinct images: three labels seen a hundred times weigh as three, not as three hundred.
     report.labelled_seen = min(known, steps * settings.labelled_batch_size)
+    if not settings.diffusion_weight:
+        report.images_seen = report.labelled_seen
     model.train()
     for step in range(steps):
         _set_rate(optimizer, settings, behind + step, done + share * step / steps)
-        latents = data.latents[everyone.next(settings.batch_size)].float().to(device)
+        losses = {}
         with autocast(precision, device):
-            diffusion = objective.diffusion(model, latents)
-            losses = {"diffusion_loss": diffusion}
-            report.images_seen += len(latents)
+            if settings.diffusion_weight:
+                latents = data.latents[everyone.next(settings.batch_size)].float().to(device)
+                losses["diffusion_loss"] = objective.diffusion(model, latents)
+                report.images_seen += len(latents)
             if labelled is not None:
                 chosen = labelled.next(settings.labelled_batch_size)
                 views, targets = data.labelled_views(chosen, generator)
                 losses["classification_loss"] = objective.classification(
                     model, views.to(device), targets.to(device), data.multi_label
                 )
-        weight = settings.classification_weight
-        loss = diffusion + weight * losses.get("classification_loss", torch.zeros(()))
+        loss = objective.total(losses)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         proximal.add_gradients()

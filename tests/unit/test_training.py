@@ -511,6 +511,49 @@ def test_a_site_without_labels_trains_the_denoiser_and_not_the_head() -> None:
     assert not same(unet, copied(model.unet))
 
 
+def decoder(model: JointUNet) -> dict[str, Tensor]:
+    names = ("up_blocks", "conv_norm_out", "conv_out")
+    return {name: value for name, value in copied(model.unet).items() if name.startswith(names)}
+
+
+def test_without_the_diffusion_loss_the_decoder_half_stays_as_it_is() -> None:
+    """Neither run nor decayed: AdamW leaves alone what has no gradient."""
+    model, shown = joint(), Shown(joint())
+    before, unet = decoder(model), copied(model.unet)
+    report = run_joint(model, latents(10, 3), diffusion_weight=0.0, weight_decay=0.5)
+    assert before and same(before, decoder(model)) and not same(unet, copied(model.unet))
+    # As many steps as with it, and nothing is seen but the labelled images.
+    assert (report.steps, report.images_seen, report.labelled_seen) == (5, 3, 3)
+    assert set(report.sums) == {"loss", "classification_loss"}
+    shown.denoise = None  # type: ignore[assignment, method-assign]
+    run_joint(shown, latents(10, 3), diffusion_weight=0.0)  # type: ignore[arg-type]
+    assert len(shown.classified) == 5
+
+
+def test_without_the_classification_loss_no_label_is_seen_and_the_head_stays() -> None:
+    model = joint()
+    head = copied(model.head)
+    report = run_joint(model, latents(8, 8), classification_weight=0.0)
+    assert (report.images_seen, report.labelled_seen) == (16, 0)
+    assert set(report.sums) == {"loss", "diffusion_loss"}
+    assert same(head, copied(model.head))
+
+
+def test_a_site_without_labels_and_without_the_diffusion_loss_counts_for_nothing() -> None:
+    model = joint()
+    before, optimizer = copied(model), joint_optimizer(model, joint_training())
+    report = run_joint(model, latents(8, 0), optimizer=optimizer, diffusion_weight=0.0)
+    assert (report.steps, report.images_seen, report.labelled_seen) == (0, 0, 0)
+    assert same(before, copied(model))
+    assert same(read_moments(optimizer, model), fresh_moments(model))
+
+
+def test_the_diffusion_loss_counts_as_its_weight_says() -> None:
+    means = run_joint(joint(), latents(), diffusion_weight=0.25, classification_weight=3.0).means()
+    expected = 0.25 * means["diffusion_loss"] + 3.0 * means["classification_loss"]
+    assert means["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("turning", [False, True])
 def test_views_are_turned_and_mirrored_where_that_is_as_likely(turning: bool) -> None:
     one = torch.arange(32.0).reshape(1, 1, 2, 4, 4)
