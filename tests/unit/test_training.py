@@ -27,12 +27,8 @@ from mediffusion_core.settings import (
 from mediffusion_core.training.augmentation import RANGES, augment
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.batches import Shuffled
-from mediffusion_core.training.joint_stage import (
-    JointObjective,
-    LatentSet,
-    joint_optimizer,
-    train_joint,
-)
+from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
+from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import (
     LocalReport,
@@ -50,6 +46,7 @@ from mediffusion_core.training.moments import (
     load_moments,
     read_moments,
 )
+from mediffusion_core.training.objective import JointObjective
 
 NAN = float("nan")
 AUTOENCODER = AutoencoderSettings(
