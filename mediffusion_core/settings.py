@@ -236,6 +236,7 @@ class JointTraining(StrictModel):
     warmup_steps: Annotated[int, Field(ge=0)] = 4
     diffusion_weight: Annotated[float, Field(ge=0.0)] = 1.0
     classification_weight: Annotated[float, Field(ge=0.0)]
+    classification_warmup: Fraction = 0.0
     proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
     min_snr_gamma: Positive | None = None
     noised_fraction: Fraction = 0.25

@@ -46,7 +46,7 @@ def train_joint(
         alphas_cumprod: ᾱ (T,).
         prediction: What the network learns to predict.
         precision: "auto", "fp32" or "bf16".
-        done: Fraction of the stage's rounds already run; drives the learning rate.
+        done: Fraction of the stage's rounds already run; drives the learning rate and λ.
         share: Fraction of the stage that this round is.
         seed: Draws batches, views, timesteps, noise and dropout.
         on_step: Told after each step.
@@ -73,7 +73,8 @@ def train_joint(
         report.images_seen = report.labelled_seen
     model.train()
     for step in range(steps):
-        _set_rate(optimizer, settings, behind + step, done + share * step / steps)
+        progress = done + share * step / steps
+        _set_rate(optimizer, settings, behind + step, progress)
         losses = {}
         with autocast(precision, device):
             if settings.diffusion_weight:
@@ -86,7 +87,7 @@ def train_joint(
                 losses["classification_loss"] = objective.classification(
                     model, views.to(device), targets.to(device), data.multi_label
                 )
-        loss = objective.total(losses)
+        loss = objective.total(losses, progress)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         proximal.add_gradients()

@@ -65,14 +65,26 @@ class JointObjective:
         losses = classification_loss(logits.float(), targets, multi_label)
         return losses.sum() / self._settings.labelled_batch_size
 
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of those parts of the loss that a step has; a scalar."""
+    def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
+        """The weighted sum of those parts of the loss that a step has; a scalar.
+
+        Args:
+            losses: The parts by name.
+            progress: Fraction of the stage that is done; drives λ.
+        """
+        settings = self._settings
         weights = {
-            "diffusion_loss": self._settings.diffusion_weight,
-            "classification_loss": self._settings.classification_weight,
+            "diffusion_loss": settings.diffusion_weight,
+            "classification_loss": settings.classification_weight
+            * risen(progress, settings.classification_warmup),
         }
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
     def _noised(self, latents: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)
         return add_noise(latents, noise, alpha_bar), noise
+
+
+def risen(progress: float, warmup: float) -> float:
+    """Share of a weight that rises linearly from 0 over the first `warmup` of a stage, then 1."""
+    return min(1.0, progress / warmup) if warmup else 1.0

@@ -551,6 +551,27 @@ def test_the_diffusion_loss_counts_as_its_weight_says() -> None:
     assert means["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_classifiers_weight_rises_linearly_over_its_share_of_the_stage() -> None:
+    told: list[float] = []
+    means = run_joint(
+        joint(),
+        latents(10, 3),
+        on_step=lambda step, steps, loss: told.append(loss),
+        diffusion_weight=0.0,
+        classification_weight=2.0,
+        classification_warmup=0.4,
+    ).means()
+    assert told[0] == 0.0 and told[1] > 0.0
+    parts = {"classification_loss": torch.tensor(3.0), "diffusion_loss": torch.tensor(5.0)}
+    at = [
+        float(objective(classification_weight=2.0, classification_warmup=0.4).total(parts, done))
+        for done in (0.0, 0.1, 0.4, 0.9)
+    ]
+    assert at == pytest.approx([5.0, 6.5, 11.0, 11.0])
+    assert float(objective(classification_weight=2.0).total(parts, 0.0)) == pytest.approx(11.0)
+    assert sum(told) / 5 == pytest.approx(means["loss"])
+
+
 @pytest.mark.parametrize("turning", [False, True])
 def test_views_are_turned_and_mirrored_where_that_is_as_likely(turning: bool) -> None:
     one = torch.arange(32.0).reshape(1, 1, 2, 4, 4)
