@@ -25,7 +25,8 @@ from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums, class
 from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
-from mediffusion_core.training.joint_stage import LatentSet, joint_optimizer, train_joint
+from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
+from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
 from mediffusion_core.training.moments import load_moments, read_moments

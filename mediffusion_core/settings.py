@@ -234,13 +234,24 @@ class JointTraining(StrictModel):
     head_learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 4
+    diffusion_weight: Annotated[float, Field(ge=0.0)] = 1.0
     classification_weight: Annotated[float, Field(ge=0.0)]
+    classification_warmup: Fraction = 0.0
     proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
     min_snr_gamma: Positive | None = None
     noised_fraction: Fraction = 0.25
     noised_max_timestep: Fraction = 0.4
     augmented_views: Count = 5
     max_grad_norm: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if not self.diffusion_weight and not self.classification_weight:
+            raise ValueError(
+                "training.joint.diffusion_weight and training.joint.classification_weight "
+                "are both 0: nothing would be trained"
+            )
+        return self
 
 
 class TrainingSettings(StrictModel):

@@ -52,11 +52,17 @@ def load_moments(
 
 
 def read_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The moments of one of an optimizer's modules, as `fresh_moments` shapes them, on the CPU."""
-    states = {name: optimizer.state[p] for name, p in module.named_parameters()}
-    steps = [state["step"].detach().cpu() for state in states.values()]
-    moments = {STEPS: torch.stack(steps).max()}  # a module's parameters step together
-    for name, state in states.items():
+    """The moments of one of an optimizer's modules, as `fresh_moments` shapes them, on the CPU.
+
+    A parameter that no loss has reached has no moments yet: they are zero.
+    """
+    moments = fresh_moments(module)
+    for name, parameter in module.named_parameters():
+        state = optimizer.state.get(parameter)
+        if not state:
+            continue
+        # Those of a module's parameters that a loss reaches step together.
+        moments[STEPS] = torch.maximum(moments[STEPS], state["step"].detach().cpu())
         moments[name + MEAN] = state["exp_avg"].detach().cpu()
         moments[name + SQUARE] = state["exp_avg_sq"].detach().cpu()
     return moments

@@ -109,6 +109,11 @@ def test_a_rising_noise_schedule_is_asked_for() -> None:
     assert "diffusion.beta_start" in text
 
 
+def test_a_joint_stage_without_any_loss_is_refused() -> None:
+    text = refusal("training.joint.diffusion_weight=0", "training.joint.classification_weight=0")
+    assert "diffusion_weight and training.joint.classification_weight are both 0" in text
+
+
 def test_an_unknown_configuration_lists_the_known() -> None:
     assert "allowed: config" in refusal(config_name="konfig")
 

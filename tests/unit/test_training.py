@@ -27,12 +27,8 @@ from mediffusion_core.settings import (
 from mediffusion_core.training.augmentation import RANGES, augment
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.batches import Shuffled
-from mediffusion_core.training.joint_stage import (
-    JointObjective,
-    LatentSet,
-    joint_optimizer,
-    train_joint,
-)
+from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
+from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import (
     LocalReport,
@@ -50,6 +46,7 @@ from mediffusion_core.training.moments import (
     load_moments,
     read_moments,
 )
+from mediffusion_core.training.objective import JointObjective
 
 NAN = float("nan")
 AUTOENCODER = AutoencoderSettings(
@@ -509,6 +506,70 @@ def test_a_site_without_labels_trains_the_denoiser_and_not_the_head() -> None:
     assert "classification_loss" not in report.means()
     assert same(head, copied(model.head))
     assert not same(unet, copied(model.unet))
+
+
+def decoder(model: JointUNet) -> dict[str, Tensor]:
+    names = ("up_blocks", "conv_norm_out", "conv_out")
+    return {name: value for name, value in copied(model.unet).items() if name.startswith(names)}
+
+
+def test_without_the_diffusion_loss_the_decoder_half_stays_as_it_is() -> None:
+    """Neither run nor decayed: AdamW leaves alone what has no gradient."""
+    model, shown = joint(), Shown(joint())
+    before, unet = decoder(model), copied(model.unet)
+    report = run_joint(model, latents(10, 3), diffusion_weight=0.0, weight_decay=0.5)
+    assert before and same(before, decoder(model)) and not same(unet, copied(model.unet))
+    # As many steps as with it, and nothing is seen but the labelled images.
+    assert (report.steps, report.images_seen, report.labelled_seen) == (5, 3, 3)
+    assert set(report.sums) == {"loss", "classification_loss"}
+    shown.denoise = None  # type: ignore[assignment, method-assign]
+    run_joint(shown, latents(10, 3), diffusion_weight=0.0)  # type: ignore[arg-type]
+    assert len(shown.classified) == 5
+
+
+def test_without_the_classification_loss_no_label_is_seen_and_the_head_stays() -> None:
+    model = joint()
+    head = copied(model.head)
+    report = run_joint(model, latents(8, 8), classification_weight=0.0)
+    assert (report.images_seen, report.labelled_seen) == (16, 0)
+    assert set(report.sums) == {"loss", "diffusion_loss"}
+    assert same(head, copied(model.head))
+
+
+def test_a_site_without_labels_and_without_the_diffusion_loss_counts_for_nothing() -> None:
+    model = joint()
+    before, optimizer = copied(model), joint_optimizer(model, joint_training())
+    report = run_joint(model, latents(8, 0), optimizer=optimizer, diffusion_weight=0.0)
+    assert (report.steps, report.images_seen, report.labelled_seen) == (0, 0, 0)
+    assert same(before, copied(model))
+    assert same(read_moments(optimizer, model), fresh_moments(model))
+
+
+def test_the_diffusion_loss_counts_as_its_weight_says() -> None:
+    means = run_joint(joint(), latents(), diffusion_weight=0.25, classification_weight=3.0).means()
+    expected = 0.25 * means["diffusion_loss"] + 3.0 * means["classification_loss"]
+    assert means["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_classifiers_weight_rises_linearly_over_its_share_of_the_stage() -> None:
+    told: list[float] = []
+    means = run_joint(
+        joint(),
+        latents(10, 3),
+        on_step=lambda step, steps, loss: told.append(loss),
+        diffusion_weight=0.0,
+        classification_weight=2.0,
+        classification_warmup=0.4,
+    ).means()
+    assert told[0] == 0.0 and told[1] > 0.0
+    parts = {"classification_loss": torch.tensor(3.0), "diffusion_loss": torch.tensor(5.0)}
+    at = [
+        float(objective(classification_weight=2.0, classification_warmup=0.4).total(parts, done))
+        for done in (0.0, 0.1, 0.4, 0.9)
+    ]
+    assert at == pytest.approx([5.0, 6.5, 11.0, 11.0])
+    assert float(objective(classification_weight=2.0).total(parts, 0.0)) == pytest.approx(11.0)
+    assert sum(told) / 5 == pytest.approx(means["loss"])
 
 
 @pytest.mark.parametrize("turning", [False, True])

@@ -1,0 +1,90 @@
+"""What the joint stage minimises: its parts, each a mean over a batch, and their weighted sum."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.diffusion.losses import classification_loss, diffusion_loss, min_snr_weight
+from mediffusion_core.diffusion.noise_process import add_noise, prediction_target
+from mediffusion_core.model import JointUNet
+from mediffusion_core.settings import JointTraining, Prediction
+
+
+class JointObjective:
+    """Diffusion on all latents, and classification on labelled ones, clean and noised.
+
+    L = w · 1/B Σ ‖ε̂(z_t, t) - ε‖² + λ · 1/B_l Σ ℓ(head(z_t', t'), y)   (arXiv 2411.09434, eq. 6;
+    there w = 1 and t' = 0 for all; here a share of the labelled rows has t' uniform up to a bound,
+    so that the head's gradient means something at the noise levels where it guides.)
+
+    Both sums are divided by the fixed batch size, not by what a batch happens to hold.
+    """
+
+    def __init__(
+        self,
+        settings: JointTraining,
+        alphas_cumprod: Tensor,
+        prediction: Prediction,
+        generator: torch.Generator,
+    ) -> None:
+        """Takes the weights of the parts, ᾱ (T,), what is predicted, and what draws t and noise."""
+        self._settings = settings
+        self._prediction = prediction
+        self._alphas = alphas_cumprod
+        self._generator = generator
+
+    def diffusion(self, model: JointUNet, latents: Tensor) -> Tensor:
+        """Mean squared error of the prediction over a batch (B, c, h, w); a scalar.
+
+        With `min_snr_gamma` each sample's error is weighted by its noise level.
+        """
+        timesteps = torch.randint(0, len(self._alphas), (len(latents),), generator=self._generator)
+        alpha_bar = self._alphas[timesteps].to(latents.device)
+        noised, noise = self._noised(latents, alpha_bar)
+        target = prediction_target(latents, noise, alpha_bar, self._prediction)
+        output = model.denoise(noised, timesteps.to(noised.device)).float()
+        losses = diffusion_loss(output, target)
+        if self._settings.min_snr_gamma is not None:
+            losses = losses * min_snr_weight(
+                alpha_bar, self._prediction, self._settings.min_snr_gamma
+            )
+        return losses.sum() / self._settings.batch_size
+
+    def classification(
+        self, model: JointUNet, latents: Tensor, targets: Tensor, multi_label: bool
+    ) -> Tensor:
+        """Cross-entropy over labelled latents (B_l, c, h, w), clean then noised; a scalar."""
+        clean = round(len(latents) * (1 - self._settings.noised_fraction))
+        bound = max(1, round(self._settings.noised_max_timestep * len(self._alphas)))
+        timesteps = torch.randint(0, bound, (len(latents),), generator=self._generator)
+        timesteps[:clean] = 0
+        noised, _ = self._noised(latents, self._alphas[timesteps].to(latents.device))
+        inputs = torch.cat([latents[:clean], noised[clean:]])
+        logits = model.classify(inputs, timesteps.to(inputs.device))
+        losses = classification_loss(logits.float(), targets, multi_label)
+        return losses.sum() / self._settings.labelled_batch_size
+
+    def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
+        """The weighted sum of those parts of the loss that a step has; a scalar.
+
+        Args:
+            losses: The parts by name.
+            progress: Fraction of the stage that is done; drives λ.
+        """
+        settings = self._settings
+        weights = {
+            "diffusion_loss": settings.diffusion_weight,
+            "classification_loss": settings.classification_weight
+            * risen(progress, settings.classification_warmup),
+        }
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+    def _noised(self, latents: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)
+        return add_noise(latents, noise, alpha_bar), noise
+
+
+def risen(progress: float, warmup: float) -> float:
+    """Share of a weight that rises linearly from 0 over the first `warmup` of a stage, then 1."""
+    return min(1.0, progress / warmup) if warmup else 1.0
