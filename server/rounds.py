@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping
+from math import nan
 from typing import Any
 
 import torch
@@ -172,7 +173,9 @@ class FederatedRun:
     def _select(
         self, number: int, model: TrainedModel, figures: Mapping[str, Any], draws: Tensor
     ) -> None:
-        latest = Judged(number, figures["auc_pooled"], draws.tolist())
+        # A classifier that is not trained has no say.
+        classifies = bool(self._settings.training.joint.classification_weight)
+        latest = Judged(number, figures["auc_pooled"] if classifies else nan, draws.tolist())
         self._state.selection = select(self._state.selection, latest)
         if self._state.selection.kept != number:
             return

@@ -198,6 +198,39 @@ def unlabelled(
     print(study_unlabelled(overrides or [], seeds, folder))
 
 
+@study.command(
+    epilog="Example: fed-mediffusion study labels data.root=/data/isic2019 --methods joint,resnet"
+)
+def labels(
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Which methods, with commas; all by default.")
+    ] = None,
+    fractions: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled shares for all chosen methods, as 0.05,0.2. By default every method "
+            "at 0.2, and joint and labels-alone also at 0.02, 0.05, 0.1 and 1."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of one core a run.")] = 10.0,
+    tune: Annotated[
+        bool, typer.Option(help="Run each method's trials first; validation patients choose.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = 2,
+    folder: Annotated[Path, typer.Option(help="Where cells and results go.")] = Path(
+        "runs/study-labels"
+    ),
+) -> None:
+    """Compare methods at shares of labels. What has been run is kept; Ctrl-C loses nothing."""
+    from simulations.study_labels.study import plan as planned
+    from simulations.study_labels.study import study_labels
+
+    chosen = planned(overrides or [], methods, fractions, seeds, minutes, tune)
+    print(study_labels(chosen, folder, workers))
+
+
 @app.command(
     epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
 )

@@ -1,5 +1,6 @@
 """The server's judge: every figure and picture of one evaluation round."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -159,8 +160,11 @@ class Judge:
     def generation(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
         """FID and KID of samples against one half of the test set; the other half is the floor.
 
-        Samples and the floor's images are equally many, so the two figures can be compared.
+        Samples and the floor's images are equally many, so the two figures can be compared. All are
+        nan where the denoiser is not trained.
         """
+        if not self._settings.training.joint.diffusion_weight:
+            return dict.fromkeys(("fid", "fid_floor", "kid", "kid_std"), math.nan)
         first, second = self._real_features
         seed = derive_seed(self._settings.seed, "samples")
         images = model.sample(len(second), self._settings.evaluation.sampling_steps, seed)
@@ -178,9 +182,12 @@ class Judge:
     def counterfactuals(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
         """Flip rate, closeness and side effects over the fixed panel, and its picture.
 
-        Empty where the test set holds no image that something could be asked of.
+        Empty where the test set holds no image that something could be asked of, or where one
+        half of the network is not trained.
         """
-        if not len(self._panel.positions):
+        joint = self._settings.training.joint
+        halves_are_trained = joint.diffusion_weight and joint.classification_weight
+        if not len(self._panel.positions) or not halves_are_trained:
             return {}
         settings = self._settings.evaluation.counterfactual
         images = self._test.take(self._panel.positions)

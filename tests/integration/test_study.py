@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mediffusion_core.errors import UserError
+from simulations.study_labels.study import plan, study_labels
 from simulations.study_unlabelled import study_unlabelled
 
 
@@ -29,3 +31,29 @@ def test_both_arms_have_the_same_labels_and_one_has_nothing_else(
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
     study_unlabelled(overrides, 1, folder)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
+
+
+@pytest.mark.slow
+def test_a_study_of_labels_runs_its_cells_once_and_compares_them(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    base = [*tiny, f"data.store='{tmp_path / 'store'}'"]
+    asked = plan(base, "joint,resnet", "0.4", seeds=1, minutes=0.2, tune=False)
+    folder = tmp_path / "study"
+    results = json.loads(study_labels(asked, folder, workers=2).read_text())
+    assert [row["method"] for row in results["rows"]] == ["joint", "resnet"]
+    for row, run in zip(results["rows"], results["runs"], strict=True):
+        # The area of the kept predictions is what the judge said of the model.
+        assert row["auc_macro"] == pytest.approx(run["auc_macro"], abs=1e-6)
+        assert run["settings_hash"]
+    figures = list(folder.glob("cells/*/figures.json"))
+    before = {path: path.stat().st_mtime_ns for path in figures}
+    study_labels(asked, folder, workers=2)
+    assert before == {path: path.stat().st_mtime_ns for path in figures}
+
+
+def test_a_cell_that_fails_is_named_with_its_reason(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    base = [*tiny, f"data.store='{tmp_path / 'store'}'", "device=cuda:7"]
+    asked = plan(base, "joint", "0.4", seeds=1, minutes=0.2, tune=False)
+    with pytest.raises(UserError, match=r"joint 40% seed 0 failed: .*cuda:7"):
+        study_labels(asked, tmp_path / "study", workers=1)

@@ -1,0 +1,136 @@
+"""One site's round of a rival: cross-entropy on labels, and FixMatch on the rest."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.diffusion.losses import classification_loss
+from mediffusion_core.training.augmentation import augment, turn_and_flip, turns_and_flips
+from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.local import LocalReport, autocast, cosine, local_steps
+from mediffusion_core.training.moments import steps_behind
+from simulations.rivals.network import normalised
+from simulations.rivals.settings import ConsistencySettings, RivalSettings
+
+
+class RivalRound:
+    """A site's images with what is drawn from them in one round."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        settings: RivalSettings,
+        augmentation: str,
+        multi_label: bool,
+        seed: int,
+    ) -> None:
+        """Takes the site's training images, the kind of their views, and what draws both."""
+        self._images = images
+        self._settings = settings
+        self._kind = augmentation
+        self._multi_label = multi_label
+        self._generator = torch.Generator().manual_seed(seed)
+        self._labelled = Shuffled(images.labelled, self._generator)
+        unlabelled = images.targets.isnan().all(dim=1).nonzero().flatten()
+        self._unlabelled = Shuffled(unlabelled, self._generator) if len(unlabelled) else None
+
+    def loss(self, network: nn.Module) -> Tensor:
+        """Of one batch: labelled rows, and with FixMatch unlabelled ones; a scalar."""
+        chosen = self._labelled.next(self._settings.batch_size)
+        views = augment(self._images.take(chosen), self._kind, self._generator)
+        targets = self._images.targets[chosen]
+        consistency = self._settings.consistency
+        if consistency is None or self._unlabelled is None:
+            logits = network(normalised(views)).float()
+            return classification_loss(logits, targets, self._multi_label).mean()
+        images = self._images.take(self._unlabelled.next(consistency.ratio * len(chosen)))
+        pseudo, known = self._pseudo_labels(network, images, consistency)
+        strong = cutout(augment(images, self._kind, self._generator), self._generator)
+        logits = network(normalised(torch.cat([views, strong]))).float()
+        labelled, unlabelled = logits.split([len(views), len(strong)])
+        supervised = classification_loss(labelled, targets, self._multi_label).mean()
+        masked = torch.where(known, pseudo, torch.nan)
+        return (
+            supervised
+            + consistency.weight * classification_loss(unlabelled, masked, self._multi_label).mean()
+        )
+
+    @torch.no_grad()
+    def _pseudo_labels(
+        self, network: nn.Module, images: Tensor, consistency: ConsistencySettings
+    ) -> tuple[Tensor, Tensor]:
+        """What the network is sure of on weak views of images: labels and where, (B, classes)."""
+        weak = turn_and_flip(images, self._generator) if turns_and_flips(self._kind) else images
+        logits = network(normalised(weak)).float()
+        if self._multi_label:
+            likely = logits.sigmoid()
+            sure = torch.maximum(likely, 1 - likely) >= consistency.threshold
+            return (likely > 0.5).float(), sure
+        likely, top = logits.softmax(dim=1).max(dim=1)
+        sure = (likely >= consistency.threshold)[:, None].expand(-1, logits.shape[1])
+        return F.one_hot(top, logits.shape[1]).float(), sure
+
+
+def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Greys a square of half the side at a random place of each image (arXiv 1708.04552)."""
+    count, _, height, width = images.shape
+    side = height // 2
+
+    def hidden(length: int) -> Tensor:
+        start = torch.randint(-side // 2, length - side // 2, (count, 1), generator=generator)
+        place = torch.arange(length)[None]
+        return (place >= start) & (place < start + side)  # (B, length)
+
+    square = hidden(height)[:, :, None] & hidden(width)[:, None, :]  # (B, H, W)
+    return torch.where(square[:, None], 0.5, images)
+
+
+def train_locally(
+    network: nn.Module,
+    optimizer: torch.optim.AdamW,
+    images: ImageSet,
+    settings: RivalSettings,
+    *,
+    augmentation: str,
+    multi_label: bool,
+    precision: str,
+    done: float,
+    seed: int,
+) -> LocalReport:
+    """Trains in place for one round; a site without labels returns at once.
+
+    `done` is the share of the rounds already run, which drives the learning rate as in the joint
+    stage.
+    """
+    report = LocalReport()
+    known = len(images.labelled)
+    if not known:
+        return report
+    torch.manual_seed(seed)
+    this_round = RivalRound(images, settings, augmentation, multi_label, seed)
+    steps = local_steps(known, settings.local_epochs, settings.batch_size)
+    behind = steps_behind(optimizer)
+    network.train()
+    for rate in _rates(settings, done, steps, behind):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(precision, torch.device("cpu")):
+            loss = this_round.loss(network)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        report.add(loss=float(loss.detach()))
+    rows = 1 + (settings.consistency.ratio if settings.consistency else 0)
+    report.images_seen = steps * settings.batch_size * rows
+    report.labelled_seen = min(known, steps * settings.batch_size)
+    return report
+
+
+def _rates(settings: RivalSettings, done: float, steps: int, behind: float) -> Iterator[float]:
+    for step in range(steps):
+        progress = done + step / steps / settings.rounds
+        warm = min(1.0, (behind + step + 1) / max(settings.warmup_steps, 1))
+        yield cosine(settings.learning_rate, progress) * warm

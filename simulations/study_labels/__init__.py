@@ -1,0 +1,1 @@
+"""How many labels are enough? Methods, labelled fractions and seeds held against each other."""

@@ -1,0 +1,225 @@
+"""One cell of the study: a method, a share of labels and a seed; kept by the hash of its settings.
+
+`python -m simulations.study_labels.cells FOLDER` runs the cell that stands in a folder, in one
+thread, and leaves its figures beside it. What is there already is not run again, and a run of the
+federation that was cut short goes on from its last checkpoint.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from configs.compose import compose, quoted
+from mediffusion_core.artifacts.run_folder import write_json
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.errors import UserError
+from mediffusion_core.settings import Settings
+from simulations.in_process import run_in_process
+from simulations.rivals.run import RivalRun
+from simulations.rivals.settings import RivalSettings
+from simulations.study_labels.methods import Method, Trial
+
+DESCRIPTION, FIGURES, PREDICTIONS = "cell.json", "figures.json", "predictions.safetensors"
+KEPT = (
+    "auc_macro",
+    "auc_macro_interval",
+    "auc_per_class",
+    "auc_per_site",
+    "auc_pooled",
+    "calibration",
+    "fid",
+    "fid_floor",
+    "psnr",
+    "selected_round",
+    "parameters",
+    "seconds",
+    "seed",
+    "commit",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method at a share of labels and a seed."""
+
+    method: str
+    fraction: float
+    seed: int
+    site: str | None
+    """Where each site trains alone, which of them."""
+    overrides: tuple[str, ...]
+    rival: RivalSettings | None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of its run."""
+        return compose("config", self.overrides)
+
+    @property
+    def settings_hash(self) -> str:
+        """Of all that its figures depend on."""
+        settings = self.settings
+        if self.rival is None:
+            return settings.fingerprint()
+        shared = settings.shared()
+        federation = ("num_sites", "pool_sites", "only_site")
+        used = {
+            "seed": shared["seed"],
+            "data": shared["data"],
+            "federation": {name: shared["federation"][name] for name in federation},
+            "precision": shared["training"]["precision"],
+            "num_bootstraps": shared["evaluation"]["num_bootstraps"],
+            "rival": self.rival.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
+
+    def folder(self, study: Path) -> Path:
+        """Where it is kept in a study's folder."""
+        return study / "cells" / self.settings_hash
+
+    def figures(self, study: Path) -> dict[str, Any] | None:
+        """Its figures, None where it has not been run."""
+        try:
+            figures: dict[str, Any] = json.loads((self.folder(study) / FIGURES).read_text())
+        except (OSError, ValueError):
+            return None
+        return figures
+
+    def predictions(self, study: Path) -> dict[str, Tensor]:
+        """Test `logits` (N, classes), `targets` (N, classes) and `groups` (N,) of a cell."""
+        return load_file(self.folder(study) / PREDICTIONS)
+
+    def describe(self, study: Path) -> None:
+        """Writes what `run_cell` needs into its folder."""
+        folder = self.folder(study)
+        folder.mkdir(parents=True, exist_ok=True)
+        rival = None if self.rival is None else self.rival.model_dump(mode="json")
+        write_json(
+            folder / DESCRIPTION,
+            {
+                "method": self.method,
+                "fraction": self.fraction,
+                "seed": self.seed,
+                "site": self.site,
+                "overrides": list(self.overrides),
+                "rival": rival,
+            },
+        )
+
+
+def cells_of(
+    method: Method, trial: Trial, base: Sequence[str], fraction: float, seed: int
+) -> Iterator[Cell]:
+    """The cells of one method at a share of labels and a seed: one, or one a site.
+
+    Args:
+        method: already scaled to its budget.
+        trial: what is changed of its settings.
+        base: overrides of all methods, which name the data.
+        fraction: share of the training images that keep their label.
+        seed: of the run: splits, weights and all that is drawn.
+    """
+    rounds = [
+        f"federation.autoencoder_rounds={method.rounds[0]}",
+        f"federation.num_rounds={method.rounds[1]}",
+        f"evaluation.every={max(1, -(-method.rounds[1] // 4))}",
+    ]
+    own = [*base, f"data.labelled_fraction={fraction:g}", f"seed={seed}", *method.overrides]
+    rival = method.rival
+    if rival is None:
+        own += [*rounds, *trial]
+    else:
+        rival = rival.model_copy(update=_parsed(trial))
+    if method.without_unlabelled and fraction < 1:
+        own += _without_unlabelled(own, fraction)
+    if not method.each_site:
+        yield Cell(method.name, fraction, seed, None, tuple(own), rival)
+        return
+    for shard in open_hospitals(compose("config", own)).centres:
+        alone = (*own, f"federation.only_site={shard.site}")
+        yield Cell(method.name, fraction, seed, shard.site, alone, rival)
+
+
+def _parsed(trial: Trial) -> dict[str, Any]:
+    pairs = (one.partition("=") for one in trial)
+    return {name: json.loads(value) for name, _, value in pairs}
+
+
+def _without_unlabelled(overrides: Sequence[str], fraction: float) -> list[str]:
+    """Fewer images get more passes, so that the steps stay equal."""
+    training = compose("config", overrides).training
+    return [
+        "data.use_unlabelled=false",
+        f"training.autoencoder.local_epochs={training.autoencoder.local_epochs / fraction:g}",
+        f"training.joint.local_epochs={training.joint.local_epochs / fraction:g}",
+    ]
+
+
+def run_cell(folder: Path) -> None:
+    """Runs the cell described in a folder; its figures and predictions stand there afterwards."""
+    torch.set_num_threads(1)
+    described = json.loads((folder / DESCRIPTION).read_text())
+    overrides = [*described["overrides"], f"run.folder={quoted((folder / 'run').resolve())}"]
+    settings = compose("config", overrides)
+    if described["rival"] is None:
+        figures, logits = _joint(overrides)
+    else:
+        run = RivalRun(settings, RivalSettings.model_validate(described["rival"]))
+        figures, logits = run.execute(lambda done, total: print(f"{done}/{total}", flush=True))
+    figures["multi_label"] = _keep_predictions(folder, settings, logits)
+    # Last, since a cell that has figures counts as run.
+    write_json(folder / FIGURES, figures)
+
+
+def _joint(overrides: Sequence[str]) -> tuple[dict[str, Any], Tensor]:
+    folder = run_in_process("config", overrides)
+    summary = json.loads((folder.path / "summary.json").read_text())
+    figures = {name: summary.get(name) for name in KEPT}
+    figures["parameters"] = sum(summary["parameters"].values())
+    model = TrainedModel.load(folder.model, torch.device("cpu"))
+    if not model.settings.training.joint.classification_weight:
+        # A head that nobody trained; its numbers say nothing.
+        figures |= {"auc_macro": None, "auc_pooled": None}
+    test = open_hospitals(compose("config", overrides)).test()
+    return figures, model.logits(model.encode(test.take(torch.arange(len(test)))))
+
+
+def _keep_predictions(folder: Path, settings: Settings, logits: Tensor) -> bool:
+    """Logits with the labels, and patients or lesions as numbers: names stay in the store.
+
+    Returns:
+        Whether classes are independent of each other.
+    """
+    hospitals = open_hospitals(settings)
+    groups = np.unique(hospitals.groups(hospitals.test_rows), return_inverse=True)[1]
+    arrays = {
+        "logits": logits.float().contiguous(),
+        "targets": hospitals.test().targets.contiguous(),
+        "groups": torch.from_numpy(groups.astype(np.int64)),
+    }
+    temporary = folder / f".{PREDICTIONS}"
+    save_file(arrays, temporary)
+    temporary.replace(folder / PREDICTIONS)
+    return hospitals.store.multi_label
+
+
+def main() -> None:
+    """Entry point of the process of one cell; a user's mistake is one line."""
+    try:
+        run_cell(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
