@@ -22,10 +22,18 @@ from mediffusion_core.evaluation.classification import (
     threshold_counts,
 )
 from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums, classify_latents
-from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
+from mediffusion_core.protocol import (
+    BOOTSTRAP_THRESHOLDS,
+    HEAD,
+    HEAD_MOMENTS,
+    LABEL_COUNTS,
+    UNET,
+    UNET_MOMENTS,
+)
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
+from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
@@ -39,9 +47,15 @@ SUMMED = 128
 
 
 def census(site: Site) -> dict[str, int | list[int]]:
-    """How many images, patients and labels the site holds; no more is ever asked."""
+    """How many images, patients and labels the site holds; no more is ever asked.
+
+    Where the joint objective needs the prevalence of findings, which may be known of some images
+    only, `known_per_class` says of how many.
+    """
     shard = site.hospitals.shards[site.index]
     train = site.hospitals.train(site.index)
+    known = [int(count) for count in (~train.targets.isnan()).sum(dim=0)]
+    needed = site.settings.training.joint.needs_label_counts
     return {
         "images": len(shard.rows),
         "train": len(train),
@@ -50,6 +64,7 @@ def census(site: Site) -> dict[str, int | list[int]]:
         "test": len(shard.test),
         "patients": len(set(site.hospitals.groups(shard.rows))),
         "per_class": [int(count) for count in (train.targets == 1).sum(dim=0)],
+        **({"known_per_class": known} if needed else {}),
     }
 
 
@@ -145,11 +160,12 @@ def joint_round(
 
     Args:
         site: Whose latents and labels.
-        components: Weights and moments, those of `protocol.JOINT`.
+        components: Weights and moments, those of `protocol.JOINT`, and `protocol.LABEL_COUNTS`
+            where the settings need it.
         round_number: Of the joint stage, from 1.
 
     Returns:
-        The same components after the round, and its metrics.
+        Those of `protocol.JOINT` after the round, and its metrics.
     """
     settings = site.settings
     targets = site.hospitals.train(site.index).targets
@@ -166,6 +182,7 @@ def joint_round(
         site.hospitals.store.multi_label,
         turns_and_flips(settings.data.augmentation),
     )
+    needed = settings.training.joint.needs_label_counts
     begun = time.perf_counter()
     report = train_joint(
         joint,
@@ -179,6 +196,7 @@ def joint_round(
         share=1 / settings.federation.num_rounds,
         seed=derive_seed(settings.seed, "joint", site.name, round_number),
         on_step=site.progress("joint", round_number),
+        label_counts=LabelCounts.of_arrays(components[LABEL_COUNTS]) if needed else None,
     )
     trained = {
         UNET: joint.unet.state_dict(),

@@ -26,6 +26,10 @@ UNET_MOMENTS = "unet_moments"
 """Adam's moments of the UNet, named as in `training.moments`."""
 HEAD_MOMENTS = "head_moments"
 
+LABEL_COUNTS = "label_counts"
+"""Sums over the sites' census, named as in `training.label_counts`. Goes to the sites beside
+`JOINT` where the objective needs it."""
+
 JOINT = (UNET, HEAD, UNET_MOMENTS, HEAD_MOMENTS)
 """What the joint stage trains, and what travels in each of its rounds."""
 

@@ -237,12 +237,18 @@ class JointTraining(StrictModel):
     diffusion_weight: Annotated[float, Field(ge=0.0)] = 1.0
     classification_weight: Annotated[float, Field(ge=0.0)]
     classification_warmup: Fraction = 0.0
+    logit_adjustment: Annotated[float, Field(ge=0.0)] = 0.0
     proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
     min_snr_gamma: Positive | None = None
     noised_fraction: Fraction = 0.25
     noised_max_timestep: Fraction = 0.4
     augmented_views: Count = 5
     max_grad_norm: Positive = 1.0
+
+    @property
+    def needs_label_counts(self) -> bool:
+        """Whether sites must know how often each class occurs at all of them."""
+        return bool(self.logit_adjustment)
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:

@@ -21,8 +21,9 @@ from mediffusion_core.evaluation.classification import (
 )
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
-from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
+from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, LABEL_COUNTS, UNET
 from mediffusion_core.settings import Settings
+from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.federation import Federation, Reply
@@ -65,6 +66,7 @@ class FederatedRun:
             UNET: server.unet,
             HEAD: server.head,
         }
+        self._beside_joint: dict[str, StateDict] = {}
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
@@ -83,9 +85,12 @@ class FederatedRun:
     def _census(self) -> dict[str, Any]:
         replies = self._federation.census()
         census = {reply.site: reply.census for reply in replies}
+        if self._settings.training.joint.needs_label_counts:
+            self._beside_joint[LABEL_COUNTS] = LabelCounts.of_census(census.values()).arrays()
         for counts in census.values():
             per_class = counts["per_class"]
             assert isinstance(per_class, list)
+            counts.pop("known_per_class", None)
             counts["per_class"] = dict(zip(self._classes, per_class, strict=True))
         if not self._folder.history():
             self._record("census", 1, 1, sites=census)
@@ -128,7 +133,7 @@ class FederatedRun:
     def _joint_round(self) -> None:
         state, federation = self._state, self._settings.federation
         number = state.joint_rounds + 1
-        sent = {name: state.components[name] for name in JOINT}
+        sent = {name: state.components[name] for name in JOINT} | self._beside_joint
         sites = self._participants("joint", number)
         replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites)
         for component in JOINT:

@@ -6,6 +6,7 @@ from torch import Tensor
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
 from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.local import (
     LocalReport,
@@ -32,6 +33,7 @@ def train_joint(
     share: float,
     seed: int,
     on_step: Progress,
+    label_counts: LabelCounts | None = None,
 ) -> LocalReport:
     """Trains the joint UNet in place on a site's latents.
 
@@ -50,6 +52,7 @@ def train_joint(
         share: Fraction of the stage that this round is.
         seed: Draws batches, views, timesteps, noise and dropout.
         on_step: Told after each step.
+        label_counts: Of all sites, where the settings need them.
     """
     report = LocalReport()
     count = len(data.latents)
@@ -58,7 +61,8 @@ def train_joint(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    objective = JointObjective(settings, alphas_cumprod, prediction, generator)
+    log_prior = label_counts.log_prior(data.multi_label) if label_counts else None
+    objective = JointObjective(settings, alphas_cumprod, prediction, generator, log_prior)
     everyone = Shuffled(torch.arange(count), generator)
     known = len(data.labelled) if settings.classification_weight else 0
     if not known and not settings.diffusion_weight:

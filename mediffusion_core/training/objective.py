@@ -18,6 +18,9 @@ class JointObjective:
     there w = 1 and t' = 0 for all; here a share of the labelled rows has t' uniform up to a bound,
     so that the head's gradient means something at the noise levels where it guides.)
 
+    With `logit_adjustment` τ the classifier's loss is taken of logits + τ · log π, so that the
+    logits themselves favour no frequent class (arXiv 2007.07314, eq. 10).
+
     Both sums are divided by the fixed batch size, not by what a batch happens to hold.
     """
 
@@ -27,12 +30,22 @@ class JointObjective:
         alphas_cumprod: Tensor,
         prediction: Prediction,
         generator: torch.Generator,
+        log_prior: Tensor | None = None,
     ) -> None:
-        """Takes the weights of the parts, ᾱ (T,), what is predicted, and what draws t and noise."""
+        """Takes the settings of its parts, and what they need.
+
+        Args:
+            settings: Weights of the parts, and their switches.
+            alphas_cumprod: ᾱ (T,).
+            prediction: What the network learns to predict.
+            generator: Draws timesteps and noise.
+            log_prior: log π (C,), or its log-odds for findings, where the logits are adjusted.
+        """
         self._settings = settings
         self._prediction = prediction
         self._alphas = alphas_cumprod
         self._generator = generator
+        self._shift = None if log_prior is None else settings.logit_adjustment * log_prior
 
     def diffusion(self, model: JointUNet, latents: Tensor) -> Tensor:
         """Mean squared error of the prediction over a batch (B, c, h, w); a scalar.
@@ -62,8 +75,12 @@ class JointObjective:
         noised, _ = self._noised(latents, self._alphas[timesteps].to(latents.device))
         inputs = torch.cat([latents[:clean], noised[clean:]])
         logits = model.classify(inputs, timesteps.to(inputs.device))
-        losses = classification_loss(logits.float(), targets, multi_label)
+        losses = classification_loss(self.adjusted(logits.float()), targets, multi_label)
         return losses.sum() / self._settings.labelled_batch_size
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """The logits (B, C) that the classifier's losses are taken of: shifted by τ · log π."""
+        return logits if self._shift is None else logits + self._shift.to(logits.device)
 
     def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
         """The weighted sum of those parts of the loss that a step has; a scalar.
