@@ -238,6 +238,7 @@ class JointTraining(StrictModel):
     classification_weight: Annotated[float, Field(ge=0.0)]
     classification_warmup: Fraction = 0.0
     logit_adjustment: Annotated[float, Field(ge=0.0)] = 0.0
+    class_balance: Literal["none", "sqrt", "full"] = "none"
     proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
     min_snr_gamma: Positive | None = None
     noised_fraction: Fraction = 0.25

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
-from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.batches import Batches, Shuffled, Weighted, rarity
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.local import (
@@ -67,7 +67,7 @@ def train_joint(
     known = len(data.labelled) if settings.classification_weight else 0
     if not known and not settings.diffusion_weight:
         return report
-    labelled = Shuffled(torch.arange(known), generator) if known else None
+    labelled = _labelled_batches(data, settings, generator) if known else None
     proximal = Proximal(model, settings.proximal_weight)
     behind = steps_behind(optimizer)
     steps = local_steps(count, settings.local_epochs, settings.batch_size)
@@ -101,6 +101,16 @@ def train_joint(
         report.add(loss=float(loss.detach()), **values)
         on_step(step + 1, steps, float(loss.detach()))
     return report
+
+
+def _labelled_batches(
+    data: LatentSet, settings: JointTraining, generator: torch.Generator
+) -> Batches:
+    """Numbers of labelled images: in passes over all of them, or rare classes more often."""
+    if settings.class_balance == "none":
+        return Shuffled(torch.arange(len(data.labelled)), generator)
+    power = 0.5 if settings.class_balance == "sqrt" else 1.0
+    return Weighted(rarity(data.targets[data.labelled], power), generator)
 
 
 def joint_optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.AdamW:

@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
-from mediffusion_core.settings import DiffusionSettings, JointTraining
+from mediffusion_core.model import JointUNet
+from mediffusion_core.settings import DiffusionSettings, HeadSettings, JointTraining, UNetSettings
+from mediffusion_core.training.batches import Weighted, rarity
+from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
+from mediffusion_core.training.latent_set import LatentSet
+from mediffusion_core.training.local import LocalReport
 from mediffusion_core.training.objective import JointObjective
 
 NAN = float("nan")
@@ -34,8 +39,87 @@ def joint_training(**changes: object) -> JointTraining:
     return JointTraining(**(given | changes))  # type: ignore[arg-type]
 
 
+def toy_network(classes: int = 3) -> JointUNet:
+    torch.manual_seed(0)
+    unet = UNetSettings(
+        channels=(16, 16),
+        attention=(False, False),
+        layers_per_block=1,
+        attention_head_width=16,
+        norm_groups=8,
+    )
+    return JointUNet(unet, HeadSettings(hidden=16, dropout=0.1), (2, 8, 8), classes)
+
+
+def train(model: JointUNet, data: LatentSet, **changes: object) -> LocalReport:
+    settings = joint_training(**changes)
+    return train_joint(
+        model,
+        joint_optimizer(model, settings),
+        data,
+        settings,
+        ALPHAS,
+        prediction="velocity",
+        precision="fp32",
+        done=0.0,
+        share=0.5,
+        seed=5,
+        on_step=lambda step, steps, loss: None,
+    )
+
+
 def counts(positive: list[int], known: list[int]) -> LabelCounts:
     return LabelCounts(torch.tensor(positive).float(), torch.tensor(known).float())
+
+
+# Batches that favour rare classes
+
+
+@given(st.integers(0, 999), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+def test_an_image_is_drawn_by_its_rarest_class(seed: int, power: float, partly: bool) -> None:
+    targets = (torch.rand(30, 4, generator=generator(seed)) < 0.2).float()
+    if partly:
+        targets[torch.rand(30, 4, generator=generator(seed + 1)) < 0.3] = NAN
+    rows = [{c for c in range(4) if row[c] == 1} or {"none"} for row in targets.tolist()]
+    occurs = {c: sum(c in row for row in rows) for c in (0, 1, 2, 3, "none")}
+    expected = [max(occurs[c] ** -power for c in row) for row in rows]
+    assert rarity(targets, power).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("power", "shares"), [(0.0, [100, 16, 4]), (0.5, [10, 4, 2]), (1.0, [1, 1, 1])]
+)
+def test_classes_are_drawn_as_often_as_the_square_root_or_equally(
+    power: float, shares: list[int]
+) -> None:
+    classes = torch.tensor([0] * 100 + [1] * 16 + [2] * 4)
+    batches = Weighted(rarity(F.one_hot(classes, 3).float(), power), generator())
+    drawn = classes[torch.cat([batches.next(500) for _ in range(20)])]
+    found = torch.bincount(drawn, minlength=3) / len(drawn)
+    expected = [share / sum(shares) for share in shares]
+    assert found.tolist() == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(("balance", "share"), [("none", 0.1), ("sqrt", 0.25), ("full", 0.5)])
+def test_a_balanced_round_sees_rare_images_more_often(balance: str, share: float) -> None:
+    """The loss of a classifier that always says the frequent class tells what it was shown."""
+    model = toy_network(classes=2)
+    with torch.no_grad():
+        model.head[-1].weight.zero_()
+        model.head[-1].bias.copy_(torch.tensor([5.0, 0.0]))
+    targets = F.one_hot(torch.tensor([0] * 36 + [1] * 4), 2).float()
+    blank = torch.zeros(40, 2, 8, 8).half()
+    report = train(
+        model,
+        LatentSet(blank, blank[None], targets, multi_label=False),
+        class_balance=balance,
+        diffusion_weight=0.0,
+        labelled_batch_size=40,
+        learning_rate=1e-9,
+        head_learning_rate=1e-9,
+    )
+    assert report.steps == 20 and report.labelled_seen == 40
+    assert report.means()["classification_loss"] == pytest.approx(share * 5, abs=0.12)
 
 
 # Logit adjustment
