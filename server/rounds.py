@@ -21,7 +21,16 @@ from mediffusion_core.evaluation.classification import (
 )
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
-from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, LABEL_COUNTS, UNET
+from mediffusion_core.protocol import (
+    AUTOENCODER,
+    EMA,
+    EMA_HEAD,
+    EMA_UNET,
+    HEAD,
+    JOINT,
+    LABEL_COUNTS,
+    UNET,
+)
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local import derive_seed
@@ -29,11 +38,11 @@ from server.aggregation import aggregate, mean_metric, moving_average
 from server.federation import Federation, Reply
 from server.optimizers import server_step
 from server.selection import Judged, select
-from server.state import EMA, SCALE, SERVER, RunState
+from server.state import SCALE, SERVER, RunState
 
 StateDict = Mapping[str, Tensor]
 
-LOSSES = ("loss", "diffusion_loss", "classification_loss")
+LOSSES = ("loss", "diffusion_loss", "classification_loss", "consistency_loss", "pseudo_labelled")
 
 
 class FederatedRun:
@@ -133,7 +142,9 @@ class FederatedRun:
     def _joint_round(self) -> None:
         state, federation = self._state, self._settings.federation
         number = state.joint_rounds + 1
-        sent = {name: state.components[name] for name in JOINT} | self._beside_joint
+        teaching = self._settings.training.joint.needs_average
+        names = (*JOINT, EMA_UNET, EMA_HEAD) if teaching else JOINT
+        sent = {name: state.components[name] for name in names} | self._beside_joint
         sites = self._participants("joint", number)
         replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites)
         for component in JOINT:

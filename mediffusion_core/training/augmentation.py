@@ -81,6 +81,22 @@ def _affine(count: int, ranges: Ranges, generator: torch.Generator) -> Tensor:
     return rows.reshape(count, 2, 3)
 
 
+def cutout(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Sets a random square of each of the latents (B, c, h, w) to 0, their mean.
+
+    Its side is up to half of the latent's, its centre anywhere, so that it may lie partly outside
+    (arXiv 1708.04552).
+    """
+    count, _, height, width = latents.shape
+    half = torch.rand(count, 1, generator=generator) * min(height, width) / 4
+    rows, columns = (
+        (torch.rand(count, 1, generator=generator) * side - torch.arange(side) - 0.5).abs() < half
+        for side in (height, width)
+    )  # (B, h), (B, w)
+    square = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, h, w)
+    return latents.masked_fill(square, 0.0)
+
+
 def turn_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each of the images or latents (B, C, S, S) turned by quarters and mirrored at random."""
     turns = torch.randint(0, 4, (len(images),), generator=generator)

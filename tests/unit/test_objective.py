@@ -163,18 +163,21 @@ class Constant(nn.Module):
         return self.logits.expand(len(given), -1)
 
 
+def classified(
+    objective: JointObjective, model: Constant, targets: Tensor, multi_label: bool
+) -> Tensor:
+    rows = {"classification_loss": (torch.zeros(len(targets), 1, 2, 2), targets)}
+    losses = objective.classification(model, rows, multi_label)  # type: ignore[arg-type]
+    return losses["classification_loss"]
+
+
 def gradient(model: Constant, targets: Tensor, multi_label: bool, tau: float) -> Tensor:
     """Of the classification loss on labels that occur as often as the prior says."""
     prevalence = targets.mean(dim=0)
     prior = prevalence.logit() if multi_label else prevalence.log()
     settings = joint_training(labelled_batch_size=len(targets), logit_adjustment=tau)
     objective = JointObjective(settings, ALPHAS, "velocity", generator(), prior)
-    loss = objective.classification(
-        model,  # type: ignore[arg-type]
-        torch.zeros(len(targets), 1, 2, 2),
-        targets,
-        multi_label,
-    )
+    loss = classified(objective, model, targets, multi_label)
     [found] = torch.autograd.grad(loss, [model.logits])
     return found
 
@@ -213,10 +216,6 @@ def test_the_adjusted_loss_is_the_cross_entropy_with_margins_between_classes() -
                 for other in others
             )
         )
-        loss = objective.classification(
-            Constant(logits.clone()),  # type: ignore[arg-type]
-            torch.zeros(1, 1, 2, 2),
-            F.one_hot(torch.tensor([label]), 4).float(),
-            False,
-        )
+        targets = F.one_hot(torch.tensor([label]), 4).float()
+        loss = classified(objective, Constant(logits.clone()), targets, False)
         assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)

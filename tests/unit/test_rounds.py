@@ -95,6 +95,23 @@ def test_sites_are_told_how_often_a_finding_occurs_at_all_of_them(
     assert "known_per_class" not in folder.history()[0]["sites"]["site-0"]
 
 
+def test_the_average_of_the_global_weights_goes_to_the_sites_where_it_teaches(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Its first round has only the untrained weights; the unlabelled site trains with it, too."""
+    on = ("consistency.weight=1", "consistency.thresholds=adaptive", "diffusion_weight=0")
+    given = [f"training.joint.{setting}" for setting in on]
+    run, sites, _, folder = short_run(tiny, tmp_path, *given)
+    run.execute()
+    [sent] = [sent for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
+    assert set(sent) == {*protocol.JOINT, "ema_unet", "ema_head", "label_counts"}
+    for name, value in sent["unet"].items():
+        assert torch.equal(sent["ema_unet"][name], value)
+    [line] = [line for line in folder.history() if line["stage"] == "joint"]
+    assert line["consistency_loss"] > 0 and line["pseudo_labelled"] == pytest.approx(1, abs=0.02)
+    assert line["sites"]["site-2"]["images_seen"] > 0 == line["sites"]["site-2"]["labelled_seen"]
+
+
 def test_the_selected_model_has_the_temperature_of_all_sites_patients(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:

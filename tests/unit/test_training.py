@@ -388,6 +388,13 @@ def test_the_first_view_is_the_image_as_it_is() -> None:
     assert torch.equal(encode_images(codec(), data), views[0])
 
 
+def test_all_views_are_random_where_the_image_as_it_is_is_not_wanted() -> None:
+    views, usual = encoded(images(6), 3, plain=False), encoded(images(6), 3)
+    assert views.shape == usual.shape
+    assert (views - usual[0]).abs().amax((2, 3, 4)).min() > 0.02
+    assert torch.equal(encoded(images(2), 4, "none", plain=False), encoded(images(2), 1))
+
+
 def test_without_augmentation_one_view_is_enough() -> None:
     assert encoded(images(2), 4, "none").shape == (1, 2, 2, 8, 8)
 
@@ -600,6 +607,11 @@ class Recorder(nn.Module):
         return torch.zeros_like(given)
 
 
+def classified(part: JointObjective, model: nn.Module, given: Tensor, targets: Tensor) -> Tensor:
+    rows = {"classification_loss": (given, targets)}
+    return part.classification(model, rows, True)["classification_loss"]  # type: ignore[arg-type]
+
+
 def objective(prediction: Prediction = "epsilon", **changes: object) -> JointObjective:
     return JointObjective(joint_training(**changes), ALPHAS, prediction, generator())
 
@@ -638,9 +650,8 @@ def test_min_snr_makes_clean_levels_count_less() -> None:
 def test_a_share_of_the_labelled_rows_is_noised_up_to_a_bound(fraction: float, clean: int) -> None:
     recorder = Recorder()
     given = torch.randn(40, 2, 8, 8, generator=generator(1))
-    loss = objective(
-        noised_fraction=fraction, noised_max_timestep=0.3, labelled_batch_size=40
-    ).classification(recorder, given, torch.ones(40, 2), True)  # type: ignore[arg-type]
+    part = objective(noised_fraction=fraction, noised_max_timestep=0.3, labelled_batch_size=40)
+    loss = classified(part, recorder, given, torch.ones(40, 2))
     [(seen, timesteps)] = recorder.calls
     assert torch.equal(seen[:clean], given[:clean])
     assert (timesteps[:clean] == 0).all() and int(timesteps.max()) < 300
@@ -655,13 +666,8 @@ def test_sums_are_divided_by_the_fixed_batch_sizes() -> None:
     """Not by how many a batch happens to hold: that would couple the samples."""
     given = torch.randn(3, 2, 8, 8, generator=generator(1))
     settings: dict[str, object] = {"batch_size": 12, "labelled_batch_size": 6}
-    classified = objective(**settings).classification(
-        Recorder(),  # type: ignore[arg-type]
-        given,
-        torch.ones(3, 2),
-        True,
-    )
-    assert float(classified) == pytest.approx(3 * math.log(2) / 6)
+    loss = classified(objective(**settings), Recorder(), given, torch.ones(3, 2))
+    assert float(loss) == pytest.approx(3 * math.log(2) / 6)
     denoised = objective(**settings).diffusion(Recorder(), given)  # type: ignore[arg-type]
     # Against a prediction of zero each sample costs the mean square of standard normal noise.
     assert float(denoised) == pytest.approx(3 / 12, rel=0.25)
