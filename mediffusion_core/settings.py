@@ -93,7 +93,7 @@ class DataSettings(TableSettings):
     use_unlabelled: bool = True
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.15
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
-    augmentation: Literal["none", "radiograph", "dermoscopy"] = "none"
+    augmentation: Literal["none", "radiograph", "dermoscopy", "dermoscopy_colour"] = "none"
     max_bad_fraction: Fraction = 0.01
     phantom: PhantomSettings = PhantomSettings()
 

@@ -24,7 +24,7 @@ from mediffusion_core.settings import (
     Prediction,
     UNetSettings,
 )
-from mediffusion_core.training.augmentation import RANGES, augment
+from mediffusion_core.training.augmentation import RANGES, augment, turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
@@ -214,8 +214,9 @@ def test_a_radiograph_is_never_mirrored_or_turned() -> None:
     assert corners("radiograph") == {(True, True)}
 
 
-def test_dermoscopy_is_turned_every_way() -> None:
-    assert len(corners("dermoscopy")) == 4
+@pytest.mark.parametrize("kind", ["dermoscopy", "dermoscopy_colour"])
+def test_dermoscopy_is_turned_every_way(kind: str) -> None:
+    assert turns_and_flips(kind) and len(corners(kind)) == 4
 
 
 def test_dermoscopy_is_mirrored_and_a_radiograph_is_not() -> None:
@@ -235,6 +236,36 @@ def test_dermoscopy_is_mirrored_and_a_radiograph_is_not() -> None:
     for kind, expected in (("radiograph", {False}), ("dermoscopy", {True, False})):
         views = augment(image.expand(100, 1, 32, 32), kind, generator())
         assert {mirrored(view) for view in views} == expected
+
+
+def test_colours_vary_where_that_is_asked_for_and_only_there() -> None:
+    """A plain colour stays plain; what may change are brightness, saturation and hue."""
+    colour = torch.tensor([0.7, 0.5, 0.4]).reshape(1, 3, 1, 1).expand(400, 3, 16, 16)
+
+    def found(kind: str) -> tuple[Tensor, Tensor]:
+        views = augment(colour, kind, generator())
+        assert (views - views[:, :, :1, :1]).abs().max() < 1e-5
+        flat = views[:, :, 0, 0]
+        red, green, blue = flat.T
+        return (red - green) / (green - blue), flat.amax(dim=1) - flat.amin(dim=1)
+
+    hue, chroma = found("dermoscopy")
+    assert (hue - 2.0).abs().max() < 1e-3  # one gain and one offset for all channels
+    assert chroma.min() > 0.3 * 0.92 - 1e-4 and chroma.max() < 0.3 * 1.08 + 1e-4
+    hue, chroma = found("dermoscopy_colour")
+    assert hue.std() > 0.3
+    assert chroma.min() < 0.3 * 0.7 and chroma.max() > 0.3 * 1.4
+    assert chroma.max() < (0.7 * 1.1 - 0.4 * 0.9) * 1.3 * 1.3 + 1e-4
+
+
+def test_a_wider_zoom_goes_both_ways() -> None:
+    """The area of a bright square in the middle tells the magnification."""
+    image = torch.full((300, 3, 32, 32), 0.2)
+    image[:, :, 12:20, 12:20] = 0.8
+    views = augment(image, "dermoscopy_colour", generator())[:, 0]
+    middle = (views.amin(dim=(1, 2), keepdim=True) + views.amax(dim=(1, 2), keepdim=True)) / 2
+    sides = (views > middle).sum(dim=(1, 2)).sqrt() / 8
+    assert 0.55 < float(sides.min()) < 0.85 and 1.2 < float(sides.max()) < 1.55
 
 
 def test_each_image_gets_a_view_of_its_own() -> None:
