@@ -22,10 +22,20 @@ from mediffusion_core.evaluation.classification import (
     threshold_counts,
 )
 from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums, classify_latents
-from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
+from mediffusion_core.protocol import (
+    BOOTSTRAP_THRESHOLDS,
+    EMA_HEAD,
+    EMA_UNET,
+    HEAD,
+    HEAD_MOMENTS,
+    LABEL_COUNTS,
+    UNET,
+    UNET_MOMENTS,
+)
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
+from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
@@ -39,9 +49,15 @@ SUMMED = 128
 
 
 def census(site: Site) -> dict[str, int | list[int]]:
-    """How many images, patients and labels the site holds; no more is ever asked."""
+    """How many images, patients and labels the site holds; no more is ever asked.
+
+    Where the joint objective needs the prevalence of findings, which may be known of some images
+    only, `known_per_class` says of how many.
+    """
     shard = site.hospitals.shards[site.index]
     train = site.hospitals.train(site.index)
+    known = [int(count) for count in (~train.targets.isnan()).sum(dim=0)]
+    needed = site.settings.training.joint.needs_label_counts
     return {
         "images": len(shard.rows),
         "train": len(train),
@@ -50,6 +66,7 @@ def census(site: Site) -> dict[str, int | list[int]]:
         "test": len(shard.test),
         "patients": len(set(site.hospitals.groups(shard.rows))),
         "per_class": [int(count) for count in (train.targets == 1).sum(dim=0)],
+        **({"known_per_class": known} if needed else {}),
     }
 
 
@@ -111,10 +128,12 @@ def encode(site: Site, codec_weights: StateDict) -> None:
     )
     codec.load_state_dict(dict(codec_weights))
     codec.to(site.device)
-    labelled = train.subset(train.labelled)
-    views = settings.training.joint.augmented_views
+    labelled, unlabelled = train.subset(train.labelled), train.subset(train.unlabelled)
+    joint = settings.training.joint
+    views = joint.augmented_views
+    strong = joint.consistency.unlabelled_views if joint.consistency.weight else 0
     report = site.progress("latents", 1)
-    done, total = 0, len(train) + views * len(labelled)
+    done, total = 0, len(train) + views * len(labelled) + strong * len(unlabelled)
 
     def on_batch(count: int) -> None:
         nonlocal done
@@ -133,6 +152,16 @@ def encode(site: Site, codec_weights: StateDict) -> None:
         ),
         "validation": encode_images(codec, validation),
     }
+    if strong:
+        latents["unlabelled_views"] = encode_views(
+            codec,
+            unlabelled,
+            views=strong,
+            augmentation=settings.data.augmentation,
+            seed=derive_seed(settings.seed, "unlabelled views", site.name),
+            plain=False,
+            on_batch=on_batch,
+        )
     temporary = path.with_suffix(".tmp")
     save_file(latents, temporary, {"codec": digest})
     temporary.replace(path)
@@ -145,33 +174,32 @@ def joint_round(
 
     Args:
         site: Whose latents and labels.
-        components: Weights and moments, those of `protocol.JOINT`.
+        components: Weights and moments, those of `protocol.JOINT`, and where the settings need
+            them `protocol.LABEL_COUNTS`, `protocol.EMA_UNET` and `protocol.EMA_HEAD`.
         round_number: Of the joint stage, from 1.
 
     Returns:
-        The same components after the round, and its metrics.
+        Those of `protocol.JOINT` after the round, and its metrics.
     """
     settings = site.settings
     targets = site.hospitals.train(site.index).targets
-    kept = load_file(site.folder / LATENTS)
     joint = restore_joint(settings, targets.shape[1], components[UNET], components[HEAD])
     joint.to(site.device)
     optimizer = joint_optimizer(joint, settings.training.joint)
     load_moments(optimizer, joint.unet, components[UNET_MOMENTS])
     load_moments(optimizer, joint.head, components[HEAD_MOMENTS])
-    data = LatentSet(
-        kept["train"],
-        kept["views"],
-        targets,
-        site.hospitals.store.multi_label,
-        turns_and_flips(settings.data.augmentation),
-    )
+    wanted = settings.training.joint
+    teacher = None
+    if wanted.needs_average:
+        average = components[EMA_UNET], components[EMA_HEAD]
+        teacher = restore_joint(settings, targets.shape[1], *average).to(site.device)
+    counts = components[LABEL_COUNTS] if wanted.needs_label_counts else None
     begun = time.perf_counter()
     report = train_joint(
         joint,
         optimizer,
-        data,
-        settings.training.joint,
+        _latent_set(site, targets),
+        wanted,
         alphas_cumprod(settings.diffusion),
         prediction=settings.diffusion.prediction,
         precision=settings.training.precision,
@@ -179,6 +207,8 @@ def joint_round(
         share=1 / settings.federation.num_rounds,
         seed=derive_seed(settings.seed, "joint", site.name, round_number),
         on_step=site.progress("joint", round_number),
+        label_counts=LabelCounts.of_arrays(counts) if counts else None,
+        teacher=teacher,
     )
     trained = {
         UNET: joint.unet.state_dict(),
@@ -187,6 +217,19 @@ def joint_round(
         HEAD_MOMENTS: read_moments(optimizer, joint.head),
     }
     return trained, _metrics(report, begun)
+
+
+def _latent_set(site: Site, targets: Tensor) -> LatentSet:
+    """The latents that `encode` kept, with the labels of the site's training images."""
+    kept = load_file(site.folder / LATENTS)
+    return LatentSet(
+        kept["train"],
+        kept["views"],
+        targets,
+        site.hospitals.store.multi_label,
+        turns_and_flips(site.settings.data.augmentation),
+        kept.get("unlabelled_views"),
+    )
 
 
 def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str, Tensor]:

@@ -26,6 +26,16 @@ UNET_MOMENTS = "unet_moments"
 """Adam's moments of the UNet, named as in `training.moments`."""
 HEAD_MOMENTS = "head_moments"
 
+EMA = "ema_"
+"""Before a component's name: the server's moving average of its global weights."""
+EMA_UNET = EMA + UNET
+EMA_HEAD = EMA + HEAD
+"""Go to the sites beside `JOINT` where they teach, on unlabelled images."""
+
+LABEL_COUNTS = "label_counts"
+"""Sums over the sites' census, named as in `training.label_counts`. Goes to the sites beside
+`JOINT` where the objective needs it."""
+
 JOINT = (UNET, HEAD, UNET_MOMENTS, HEAD_MOMENTS)
 """What the joint stage trains, and what travels in each of its rounds."""
 
@@ -58,6 +68,8 @@ ALLOWED_METRICS = frozenset(
         "loss",
         "diffusion_loss",
         "classification_loss",
+        "consistency_loss",
+        "pseudo_labelled",
     }
 )
 """A metric is a way out of the hospital: what is not named here is dropped at the site."""

@@ -22,18 +22,28 @@ from mediffusion_core.evaluation.classification import (
 )
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
-from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
+from mediffusion_core.protocol import (
+    AUTOENCODER,
+    EMA,
+    EMA_HEAD,
+    EMA_UNET,
+    HEAD,
+    JOINT,
+    LABEL_COUNTS,
+    UNET,
+)
 from mediffusion_core.settings import Settings
+from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.federation import Reply, Sites
 from server.optimizers import server_step
 from server.selection import Judged, select
-from server.state import EMA, SCALE, SERVER, RunState
+from server.state import SCALE, SERVER, RunState
 
 StateDict = Mapping[str, Tensor]
 
-LOSSES = ("loss", "diffusion_loss", "classification_loss")
+LOSSES = ("loss", "diffusion_loss", "classification_loss", "consistency_loss", "pseudo_labelled")
 
 
 class FederatedRun:
@@ -66,6 +76,7 @@ class FederatedRun:
             UNET: server.unet,
             HEAD: server.head,
         }
+        self._beside_joint: dict[str, StateDict] = {}
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
@@ -84,9 +95,12 @@ class FederatedRun:
     def _census(self) -> dict[str, Any]:
         replies = self._federation.census()
         census = {reply.site: reply.census for reply in replies}
+        if self._settings.training.joint.needs_label_counts:
+            self._beside_joint[LABEL_COUNTS] = LabelCounts.of_census(census.values()).arrays()
         for counts in census.values():
             per_class = counts["per_class"]
             assert isinstance(per_class, list)
+            counts.pop("known_per_class", None)
             counts["per_class"] = dict(zip(self._classes, per_class, strict=True))
         if not self._folder.history():
             self._record("census", 1, 1, sites=census)
@@ -129,7 +143,9 @@ class FederatedRun:
     def _joint_round(self) -> None:
         state, federation = self._state, self._settings.federation
         number = state.joint_rounds + 1
-        sent = {name: state.components[name] for name in JOINT}
+        teaching = self._settings.training.joint.needs_average
+        names = (*JOINT, EMA_UNET, EMA_HEAD) if teaching else JOINT
+        sent = {name: state.components[name] for name in names} | self._beside_joint
         sites = self._participants("joint", number)
         replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites)
         for component in JOINT:

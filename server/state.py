@@ -16,7 +16,7 @@ from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint, restore_joint
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import Autoencoder, LatentCodec
-from mediffusion_core.protocol import AUTOENCODER, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
+from mediffusion_core.protocol import AUTOENCODER, EMA, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 from mediffusion_core.training.moments import fresh_moments
@@ -25,7 +25,6 @@ from server.selection import Judged, Selection
 StateDict = Mapping[str, Tensor]
 
 SCALE = "latent_scale"
-EMA = "ema_"
 SERVER = "server_"
 """Before a component's name: what the server's optimizer remembers of it."""
 KEPT = 2

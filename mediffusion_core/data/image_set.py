@@ -48,3 +48,8 @@ class ImageSet:
     def labelled(self) -> Tensor:
         """Positions of the images with at least one known label, (m,)."""
         return (~self.targets.isnan()).any(dim=1).nonzero().flatten()
+
+    @property
+    def unlabelled(self) -> Tensor:
+        """Positions of the images of which nothing is known, (u,)."""
+        return self.targets.isnan().all(dim=1).nonzero().flatten()

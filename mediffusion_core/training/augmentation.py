@@ -26,11 +26,19 @@ class Ranges:
     """Largest relative change of contrast and absolute change of brightness."""
     turns_and_flips: bool
     """Quarter turns and mirror images are as likely as the original."""
+    saturation: float = 0.0
+    """Largest relative change of the distance of colours from grey."""
+    channel_gain: float = 0.0
+    """Largest relative change of each channel by itself, which shifts the hue."""
 
 
 RANGES = {
     "radiograph": Ranges(6.0, (0.93, 1.1), 0.05, 0.1, turns_and_flips=False),
     "dermoscopy": Ranges(0.0, (1.0, 1.25), 0.06, 0.08, turns_and_flips=True),
+    # Light, camera and skin differ between centres more than one centre's images do.
+    "dermoscopy_colour": Ranges(
+        0.0, (0.7, 1.4), 0.06, 0.3, turns_and_flips=True, saturation=0.3, channel_gain=0.1
+    ),
 }
 
 
@@ -62,9 +70,20 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     )
     if ranges.turns_and_flips:
         moved = turn_and_flip(moved, generator)
+    if ranges.saturation or ranges.channel_gain:
+        moved = _recolour(moved, ranges, generator)
     gain = 1 + _uniform(len(images), ranges.contrast, generator).reshape(-1, 1, 1, 1)
     offset = _uniform(len(images), ranges.contrast / 2, generator).reshape(-1, 1, 1, 1)
     return ((moved - 0.5) * gain + 0.5 + offset).clamp(0, 1)
+
+
+def _recolour(images: Tensor, ranges: Ranges, generator: torch.Generator) -> Tensor:
+    count, channels = images.shape[:2]
+    gains = 1 + _uniform(count * channels, ranges.channel_gain, generator)
+    images = images * gains.reshape(count, channels, 1, 1)
+    vividness = 1 + _uniform(count, ranges.saturation, generator).reshape(-1, 1, 1, 1)
+    grey = images.mean(dim=1, keepdim=True)
+    return grey + (images - grey) * vividness
 
 
 def _uniform(count: int, limit: float, generator: torch.Generator) -> Tensor:
@@ -79,6 +98,22 @@ def _affine(count: int, ranges: Ranges, generator: torch.Generator) -> Tensor:
     cosine, sine = angle.cos() * scale, angle.sin() * scale
     rows = torch.stack([cosine, -sine, shift[:, 0], sine, cosine, shift[:, 1]], dim=1)
     return rows.reshape(count, 2, 3)
+
+
+def cutout(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Sets a random square of each of the latents (B, c, h, w) to 0, their mean.
+
+    Its side is up to half of the latent's, its centre anywhere, so that it may lie partly outside
+    (arXiv 1708.04552).
+    """
+    count, _, height, width = latents.shape
+    half = torch.rand(count, 1, generator=generator) * min(height, width) / 4
+    rows, columns = (
+        (torch.rand(count, 1, generator=generator) * side - torch.arange(side) - 0.5).abs() < half
+        for side in (height, width)
+    )  # (B, h), (B, w)
+    square = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, h, w)
+    return latents.masked_fill(square, 0.0)
 
 
 def turn_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:

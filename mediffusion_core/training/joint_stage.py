@@ -5,7 +5,9 @@ from torch import Tensor
 
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
-from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.batches import Batches, Shuffled, Weighted, rarity
+from mediffusion_core.training.consistency import Consistency
+from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.local import (
     LocalReport,
@@ -32,6 +34,8 @@ def train_joint(
     share: float,
     seed: int,
     on_step: Progress,
+    label_counts: LabelCounts | None = None,
+    teacher: JointUNet | None = None,
 ) -> LocalReport:
     """Trains the joint UNet in place on a site's latents.
 
@@ -50,43 +54,31 @@ def train_joint(
         share: Fraction of the stage that this round is.
         seed: Draws batches, views, timesteps, noise and dropout.
         on_step: Told after each step.
+        label_counts: Of all sites, where the settings need them.
+        teacher: Gives the pseudo-labels of unlabelled images; without one the model itself does.
     """
     report = LocalReport()
-    count = len(data.latents)
-    if not count:
+    if not len(data.latents):
         return report
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    objective = JointObjective(settings, alphas_cumprod, prediction, generator)
-    everyone = Shuffled(torch.arange(count), generator)
-    known = len(data.labelled) if settings.classification_weight else 0
-    if not known and not settings.diffusion_weight:
+    log_prior = label_counts.log_prior(data.multi_label) if label_counts else None
+    objective = JointObjective(settings, alphas_cumprod, prediction, generator, log_prior)
+    with autocast(precision, device):
+        parts = _Parts(model, data, settings, objective, generator, teacher, label_counts)
+    if not parts:
         return report
-    labelled = Shuffled(torch.arange(known), generator) if known else None
     proximal = Proximal(model, settings.proximal_weight)
     behind = steps_behind(optimizer)
-    steps = local_steps(count, settings.local_epochs, settings.batch_size)
-    # Distinct images: three labels seen a hundred times weigh as three, not as three hundred.
-    report.labelled_seen = min(known, steps * settings.labelled_batch_size)
-    if not settings.diffusion_weight:
-        report.images_seen = report.labelled_seen
+    steps = local_steps(len(data.latents), settings.local_epochs, settings.batch_size)
+    report.images_seen, report.labelled_seen = parts.seen(steps)
     model.train()
     for step in range(steps):
         progress = done + share * step / steps
         _set_rate(optimizer, settings, behind + step, progress)
-        losses = {}
         with autocast(precision, device):
-            if settings.diffusion_weight:
-                latents = data.latents[everyone.next(settings.batch_size)].float().to(device)
-                losses["diffusion_loss"] = objective.diffusion(model, latents)
-                report.images_seen += len(latents)
-            if labelled is not None:
-                chosen = labelled.next(settings.labelled_batch_size)
-                views, targets = data.labelled_views(chosen, generator)
-                losses["classification_loss"] = objective.classification(
-                    model, views.to(device), targets.to(device), data.multi_label
-                )
+            losses = parts.losses()
         loss = objective.total(losses, progress)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -97,6 +89,100 @@ def train_joint(
         report.add(loss=float(loss.detach()), **values)
         on_step(step + 1, steps, float(loss.detach()))
     return report
+
+
+class _Parts:
+    """The losses that a site can compute of what it holds, and the batches they are computed on."""
+
+    def __init__(
+        self,
+        model: JointUNet,
+        data: LatentSet,
+        settings: JointTraining,
+        objective: JointObjective,
+        generator: torch.Generator,
+        teacher: JointUNet | None,
+        label_counts: LabelCounts | None,
+    ) -> None:
+        self._model = model
+        self._data = data
+        self._settings = settings
+        self._objective = objective
+        self._generator = generator
+        self._device = next(model.parameters()).device
+        everyone = Shuffled(torch.arange(len(data.latents)), generator)
+        self._everyone = everyone if settings.diffusion_weight else None
+        classifying = settings.classification_weight > 0
+        known = classifying and len(data.labelled) > 0
+        self._labelled = _labelled_batches(data, settings, generator) if known else None
+        self._consistency = None
+        if settings.consistency.weight and classifying and len(data.unlabelled):
+            self._consistency = Consistency(
+                data,
+                settings.consistency,
+                model if teacher is None else teacher,
+                objective.adjusted,
+                label_counts,
+                generator,
+            )
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to train on."""
+        parts = (self._everyone, self._labelled, self._consistency)
+        return any(part is not None for part in parts)
+
+    def seen(self, steps: int) -> tuple[int, int]:
+        """How many images, and how many labelled ones, so many steps see.
+
+        Labelled ones are distinct: three labels seen a hundred times weigh as three, not as three
+        hundred. So are all where the denoiser does not see each image as often as any other.
+        """
+        settings = self._settings
+        labelled = unlabelled = 0
+        if self._labelled is not None:
+            labelled = min(len(self._data.labelled), steps * settings.labelled_batch_size)
+        if self._everyone is not None:
+            return steps * settings.batch_size, labelled
+        if self._consistency is not None:
+            unlabelled = min(len(self._data.unlabelled), steps * settings.consistency.batch_size)
+        return labelled + unlabelled, labelled
+
+    def losses(self) -> dict[str, Tensor]:
+        """The losses of one step, scalars, and what share of pseudo-labels was sure enough."""
+        losses = {}
+        if self._everyone is not None:
+            chosen = self._everyone.next(self._settings.batch_size)
+            latents = self._data.latents[chosen].float().to(self._device)
+            losses["diffusion_loss"] = self._objective.diffusion(self._model, latents)
+        rows = self._classified_rows()
+        if rows:
+            losses |= self._objective.classification(self._model, rows, self._data.multi_label)
+        if "consistency_loss" in rows:
+            _, labels = rows["consistency_loss"]
+            losses["pseudo_labelled"] = (~labels.isnan()).float().mean()
+        return losses
+
+    def _classified_rows(self) -> dict[str, tuple[Tensor, Tensor]]:
+        rows = {}
+        if self._labelled is not None:
+            chosen = self._labelled.next(self._settings.labelled_batch_size)
+            rows["classification_loss"] = self._data.labelled_views(chosen, self._generator)
+        if self._consistency is not None:
+            rows["consistency_loss"] = self._consistency.next()
+        return {
+            name: (latents.to(self._device), targets.to(self._device))
+            for name, (latents, targets) in rows.items()
+        }
+
+
+def _labelled_batches(
+    data: LatentSet, settings: JointTraining, generator: torch.Generator
+) -> Batches:
+    """Numbers of labelled images: in passes over all of them, or rare classes more often."""
+    if settings.class_balance == "none":
+        return Shuffled(torch.arange(len(data.labelled)), generator)
+    power = 0.5 if settings.class_balance == "sqrt" else 1.0
+    return Weighted(rarity(data.targets[data.labelled], power), generator)
 
 
 def joint_optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.AdamW:

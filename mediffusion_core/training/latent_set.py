@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mediffusion_core.training.augmentation import turn_and_flip
+from mediffusion_core.training.augmentation import cutout, turn_and_flip
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,16 @@ class LatentSet:
     turns_and_flips: bool = False
     """Whether a turned or mirrored image is as likely as the original. The latents are turned then:
     for a convolutional encoder that is nearly the latent of the turned image, and costs nothing."""
+    unlabelled_views: Tensor | None = None
+    """(V', u, c, h, w) float16: random views of the unlabelled images, in order, where needed."""
 
     def __post_init__(self) -> None:
-        """Refuses latents and labels that are not of the same images."""
+        """Refuses latents, views and labels that are not of the same images."""
+        strong = self.unlabelled_views
+        if strong is not None and strong.shape[1] != len(self.unlabelled):
+            raise ValueError(
+                f"views of {strong.shape[1]} images do not fit {len(self.unlabelled)} unlabelled"
+            )
         if len(self.latents) != len(self.targets) or self.views.shape[1] != len(self.labelled):
             raise ValueError(
                 f"{len(self.latents)} latents and views of {self.views.shape[1]} do not fit "
@@ -36,14 +43,40 @@ class LatentSet:
         """Positions of the images with at least one known label, (m,)."""
         return (~self.targets.isnan()).any(dim=1).nonzero().flatten()
 
+    @property
+    def unlabelled(self) -> Tensor:
+        """Positions of the images of which nothing is known, (u,)."""
+        return self.targets.isnan().all(dim=1).nonzero().flatten()
+
     def labelled_views(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One random view of each of the labelled images numbered (B,), and their targets.
 
         Returns:
             Latents (B, c, h, w) float32 and targets (B, classes).
         """
-        view = torch.randint(0, len(self.views), (len(chosen),), generator=generator)
-        views = self.views[view, chosen].float()
-        if self.turns_and_flips:
-            views = turn_and_flip(views, generator)
+        views = self._any_view(self.views, chosen, generator)
         return views, self.targets[self.labelled[chosen]]
+
+    def weak_views(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """The unlabelled images numbered (B,) as they are, but for turns; (B, c, h, w) float32."""
+        return self._held(self.latents[self.unlabelled[chosen]].float(), generator)
+
+    def strong_views(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of each of the unlabelled images numbered (B,), with a square cut out.
+
+        Returns:
+            Latents (B, c, h, w) float32.
+
+        Raises:
+            ValueError: if the set was made without views of unlabelled images.
+        """
+        if self.unlabelled_views is None:
+            raise ValueError("consistency needs views of the unlabelled images")
+        return cutout(self._any_view(self.unlabelled_views, chosen, generator), generator)
+
+    def _any_view(self, views: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        view = torch.randint(0, len(views), (len(chosen),), generator=generator)
+        return self._held(views[view, chosen].float(), generator)
+
+    def _held(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+        return turn_and_flip(latents, generator) if self.turns_and_flips else latents

@@ -31,9 +31,10 @@ def encode_views(
     views: int,
     augmentation: str,
     seed: int,
+    plain: bool = True,
     on_batch: OnBatch = lambda count: None,
 ) -> Tensor:
-    """Encodes each image as it is, and `views - 1` random views of it.
+    """Encodes random views of each image, the first of them the image as it is.
 
     Args:
         codec: Frozen autoencoder with the global latent scale.
@@ -41,13 +42,16 @@ def encode_views(
         views: How many latents an image gets, V ≥ 1; with no augmentation it gets one.
         augmentation: Kind of random views.
         seed: Draws the views.
+        plain: Whether the first is the image as it is; if not, it is random as the others.
         on_batch: Told after each batch of views.
 
     Returns:
-        (V, n, c, h, w) float16; index 0 is the image as it is.
+        (V, n, c, h, w) float16.
     """
     generator = torch.Generator().manual_seed(seed)
-    kinds = ["none"] if augmentation == "none" else ["none", *[augmentation] * (views - 1)]
+    kinds = ["none"] if augmentation == "none" else [augmentation] * views
+    if plain:
+        kinds[0] = "none"
     return torch.stack([_encode(codec, images, kind, generator, on_batch) for kind in kinds])
 
 

@@ -18,7 +18,13 @@ class JointObjective:
     there w = 1 and t' = 0 for all; here a share of the labelled rows has t' uniform up to a bound,
     so that the head's gradient means something at the noise levels where it guides.)
 
-    Both sums are divided by the fixed batch size, not by what a batch happens to hold.
+    With `consistency` comes λ · λ_u · 1/B_u Σ ℓ(head(strong view), pseudo-label), the labels where
+    a teacher is sure enough (FixMatch, arXiv 2001.07685, eq. 4).
+
+    With `logit_adjustment` τ the classifier's loss is taken of logits + τ · log π, so that the
+    logits themselves favour no frequent class (arXiv 2007.07314, eq. 10).
+
+    All sums are divided by the fixed batch size, not by what a batch happens to hold.
     """
 
     def __init__(
@@ -27,12 +33,22 @@ class JointObjective:
         alphas_cumprod: Tensor,
         prediction: Prediction,
         generator: torch.Generator,
+        log_prior: Tensor | None = None,
     ) -> None:
-        """Takes the weights of the parts, ᾱ (T,), what is predicted, and what draws t and noise."""
+        """Takes the settings of its parts, and what they need.
+
+        Args:
+            settings: Weights of the parts, and their switches.
+            alphas_cumprod: ᾱ (T,).
+            prediction: What the network learns to predict.
+            generator: Draws timesteps and noise.
+            log_prior: log π (C,), or its log-odds for findings, where the logits are adjusted.
+        """
         self._settings = settings
         self._prediction = prediction
         self._alphas = alphas_cumprod
         self._generator = generator
+        self._shift = None if log_prior is None else settings.logit_adjustment * log_prior
 
     def diffusion(self, model: JointUNet, latents: Tensor) -> Tensor:
         """Mean squared error of the prediction over a batch (B, c, h, w); a scalar.
@@ -52,33 +68,63 @@ class JointObjective:
         return losses.sum() / self._settings.batch_size
 
     def classification(
-        self, model: JointUNet, latents: Tensor, targets: Tensor, multi_label: bool
-    ) -> Tensor:
-        """Cross-entropy over labelled latents (B_l, c, h, w), clean then noised; a scalar."""
+        self, model: JointUNet, rows: Mapping[str, tuple[Tensor, Tensor]], multi_label: bool
+    ) -> dict[str, Tensor]:
+        """Cross-entropies, of all rows in one pass of the encoder.
+
+        Args:
+            model: Classifies.
+            rows: To each loss, `classification_loss` or `consistency_loss`, its latents
+                (B, c, h, w), which are seen clean first and noised then, and targets (B, C).
+            multi_label: Findings are independent, not exclusive.
+
+        Returns:
+            Each loss, a scalar.
+        """
+        graded = [self._graded(latents) for latents, _ in rows.values()]
+        inputs, timesteps = (torch.cat(parts) for parts in zip(*graded, strict=True))
+        logits = self.adjusted(model.classify(inputs, timesteps.to(inputs.device)).float())
+        sizes = {
+            "classification_loss": self._settings.labelled_batch_size,
+            "consistency_loss": self._settings.consistency.batch_size,
+        }
+        parts = logits.split([len(latents) for latents, _ in rows.values()])
+        return {
+            name: classification_loss(part, targets, multi_label).sum() / sizes[name]
+            for (name, (_, targets)), part in zip(rows.items(), parts, strict=True)
+        }
+
+    def _graded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, c, h, w), the first as they are and a share of them noised, and their t."""
         clean = round(len(latents) * (1 - self._settings.noised_fraction))
         bound = max(1, round(self._settings.noised_max_timestep * len(self._alphas)))
         timesteps = torch.randint(0, bound, (len(latents),), generator=self._generator)
         timesteps[:clean] = 0
         noised, _ = self._noised(latents, self._alphas[timesteps].to(latents.device))
-        inputs = torch.cat([latents[:clean], noised[clean:]])
-        logits = model.classify(inputs, timesteps.to(inputs.device))
-        losses = classification_loss(logits.float(), targets, multi_label)
-        return losses.sum() / self._settings.labelled_batch_size
+        return torch.cat([latents[:clean], noised[clean:]]), timesteps
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """The logits (B, C) that the classifier's losses are taken of: shifted by τ · log π."""
+        return logits if self._shift is None else logits + self._shift.to(logits.device)
 
     def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
         """The weighted sum of those parts of the loss that a step has; a scalar.
 
         Args:
-            losses: The parts by name.
+            losses: The parts by name; what has no weight is a figure and no loss.
             progress: Fraction of the stage that is done; drives λ.
         """
         settings = self._settings
+        classifying = settings.classification_weight * risen(
+            progress, settings.classification_warmup
+        )
         weights = {
             "diffusion_loss": settings.diffusion_weight,
-            "classification_loss": settings.classification_weight
-            * risen(progress, settings.classification_warmup),
+            "classification_loss": classifying,
+            "consistency_loss": classifying * settings.consistency.weight,
         }
-        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        parts = [weight * losses[name] for name, weight in weights.items() if name in losses]
+        return torch.stack(parts).sum()
 
     def _noised(self, latents: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)

@@ -110,6 +110,15 @@ def test_the_census_is_counts_and_a_name(ask: Asking, settings: Settings) -> Non
     assert counts["labelled"] == 0 and counts["validation"] == 0
 
 
+def test_the_census_says_of_how_many_images_a_finding_is_known_where_that_is_needed(
+    overrides: Overrides,
+) -> None:
+    given = (*overrides, "training.joint.logit_adjustment=1")
+    reply = sent(protocol.CENSUS, given, compose("config", given).fingerprint())
+    counts = dict(reply.content.metric_records[protocol.METRICS])
+    assert counts["known_per_class"] == [counts["labelled"]] * 5
+
+
 def test_an_autoencoder_round_returns_weights_and_listed_metrics(
     ask: Asking, autoencoder: Weights
 ) -> None:

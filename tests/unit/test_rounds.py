@@ -12,7 +12,7 @@ from configs.compose import compose
 from mediffusion_core import protocol
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.artifacts.trained import TrainedModel
-from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.evaluation.calibration import best_temperature, temperature_losses
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.settings import Settings
@@ -25,6 +25,7 @@ class Sites:
     """Three real sites; only what Flower does between them and the server is left out."""
 
     def __init__(self, settings: Settings, overrides: Sequence[str]) -> None:
+        self.sent: list[tuple[str, Mapping[str, Mapping[str, Tensor]]]] = []
         self._hash = settings.fingerprint()
         self._overrides = overrides
 
@@ -42,6 +43,7 @@ class Sites:
         components: Mapping[str, Mapping[str, Tensor]],
         sites: Collection[str] | None = None,
     ) -> list[Reply]:
+        self.sent.append((kind, dict(components)))
         asked = [site for site, name in enumerate(self.sites) if sites is None or name in sites]
         replies = [
             sent(kind, self._overrides, self._hash, components, site, number) for site in asked
@@ -52,28 +54,72 @@ class Sites:
         ]
 
 
-def test_the_selected_model_has_the_temperature_of_all_sites_patients(
-    tiny: tuple[str, ...], tmp_path: Path
-) -> None:
-    shorter = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")
-    places = (f"data.store={tmp_path / 'store'}", f"run.folder={tmp_path / 'run'}")
-    overrides = (*tiny, *shorter, *places)  # the last of two values counts
+SHORTER = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")
+CPU = torch.device("cpu")
+
+
+def short_run(
+    tiny: tuple[str, ...], folder: Path, *more: str
+) -> tuple[FederatedRun, Sites, Hospitals, RunFolder]:
+    """A run of one round of each stage, its sites, its data and its folder."""
+    places = (f"data.store={folder / 'store'}", f"run.folder={folder / 'run'}")
+    overrides = (*tiny, *SHORTER, *places, *more)  # the last of two values counts
     settings = compose("config", overrides)
-    hospitals, cpu = open_hospitals(settings), torch.device("cpu")
-    store, folder = hospitals.store, RunFolder(tmp_path / "run")
-    folder.create(settings)
-    groups, sites = hospitals.groups(hospitals.test_rows), hospitals.site_of_test()
+    hospitals, sites = open_hospitals(settings), Sites(settings, overrides)
+    store, run_folder = hospitals.store, RunFolder(folder / "run")
+    run_folder.create(settings)
+    groups, origin = hospitals.groups(hospitals.test_rows), hospitals.site_of_test()
     run = FederatedRun(
         settings,
-        Sites(settings, overrides),  # type: ignore[arg-type]
-        Judge(settings, hospitals.test(), groups, sites, store.classes, store.multi_label),
-        folder,
+        sites,  # type: ignore[arg-type]
+        Judge(settings, hospitals.test(), groups, origin, store.classes, store.multi_label),
+        run_folder,
         fresh_state(settings, len(store.classes)),
         store.classes,
         store.multi_label,
-        cpu,
+        CPU,
     )
+    return run, sites, hospitals, run_folder
+
+
+def test_sites_are_told_how_often_a_finding_occurs_at_all_of_them(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    run, sites, hospitals, folder = short_run(tiny, tmp_path, "training.joint.logit_adjustment=1")
+    run.execute()
+    [counts] = [sent["label_counts"] for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
+    targets = torch.cat([hospitals.train(site).targets for site in range(3)])
+    assert torch.equal(counts["positive"], (targets == 1).sum(dim=0).float())
+    assert torch.equal(counts["known"], (~targets.isnan()).sum(dim=0).float())
+    assert 0 < float(counts["positive"].min()) < float(counts["known"].min()) == 36
+    assert "known_per_class" not in folder.history()[0]["sites"]["site-0"]
+
+
+def test_the_average_of_the_global_weights_goes_to_the_sites_where_it_teaches(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Its first round has only the untrained weights; the unlabelled site trains with it, too."""
+    on = ("consistency.weight=1", "consistency.thresholds=adaptive", "diffusion_weight=0")
+    given = [f"training.joint.{setting}" for setting in on]
+    run, sites, _, folder = short_run(tiny, tmp_path, *given)
+    run.execute()
+    [sent] = [sent for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
+    assert set(sent) == {*protocol.JOINT, "ema_unet", "ema_head", "label_counts"}
+    for name, value in sent["unet"].items():
+        assert torch.equal(sent["ema_unet"][name], value)
+    [line] = [line for line in folder.history() if line["stage"] == "joint"]
+    assert line["consistency_loss"] > 0 and line["pseudo_labelled"] == pytest.approx(1, abs=0.02)
+    assert line["sites"]["site-2"]["images_seen"] > 0 == line["sites"]["site-2"]["labelled_seen"]
+
+
+def test_the_selected_model_has_the_temperature_of_all_sites_patients(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    run, sites, hospitals, folder = short_run(tiny, tmp_path)
+    store, cpu = hospitals.store, CPU
     calibration = run.execute()["calibration"]
+    joint_messages = [sent for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
+    assert [set(sent) for sent in joint_messages] == [set(protocol.JOINT)]
 
     model = TrainedModel.load(folder.model, cpu)
     assert model.temperature == calibration["temperature"]

@@ -114,6 +114,13 @@ def test_a_joint_stage_without_any_loss_is_refused() -> None:
     assert "diffusion_weight and training.joint.classification_weight are both 0" in text
 
 
+def test_consistency_without_a_classifier_is_refused() -> None:
+    given = ("training.joint.consistency.weight=1", "training.joint.classification_weight=0")
+    assert "consistency.weight is relative to training.joint.classification_weight" in refusal(
+        *given
+    )
+
+
 def test_an_unknown_configuration_lists_the_known() -> None:
     assert "allowed: config" in refusal(config_name="konfig")
 

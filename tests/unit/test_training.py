@@ -24,7 +24,7 @@ from mediffusion_core.settings import (
     Prediction,
     UNetSettings,
 )
-from mediffusion_core.training.augmentation import RANGES, augment
+from mediffusion_core.training.augmentation import RANGES, augment, turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
@@ -214,8 +214,9 @@ def test_a_radiograph_is_never_mirrored_or_turned() -> None:
     assert corners("radiograph") == {(True, True)}
 
 
-def test_dermoscopy_is_turned_every_way() -> None:
-    assert len(corners("dermoscopy")) == 4
+@pytest.mark.parametrize("kind", ["dermoscopy", "dermoscopy_colour"])
+def test_dermoscopy_is_turned_every_way(kind: str) -> None:
+    assert turns_and_flips(kind) and len(corners(kind)) == 4
 
 
 def test_dermoscopy_is_mirrored_and_a_radiograph_is_not() -> None:
@@ -235,6 +236,36 @@ def test_dermoscopy_is_mirrored_and_a_radiograph_is_not() -> None:
     for kind, expected in (("radiograph", {False}), ("dermoscopy", {True, False})):
         views = augment(image.expand(100, 1, 32, 32), kind, generator())
         assert {mirrored(view) for view in views} == expected
+
+
+def test_colours_vary_where_that_is_asked_for_and_only_there() -> None:
+    """A plain colour stays plain; what may change are brightness, saturation and hue."""
+    colour = torch.tensor([0.7, 0.5, 0.4]).reshape(1, 3, 1, 1).expand(400, 3, 16, 16)
+
+    def found(kind: str) -> tuple[Tensor, Tensor]:
+        views = augment(colour, kind, generator())
+        assert (views - views[:, :, :1, :1]).abs().max() < 1e-5
+        flat = views[:, :, 0, 0]
+        red, green, blue = flat.T
+        return (red - green) / (green - blue), flat.amax(dim=1) - flat.amin(dim=1)
+
+    hue, chroma = found("dermoscopy")
+    assert (hue - 2.0).abs().max() < 1e-3  # one gain and one offset for all channels
+    assert chroma.min() > 0.3 * 0.92 - 1e-4 and chroma.max() < 0.3 * 1.08 + 1e-4
+    hue, chroma = found("dermoscopy_colour")
+    assert hue.std() > 0.3
+    assert chroma.min() < 0.3 * 0.7 and chroma.max() > 0.3 * 1.4
+    assert chroma.max() < (0.7 * 1.1 - 0.4 * 0.9) * 1.3 * 1.3 + 1e-4
+
+
+def test_a_wider_zoom_goes_both_ways() -> None:
+    """The area of a bright square in the middle tells the magnification."""
+    image = torch.full((300, 3, 32, 32), 0.2)
+    image[:, :, 12:20, 12:20] = 0.8
+    views = augment(image, "dermoscopy_colour", generator())[:, 0]
+    middle = (views.amin(dim=(1, 2), keepdim=True) + views.amax(dim=(1, 2), keepdim=True)) / 2
+    sides = (views > middle).sum(dim=(1, 2)).sqrt() / 8
+    assert 0.55 < float(sides.min()) < 0.85 and 1.2 < float(sides.max()) < 1.55
 
 
 def test_each_image_gets_a_view_of_its_own() -> None:
@@ -386,6 +417,13 @@ def test_the_first_view_is_the_image_as_it_is() -> None:
     assert told == [6, 6, 6]
     assert torch.equal(views, encoded(data, 3))
     assert torch.equal(encode_images(codec(), data), views[0])
+
+
+def test_all_views_are_random_where_the_image_as_it_is_is_not_wanted() -> None:
+    views, usual = encoded(images(6), 3, plain=False), encoded(images(6), 3)
+    assert views.shape == usual.shape
+    assert (views - usual[0]).abs().amax((2, 3, 4)).min() > 0.02
+    assert torch.equal(encoded(images(2), 4, "none", plain=False), encoded(images(2), 1))
 
 
 def test_without_augmentation_one_view_is_enough() -> None:
@@ -600,6 +638,11 @@ class Recorder(nn.Module):
         return torch.zeros_like(given)
 
 
+def classified(part: JointObjective, model: nn.Module, given: Tensor, targets: Tensor) -> Tensor:
+    rows = {"classification_loss": (given, targets)}
+    return part.classification(model, rows, True)["classification_loss"]  # type: ignore[arg-type]
+
+
 def objective(prediction: Prediction = "epsilon", **changes: object) -> JointObjective:
     return JointObjective(joint_training(**changes), ALPHAS, prediction, generator())
 
@@ -638,9 +681,8 @@ def test_min_snr_makes_clean_levels_count_less() -> None:
 def test_a_share_of_the_labelled_rows_is_noised_up_to_a_bound(fraction: float, clean: int) -> None:
     recorder = Recorder()
     given = torch.randn(40, 2, 8, 8, generator=generator(1))
-    loss = objective(
-        noised_fraction=fraction, noised_max_timestep=0.3, labelled_batch_size=40
-    ).classification(recorder, given, torch.ones(40, 2), True)  # type: ignore[arg-type]
+    part = objective(noised_fraction=fraction, noised_max_timestep=0.3, labelled_batch_size=40)
+    loss = classified(part, recorder, given, torch.ones(40, 2))
     [(seen, timesteps)] = recorder.calls
     assert torch.equal(seen[:clean], given[:clean])
     assert (timesteps[:clean] == 0).all() and int(timesteps.max()) < 300
@@ -655,13 +697,8 @@ def test_sums_are_divided_by_the_fixed_batch_sizes() -> None:
     """Not by how many a batch happens to hold: that would couple the samples."""
     given = torch.randn(3, 2, 8, 8, generator=generator(1))
     settings: dict[str, object] = {"batch_size": 12, "labelled_batch_size": 6}
-    classified = objective(**settings).classification(
-        Recorder(),  # type: ignore[arg-type]
-        given,
-        torch.ones(3, 2),
-        True,
-    )
-    assert float(classified) == pytest.approx(3 * math.log(2) / 6)
+    loss = classified(objective(**settings), Recorder(), given, torch.ones(3, 2))
+    assert float(loss) == pytest.approx(3 * math.log(2) / 6)
     denoised = objective(**settings).diffusion(Recorder(), given)  # type: ignore[arg-type]
     # Against a prediction of zero each sample costs the mean square of standard normal noise.
     assert float(denoised) == pytest.approx(3 / 12, rel=0.25)
