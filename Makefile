@@ -28,8 +28,9 @@ simulate: $(VENV)/.installed ## run a simulation, on built-in data unless ARGS="
 test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit -k name"
 	@$(BIN)/pytest $(ARGS)
 
-bench: $(VENV)/.installed-dev ## measure the prepared store, on real images from ARGS="../shared/data" where they are
+bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, and training
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
+	@$(BIN)/python tests/benchmarks/bench_training.py
 
 lint: $(VENV)/.installed-dev ## check style and types, change nothing
 	$(BIN)/ruff check
