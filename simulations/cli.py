@@ -242,11 +242,14 @@ def results(
     study_folder: Annotated[
         Path | None, typer.Option("--study", help="Folder of a study of unlabelled images.")
     ] = None,
+    labels_folder: Annotated[
+        Path | None, typer.Option("--labels", help="Folder of a study of labels.")
+    ] = None,
 ) -> None:
     """Write tables of the runs' figures into a document. The last line printed is the document."""
     from simulations.results import write_results
 
-    print(write_results(runs, study_folder, document))
+    print(write_results(runs, study_folder, document, labels_folder))
 
 
 def main() -> None:

@@ -9,18 +9,22 @@ from mediffusion_core.artifacts.provenance import shorten
 from mediffusion_core.errors import UserError
 from simulations.figures import NOT_MEASURED, format_comparison, format_figure
 from simulations.simulate import LAUNCH
+from simulations.study_labels.comparison import NOT_RUN, row_cells
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 LOCAL = ("run.folder=", "data.store=", "evaluation.inception_weights=")
 
 
-def write_results(runs: Sequence[Path], study: Path | None, document: Path) -> Path:
+def write_results(
+    runs: Sequence[Path], study: Path | None, document: Path, labels: Path | None = None
+) -> Path:
     """Replaces what stands between the document's two marks by tables of the runs' figures.
 
     Args:
         runs: Folders of completed runs.
         study: `results.json` of a study of unlabelled images, or its folder.
         document: A Markdown file with both marks.
+        labels: `results.json` of a study of labels, or its folder.
 
     Returns:
         The document.
@@ -37,6 +41,8 @@ def write_results(runs: Sequence[Path], study: Path | None, document: Path) -> P
     parts = [_run_table(runs)]
     if study is not None:
         parts.append(_study_table(study))
+    if labels is not None:
+        parts.append(_labels_tables(labels))
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     section = "\n\n".join(parts)
@@ -97,6 +103,47 @@ def _study_table(study: Path) -> str:
     cells = ["mean", *format_comparison(means["with"], means["without"]), ""]
     lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _labels_tables(study: Path) -> str:
+    """The study's methods and, folded away, each of its runs and trials."""
+    results = _read(study / "results.json" if study.is_dir() else study, "study")
+    command = " ".join(["fed-mediffusion study labels", *_shown(results["overrides"])])
+    lines = [
+        f"Methods at shares of labels, `{command}`, {results['minutes']:g} minutes of one core each "
+        "(± deviation of the seeds; differences are paired over resampled lesions or patients):",
+        "",
+        "| method | labels | macro AUC | seeds | against joint (95 %) | FID | ECE | min |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(f"| {' | '.join(row_cells(row))} |" for row in results["rows"]),
+        "",
+        "<details><summary>Each run</summary>",
+        "",
+        "| method | labels | macro AUC | min | made by |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| {' | '.join(_run_cells(run))} |" for run in results["runs"] if run["seconds"]),
+        "",
+        "| method | trial | AUC of validation patients | chosen |",
+        "| --- | --- | --- | --- |",
+        *(f"| {' | '.join(_trial_cells(trial))} |" for trial in results["trials"]),
+        "",
+        "</details>",
+    ]
+    return "\n".join(lines)
+
+
+def _run_cells(run: dict[str, Any]) -> list[str]:
+    site = f" at {run['site']}" if run["site"] else ""
+    auc = _auc(run) if run["auc_macro"] is not None else "-"
+    share, minutes = f"{run['fraction']:.0%}", f"{run['seconds'] / 60:.1f}"
+    return [run["method"] + site, share, auc, minutes, _made_by(run)]
+
+
+def _trial_cells(trial: dict[str, Any]) -> list[str]:
+    site = f" at {trial['site']}" if trial["site"] else ""
+    settings = f"`{' '.join(trial['trial'])}`" if trial["trial"] else "as it is"
+    auc = NOT_RUN if trial["auc_pooled"] is None else f"{trial['auc_pooled']:.3f}"
+    return [trial["method"] + site, settings, auc, "yes" if trial["chosen"] else ""]
 
 
 def _made_by(figures: dict[str, Any]) -> str:

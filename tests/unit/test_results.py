@@ -66,6 +66,29 @@ def test_a_study_stands_below_the_runs(tmp_path: Path) -> None:
     assert "| mean | 0.870 | 0.805 | +0.065 |" in text
 
 
+def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None:
+    row = {"method": "resnet", "title": "federated ResNet-18", "fraction": 0.2, "fid": None}
+    row |= {"seeds": [0, 1], "auc_macro": 0.82, "auc_deviation": 0.01, "ece": 0.05, "seconds": 300}
+    row |= {"difference": -0.04, "difference_interval": [-0.06, -0.02]}
+    missing = row | {"title": "central joint", "seeds": [], "auc_macro": None}
+    ran = {"method": "resnet", "fraction": 0.2, "seed": 1, "site": None, "seconds": 240.0}
+    ran |= {"auc_macro": 0.83, "auc_macro_interval": [0.81, 0.85]}
+    ran |= {"commit": "c" * 40, "settings_hash": "5" * 16}
+    trial = {"method": "resnet", "trial": ["learning_rate=5e-4"], "site": None}
+    trial |= {"auc_pooled": None, "chosen": False}
+    results = {"overrides": ["data.root=here"], "minutes": 10, "rows": [row, missing]}
+    results |= {"runs": [ran, ran | {"seconds": None}], "trials": [trial]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = write_results([], None, document(tmp_path), tmp_path).read_text()
+    shown = "| federated ResNet-18 | 20% | 0.820 ± 0.010 | 2 | -0.040 (-0.060 to -0.020) | - | "
+    assert shown + "0.050 | 5.0 |" in text
+    assert "| central joint | 20% | not run |" in text
+    made = "seed 1, commit ccccccccc, settings 55555555"
+    assert text.count(f"| resnet | 20% | 0.830 (0.810 to 0.850) | 4.0 | {made} |") == 1
+    assert "| resnet | `learning_rate=5e-4` | not run |  |" in text
+    assert "`fed-mediffusion study labels data.root=PATH`" in text
+
+
 def test_what_was_not_measured_is_shown_as_such(tmp_path: Path) -> None:
     unmeasured = dict.fromkeys(("auc_macro", "auc_macro_interval", "fid", "fid_floor", "psnr"))
     flipped = {"flip_rate": None, "eligible": 0}
