@@ -110,7 +110,7 @@ def _labels_tables(study: Path) -> str:
     results = _read(study / "results.json" if study.is_dir() else study, "study")
     command = " ".join(["fed-mediffusion study labels", *_shown(results["overrides"])])
     lines = [
-        f"Methods at shares of labels, `{command}`, {results['minutes']:g} minutes of one core each "
+        f"Methods at shares of labels, `{command}`, {results['minutes']:g} min of one core each "
         "(± deviation of the seeds; differences are paired over resampled lesions or patients):",
         "",
         "| method | labels | macro AUC | seeds | against joint (95 %) | FID | ECE | min |",
