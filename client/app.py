@@ -109,7 +109,7 @@ def encode(site: Site, content: RecordDict) -> RecordDict:
 @_answer
 def train_joint(site: Site, content: RecordDict) -> RecordDict:
     """Replies with UNet, head and their moments after a local round."""
-    sent = {component: _state(content, component) for component in protocol.JOINT}
+    sent = {component: _state(content, component) for component in content.array_records}
     trained, metrics = tasks.joint_round(site, sent, _round(content))
     return RecordDict(
         {

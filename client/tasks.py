@@ -22,9 +22,17 @@ from mediffusion_core.evaluation.classification import (
     threshold_counts,
 )
 from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums, classify_latents
-from mediffusion_core.protocol import BOOTSTRAP_THRESHOLDS, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
+from mediffusion_core.protocol import (
+    BOOTSTRAP_THRESHOLDS,
+    CONTROLS,
+    HEAD,
+    HEAD_MOMENTS,
+    UNET,
+    UNET_MOMENTS,
+)
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
+from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.joint_stage import LatentSet, joint_optimizer, train_joint
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
@@ -144,11 +152,12 @@ def joint_round(
 
     Args:
         site: Whose latents and labels.
-        components: Weights and moments, those of `protocol.JOINT`.
+        components: Weights and moments, those of `protocol.JOINT`; with control variates those of
+            `protocol.CONTROLS` too, as far as the site has taken part before.
         round_number: Of the joint stage, from 1.
 
     Returns:
-        The same components after the round, and its metrics.
+        The same components after the round, with control variates the mean gradients, and metrics.
     """
     settings = site.settings
     targets = site.hospitals.train(site.index).targets
@@ -158,6 +167,12 @@ def joint_round(
     optimizer = joint_optimizer(joint, settings.training.joint)
     load_moments(optimizer, joint.unet, components[UNET_MOMENTS])
     load_moments(optimizer, joint.head, components[HEAD_MOMENTS])
+    controls = {}
+    if settings.training.joint.control_variates:
+        controls = {
+            CONTROLS[UNET]: ControlVariate(joint.unet, components.get(CONTROLS[UNET], {})),
+            CONTROLS[HEAD]: ControlVariate(joint.head, components.get(CONTROLS[HEAD], {})),
+        }
     data = LatentSet(
         kept["train"],
         kept["views"],
@@ -178,13 +193,15 @@ def joint_round(
         share=1 / settings.federation.num_rounds,
         seed=derive_seed(settings.seed, "joint", site.name, round_number),
         on_step=site.progress("joint", round_number),
+        controls=list(controls.values()),
     )
-    trained = {
+    trained: dict[str, StateDict] = {
         UNET: joint.unet.state_dict(),
         HEAD: joint.head.state_dict(),
         UNET_MOMENTS: read_moments(optimizer, joint.unet),
         HEAD_MOMENTS: read_moments(optimizer, joint.head),
     }
+    trained |= {name: control.mean_gradient() for name, control in controls.items()}
     return trained, _metrics(report, begun)
 
 

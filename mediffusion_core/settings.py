@@ -236,6 +236,7 @@ class JointTraining(StrictModel):
     warmup_steps: Annotated[int, Field(ge=0)] = 4
     classification_weight: Annotated[float, Field(ge=0.0)]
     proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    control_variates: bool = False
     min_snr_gamma: Positive | None = None
     noised_fraction: Fraction = 0.25
     noised_max_timestep: Fraction = 0.4

@@ -25,6 +25,7 @@ from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
+from server.control_variates import corrections, remembered
 from server.federation import Federation, Reply
 from server.optimizers import server_step
 from server.selection import Judged, select
@@ -130,9 +131,11 @@ class FederatedRun:
         number = state.joint_rounds + 1
         sent = {name: state.components[name] for name in JOINT}
         sites = self._participants("joint", number)
-        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites)
+        own = corrections(state.components, sites)
+        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites, own)
         for component in JOINT:
             self._take(component, replies)
+        state.components |= remembered(state.components, replies)
         for component in (UNET, HEAD):
             state.components[EMA + component] = moving_average(
                 state.components[EMA + component],

@@ -1,5 +1,6 @@
 """One site's round of the joint stage: one network learns to denoise and to classify."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
 from mediffusion_core.training.augmentation import turn_and_flip
 from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.local import (
     LocalReport,
     Progress,
@@ -135,6 +137,7 @@ def train_joint(
     share: float,
     seed: int,
     on_step: Progress,
+    controls: Sequence[ControlVariate] = (),
 ) -> LocalReport:
     """Trains the joint UNet in place on a site's latents.
 
@@ -150,6 +153,7 @@ def train_joint(
         share: Fraction of the stage that this round is.
         seed: Draws batches, views, timesteps, noise and dropout.
         on_step: Told after each step.
+        controls: Of parts of the model, where its gradients are to be corrected by SCAFFOLD.
     """
     report = LocalReport()
     count = len(data.latents)
@@ -185,6 +189,8 @@ def train_joint(
         loss = diffusion + weight * losses.get("classification_loss", torch.zeros(()))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        for control in controls:
+            control.correct_gradients()
         proximal.add_gradients()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
