@@ -21,7 +21,13 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums, classify_latents
+from mediffusion_core.model import (
+    Autoencoder,
+    JointUNet,
+    LatentCodec,
+    channel_sums,
+    classify_latents,
+)
 from mediffusion_core.protocol import (
     BOOTSTRAP_THRESHOLDS,
     CONTROLS,
@@ -36,6 +42,12 @@ from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.joint_stage import LatentSet, joint_optimizer, train_joint
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
+from mediffusion_core.training.local_normalisation import (
+    keep_own,
+    normalisation_names,
+    own_before,
+    with_own,
+)
 from mediffusion_core.training.moments import load_moments, read_moments
 
 StateDict = Mapping[str, Tensor]
@@ -162,17 +174,14 @@ def joint_round(
     settings = site.settings
     targets = site.hospitals.train(site.index).targets
     kept = load_file(site.folder / LATENTS)
-    joint = restore_joint(settings, targets.shape[1], components[UNET], components[HEAD])
+    own = _own(site, round_number)
+    unet = with_own(components[UNET], own)
+    joint = restore_joint(settings, targets.shape[1], unet, components[HEAD])
     joint.to(site.device)
     optimizer = joint_optimizer(joint, settings.training.joint)
-    load_moments(optimizer, joint.unet, components[UNET_MOMENTS])
+    load_moments(optimizer, joint.unet, with_own(components[UNET_MOMENTS], own))
     load_moments(optimizer, joint.head, components[HEAD_MOMENTS])
-    controls = {}
-    if settings.training.joint.control_variates:
-        controls = {
-            CONTROLS[UNET]: ControlVariate(joint.unet, components.get(CONTROLS[UNET], {})),
-            CONTROLS[HEAD]: ControlVariate(joint.head, components.get(CONTROLS[HEAD], {})),
-        }
+    controls = _controls(site, joint, components, own)
     data = LatentSet(
         kept["train"],
         kept["views"],
@@ -201,12 +210,43 @@ def joint_round(
         UNET_MOMENTS: read_moments(optimizer, joint.unet),
         HEAD_MOMENTS: read_moments(optimizer, joint.head),
     }
+    if settings.federation.local_normalisation:
+        values = {**trained[UNET], **trained[UNET_MOMENTS]}
+        names = normalisation_names(joint.unet)
+        keep_own(site.folder, round_number, {name: values[name] for name in names})
     trained |= {name: control.mean_gradient() for name, control in controls.items()}
     return trained, _metrics(report, begun)
 
 
-def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str, Tensor]:
+def _controls(
+    site: Site, joint: JointUNet, components: Mapping[str, StateDict], own: StateDict
+) -> dict[str, ControlVariate]:
+    """What corrects the gradients of UNet and head, by record; nothing where that is not asked."""
+    if not site.settings.training.joint.control_variates:
+        return {}
+    unet, head = (components.get(CONTROLS[component], {}) for component in (UNET, HEAD))
+    # What is the site's own follows the site's own gradients.
+    shared = {name: value for name, value in unet.items() if name not in own}
+    return {
+        CONTROLS[UNET]: ControlVariate(joint.unet, shared),
+        CONTROLS[HEAD]: ControlVariate(joint.head, head),
+    }
+
+
+def _own(site: Site, round_number: int) -> dict[str, Tensor]:
+    """The site's own normalisation and its moments before a round; empty where it keeps none."""
+    if not site.settings.federation.local_normalisation:
+        return {}
+    return own_before(site.folder, round_number)
+
+
+def validation_counts(
+    site: Site, unet: StateDict, head: StateDict, round_number: int
+) -> dict[str, Tensor]:
     """Sums over the site's validation patients, of which the server forms AUC and temperature.
+
+    They are of the global model after the given round of the joint stage, with the site's own
+    normalisation where it keeps one.
 
     Returns:
         Confusion `counts` (C, T, 2, 2), `bootstraps` of them (B, C, T', 2, 2) and
@@ -214,6 +254,7 @@ def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str,
     """
     settings, multi_label = site.settings, site.hospitals.store.multi_label
     images = site.hospitals.validation(site.index)
+    unet = with_own(unet, _own(site, round_number + 1))
     joint = restore_joint(settings, images.targets.shape[1], unet, head)
     joint.to(site.device).eval()
     latents = load_file(site.folder / LATENTS)["validation"]

@@ -281,6 +281,7 @@ class FederationSettings(StrictModel):
     autoencoder_rounds: Count
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     server: ServerSettings = ServerSettings()
+    local_normalisation: bool = False
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0

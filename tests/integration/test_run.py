@@ -261,13 +261,28 @@ def test_a_server_with_a_memory_and_some_of_the_sites_a_round_resumes_too(
     assert {len(sites) for sites in took_part} == {2} and len(set(took_part)) > 1
 
 
+@pytest.mark.parametrize("own_normalisation", [False, True])
 @pytest.mark.parametrize("participation", [0.67, 1.0])
-def test_sites_with_control_variates_resume_too(
-    participation: float, tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+def test_sites_with_control_variates_and_normalisation_of_their_own_resume_too(
+    participation: float,
+    own_normalisation: bool,
+    tiny: tuple[str, ...],
+    store: str,
+    temporary: Path,
+    tmp_path: Path,
 ) -> None:
-    chosen = ["training.joint.control_variates=true", f"federation.participation={participation}"]
-    arguments = [*tiny, *chosen, "federation.num_rounds=4", store]
-    whole, _ = run_whole_and_broken(arguments, "joint-2", temporary, tmp_path)
+    chosen = [
+        "training.joint.control_variates=true",
+        f"federation.participation={participation}",
+        f"federation.local_normalisation={str(own_normalisation).lower()}",
+        "federation.num_rounds=4",
+    ]
+    whole, broken = run_whole_and_broken([*tiny, *chosen, store], "joint-2", temporary, tmp_path)
+    own = [sorted(one.path.glob("sites/*/normalisation-*")) for one in (whole, broken)]
+    assert bool(own[0]) == own_normalisation
+    for one, other in zip(*own, strict=True):
+        assert (one.parent.name, one.name) == (other.parent.name, other.name)
+        assert one.read_bytes() == other.read_bytes()
     newest = list_checkpoints(whole.checkpoints)[-1]
     sites = {
         component: {name.split("/")[0] for name in newest.load(f"control_{component}")}
