@@ -85,4 +85,5 @@ def _by_site(kept: StateDict) -> dict[str, dict[str, Tensor]]:
     for key, value in kept.items():
         site, _, name = key.rpartition("/")  # no parameter's name has a slash
         sites.setdefault(site, {})[name] = value
-    return sites
+    # A checkpoint gives them back in another order, and a sum's last bit depends on the order.
+    return dict(sorted(sites.items()))

@@ -149,6 +149,21 @@ def test_corrections_cancel_in_the_components_mean(sites: list[tuple[list[float]
     assert total.abs().max() <= 1e-5 * 100 * max(1, sum(images for _, images in sites))
 
 
+@given(st.permutations(range(4)), st.lists(VALUES, min_size=4, max_size=4))
+def test_the_order_in_which_sites_came_changes_not_a_bit(
+    order: list[int], values: list[list[float]]
+) -> None:
+    """A resumed run has it from a file, one that was not stopped as the sites were first drawn."""
+    found = []
+    for numbers in (range(4), order):
+        kept: dict[str, Mapping[str, Tensor]] = {}
+        for number in numbers:
+            gradient = {"x": torch.tensor(values[number]) / 3}
+            kept |= remembered(kept, [reply(f"site-{number}", gradient, 7.0 + number)])
+        found.append(corrections(kept, ["site-2"])["site-2"][CONTROLS[UNET]]["x"])
+    assert torch.equal(*found)
+
+
 def test_a_site_without_labels_has_no_part_in_the_heads_mean() -> None:
     heads = [
         Reply(one.site, one.content, {CONTROLS[HEAD]: {"x": torch.full((1,), value)}})
