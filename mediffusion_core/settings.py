@@ -162,6 +162,7 @@ class UNetSettings(StrictModel):
 class HeadSettings(StrictModel):
     """The classifier on the pooled maps of the UNet's encoder."""
 
+    pooling: Literal["mean", "attention"] = "mean"
     hidden: Count = 1024
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
 

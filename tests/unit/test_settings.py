@@ -217,7 +217,7 @@ def test_every_preset_builds_and_fits_its_latents(name: str) -> None:
         noise_pred, logits = joint(latents, torch.zeros(2, dtype=torch.long))
     assert noise_pred.shape == latents.shape
     assert logits.shape == (2, 5)
-    assert joint.head[1].in_features == pooled_width(settings.model.unet)
+    assert joint.head[2].in_features == pooled_width(settings.model.unet)
 
 
 def leaves(mapping: dict[str, Any], path: str = "") -> set[str]:
