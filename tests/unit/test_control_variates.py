@@ -149,18 +149,19 @@ def test_corrections_cancel_in_the_components_mean(sites: list[tuple[list[float]
     assert total.abs().max() <= 1e-5 * 100 * max(1, sum(images for _, images in sites))
 
 
-@given(st.permutations(range(4)), st.lists(VALUES, min_size=4, max_size=4))
-def test_the_order_in_which_sites_came_changes_not_a_bit(
-    order: list[int], values: list[list[float]]
-) -> None:
+@pytest.mark.parametrize("order", [(0, 2, 1, 3), (3, 1, 2, 0), (2, 1, 3, 0)])
+def test_the_order_in_which_sites_came_changes_not_a_bit(order: tuple[int, ...]) -> None:
     """A resumed run has it from a file, one that was not stopped as the sites were first drawn."""
+    first, second = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(0))
+    # Their mean is nothing but the sum's rounding, and all that the last site is corrected by.
+    values = (first, second, -first - second, torch.zeros(10_000))
     found = []
-    for numbers in (range(4), order):
+    for numbers in ((0, 1, 2, 3), order):
         kept: dict[str, Mapping[str, Tensor]] = {}
         for number in numbers:
-            gradient = {"x": torch.tensor(values[number]) / 3}
-            kept |= remembered(kept, [reply(f"site-{number}", gradient, 7.0 + number)])
-        found.append(corrections(kept, ["site-2"])["site-2"][CONTROLS[UNET]]["x"])
+            images = 12 if number == 3 else 96  # whose shares are no binary fractions
+            kept |= remembered(kept, [reply(f"site-{number}", {"x": values[number]}, images)])
+        found.append(corrections(kept, ["site-3"])["site-3"][CONTROLS[UNET]]["x"])
     assert torch.equal(*found)
 
 
