@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from client.site import Site
-from mediffusion_core.artifacts.trained import restore_joint
+from mediffusion_core.artifacts.trained import logits_of, restore_joint
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.evaluation.calibration import temperature_losses
@@ -26,7 +26,6 @@ from mediffusion_core.model import (
     JointUNet,
     LatentCodec,
     channel_sums,
-    classify_latents,
 )
 from mediffusion_core.protocol import (
     BOOTSTRAP_THRESHOLDS,
@@ -260,8 +259,7 @@ def validation_counts(
     latents = load_file(site.folder / LATENTS)["validation"]
     logits = images.targets  # (0, C) where the site has no labelled validation patients
     if len(images):
-        free = turns_and_flips(settings.data.augmentation)
-        logits = classify_latents(joint, latents, orientation_free=free)
+        logits = logits_of(settings, joint, latents)
     scores = class_scores(logits, multi_label)
     evaluation = settings.evaluation
     return {

@@ -300,7 +300,11 @@ class CounterfactualSettings(StrictModel):
 
 
 class EvaluationSettings(StrictModel):
-    """What the server judges, and how often (in joint rounds; the last round always)."""
+    """What the server judges, and how often (in joint rounds; the last round always).
+
+    `noise_levels` are fractions of the noise process at which the classifier looks at a latent, its
+    logits being averaged; 0 is the clean latent.
+    """
 
     every: Count = 4
     num_samples: Annotated[int, Field(ge=16)] = 200
@@ -309,6 +313,7 @@ class EvaluationSettings(StrictModel):
     inception_weights: Path | None = None
     num_thresholds: Annotated[int, Field(ge=10)] = 4001
     num_bootstraps: Annotated[int, Field(ge=2)] = 100
+    noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.0,)
     counterfactual: CounterfactualSettings = CounterfactualSettings()
 
 

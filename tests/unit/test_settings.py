@@ -255,6 +255,12 @@ def test_uncertain_findings_are_given_as_the_readme_says() -> None:
     assert settings.data.uncertain_by_finding == {"Edema": "zeros"}
 
 
+@pytest.mark.parametrize("given", ["[]", "[0.0,1.5]", "[-0.1]"])
+def test_noise_levels_are_fractions_and_at_least_one(given: str) -> None:
+    with pytest.raises(UserError, match=r"^setting evaluation\.noise_levels"):
+        compose("config", [f"evaluation.noise_levels={given}"])
+
+
 def test_labelled_fractions_by_site_replace_those_of_the_file() -> None:
     two = ["federation.num_sites=2", "data.phantom.patients_per_site=[60,60]"]
     for value, expected in (("{}", {}), ("{site-1:0.5}", {"site-1": 0.5})):
