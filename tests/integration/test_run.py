@@ -261,8 +261,7 @@ def test_a_server_with_a_memory_and_some_of_the_sites_a_round_resumes_too(
     assert {len(sites) for sites in took_part} == {2} and len(set(took_part)) > 1
 
 
-@pytest.mark.parametrize("own_normalisation", [False, True])
-@pytest.mark.parametrize("participation", [0.67, 1.0])
+@pytest.mark.parametrize(("participation", "own_normalisation"), [(0.67, True), (1.0, False)])
 def test_sites_with_control_variates_and_normalisation_of_their_own_resume_too(
     participation: float,
     own_normalisation: bool,
