@@ -150,7 +150,7 @@ def logits_of(settings: Settings, joint: JointUNet, latents: Tensor) -> Tensor:
         derive_seed(settings.seed, "noise levels"),
     )
     free = turns_and_flips(settings.data.augmentation)
-    return classify_latents(joint, latents, at, orientation_free=free)
+    return classify_latents(joint, latents, orientation_free=free, at=at)
 
 
 def build_joint(settings: Settings, num_classes: int) -> JointUNet:

@@ -34,6 +34,10 @@ class Look:
         return add_noise(latents, noise, self.alpha_bar.to(latents.device).expand(len(latents)))
 
 
+CLEAN = (Look(0, torch.ones(()), torch.zeros(())),)
+"""At the latent as it is, and nowhere else."""
+
+
 def looks(
     fractions: Sequence[float],
     alphas_cumprod: Tensor,
@@ -52,19 +56,19 @@ def looks(
 
 @torch.no_grad()
 def classify_latents(
-    joint: JointUNet, latents: Tensor, at: Sequence[Look], *, orientation_free: bool
+    joint: JointUNet, latents: Tensor, *, orientation_free: bool, at: Sequence[Look] = CLEAN
 ) -> Tensor:
     """Logits of clean latents, in batches, averaged over the looks.
 
     Args:
         joint: In evaluation mode.
         latents: (N, c, s, s), on any device.
-        at: Noise levels, at least one. Averaging over noised copies is randomized smoothing
-            (arXiv 1902.02918), here with a classifier that knows how noisy what it sees is.
         orientation_free: Average over the eight symmetries of the square. A classifier that no
             turn and no mirror can sway is the mean of its values over the group (group averaging,
             arXiv 2110.03336); for a convolutional encoder a turned latent is nearly the latent
             of the turned image.
+        at: Noise levels, at least one. Averaging over noised copies is randomized smoothing
+            (arXiv 1902.02918), here with a classifier that knows how noisy what it sees is.
 
     Returns:
         (N, classes), on the CPU.

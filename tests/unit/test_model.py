@@ -24,7 +24,7 @@ from mediffusion_core.model import (
     scale_from_sums,
     untrained_codec,
 )
-from mediffusion_core.model.classifying import BATCH, symmetries
+from mediffusion_core.model.classifying import BATCH, CLEAN, symmetries
 from mediffusion_core.settings import (
     AutoencoderSettings,
     DiffusionSettings,
@@ -34,7 +34,6 @@ from mediffusion_core.settings import (
 
 LATENT = (4, 8, 8)
 ALPHAS = alphas_cumprod(DiffusionSettings())
-CLEAN = looks([0.0], ALPHAS, LATENT, 0)
 AUTOENCODER = AutoencoderSettings(
     channels=(16, 16), layers_per_block=1, latent_channels=4, norm_groups=8
 )
@@ -277,15 +276,11 @@ def test_a_channel_without_spread_is_not_divided_by_nothing() -> None:
 
 def test_an_orientation_free_classifier_cannot_be_swayed_by_a_turn_or_a_mirror() -> None:
     model, (latents, _) = joint(), inputs()
-    expected = classify_latents(model, latents, CLEAN, orientation_free=True)
+    expected = classify_latents(model, latents, orientation_free=True)
     for turned in (latents.rot90(1, (2, 3)), latents.flip(2), latents.flip(3).rot90(3, (2, 3))):
-        held_plainly = classify_latents(model, turned, CLEAN, orientation_free=False)
-        assert (
-            (held_plainly - classify_latents(model, latents, CLEAN, orientation_free=False))
-            .abs()
-            .max()
-        )
-        logits = classify_latents(model, turned, CLEAN, orientation_free=True)
+        held_plainly = classify_latents(model, turned, orientation_free=False)
+        assert (held_plainly - classify_latents(model, latents, orientation_free=False)).abs().max()
+        logits = classify_latents(model, turned, orientation_free=True)
         torch.testing.assert_close(logits, expected)
 
 
@@ -295,14 +290,14 @@ def test_orientation_free_logits_are_the_mean_over_the_eight_symmetries() -> Non
     assert len(flat) == 8
     with torch.no_grad():
         expected = torch.stack([model.classify(view) for view in symmetries(latents)]).mean(dim=0)
-    logits = classify_latents(model, latents, CLEAN, orientation_free=True)
+    logits = classify_latents(model, latents, orientation_free=True)
     torch.testing.assert_close(logits, expected)
 
 
 def test_logits_in_batches_are_those_of_each_latent_alone() -> None:
     model = joint()
     latents = torch.randn(BATCH + 3, *LATENT, generator=torch.Generator().manual_seed(2)).half()
-    logits = classify_latents(model, latents, CLEAN, orientation_free=False)
+    logits = classify_latents(model, latents, orientation_free=False)
     with torch.no_grad():
         last = model.classify(latents[-1:].float())
     torch.testing.assert_close(logits[-1:], last, rtol=1e-4, atol=1e-5)
@@ -320,7 +315,7 @@ def test_logits_at_noise_levels_are_the_mean_over_the_noised_latents() -> None:
     with torch.no_grad():
         seen = model.classify(latents), model.classify(noised, torch.full((len(latents),), t))
     assert not torch.allclose(*seen)
-    logits = classify_latents(model, latents, at, orientation_free=False)
+    logits = classify_latents(model, latents, orientation_free=False, at=at)
     torch.testing.assert_close(logits, torch.stack(seen).mean(dim=0))
 
 
@@ -330,7 +325,9 @@ def test_looking_at_the_clean_latent_draws_no_noise_into_it() -> None:
         expected = model.classify(latents)
     other = looks([0.0], ALPHAS, LATENT, seed=9)
     for at in (CLEAN, other):
-        assert torch.equal(classify_latents(model, latents, at, orientation_free=False), expected)
+        assert torch.equal(
+            classify_latents(model, latents, orientation_free=False, at=at), expected
+        )
 
 
 def test_noise_depends_on_the_seed_and_on_no_other_latent() -> None:
@@ -338,7 +335,7 @@ def test_noise_depends_on_the_seed_and_on_no_other_latent() -> None:
 
     def logits(seed: int, given: Tensor = latents) -> Tensor:
         at = looks([0.1, 1.0], ALPHAS, LATENT, seed)
-        return classify_latents(model, given, at, orientation_free=False)
+        return classify_latents(model, given, orientation_free=False, at=at)
 
     assert torch.equal(logits(1), logits(1)) and not torch.equal(logits(1), logits(2))
     torch.testing.assert_close(logits(1, latents[2:]), logits(1)[2:])
@@ -348,7 +345,7 @@ def test_an_orientation_free_classifier_stays_so_through_noise() -> None:
     model, (latents, _) = joint(), inputs()
     at = looks([0.2], ALPHAS, LATENT, seed=0)
     logits = [
-        classify_latents(model, held, at, orientation_free=True)
+        classify_latents(model, held, orientation_free=True, at=at)
         for held in (latents, latents.rot90(1, (2, 3)), latents.flip(3))
     ]
     for other in logits[1:]:
