@@ -124,6 +124,6 @@ def train_joint(site: Site, content: RecordDict) -> RecordDict:
 def evaluate(site: Site, content: RecordDict) -> RecordDict:
     """Replies with confusion counts and losses, summed over the site's validation patients."""
     counts = tasks.validation_counts(
-        site, _state(content, protocol.UNET), _state(content, protocol.HEAD)
+        site, _state(content, protocol.UNET), _state(content, protocol.HEAD), _round(content)
     )
     return RecordDict({protocol.COUNTS: ArrayRecord(counts)})

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from client.site import Site
-from mediffusion_core.artifacts.trained import restore_joint
+from mediffusion_core.artifacts.trained import logits_of, restore_joint
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.evaluation.calibration import temperature_losses
@@ -21,9 +21,15 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums, classify_latents
+from mediffusion_core.model import (
+    Autoencoder,
+    JointUNet,
+    LatentCodec,
+    channel_sums,
+)
 from mediffusion_core.protocol import (
     BOOTSTRAP_THRESHOLDS,
+    CONTROLS,
     EMA_HEAD,
     EMA_UNET,
     HEAD,
@@ -34,11 +40,18 @@ from mediffusion_core.protocol import (
 )
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
+from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
+from mediffusion_core.training.local_normalisation import (
+    keep_own,
+    normalisation_names,
+    own_before,
+    with_own,
+)
 from mediffusion_core.training.moments import load_moments, read_moments
 
 StateDict = Mapping[str, Tensor]
@@ -174,19 +187,23 @@ def joint_round(
 
     Args:
         site: Whose latents and labels.
-        components: Weights and moments, those of `protocol.JOINT`, and where the settings need
-            them `protocol.LABEL_COUNTS`, `protocol.EMA_UNET` and `protocol.EMA_HEAD`.
+        components: Weights and moments, those of `protocol.JOINT`. Where the settings need them
+            `protocol.LABEL_COUNTS`, `protocol.EMA_UNET` and `protocol.EMA_HEAD`; with control
+            variates those of `protocol.CONTROLS`, as far as the site has taken part before.
         round_number: Of the joint stage, from 1.
 
     Returns:
-        Those of `protocol.JOINT` after the round, and its metrics.
+        Those of `protocol.JOINT` after the round, with control variates the mean gradients, and
+        metrics.
     """
     settings = site.settings
     targets = site.hospitals.train(site.index).targets
-    joint = restore_joint(settings, targets.shape[1], components[UNET], components[HEAD])
+    own = _own(site, round_number)
+    unet = with_own(components[UNET], own)
+    joint = restore_joint(settings, targets.shape[1], unet, components[HEAD])
     joint.to(site.device)
     optimizer = joint_optimizer(joint, settings.training.joint)
-    load_moments(optimizer, joint.unet, components[UNET_MOMENTS])
+    load_moments(optimizer, joint.unet, with_own(components[UNET_MOMENTS], own))
     load_moments(optimizer, joint.head, components[HEAD_MOMENTS])
     wanted = settings.training.joint
     teacher = None
@@ -194,6 +211,7 @@ def joint_round(
         average = components[EMA_UNET], components[EMA_HEAD]
         teacher = restore_joint(settings, targets.shape[1], *average).to(site.device)
     counts = components[LABEL_COUNTS] if wanted.needs_label_counts else None
+    controls = _controls(site, joint, components, own)
     begun = time.perf_counter()
     report = train_joint(
         joint,
@@ -209,13 +227,19 @@ def joint_round(
         on_step=site.progress("joint", round_number),
         label_counts=LabelCounts.of_arrays(counts) if counts else None,
         teacher=teacher,
+        controls=list(controls.values()),
     )
-    trained = {
+    trained: dict[str, StateDict] = {
         UNET: joint.unet.state_dict(),
         HEAD: joint.head.state_dict(),
         UNET_MOMENTS: read_moments(optimizer, joint.unet),
         HEAD_MOMENTS: read_moments(optimizer, joint.head),
     }
+    if settings.federation.local_normalisation:
+        values = {**trained[UNET], **trained[UNET_MOMENTS]}
+        names = normalisation_names(joint.unet)
+        keep_own(site.folder, round_number, {name: values[name] for name in names})
+    trained |= {name: control.mean_gradient() for name, control in controls.items()}
     return trained, _metrics(report, begun)
 
 
@@ -232,8 +256,35 @@ def _latent_set(site: Site, targets: Tensor) -> LatentSet:
     )
 
 
-def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str, Tensor]:
+def _controls(
+    site: Site, joint: JointUNet, components: Mapping[str, StateDict], own: StateDict
+) -> dict[str, ControlVariate]:
+    """What corrects the gradients of UNet and head, by record; nothing where that is not asked."""
+    if not site.settings.training.joint.control_variates:
+        return {}
+    unet, head = (components.get(CONTROLS[component], {}) for component in (UNET, HEAD))
+    # What is the site's own follows the site's own gradients.
+    shared = {name: value for name, value in unet.items() if name not in own}
+    return {
+        CONTROLS[UNET]: ControlVariate(joint.unet, shared),
+        CONTROLS[HEAD]: ControlVariate(joint.head, head),
+    }
+
+
+def _own(site: Site, round_number: int) -> dict[str, Tensor]:
+    """The site's own normalisation and its moments before a round; empty where it keeps none."""
+    if not site.settings.federation.local_normalisation:
+        return {}
+    return own_before(site.folder, round_number)
+
+
+def validation_counts(
+    site: Site, unet: StateDict, head: StateDict, round_number: int
+) -> dict[str, Tensor]:
     """Sums over the site's validation patients, of which the server forms AUC and temperature.
+
+    They are of the global model after the given round of the joint stage, with the site's own
+    normalisation where it keeps one.
 
     Returns:
         Confusion `counts` (C, T, 2, 2), `bootstraps` of them (B, C, T', 2, 2) and
@@ -241,13 +292,13 @@ def validation_counts(site: Site, unet: StateDict, head: StateDict) -> dict[str,
     """
     settings, multi_label = site.settings, site.hospitals.store.multi_label
     images = site.hospitals.validation(site.index)
+    unet = with_own(unet, _own(site, round_number + 1))
     joint = restore_joint(settings, images.targets.shape[1], unet, head)
     joint.to(site.device).eval()
     latents = load_file(site.folder / LATENTS)["validation"]
     logits = images.targets  # (0, C) where the site has no labelled validation patients
     if len(images):
-        free = turns_and_flips(settings.data.augmentation)
-        logits = classify_latents(joint, latents, orientation_free=free)
+        logits = logits_of(settings, joint, latents)
     scores = class_scores(logits, multi_label)
     evaluation = settings.evaluation
     return {

@@ -14,7 +14,8 @@ LATENT_CENSUS = "query.latents"
 ENCODE = "query.encode"
 """Server sends autoencoder and latent scale; site encodes its images and keeps the latents."""
 TRAIN_JOINT = "train.joint"
-"""Server sends `JOINT`; site trains it on its latents and replies with the same components."""
+"""Server sends `JOINT`; site trains it on its latents and replies with the same components. With
+`training.joint.control_variates` those of `CONTROLS` go both ways too."""
 EVALUATE = "evaluate.joint"
 """Server sends UNet and head; site replies with sums over its validation patients: confusion
 counts, and losses at several temperatures."""
@@ -38,6 +39,10 @@ LABEL_COUNTS = "label_counts"
 
 JOINT = (UNET, HEAD, UNET_MOMENTS, HEAD_MOMENTS)
 """What the joint stage trains, and what travels in each of its rounds."""
+
+CONTROLS = {UNET: "unet_control", HEAD: "head_control"}
+"""SCAFFOLD's part of each component: to a site goes what is added to its gradients, back comes the
+mean of its gradients before that."""
 
 INSTRUCTIONS = "instructions"
 """ConfigRecord from the server: settings hash, round, and what the kind of message needs."""

@@ -162,6 +162,7 @@ class UNetSettings(StrictModel):
 class HeadSettings(StrictModel):
     """The classifier on the pooled maps of the UNet's encoder."""
 
+    pooling: Literal["mean", "attention"] = "mean"
     hidden: Count = 1024
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
 
@@ -257,6 +258,7 @@ class JointTraining(StrictModel):
     class_balance: Literal["none", "sqrt", "full"] = "none"
     consistency: ConsistencySettings = ConsistencySettings()
     proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    control_variates: bool = False
     min_snr_gamma: Positive | None = None
     noised_fraction: Fraction = 0.25
     noised_max_timestep: Fraction = 0.4
@@ -330,6 +332,7 @@ class FederationSettings(StrictModel):
     autoencoder_rounds: Count
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     server: ServerSettings = ServerSettings()
+    local_normalisation: bool = False
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0
@@ -356,7 +359,11 @@ class CounterfactualSettings(StrictModel):
 
 
 class EvaluationSettings(StrictModel):
-    """What the server judges, and how often (in joint rounds; the last round always)."""
+    """What the server judges, and how often (in joint rounds; the last round always).
+
+    `noise_levels` are fractions of the noise process at which the classifier looks at a latent, its
+    logits being averaged; 0 is the clean latent.
+    """
 
     every: Count = 4
     num_samples: Annotated[int, Field(ge=16)] = 200
@@ -365,6 +372,7 @@ class EvaluationSettings(StrictModel):
     inception_weights: Path | None = None
     num_thresholds: Annotated[int, Field(ge=10)] = 4001
     num_bootstraps: Annotated[int, Field(ge=2)] = 100
+    noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.0,)
     counterfactual: CounterfactualSettings = CounterfactualSettings()
 
 

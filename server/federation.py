@@ -80,8 +80,12 @@ class Sites(Protocol):
         round_number: int,
         components: Mapping[str, StateDict],
         sites: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, StateDict]] | None = None,
     ) -> list[Reply]:
-        """Sends one kind of message to the named sites, or to all, and returns their replies."""
+        """Sends one kind of message to the named sites, or to all, and returns their replies.
+
+        `own` is by site's name what goes to that site alone.
+        """
 
 
 class Federation:
@@ -107,7 +111,7 @@ class Federation:
     def census(self) -> list[Reply]:
         """Waits for the sites, and asks each for its name and its counts."""
         nodes = self._wait()
-        replies = self._collect(protocol.CENSUS, nodes, 0, {})
+        replies = self._collect(protocol.CENSUS, nodes, 0, {}, {})
         for message in replies:
             name = str(message.content.config_records[protocol.IDENTITY]["site"])
             self._names[message.metadata.src_node_id] = name
@@ -126,6 +130,7 @@ class Federation:
         round_number: int,
         components: Mapping[str, StateDict],
         sites: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, StateDict]] | None = None,
     ) -> list[Reply]:
         """Sends one kind of message and returns the replies, ordered by site.
 
@@ -134,12 +139,13 @@ class Federation:
             round_number: Goes with it.
             components: Weights that go with it.
             sites: Names of those asked; all by default.
+            own: By site's name, what goes to that site alone.
 
         Raises:
             SiteError: if a site fails, is lost, stays silent, or sends a number that is none.
         """
         nodes = [node for node, name in self._names.items() if sites is None or name in sites]
-        return self._ordered(self._collect(kind, nodes, round_number, components))
+        return self._ordered(self._collect(kind, nodes, round_number, components, own or {}))
 
     def _wait(self) -> list[int]:
         deadline = time.monotonic() + self._timeout
@@ -155,12 +161,19 @@ class Federation:
         nodes: Sequence[int],
         round_number: int,
         components: Mapping[str, StateDict],
+        own: Mapping[str, Mapping[str, StateDict]],
     ) -> list[Message]:
         instructions = ConfigRecord({"settings_hash": self._hash, "round": round_number})
-        arrays = {name: ArrayRecord(dict(state)) for name, state in components.items()}
+        arrays = _records(components)
         messages = [
             Message(
-                RecordDict({protocol.INSTRUCTIONS: instructions, **arrays}),
+                RecordDict(
+                    {
+                        protocol.INSTRUCTIONS: instructions,
+                        **arrays,
+                        **_records(own.get(self._name(node), {})),
+                    }
+                ),
                 message_type=kind,
                 dst_node_id=node,
                 group_id=str(round_number),
@@ -193,6 +206,10 @@ class Federation:
 
     def _name(self, node: int) -> str:
         return self._names.get(node, f"site at node {node}")
+
+
+def _records(components: Mapping[str, StateDict]) -> dict[str, ArrayRecord]:
+    return {name: ArrayRecord(dict(state)) for name, state in components.items()}
 
 
 def _integers(value: object) -> int | list[int]:

@@ -36,6 +36,7 @@ from mediffusion_core.settings import Settings
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
+from server.control_variates import corrections, remembered
 from server.federation import Reply, Sites
 from server.optimizers import server_step
 from server.selection import Judged, select
@@ -147,9 +148,11 @@ class FederatedRun:
         names = (*JOINT, EMA_UNET, EMA_HEAD) if teaching else JOINT
         sent = {name: state.components[name] for name in names} | self._beside_joint
         sites = self._participants("joint", number)
-        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites)
+        own = corrections(state.components, sites)
+        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites, own)
         for component in JOINT:
             self._take(component, replies)
+        state.components |= remembered(state.components, replies)
         for component in (UNET, HEAD):
             state.components[EMA + component] = moving_average(
                 state.components[EMA + component],

@@ -83,16 +83,20 @@ class SitesHere:
         round_number: int,
         components: Mapping[str, StateDict],
         sites: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, StateDict]] | None = None,
     ) -> list[Reply]:
         """Sends one kind of message to the named sites, or to all, and returns their replies.
+
+        `own` is by site's name what goes to that site alone.
 
         Raises:
             SiteError: if a site fails, or sends a number that is none.
         """
         asked = [name for name in self.sites if sites is None or name in sites]
         return [
-            Reply.of(name, self._content(kind, self._names[name], round_number, components))
+            Reply.of(name, self._content(kind, self._names[name], round_number, sent))
             for name in asked
+            for sent in [{**components, **(own or {}).get(name, {})}]
         ]
 
     def _content(

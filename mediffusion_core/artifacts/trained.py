@@ -18,11 +18,13 @@ from mediffusion_core.model import (
     LatentCodec,
     class_probabilities,
     classify_latents,
+    looks,
     untrained_codec,
 )
 from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.settings import CounterfactualSettings, Settings
 from mediffusion_core.training.augmentation import turns_and_flips
+from mediffusion_core.training.local import derive_seed
 
 BATCH = 128
 
@@ -62,8 +64,7 @@ class TrainedModel:
 
     def logits(self, latents: Tensor) -> Tensor:
         """Logits (N, classes) of clean latents (N, c, h, w), on the CPU."""
-        free = turns_and_flips(self.settings.data.augmentation)
-        return classify_latents(self.joint, latents, orientation_free=free)
+        return logits_of(self.settings, self.joint, latents)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (N, classes); logits as `logits` gives them."""
@@ -134,6 +135,22 @@ class TrainedModel:
         # Models that were written before there was a temperature have none.
         temperature = float(saved.state.get("temperature", 1.0))
         return cls(settings, classes, multi_label, codec.to(device), joint.to(device), temperature)
+
+
+def logits_of(settings: Settings, joint: JointUNet, latents: Tensor) -> Tensor:
+    """Logits (N, classes) of clean latents (N, c, h, w), as the settings ask for them; on the CPU.
+
+    At the noise levels of `evaluation.noise_levels`, through noise that the run's seed draws, and
+    over all orientations where a turned image is as likely as the original.
+    """
+    at = looks(
+        settings.evaluation.noise_levels,
+        alphas_cumprod(settings.diffusion),
+        settings.latent_shape,
+        derive_seed(settings.seed, "noise levels"),
+    )
+    free = turns_and_flips(settings.data.augmentation)
+    return classify_latents(joint, latents, orientation_free=free, at=at)
 
 
 def build_joint(settings: Settings, num_classes: int) -> JointUNet:

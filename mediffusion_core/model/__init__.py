@@ -7,7 +7,7 @@ from mediffusion_core.model.autoencoder import (
     scale_from_sums,
     untrained_codec,
 )
-from mediffusion_core.model.classifying import class_probabilities, classify_latents
+from mediffusion_core.model.classifying import class_probabilities, classify_latents, looks
 from mediffusion_core.model.joint_unet import JointUNet, build_unet, pooled_width
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "channel_sums",
     "class_probabilities",
     "classify_latents",
+    "looks",
     "pooled_width",
     "scale_from_sums",
     "untrained_codec",

@@ -4,6 +4,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from mediffusion_core.model.head import ClassifierHead
 from mediffusion_core.settings import HeadSettings, UNetSettings
 
 
@@ -25,30 +26,21 @@ def build_unet(settings: UNetSettings, latent_shape: tuple[int, int, int]) -> UN
     )
 
 
+def map_widths(settings: UNetSettings) -> list[int]:
+    """Channels of every map of the encoder and of the middle one, in order."""
+    widths = [settings.channels[0]]
+    last = len(settings.channels) - 1
+    for level, width in enumerate(settings.channels):
+        widths += [width] * (settings.layers_per_block + (level < last))
+    return [*widths, settings.channels[-1]]
+
+
 def pooled_width(settings: UNetSettings) -> int:
     """Width of the pooled features: every encoder map and the middle one, concatenated.
 
     With the reference's widths 256, 512, 1024 and two residual blocks a level this is 5632.
     """
-    widths = [settings.channels[0]]
-    last = len(settings.channels) - 1
-    for level, width in enumerate(settings.channels):
-        widths += [width] * (settings.layers_per_block + (level < last))
-    return sum(widths) + settings.channels[-1]
-
-
-class ClassifierHead(nn.Sequential):
-    """Dropout, linear, LeakyReLU, dropout, linear (arXiv 2411.09434, the reference's widths)."""
-
-    def __init__(self, features: int, num_classes: int, settings: HeadSettings) -> None:
-        """Takes the width of the pooled features and the number of classes."""
-        super().__init__(
-            nn.Dropout(settings.dropout),
-            nn.Linear(features, settings.hidden),
-            nn.LeakyReLU(0.2),
-            nn.Dropout(settings.dropout),
-            nn.Linear(settings.hidden, num_classes),
-        )
+    return sum(map_widths(settings))
 
 
 class JointUNet(nn.Module):
@@ -68,7 +60,7 @@ class JointUNet(nn.Module):
         """Takes the widths, the latents' (channels, height, width) and the number of classes."""
         super().__init__()
         self.unet = build_unet(unet_settings, latent_shape)
-        self.head = ClassifierHead(pooled_width(unet_settings), num_classes, head_settings)
+        self.head = ClassifierHead(map_widths(unet_settings), num_classes, head_settings)
 
     def forward(
         self, latents: Tensor, timesteps: Tensor, denoise: bool = True, classify: bool = True
@@ -91,7 +83,7 @@ class JointUNet(nn.Module):
             hidden, block_maps = block(hidden, embedding)
             maps += block_maps
         hidden = self.unet.mid_block(hidden, embedding)  # (B, CL, h / 2^L, w / 2^L)
-        logits = self.head(_pool((*maps, hidden))) if classify else None
+        logits = self.head((*maps, hidden)) if classify else None
         noise_pred = self._decode(hidden, maps, embedding) if denoise else None
         return noise_pred, logits
 
@@ -119,7 +111,3 @@ class JointUNet(nn.Module):
         _, logits = self(latents, timesteps, denoise=False)
         assert logits is not None
         return logits
-
-
-def _pool(maps: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([one.mean(dim=(2, 3)) for one in maps], dim=1)  # (B, sum of widths)

@@ -1,5 +1,7 @@
 """One site's round of the joint stage: one network learns to denoise and to classify."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
 from mediffusion_core.training.batches import Batches, Shuffled, Weighted, rarity
 from mediffusion_core.training.consistency import Consistency
+from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.local import (
@@ -36,6 +39,7 @@ def train_joint(
     on_step: Progress,
     label_counts: LabelCounts | None = None,
     teacher: JointUNet | None = None,
+    controls: Sequence[ControlVariate] = (),
 ) -> LocalReport:
     """Trains the joint UNet in place on a site's latents.
 
@@ -56,6 +60,7 @@ def train_joint(
         on_step: Told after each step.
         label_counts: Of all sites, where the settings need them.
         teacher: Gives the pseudo-labels of unlabelled images; without one the model itself does.
+        controls: Of parts of the model, where its gradients are to be corrected by SCAFFOLD.
     """
     report = LocalReport()
     if not len(data.latents):
@@ -82,6 +87,8 @@ def train_joint(
         loss = objective.total(losses, progress)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        for control in controls:
+            control.correct_gradients()
         proximal.add_gradients()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()

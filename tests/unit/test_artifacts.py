@@ -338,6 +338,18 @@ def test_a_saved_model_decides_as_before(
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(5))
 
 
+def test_a_saved_model_looks_through_the_same_noise(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    chosen = [
+        compose("config", (*tiny, f"evaluation.noise_levels={at}")) for at in ("[0.0,0.2]", "[0.0]")
+    ]
+    model, plain = (trained(settings) for settings in chosen)
+    model.save(tmp_path / "model")
+    again = TrainedModel.load(tmp_path / "model", torch.device("cpu"))
+    images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again.classify(images), model.classify(images))
+    assert not torch.equal(plain.classify(images), model.classify(images))
+
+
 @pytest.mark.parametrize("multi_label", [True, False])
 def test_a_saved_model_is_as_sure_as_before(
     tmp_path: Path, settings: Settings, multi_label: bool

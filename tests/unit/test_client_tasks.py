@@ -189,6 +189,37 @@ def test_a_joint_round_returns_weights_moments_and_listed_metrics(
     assert steps == metrics["steps"] > 0
 
 
+def test_control_variates_come_back_as_mean_gradients(
+    overrides: Overrides, joint: dict[str, Weights], codec: LatentCodec, tmp_path: Path
+) -> None:
+    given = (*elsewhere(overrides, tmp_path), "training.joint.control_variates=true")
+    known = compose("config", given).fingerprint()
+    sent(protocol.ENCODE, given, known, {protocol.AUTOENCODER: codec.state_dict()})
+    first = sent(protocol.TRAIN_JOINT, given, known, joint).content
+    assert set(first) == {*protocol.JOINT, *protocol.CONTROLS.values(), protocol.METRICS}
+    gradients = {
+        control: numbers(first.array_records[control]) for control in protocol.CONTROLS.values()
+    }
+    for component, control in protocol.CONTROLS.items():
+        gradient = gradients[control]
+        assert {name: value.shape for name, value in gradient.items()} == {
+            name: value.shape for name, value in joint[component].items()
+        }
+        assert all(bool(value.any()) for name, value in gradient.items() if "to_k" not in name)
+    # The correction that undoes the site's own gradient leaves it nearer to what it was sent.
+    undone = {
+        control: {name: -value for name, value in gradient.items()}
+        for control, gradient in gradients.items()
+    }
+    second = sent(protocol.TRAIN_JOINT, given, known, {**joint, **undone}).content
+
+    def moved(content: RecordDict) -> float:
+        trained = numbers(content.array_records[protocol.UNET_MOMENTS])
+        return sum(float(v.square().sum()) for n, v in trained.items() if n.endswith(".exp_avg"))
+
+    assert moved(second) < 0.9 * moved(first)
+
+
 def test_validation_leaves_as_sums(
     ask: Asking, joint: dict[str, Weights], settings: Settings, encoded: None
 ) -> None:

@@ -7,9 +7,10 @@ import torch
 from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.compose import compose
+from mediffusion_core.diffusion.noise_process import add_noise, alphas_cumprod
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import (
     Autoencoder,
@@ -18,14 +19,21 @@ from mediffusion_core.model import (
     build_unet,
     channel_sums,
     classify_latents,
+    looks,
     pooled_width,
     scale_from_sums,
     untrained_codec,
 )
-from mediffusion_core.model.classifying import BATCH, symmetries
-from mediffusion_core.settings import AutoencoderSettings, HeadSettings, UNetSettings
+from mediffusion_core.model.classifying import BATCH, CLEAN, symmetries
+from mediffusion_core.settings import (
+    AutoencoderSettings,
+    DiffusionSettings,
+    HeadSettings,
+    UNetSettings,
+)
 
 LATENT = (4, 8, 8)
+ALPHAS = alphas_cumprod(DiffusionSettings())
 AUTOENCODER = AutoencoderSettings(
     channels=(16, 16), layers_per_block=1, latent_channels=4, norm_groups=8
 )
@@ -79,7 +87,8 @@ def test_the_pooled_width_is_what_the_encoder_gives(channels: tuple[int, ...], l
     settings = unet_settings(channels, (False,) * len(channels), layers)
     seen: list[tuple[int, ...]] = []
     model = joint(settings)
-    model.head.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    pooling = model.head.pooling
+    pooling.register_forward_hook(lambda *given: seen.append(tuple(given[2].shape)))
     model(*inputs(2))
     assert seen == [(2, pooled_width(settings))]
 
@@ -100,7 +109,8 @@ def test_pooled_features_are_spatial_means_of_encoder_and_middle() -> None:
     for hook in hooks:
         hook.remove()
     pooled = torch.cat([one.flatten(2).mean(dim=2) for one in maps], dim=1)
-    torch.testing.assert_close(model.classify(latents, timesteps), model.head(pooled))
+    layers = nn.Sequential(*list(model.head)[1:])
+    torch.testing.assert_close(model.classify(latents, timesteps), layers(pooled))
 
 
 @torch.no_grad()
@@ -292,3 +302,51 @@ def test_logits_in_batches_are_those_of_each_latent_alone() -> None:
         last = model.classify(latents[-1:].float())
     torch.testing.assert_close(logits[-1:], last, rtol=1e-4, atol=1e-5)
     assert logits.shape == (BATCH + 3, 3) and not logits.requires_grad
+
+
+def test_logits_at_noise_levels_are_the_mean_over_the_noised_latents() -> None:
+    model, (latents, _) = joint(), inputs()
+    at = looks([0.0, 0.25], ALPHAS, LATENT, seed=3)
+    t = round(0.25 * 999)
+    generator = torch.Generator().manual_seed(3)
+    torch.randn(LATENT, generator=generator)
+    noise = torch.randn(LATENT, generator=generator).expand_as(latents)
+    noised = add_noise(latents, noise, ALPHAS[[t] * len(latents)])
+    with torch.no_grad():
+        seen = model.classify(latents), model.classify(noised, torch.full((len(latents),), t))
+    assert not torch.allclose(*seen)
+    logits = classify_latents(model, latents, orientation_free=False, at=at)
+    torch.testing.assert_close(logits, torch.stack(seen).mean(dim=0))
+
+
+def test_looking_at_the_clean_latent_draws_no_noise_into_it() -> None:
+    model, (latents, _) = joint(), inputs()
+    with torch.no_grad():
+        expected = model.classify(latents)
+    other = looks([0.0], ALPHAS, LATENT, seed=9)
+    for at in (CLEAN, other):
+        assert torch.equal(
+            classify_latents(model, latents, orientation_free=False, at=at), expected
+        )
+
+
+def test_noise_depends_on_the_seed_and_on_no_other_latent() -> None:
+    model, (latents, _) = joint(), inputs()
+
+    def logits(seed: int, given: Tensor = latents) -> Tensor:
+        at = looks([0.1, 1.0], ALPHAS, LATENT, seed)
+        return classify_latents(model, given, orientation_free=False, at=at)
+
+    assert torch.equal(logits(1), logits(1)) and not torch.equal(logits(1), logits(2))
+    torch.testing.assert_close(logits(1, latents[2:]), logits(1)[2:])
+
+
+def test_an_orientation_free_classifier_stays_so_through_noise() -> None:
+    model, (latents, _) = joint(), inputs()
+    at = looks([0.2], ALPHAS, LATENT, seed=0)
+    logits = [
+        classify_latents(model, held, orientation_free=True, at=at)
+        for held in (latents, latents.rot90(1, (2, 3)), latents.flip(3))
+    ]
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0])

@@ -42,11 +42,14 @@ class Sites:
         number: int,
         components: Mapping[str, Mapping[str, Tensor]],
         sites: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, Mapping[str, Tensor]]] | None = None,
     ) -> list[Reply]:
         self.sent.append((kind, dict(components)))
         asked = [site for site, name in enumerate(self.sites) if sites is None or name in sites]
+        arrays = [{**components, **(own or {}).get(self.sites[site], {})} for site in asked]
         replies = [
-            sent(kind, self._overrides, self._hash, components, site, number) for site in asked
+            sent(kind, self._overrides, self._hash, given, site, number)
+            for site, given in zip(asked, arrays, strict=True)
         ]
         return [
             Reply.of(self.sites[site], reply.content)

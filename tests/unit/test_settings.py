@@ -229,7 +229,7 @@ def test_every_preset_builds_and_fits_its_latents(name: str) -> None:
         noise_pred, logits = joint(latents, torch.zeros(2, dtype=torch.long))
     assert noise_pred.shape == latents.shape
     assert logits.shape == (2, 5)
-    assert joint.head[1].in_features == pooled_width(settings.model.unet)
+    assert joint.head[2].in_features == pooled_width(settings.model.unet)
 
 
 def leaves(mapping: dict[str, Any], path: str = "") -> set[str]:
@@ -265,6 +265,12 @@ def test_uncertain_findings_are_given_as_the_readme_says() -> None:
     assert settings.data.uncertain_by_finding == {"Edema": "ones"}
     settings = compose("config", [*chexpert, "data.uncertain_by_finding.Edema=zeros"])
     assert settings.data.uncertain_by_finding == {"Edema": "zeros"}
+
+
+@pytest.mark.parametrize("given", ["[]", "[0.0,1.5]", "[-0.1]"])
+def test_noise_levels_are_fractions_and_at_least_one(given: str) -> None:
+    with pytest.raises(UserError, match=r"^setting evaluation\.noise_levels"):
+        compose("config", [f"evaluation.noise_levels={given}"])
 
 
 def test_labelled_fractions_by_site_replace_those_of_the_file() -> None:
