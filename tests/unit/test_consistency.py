@@ -260,7 +260,7 @@ class Sure(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(20.0))
 
-    def classify(self, latents: Tensor) -> Tensor:
+    def classify(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         assert not self.training and not torch.is_grad_enabled()
         level = latents[:, 0].mean(dim=(1, 2))
         return self.scale * torch.stack([-level - 0.75, level * 0, level - 0.75], dim=1)
@@ -377,8 +377,8 @@ def test_without_confidence_nothing_is_taught() -> None:
     """Beside a teacher that is never sure, unlabelled rows change no weight of the classifier."""
 
     class Unsure(Sure):
-        def classify(self, latents: Tensor) -> Tensor:
-            return super().classify(latents) * 0
+        def classify(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+            return super().classify(latents, timesteps) * 0
 
     report = train(network(), site(), joint_training({}), Unsure())  # type: ignore[arg-type]
     assert report.means()["consistency_loss"] == 0 == report.means()["pseudo_labelled"]
