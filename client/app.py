@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import tasks
+from client import encoding, tasks
 from client.site import Site, open_site, site_log
 from mediffusion_core import protocol
 from mediffusion_core.errors import UserError
@@ -93,7 +93,7 @@ def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
 @_answer
 def latents(site: Site, content: RecordDict) -> RecordDict:
     """Replies with sums over the site's latents."""
-    sums = tasks.latent_sums(site, _state(content, protocol.AUTOENCODER))
+    sums = encoding.latent_sums(site, _state(content, protocol.AUTOENCODER))
     return RecordDict({protocol.COUNTS: ArrayRecord(sums)})
 
 
@@ -101,7 +101,7 @@ def latents(site: Site, content: RecordDict) -> RecordDict:
 @_answer
 def encode(site: Site, content: RecordDict) -> RecordDict:
     """Keeps the site's latents for the joint stage; the reply is empty."""
-    tasks.encode(site, _state(content, protocol.AUTOENCODER))
+    encoding.encode(site, _state(content, protocol.AUTOENCODER))
     return RecordDict()
 
 

@@ -1,18 +1,13 @@
 """What a site does for each kind of message. Only sums, counts and weights are returned."""
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from client.encoding import kept_latents, validation_latents
 from client.site import Site
 from mediffusion_core.artifacts.trained import logits_of, restore_joint
-from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.evaluation.calibration import temperature_losses
 from mediffusion_core.evaluation.classification import (
@@ -24,8 +19,6 @@ from mediffusion_core.evaluation.classification import (
 from mediffusion_core.model import (
     Autoencoder,
     JointUNet,
-    LatentCodec,
-    channel_sums,
 )
 from mediffusion_core.protocol import (
     BOOTSTRAP_THRESHOLDS,
@@ -38,13 +31,10 @@ from mediffusion_core.protocol import (
     UNET,
     UNET_MOMENTS,
 )
-from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
 from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
-from mediffusion_core.training.latent_set import LatentSet
-from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local import LocalReport, derive_seed
 from mediffusion_core.training.local_normalisation import (
     keep_own,
@@ -56,9 +46,6 @@ from mediffusion_core.training.moments import load_moments, read_moments
 
 StateDict = Mapping[str, Tensor]
 Metrics = dict[str, float]
-
-LATENTS = "latents.safetensors"
-SUMMED = 128
 
 
 def census(site: Site) -> dict[str, int | list[int]]:
@@ -104,82 +91,6 @@ def autoencoder_round(
     return autoencoder.state_dict(), _metrics(report, begun)
 
 
-@torch.no_grad()
-def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
-    """Sums and sums of squares of the site's latents per channel, and how many values."""
-    settings = site.settings
-    autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
-    autoencoder.load_state_dict(dict(weights))
-    autoencoder.to(site.device).eval()
-    images = site.hospitals.train(site.index)
-    channels = settings.model.autoencoder.latent_channels
-    total, squares = torch.zeros(2, channels, dtype=torch.float64)
-    count = 0
-    parts = torch.arange(len(images)).split(SUMMED) if len(images) else ()
-    for part in parts:
-        sums = channel_sums(autoencoder, images.take(part).to(site.device))
-        total, squares, count = total + sums[0].cpu(), squares + sums[1].cpu(), count + sums[2]
-    return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
-
-
-def encode(site: Site, codec_weights: StateDict) -> None:
-    """Encodes the site's images and keeps the latents in its folder.
-
-    A second call with the same codec, images, labels and settings finds them there and does
-    nothing; an image that became readable since, or a corrected label, makes all of them anew.
-    """
-    settings = site.settings
-    train, validation = site.hospitals.train(site.index), site.hospitals.validation(site.index)
-    digest = _digest(site, codec_weights, (train, validation))
-    path = site.folder / LATENTS
-    if path.is_file() and _digest_of(path) == digest:
-        return
-    codec = LatentCodec(
-        Autoencoder(settings.model.autoencoder, settings.data.channels),
-        codec_weights["mean"],
-        codec_weights["std"],
-    )
-    codec.load_state_dict(dict(codec_weights))
-    codec.to(site.device)
-    labelled, unlabelled = train.subset(train.labelled), train.subset(train.unlabelled)
-    joint = settings.training.joint
-    views = joint.augmented_views
-    strong = joint.consistency.unlabelled_views if joint.consistency.weight else 0
-    report = site.progress("latents", 1)
-    done, total = 0, len(train) + views * len(labelled) + strong * len(unlabelled)
-
-    def on_batch(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done, total, float("nan"))
-
-    latents = {
-        "train": encode_images(codec, train, on_batch),
-        "views": encode_views(
-            codec,
-            labelled,
-            views=views,
-            augmentation=settings.data.augmentation,
-            seed=derive_seed(settings.seed, "views", site.name),
-            on_batch=on_batch,
-        ),
-        "validation": encode_images(codec, validation),
-    }
-    if strong:
-        latents["unlabelled_views"] = encode_views(
-            codec,
-            unlabelled,
-            views=strong,
-            augmentation=settings.data.augmentation,
-            seed=derive_seed(settings.seed, "unlabelled views", site.name),
-            plain=False,
-            on_batch=on_batch,
-        )
-    temporary = path.with_suffix(".tmp")
-    save_file(latents, temporary, {"codec": digest})
-    temporary.replace(path)
-
-
 def joint_round(
     site: Site, components: Mapping[str, StateDict], round_number: int
 ) -> tuple[dict[str, StateDict], Metrics]:
@@ -216,7 +127,7 @@ def joint_round(
     report = train_joint(
         joint,
         optimizer,
-        _latent_set(site, targets),
+        kept_latents(site, targets),
         wanted,
         alphas_cumprod(settings.diffusion),
         prediction=settings.diffusion.prediction,
@@ -241,19 +152,6 @@ def joint_round(
         keep_own(site.folder, round_number, {name: values[name] for name in names})
     trained |= {name: control.mean_gradient() for name, control in controls.items()}
     return trained, _metrics(report, begun)
-
-
-def _latent_set(site: Site, targets: Tensor) -> LatentSet:
-    """The latents that `encode` kept, with the labels of the site's training images."""
-    kept = load_file(site.folder / LATENTS)
-    return LatentSet(
-        kept["train"],
-        kept["views"],
-        targets,
-        site.hospitals.store.multi_label,
-        turns_and_flips(site.settings.data.augmentation),
-        kept.get("unlabelled_views"),
-    )
 
 
 def _controls(
@@ -295,7 +193,7 @@ def validation_counts(
     unet = with_own(unet, _own(site, round_number + 1))
     joint = restore_joint(settings, images.targets.shape[1], unet, head)
     joint.to(site.device).eval()
-    latents = load_file(site.folder / LATENTS)["validation"]
+    latents = validation_latents(site)
     logits = images.targets  # (0, C) where the site has no labelled validation patients
     if len(images):
         logits = logits_of(settings, joint, latents)
@@ -321,24 +219,3 @@ def _metrics(report: LocalReport, begun: float) -> dict[str, float]:
     counts = {"images_seen": report.images_seen, "labelled_seen": report.labelled_seen}
     seconds = time.perf_counter() - begun
     return {**counts, "steps": report.steps, "seconds": seconds, **report.means()}
-
-
-def _digest(site: Site, weights: StateDict, sets: Sequence[ImageSet]) -> str:
-    """Of all that a site's latents depend on: settings, codec, which images, which labels."""
-    sha = hashlib.sha256(site.settings.fingerprint().encode())
-    for name in sorted(weights):
-        sha.update(name.encode())
-        sha.update(weights[name].contiguous().numpy().tobytes())
-    for images in sets:
-        names = [site.hospitals.store.image_ids[row] for row in images.rows]
-        sha.update(json.dumps(names).encode())
-        sha.update(images.targets.numpy().tobytes())
-    return sha.hexdigest()
-
-
-def _digest_of(path: Any) -> str | None:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        metadata: dict[str, str] = file.metadata() or {}
-    return metadata.get("codec")

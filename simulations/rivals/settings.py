@@ -23,12 +23,12 @@ class RivalSettings(StrictModel):
     """
 
     stem_stride: Literal[1, 2] = 2
-    rounds: Count = 40
-    local_epochs: Positive = 0.6
+    rounds: Count = 160
+    local_epochs: Positive = 0.2
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
     weight_decay: float = Field(0.05, ge=0.0)
     warmup_steps: int = Field(20, ge=0)
-    ema_decay: Fraction = 0.8
-    every: Count = 10
+    ema_decay: Fraction = 0.95
+    every: Count = 40
     consistency: ConsistencySettings | None = None

@@ -24,7 +24,7 @@ class Method:
     title: str
     overrides: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ((), (), ())
-    rounds: tuple[int, int] = (3, 50)
+    rounds: tuple[int, int] = (3, 80)
     """Of the autoencoder and of the joint stage; a rival has none of the first."""
     rival: RivalSettings | None = None
     without_unlabelled: bool = False
@@ -51,7 +51,7 @@ _CLASSIFIER_TRIALS: tuple[Trial, ...] = (
     ("training.joint.weight_decay=0.05",),
     ("training.joint.learning_rate=6.0e-4", "training.joint.head_learning_rate=6.0e-4"),
 )
-_RIVAL_TRIALS: tuple[Trial, ...] = ((), ("learning_rate=5e-4",), ("stem_stride=1", "rounds=15"))
+_RIVAL_TRIALS: tuple[Trial, ...] = ((), ("learning_rate=5e-4",), ("weight_decay=0.2",))
 
 JOINT = Method("joint", "federated joint", trials=_JOINT_TRIALS)
 LABELS_ALONE = Method(
@@ -84,17 +84,17 @@ METHODS: Mapping[str, Method] = {
             "resnet",
             "federated ResNet-18",
             trials=_RIVAL_TRIALS,
-            rounds=(1, 50),
+            rounds=(1, 160),
             rival=RivalSettings(),
         ),
         Method(
-            "resnet-central", "central ResNet-18", POOLED, _RIVAL_TRIALS, (1, 50), RivalSettings()
+            "resnet-central", "central ResNet-18", POOLED, _RIVAL_TRIALS, (1, 160), RivalSettings()
         ),
         Method(
             "fixmatch",
             "federated FixMatch ResNet-18",
             trials=_RIVAL_TRIALS,
-            rounds=(1, 20),
+            rounds=(1, 50),
             rival=RivalSettings(consistency=ConsistencySettings()),
         ),
     )

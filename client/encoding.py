@@ -1,0 +1,138 @@
+"""A site's images as latents: sums for the global scale, and all of them, kept on its disk."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from client.site import Site
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums
+from mediffusion_core.training.augmentation import turns_and_flips
+from mediffusion_core.training.latent_set import LatentSet
+from mediffusion_core.training.latents import encode_images, encode_views
+from mediffusion_core.training.local import derive_seed
+
+StateDict = Mapping[str, Tensor]
+
+LATENTS = "latents.safetensors"
+SUMMED = 128
+
+
+@torch.no_grad()
+def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
+    """Sums and sums of squares of the site's latents per channel, and how many values."""
+    settings = site.settings
+    autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
+    autoencoder.load_state_dict(dict(weights))
+    autoencoder.to(site.device).eval()
+    images = site.hospitals.train(site.index)
+    channels = settings.model.autoencoder.latent_channels
+    total, squares = torch.zeros(2, channels, dtype=torch.float64)
+    count = 0
+    parts = torch.arange(len(images)).split(SUMMED) if len(images) else ()
+    for part in parts:
+        sums = channel_sums(autoencoder, images.take(part).to(site.device))
+        total, squares, count = total + sums[0].cpu(), squares + sums[1].cpu(), count + sums[2]
+    return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
+
+
+def encode(site: Site, codec_weights: StateDict) -> None:
+    """Encodes the site's images and keeps the latents in its folder.
+
+    A second call with the same codec, images, labels and settings finds them there and does
+    nothing; an image that became readable since, or a corrected label, makes all of them anew.
+    """
+    settings = site.settings
+    train, validation = site.hospitals.train(site.index), site.hospitals.validation(site.index)
+    digest = _digest(site, codec_weights, (train, validation))
+    path = site.folder / LATENTS
+    if path.is_file() and _digest_of(path) == digest:
+        return
+    codec = LatentCodec(
+        Autoencoder(settings.model.autoencoder, settings.data.channels),
+        codec_weights["mean"],
+        codec_weights["std"],
+    )
+    codec.load_state_dict(dict(codec_weights))
+    codec.to(site.device)
+    labelled, unlabelled = train.subset(train.labelled), train.subset(train.unlabelled)
+    joint = settings.training.joint
+    views = joint.augmented_views
+    strong = joint.consistency.unlabelled_views if joint.consistency.weight else 0
+    report = site.progress("latents", 1)
+    done, total = 0, len(train) + views * len(labelled) + strong * len(unlabelled)
+
+    def on_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total, float("nan"))
+
+    latents = {
+        "train": encode_images(codec, train, on_batch),
+        "views": encode_views(
+            codec,
+            labelled,
+            views=views,
+            augmentation=settings.data.augmentation,
+            seed=derive_seed(settings.seed, "views", site.name),
+            on_batch=on_batch,
+        ),
+        "validation": encode_images(codec, validation),
+    }
+    if strong:
+        latents["unlabelled_views"] = encode_views(
+            codec,
+            unlabelled,
+            views=strong,
+            augmentation=settings.data.augmentation,
+            seed=derive_seed(settings.seed, "unlabelled views", site.name),
+            plain=False,
+            on_batch=on_batch,
+        )
+    temporary = path.with_suffix(".tmp")
+    save_file(latents, temporary, {"codec": digest})
+    temporary.replace(path)
+
+
+def kept_latents(site: Site, targets: Tensor) -> LatentSet:
+    """The latents that `encode` kept, with the labels of the site's training images."""
+    kept = load_file(site.folder / LATENTS)
+    return LatentSet(
+        kept["train"],
+        kept["views"],
+        targets,
+        site.hospitals.store.multi_label,
+        turns_and_flips(site.settings.data.augmentation),
+        kept.get("unlabelled_views"),
+    )
+
+
+def validation_latents(site: Site) -> Tensor:
+    """Latents (n, c, h, w) that `encode` kept of the site's validation patients."""
+    return load_file(site.folder / LATENTS)["validation"]
+
+
+def _digest(site: Site, weights: StateDict, sets: Sequence[ImageSet]) -> str:
+    """Of all that a site's latents depend on: settings, codec, which images, which labels."""
+    sha = hashlib.sha256(site.settings.fingerprint().encode())
+    for name in sorted(weights):
+        sha.update(name.encode())
+        sha.update(weights[name].contiguous().numpy().tobytes())
+    for images in sets:
+        names = [site.hospitals.store.image_ids[row] for row in images.rows]
+        sha.update(json.dumps(names).encode())
+        sha.update(images.targets.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _digest_of(path: Any) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return metadata.get("codec")
