@@ -83,8 +83,8 @@ def autoencoder_round(
         site.hospitals.train(site.index),
         settings.training.autoencoder,
         precision=settings.training.precision,
-        done=(round_number - 1) / settings.federation.autoencoder_rounds,
-        share=1 / settings.federation.autoencoder_rounds,
+        round_number=round_number,
+        rounds=settings.federation.autoencoder_rounds,
         seed=derive_seed(settings.seed, "autoencoder", site.name, round_number),
         on_step=site.progress("autoencoder", round_number),
     )
@@ -119,7 +119,7 @@ def joint_round(
     wanted = settings.training.joint
     teacher = None
     if wanted.needs_average:
-        average = components[EMA_UNET], components[EMA_HEAD]
+        average = with_own(components[EMA_UNET], own), components[EMA_HEAD]
         teacher = restore_joint(settings, targets.shape[1], *average).to(site.device)
     counts = components[LABEL_COUNTS] if wanted.needs_label_counts else None
     controls = _controls(site, joint, components, own)
@@ -132,8 +132,8 @@ def joint_round(
         alphas_cumprod(settings.diffusion),
         prediction=settings.diffusion.prediction,
         precision=settings.training.precision,
-        done=(round_number - 1) / settings.federation.num_rounds,
-        share=1 / settings.federation.num_rounds,
+        round_number=round_number,
+        rounds=settings.federation.num_rounds,
         seed=derive_seed(settings.seed, "joint", site.name, round_number),
         on_step=site.progress("joint", round_number),
         label_counts=LabelCounts.of_arrays(counts) if counts else None,
@@ -146,7 +146,7 @@ def joint_round(
         UNET_MOMENTS: read_moments(optimizer, joint.unet),
         HEAD_MOMENTS: read_moments(optimizer, joint.head),
     }
-    if settings.federation.local_normalisation:
+    if settings.federation.local_normalisation and report.steps:
         values = {**trained[UNET], **trained[UNET_MOMENTS]}
         names = normalisation_names(joint.unet)
         keep_own(site.folder, round_number, {name: values[name] for name in names})

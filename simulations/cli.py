@@ -214,7 +214,9 @@ def labels(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of one core a run.")] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="Minutes of one core that a joint run may take.")
+    ] = 10.0,
     tune: Annotated[
         bool, typer.Option(help="Run each method's trials first; validation patients choose.")
     ] = False,
@@ -223,7 +225,7 @@ def labels(
         "runs/study-labels"
     ),
 ) -> None:
-    """Compare methods at shares of labels. What has been run is kept; Ctrl-C loses nothing."""
+    """Compare methods at shares of labels. What has been run is kept and not made again."""
     from simulations.study_labels.study import plan as planned
     from simulations.study_labels.study import study_labels
 

@@ -81,7 +81,7 @@ def _auc(figures: dict[str, Any]) -> str:
 
 
 def _flipped(counterfactual: dict[str, Any] | None) -> str:
-    if counterfactual is None:
+    if not counterfactual:  # none, or one half of the network is not trained
         return NOT_MEASURED
     return format_figure(counterfactual["flip_rate"], ".0%", f" of {counterfactual['eligible']}")
 
@@ -108,10 +108,12 @@ def _study_table(study: Path) -> str:
 def _labels_tables(study: Path) -> str:
     """The study's methods and, folded away, each of its runs and trials."""
     results = _read(study / "results.json" if study.is_dir() else study, "study")
-    command = " ".join(["fed-mediffusion study labels", *_shown(results["overrides"])])
+    command = " ".join(
+        ["fed-mediffusion study labels", *_shown(results["overrides"]), *results["options"]]
+    )
     lines = [
-        f"Methods at shares of labels, `{command}`, {results['minutes']:g} min of one core each "
-        "(± deviation of the seeds; differences are paired over resampled lesions or patients):",
+        f"Methods at shares of labels, `{command}` (± deviation of the seeds; differences are "
+        "paired over resampled lesions or patients; minutes of one core, with judging):",
         "",
         "| method | labels | macro AUC | seeds | against joint (95 %) | FID | ECE | min |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -142,7 +144,7 @@ def _run_cells(run: dict[str, Any]) -> list[str]:
 def _trial_cells(trial: dict[str, Any]) -> list[str]:
     site = f" at {trial['site']}" if trial["site"] else ""
     settings = f"`{' '.join(trial['trial'])}`" if trial["trial"] else "as it is"
-    auc = NOT_RUN if trial["auc_pooled"] is None else f"{trial['auc_pooled']:.3f}"
+    auc = NOT_RUN if trial["auc_pooled"] is None else format_figure(trial["auc_pooled"])
     return [trial["method"] + site, settings, auc, "yes" if trial["chosen"] else ""]
 
 

@@ -23,8 +23,8 @@ def train_autoencoder(
     settings: AutoencoderTraining,
     *,
     precision: str,
-    done: float,
-    share: float,
+    round_number: int,
+    rounds: int,
     seed: int,
     on_step: Progress,
 ) -> LocalReport:
@@ -38,8 +38,8 @@ def train_autoencoder(
         images: The site's training images.
         settings: Steps, batch and rates.
         precision: "auto", "fp32" or "bf16".
-        done: Fraction of the stage's rounds already run; drives the learning rate.
-        share: Fraction of the stage that this round is.
+        round_number: Of the stage, from 1; with `rounds` it drives steps and learning rate.
+        rounds: How many the stage has.
         seed: Draws batches and posterior samples.
         on_step: Told after each step.
     """
@@ -52,10 +52,10 @@ def train_autoencoder(
     order = Shuffled(torch.arange(len(images)), generator)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate, fused=True)
     proximal = Proximal(autoencoder, settings.proximal_weight)
-    steps = local_steps(len(images), settings.local_epochs, settings.batch_size)
+    steps = local_steps(len(images), settings.local_epochs, settings.batch_size, round_number)
     autoencoder.train()
     for step in range(steps):
-        rate = cosine(settings.learning_rate, done + share * step / steps)
+        rate = cosine(settings.learning_rate, (round_number - 1 + step / steps) / rounds)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
         batch = images.take(order.next(settings.batch_size)).to(device)  # (B, C, H, W)

@@ -33,8 +33,8 @@ def train_joint(
     *,
     prediction: Prediction,
     precision: str,
-    done: float,
-    share: float,
+    round_number: int,
+    rounds: int,
     seed: int,
     on_step: Progress,
     label_counts: LabelCounts | None = None,
@@ -54,8 +54,8 @@ def train_joint(
         alphas_cumprod: ᾱ (T,).
         prediction: What the network learns to predict.
         precision: "auto", "fp32" or "bf16".
-        done: Fraction of the stage's rounds already run; drives the learning rate and λ.
-        share: Fraction of the stage that this round is.
+        round_number: Of the stage, from 1; with `rounds` it drives steps, learning rate and λ.
+        rounds: How many the stage has.
         seed: Draws batches, views, timesteps, noise and dropout.
         on_step: Told after each step.
         label_counts: Of all sites, where the settings need them.
@@ -76,11 +76,11 @@ def train_joint(
         return report
     proximal = Proximal(model, settings.proximal_weight)
     behind = steps_behind(optimizer)
-    steps = local_steps(len(data.latents), settings.local_epochs, settings.batch_size)
+    steps = local_steps(len(data.latents), settings.local_epochs, settings.batch_size, round_number)
     report.images_seen, report.labelled_seen = parts.seen(steps)
     model.train()
     for step in range(steps):
-        progress = done + share * step / steps
+        progress = (round_number - 1 + step / steps) / rounds
         _set_rate(optimizer, settings, behind + step, progress)
         with autocast(precision, device):
             losses = parts.losses()

@@ -107,6 +107,17 @@ def cosine(base: float, progress: float) -> float:
     return base * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def local_steps(images: int, epochs: float, batch_size: int) -> int:
-    """Steps of one round: `epochs` passes over the site's images, at least one step."""
-    return max(1, round(epochs * images / batch_size))
+def local_steps(images: int, epochs: float, batch_size: int, round_number: int) -> int:
+    """Steps of one round: `epochs` passes over the images, rounded up over all rounds so far.
+
+    In rounds of one or two steps a site's rounding would otherwise be a good part of its weight in
+    the mean. Every site makes a step in the first round, and none in some others if it is small.
+
+    Args:
+        images: the site's.
+        epochs: passes in a round.
+        batch_size: images a step.
+        round_number: from 1.
+    """
+    each = epochs * images / batch_size
+    return math.ceil(each * round_number) - math.ceil(each * (round_number - 1))

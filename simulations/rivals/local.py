@@ -37,6 +37,13 @@ class RivalRound:
         unlabelled = images.targets.isnan().all(dim=1).nonzero().flatten()
         self._unlabelled = Shuffled(unlabelled, self._generator) if len(unlabelled) else None
 
+    @property
+    def rows(self) -> int:
+        """How many images one batch holds."""
+        consistency = self._settings.consistency
+        unlabelled = 0 if consistency is None or self._unlabelled is None else consistency.ratio
+        return self._settings.batch_size * (1 + unlabelled)
+
     def loss(self, network: nn.Module) -> Tensor:
         """Of one batch: labelled rows, and with FixMatch unlabelled ones; a scalar."""
         chosen = self._labelled.next(self._settings.batch_size)
@@ -97,13 +104,12 @@ def train_locally(
     augmentation: str,
     multi_label: bool,
     precision: str,
-    done: float,
+    round_number: int,
     seed: int,
 ) -> LocalReport:
     """Trains in place for one round; a site without labels returns at once.
 
-    `done` is the share of the rounds already run, which drives the learning rate as in the joint
-    stage.
+    `round_number`, from 1, drives steps and learning rate as in the joint stage.
     """
     report = LocalReport()
     known = len(images.labelled)
@@ -111,10 +117,10 @@ def train_locally(
         return report
     torch.manual_seed(seed)
     this_round = RivalRound(images, settings, augmentation, multi_label, seed)
-    steps = local_steps(known, settings.local_epochs, settings.batch_size)
+    steps = local_steps(known, settings.local_epochs, settings.batch_size, round_number)
     behind = steps_behind(optimizer)
     network.train()
-    for rate in _rates(settings, done, steps, behind):
+    for rate in _rates(settings, round_number, steps, behind):
         for group in optimizer.param_groups:
             group["lr"] = rate
         with autocast(precision, torch.device("cpu")):
@@ -123,14 +129,15 @@ def train_locally(
         loss.backward()
         optimizer.step()
         report.add(loss=float(loss.detach()))
-    rows = 1 + (settings.consistency.ratio if settings.consistency else 0)
-    report.images_seen = steps * settings.batch_size * rows
+    report.images_seen = steps * this_round.rows
     report.labelled_seen = min(known, steps * settings.batch_size)
     return report
 
 
-def _rates(settings: RivalSettings, done: float, steps: int, behind: float) -> Iterator[float]:
+def _rates(
+    settings: RivalSettings, round_number: int, steps: int, behind: float
+) -> Iterator[float]:
     for step in range(steps):
-        progress = done + step / steps / settings.rounds
+        progress = (round_number - 1 + step / steps) / settings.rounds
         warm = min(1.0, (behind + step + 1) / max(settings.warmup_steps, 1))
         yield cosine(settings.learning_rate, progress) * warm

@@ -1,5 +1,6 @@
 """A rival's run: rounds over the sites, the model that validation patients prefer, its figures."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,20 +62,22 @@ class RivalRun:
         """
         begun = time.monotonic()
         selection: Selection | None = None
-        kept = self._average
+        kept, kept_auc = self._average, math.nan
         for number in range(1, self._rival.rounds + 1):
             self._round(number)
             progress(number, self._rival.rounds)
             if number % self._rival.every == 0 or number == self._rival.rounds:
-                selection = select(selection, self._validate(number))
-                kept = self._average if selection.kept == number else kept
+                judged = self._validate(number)
+                selection = select(selection, judged)
+                if selection.kept == number:
+                    kept, kept_auc = self._average, judged.auc
         assert selection is not None
         model = self._classifier(kept)
         model.temperature = best_temperature(self._temperature_losses(model))
         test = self._hospitals.test()
         figures = {
             **self._judge(test).classification(model),
-            "auc_pooled": selection.highest.auc,
+            "auc_pooled": kept_auc,
             "selected_round": selection.kept,
             "parameters": sum(p.numel() for p in self._network.parameters()),
             "seconds": round(time.monotonic() - begun, 1),
@@ -101,7 +104,7 @@ class RivalRun:
                 augmentation=self._settings.data.augmentation,
                 multi_label=hospitals.store.multi_label,
                 precision=self._settings.training.precision,
-                done=(number - 1) / rival.rounds,
+                round_number=number,
                 seed=derive_seed(self._settings.seed, "rival", shard.site, number),
             )
             states.append(_copied(self._network.state_dict()))

@@ -67,13 +67,21 @@ class Cell:
 
     @property
     def settings_hash(self) -> str:
-        """Of all that its figures depend on."""
+        """Of all settings that its figures depend on, and of where the images are.
+
+        Beside the hash of a run, which knows no paths: two folders of images are two studies.
+        """
         settings = self.settings
-        if self.rival is None:
-            return settings.fingerprint()
         shared = settings.shared()
+        where = [settings.data.root, settings.data.table]
+        used: dict[str, Any] = {
+            "images": [str(path.resolve()) for path in where if path is not None],
+            "columns": settings.data.columns.model_dump(mode="json"),
+        }
+        if self.rival is None:
+            return _digest({**used, "settings": settings.fingerprint()})
         federation = ("num_sites", "pool_sites", "only_site")
-        used = {
+        used |= {
             "seed": shared["seed"],
             "data": shared["data"],
             "federation": {name: shared["federation"][name] for name in federation},
@@ -81,7 +89,7 @@ class Cell:
             "num_bootstraps": shared["evaluation"]["num_bootstraps"],
             "rival": self.rival.model_dump(mode="json"),
         }
-        return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(used)
 
     def folder(self, study: Path) -> Path:
         """Where it is kept in a study's folder."""
@@ -115,6 +123,10 @@ class Cell:
                 "rival": rival,
             },
         )
+
+
+def _digest(used: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cells_of(
@@ -156,7 +168,10 @@ def _parsed(trial: Trial) -> dict[str, Any]:
 
 
 def _without_unlabelled(overrides: Sequence[str], fraction: float) -> list[str]:
-    """Fewer images get more passes, so that the steps stay equal."""
+    """Fewer images get more passes, so that the steps stay about equal.
+
+    A site's labelled share is the wish rounded to whole patients, so a few steps are more or less.
+    """
     training = compose("config", overrides).training
     return [
         "data.use_unlabelled=false",

@@ -1,6 +1,5 @@
 """What the study's cells say together: means over seeds, paired intervals, a table and curves."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.artifacts.style import (
     BLUE,
     FAINT,
@@ -65,15 +65,14 @@ def write_comparison(
     runs = [run for own in groups.values() for run in _runs(own, study)]
     results = {
         "overrides": list(plan.base),
-        "minutes": plan.minutes,
-        "seeds": plan.seeds,
+        "options": plan.options,
         "trials": _trials(plan, chosen, study),
         "rows": rows,
         "runs": runs,
     }
     study.mkdir(parents=True, exist_ok=True)
     path = study / RESULTS
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(path, results)
     save_label_curves(rows, study / CURVES)
     console.print(_table(rows))
     return path

@@ -1,8 +1,11 @@
 """What the study compares: each method is a set of settings, or a rival with settings of its own.
 
-Rounds are such that a run takes some ten minutes of one core at 32 px; `scaled` shortens or
-lengthens all of them alike. Trials are settings tried at the first seed and chosen by validation
-patients; every method has equally many, and the first is what it starts from.
+Variants of the joint network make the same rounds of the same steps; a step without the denoiser,
+or a single site's share of the steps, costs less. Rivals have rounds for about the time of the
+joint network, ten minutes of one core at 32 px. `scaled` shortens or lengthens all alike.
+
+Trials are settings tried at the first seed and chosen by validation patients; every method that
+classifies has equally many, and the first is what it starts from.
 """
 
 from collections.abc import Mapping
@@ -23,7 +26,7 @@ class Method:
     name: str
     title: str
     overrides: tuple[str, ...] = ()
-    trials: tuple[Trial, ...] = ((), (), ())
+    trials: tuple[Trial, ...] = ((),)
     rounds: tuple[int, int] = (3, 80)
     """Of the autoencoder and of the joint stage; a rival has none of the first."""
     rival: RivalSettings | None = None
@@ -37,7 +40,7 @@ class Method:
         autoencoder, joint = (max(1, round(factor * rounds)) for rounds in self.rounds)
         rival = self.rival
         if rival is not None:
-            rival = rival.model_copy(update={"rounds": joint, "every": max(1, joint // 4)})
+            rival = rival.model_copy(update={"rounds": joint, "every": -(-joint // 4)})
         return replace(self, rounds=(autoencoder, joint), rival=rival)
 
 

@@ -27,6 +27,8 @@ EVERYWHERE = (JOINT.name, LOWER_BOUND)
 """Run at every fraction by default; the others at the main one alone."""
 DEFAULT_DATA = "experiment=isic2019_4centres"
 LOG = "log.txt"
+SEEDS, MINUTES = 3, 10.0
+"""What the command does unless it is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,21 @@ class Plan:
     """Of one core, that a run may take on the machine for which the rounds were chosen."""
     tune: bool
 
+    @property
+    def options(self) -> list[str]:
+        """The command's options that differ from its defaults, as a user would type them."""
+        options = []
+        if self.methods != tuple(METHODS):
+            options.append(f"--methods {','.join(self.methods)}")
+        if self.fractions is not None:
+            options.append(f"--fractions {','.join(f'{one:g}' for one in self.fractions)}")
+        options += [f"--seeds {self.seeds}"] if self.seeds != SEEDS else []
+        options += [f"--minutes {self.minutes:g}"] if self.minutes != MINUTES else []
+        return [*options, "--tune"] if self.tune else options
+
     def scaled(self, name: str) -> Method:
         """A method at the plan's budget."""
-        return METHODS[name].scaled(self.minutes / 10)
+        return METHODS[name].scaled(self.minutes / MINUTES)
 
     def cells(self, chosen: dict[str, Trial]) -> Iterator[Cell]:
         """The cells to run, the main fraction of all methods first."""
@@ -110,7 +124,8 @@ def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
 
     Raises:
         UserError: a mistake in the settings, or a cell that failed.
-        KeyboardInterrupt: a signal asked for the end; what ran goes on from its checkpoint.
+        KeyboardInterrupt: a signal asked for the end. A federated run goes on from its
+            checkpoint, a rival's run starts anew.
     """
     console = Console(soft_wrap=True)
     prepare_images(compose("config", plan.base), console)

@@ -61,8 +61,8 @@ def train(model: JointUNet, data: LatentSet, **changes: object) -> LocalReport:
         ALPHAS,
         prediction="velocity",
         precision="fp32",
-        done=0.0,
-        share=0.5,
+        round_number=1,
+        rounds=2,
         seed=5,
         on_step=lambda step, steps, loss: None,
     )

@@ -76,7 +76,7 @@ def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None
     ran |= {"commit": "c" * 40, "settings_hash": "5" * 16}
     trial = {"method": "resnet", "trial": ["learning_rate=5e-4"], "site": None}
     trial |= {"auc_pooled": None, "chosen": False}
-    results = {"overrides": ["data.root=here"], "minutes": 10, "rows": [row, missing]}
+    results = {"overrides": ["data.root=here"], "options": ["--seeds 2"], "rows": [row, missing]}
     results |= {"runs": [ran, ran | {"seconds": None}], "trials": [trial]}
     (tmp_path / "results.json").write_text(json.dumps(results))
     text = write_results([], None, document(tmp_path), tmp_path).read_text()
@@ -86,7 +86,7 @@ def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None
     made = "seed 1, commit ccccccccc, settings 55555555"
     assert text.count(f"| resnet | 20% | 0.830 (0.810 to 0.850) | 4.0 | {made} |") == 1
     assert "| resnet | `learning_rate=5e-4` | not run |  |" in text
-    assert "`fed-mediffusion study labels data.root=PATH`" in text
+    assert "`fed-mediffusion study labels data.root=PATH --seeds 2`" in text
 
 
 def test_what_was_not_measured_is_shown_as_such(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_rival_learns_to_tell_bright_from_dark(consistency: ConsistencySetting
         augmentation="none",
         multi_label=False,
         precision="fp32",
-        done=0.0,
+        round_number=1,
         seed=1,
     )
     assert report.labelled_seen == 16
@@ -75,7 +75,7 @@ def test_a_site_without_labels_trains_nothing() -> None:
         augmentation="none",
         multi_label=False,
         precision="fp32",
-        done=0.0,
+        round_number=1,
         seed=1,
     )
     assert report.images_seen == report.labelled_seen == 0

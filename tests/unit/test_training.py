@@ -125,8 +125,8 @@ def run_joint(
         ALPHAS,
         prediction="velocity",
         precision="fp32",
-        done=0.0,
-        share=0.5,
+        round_number=1,
+        rounds=2,
         seed=seed,
         on_step=on_step,
     )
@@ -139,8 +139,8 @@ def run_autoencoder(model: nn.Module, data: ImageSet, seed: int = 5, **changes: 
         data,
         AutoencoderTraining(**(given | changes)),  # type: ignore[arg-type]
         precision="fp32",
-        done=0.0,
-        share=0.5,
+        round_number=1,
+        rounds=2,
         seed=seed,
         on_step=quiet,
     )
@@ -282,11 +282,15 @@ def test_a_rate_falls_along_a_cosine_to_a_twentieth() -> None:
     assert cosine(2.0, 1.0) == cosine(2.0, 1.5) == pytest.approx(0.1)
 
 
-@given(st.integers(1, 10_000), st.floats(0.01, 10), st.integers(1, 256))
-def test_steps_are_passes_over_the_images(count: int, epochs: float, batch: int) -> None:
-    steps = local_steps(count, epochs, batch)
-    assert steps >= 1
-    assert abs(steps * batch - epochs * count) <= max(batch, 0.5 * batch + 1e-6)
+@given(st.integers(1, 10_000), st.floats(0.001, 10), st.integers(1, 256), st.integers(1, 200))
+def test_steps_are_passes_over_the_images(
+    count: int, epochs: float, batch: int, rounds: int
+) -> None:
+    """Over all rounds, however few steps one of them has: steps are what a site's weight is."""
+    steps = [local_steps(count, epochs, batch, number) for number in range(1, rounds + 1)]
+    assert steps[0] >= 1 and min(steps) >= 0
+    assert 0 <= sum(steps) - rounds * epochs * count / batch < 1 + 1e-6 * rounds
+    assert max(steps) - min(steps) <= 1
 
 
 def test_every_purpose_has_its_own_seed() -> None:
@@ -715,7 +719,7 @@ def test_noise_is_drawn_at_every_level() -> None:
     assert float(spread.mean()) == pytest.approx(float(expected.mean()), rel=0.05)
 
 
-def rates(settings: JointTraining, done: float, behind: int = 0) -> list[tuple[float, float]]:
+def rates(settings: JointTraining, number: int, behind: int = 0) -> list[tuple[float, float]]:
     """Learning rates of UNet and head in each step of a round, after steps of earlier rounds."""
     seen: list[tuple[float, float]] = []
     step: Callable[..., object] = torch.optim.AdamW.step
@@ -738,8 +742,8 @@ def rates(settings: JointTraining, done: float, behind: int = 0) -> list[tuple[f
             ALPHAS,
             prediction="epsilon",
             precision="fp32",
-            done=done,
-            share=0.5,
+            round_number=number,
+            rounds=2,
             seed=0,
             on_step=quiet,
         )
@@ -750,7 +754,7 @@ def test_rates_warm_up_once_and_fall_over_the_stage() -> None:
     settings = joint_training(
         local_epochs=3, warmup_steps=2, learning_rate=1e-3, head_learning_rate=1e-4
     )
-    first, second = rates(settings, 0.0), rates(settings, 0.5, behind=6)
+    first, second = rates(settings, 1), rates(settings, 2, behind=6)
     assert first[0] == pytest.approx((0.5e-3, 0.5e-4))
     assert first[1][0] == pytest.approx(cosine(1e-3, 0.5 / 6))
     assert [a / b for a, b in first] == pytest.approx([10.0] * 6)
