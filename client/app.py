@@ -55,7 +55,8 @@ def _failure(error: Exception, folder: Path | None) -> RecordDict:
 
 
 def _state(content: RecordDict, component: str) -> tasks.StateDict:
-    return content.array_records[component].to_torch_state_dict()
+    # The message's own bytes are let go of as they are decoded.
+    return content.array_records[component].to_torch_state_dict(keep_input=False)
 
 
 def _round(content: RecordDict) -> int:
