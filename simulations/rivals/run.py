@@ -111,8 +111,9 @@ class RivalRun:
             moments.append(read_moments(optimizer, self._network))
             learned_from_all = rival.consistency is not None
             weights.append(report.images_seen if learned_from_all else report.labelled_seen)
-        self._weights = weighted_mean(states, weights)
-        self._moments = weighted_mean(moments, weights)
+        if any(weights):  # in some rounds no site is due a step
+            self._weights = weighted_mean(states, weights)
+            self._moments = weighted_mean(moments, weights)
         self._average = moving_average(self._average, self._weights, rival.ema_decay, number)
 
     def _validate(self, number: int) -> Judged:
