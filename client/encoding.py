@@ -3,15 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from client.site import Site
 from mediffusion_core.data.image_set import ImageSet
-from mediffusion_core.model import Autoencoder, LatentCodec, channel_sums
+from mediffusion_core.model import Autoencoder, channel_sums, untrained_codec
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
@@ -53,11 +54,7 @@ def encode(site: Site, codec_weights: StateDict) -> None:
     path = site.folder / LATENTS
     if path.is_file() and _digest_of(path) == digest:
         return
-    codec = LatentCodec(
-        Autoencoder(settings.model.autoencoder, settings.data.channels),
-        codec_weights["mean"],
-        codec_weights["std"],
-    )
+    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
     codec.load_state_dict(dict(codec_weights))
     codec.to(site.device)
     labelled, unlabelled = train.subset(train.labelled), train.subset(train.unlabelled)
@@ -72,27 +69,25 @@ def encode(site: Site, codec_weights: StateDict) -> None:
         done += count
         report(done, total, float("nan"))
 
+    def random_views(images: ImageSet, count: int, purpose: str, plain: bool) -> Tensor:
+        return encode_views(
+            codec,
+            images,
+            views=count,
+            augmentation=settings.data.augmentation,
+            seed=derive_seed(settings.seed, purpose, site.name),
+            plain=plain,
+            on_batch=on_batch,
+        )
+
     latents = {
         "train": encode_images(codec, train, on_batch),
-        "views": encode_views(
-            codec,
-            labelled,
-            views=views,
-            augmentation=settings.data.augmentation,
-            seed=derive_seed(settings.seed, "views", site.name),
-            on_batch=on_batch,
-        ),
+        "views": random_views(labelled, views, "views", plain=True),
         "validation": encode_images(codec, validation),
     }
     if strong:
-        latents["unlabelled_views"] = encode_views(
-            codec,
-            unlabelled,
-            views=strong,
-            augmentation=settings.data.augmentation,
-            seed=derive_seed(settings.seed, "unlabelled views", site.name),
-            plain=False,
-            on_batch=on_batch,
+        latents["unlabelled_views"] = random_views(
+            unlabelled, strong, "unlabelled views", plain=False
         )
     temporary = path.with_suffix(".tmp")
     save_file(latents, temporary, {"codec": digest})
@@ -114,7 +109,9 @@ def kept_latents(site: Site, targets: Tensor) -> LatentSet:
 
 def validation_latents(site: Site) -> Tensor:
     """Latents (n, c, h, w) that `encode` kept of the site's validation patients."""
-    return load_file(site.folder / LATENTS)["validation"]
+    with safe_open(site.folder / LATENTS, "pt") as file:
+        latents: Tensor = file.get_tensor("validation")
+    return latents
 
 
 def _digest(site: Site, weights: StateDict, sets: Sequence[ImageSet]) -> str:
@@ -130,9 +127,7 @@ def _digest(site: Site, weights: StateDict, sets: Sequence[ImageSet]) -> str:
     return sha.hexdigest()
 
 
-def _digest_of(path: Any) -> str | None:
-    from safetensors import safe_open
-
+def _digest_of(path: Path) -> str | None:
     with safe_open(path, "pt") as file:
         metadata: dict[str, str] = file.metadata() or {}
     return metadata.get("codec")

@@ -16,10 +16,7 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.model import (
-    Autoencoder,
-    JointUNet,
-)
+from mediffusion_core.model import Autoencoder, JointUNet
 from mediffusion_core.protocol import (
     BOOTSTRAP_THRESHOLDS,
     CONTROLS,

@@ -69,15 +69,7 @@ def _run(sites: Sites, settings: Settings, folder: RunFolder) -> dict[str, Any]:
     run = FederatedRun(
         settings,
         sites,
-        Judge(
-            settings,
-            hospitals.test(),
-            hospitals.groups(hospitals.test_rows),
-            hospitals.site_of_test(),
-            store.classes,
-            store.multi_label,
-            _truth(settings, hospitals),
-        ),
+        Judge.of_hospitals(settings, hospitals, _truth(settings, hospitals)),
         folder,
         restored or fresh_state(settings, len(store.classes)),
         store.classes,

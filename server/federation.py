@@ -162,16 +162,13 @@ class Federation:
         components: Mapping[str, StateDict],
         own: Mapping[str, Mapping[str, StateDict]],
     ) -> list[Message]:
-        instructions = ConfigRecord({"settings_hash": self._hash, "round": round_number})
-        arrays = _records(components)
+        arrays = array_records(components)
         messages = [
             Message(
-                RecordDict(
-                    {
-                        protocol.INSTRUCTIONS: instructions,
-                        **arrays,
-                        **_records(own.get(self._name(node), {})),
-                    }
+                request(
+                    self._hash,
+                    round_number,
+                    {**arrays, **array_records(own.get(self._name(node), {}))},
                 ),
                 message_type=kind,
                 dst_node_id=node,
@@ -192,12 +189,7 @@ class Federation:
         name = self._name(reply.metadata.src_node_id)
         if reply.has_error():
             raise SiteError(f"{name} was lost during {kind} (Flower's code {reply.error.code})")
-        failure = reply.content.config_records.get(protocol.FAILURE)
-        if failure is not None:
-            raise SiteError(
-                f"{name} failed during {kind}: code {failure['code']}, id {failure['id']}; "
-                "the text is in that site's site.log"
-            )
+        check_success(name, kind, reply.content)
 
     def _ordered(self, messages: Sequence[Message]) -> list[Reply]:
         replies = [Reply.of(self._names[m.metadata.src_node_id], m.content) for m in messages]
@@ -207,8 +199,31 @@ class Federation:
         return self._names.get(node, f"site at node {node}")
 
 
-def _records(components: Mapping[str, StateDict]) -> dict[str, ArrayRecord]:
+def request(
+    settings_hash: str, round_number: int, records: Mapping[str, ArrayRecord]
+) -> RecordDict:
+    """What the server sends to a site, whatever carries it."""
+    instructions = ConfigRecord({"settings_hash": settings_hash, "round": round_number})
+    return RecordDict({protocol.INSTRUCTIONS: instructions, **records})
+
+
+def array_records(components: Mapping[str, StateDict]) -> dict[str, ArrayRecord]:
+    """Components as they travel."""
     return {name: ArrayRecord(dict(state)) for name, state in components.items()}
+
+
+def check_success(name: str, kind: str, content: RecordDict) -> None:
+    """Refuses what a site sent that could not do its work.
+
+    Raises:
+        SiteError: naming site, kind of message, code and id.
+    """
+    failure = content.config_records.get(protocol.FAILURE)
+    if failure is not None:
+        raise SiteError(
+            f"{name} failed during {kind}: code {failure['code']}, id {failure['id']}; "
+            "the text is in that site's site.log"
+        )
 
 
 def _all_finite(values: Tensor) -> bool:

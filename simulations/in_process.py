@@ -8,7 +8,7 @@ such run a core.
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
+from flwr.app import Context, Message, Metadata, RecordDict
 from torch import Tensor
 
 from client.app import app
@@ -17,7 +17,7 @@ from mediffusion_core import protocol
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.errors import UserError
 from server.app import serve
-from server.federation import Reply, SiteError
+from server.federation import Reply, array_records, check_success, request
 
 StateDict = Mapping[str, Tensor]
 
@@ -104,12 +104,7 @@ class SitesHere:
     ) -> RecordDict:
         message = order(kind, self._hash, components, index, round_number)
         content = answer(message, index, self._num_sites, self._run_config).content
-        failure = content.config_records.get(protocol.FAILURE)
-        if failure is not None:
-            raise SiteError(
-                f"site {index} failed during {kind}: code {failure['code']}, id {failure['id']}; "
-                "the text is in that site's site.log"
-            )
+        check_success(f"site {index}", kind, content)
         return content
 
 
@@ -121,8 +116,6 @@ def order(
     round_number: int = 1,
 ) -> Message:
     """The server's message of one kind to one site."""
-    instructions = ConfigRecord({"settings_hash": settings_hash, "round": round_number})
-    arrays = {name: ArrayRecord(dict(state)) for name, state in components.items()}
     # Spelled out, since Flower otherwise takes it from a task that runs in this process.
     metadata = Metadata(
         run_id=RUN,
@@ -135,7 +128,9 @@ def order(
         ttl=3600.0,
         message_type=kind,
     )
-    return Message(RecordDict({protocol.INSTRUCTIONS: instructions, **arrays}), metadata=metadata)
+    # Encoded for each site anew: a site lets go of a message's arrays as it decodes them.
+    content = request(settings_hash, round_number, array_records(components))
+    return Message(content, metadata=metadata)
 
 
 def answer(message: Message, index: int, num_sites: int, run_config: Mapping[str, str]) -> Message:

@@ -47,9 +47,19 @@ class ImageSet:
     @property
     def labelled(self) -> Tensor:
         """Positions of the images with at least one known label, (m,)."""
-        return (~self.targets.isnan()).any(dim=1).nonzero().flatten()
+        return labelled_positions(self.targets)
 
     @property
     def unlabelled(self) -> Tensor:
         """Positions of the images of which nothing is known, (u,)."""
-        return self.targets.isnan().all(dim=1).nonzero().flatten()
+        return unlabelled_positions(self.targets)
+
+
+def labelled_positions(targets: Tensor) -> Tensor:
+    """Rows of (n, classes) with at least one label that is not NaN, (m,)."""
+    return (~targets.isnan()).any(dim=1).nonzero().flatten()
+
+
+def unlabelled_positions(targets: Tensor) -> Tensor:
+    """Rows of (n, classes) that are NaN throughout, (u,)."""
+    return targets.isnan().all(dim=1).nonzero().flatten()

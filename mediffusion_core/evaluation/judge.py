@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from mediffusion_core.artifacts.pictures import (
     save_sample_grid,
 )
 from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.calibration import brier_score, calibration_error
@@ -108,6 +109,20 @@ class Judge:
             test.targets, classes, multi_label, count, derive_seed(settings.seed, "panel")
         )
 
+    @classmethod
+    def of_hospitals(
+        cls, settings: Settings, hospitals: Hospitals, truth: Truth | None = None
+    ) -> Self:
+        """The judge on the public test set that was cut from the hospitals' images.
+
+        Raises:
+            UserError: as the constructor.
+        """
+        store = hospitals.store
+        groups, sites = hospitals.groups(hospitals.test_rows), hospitals.site_of_test()
+        test = hospitals.test()
+        return cls(settings, test, groups, sites, store.classes, store.multi_label, truth)
+
     def reconstruction(self, codec: LatentCodec, pictures: Path) -> float:
         """Mean PSNR in dB over up to 512 test images, and a picture of some."""
         chosen = self._spread(RECONSTRUCTED)
@@ -130,8 +145,15 @@ class Judge:
         Ranks are those of the logits: a temperature would change them between samples where
         classes exclude each other. `calibration` has the figures with it and without.
         """
+        return self.classification_of(model, self.logits(model))
+
+    def logits(self, model: Classifier) -> Tensor:
+        """A model's logits (N, classes) of the test set's images."""
         images = self._test.take(torch.arange(len(self._test)))
-        logits = model.logits(model.encode(images))
+        return model.logits(model.encode(images))
+
+    def classification_of(self, model: Classifier, logits: Tensor) -> dict[str, Any]:
+        """The figures of `classification`, where the model's logits (N, classes) are at hand."""
         scores = class_scores(logits, self._multi_label)
         targets = self._test.targets
         per_class = exact_auc(scores, targets)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mediffusion_core.data.image_set import labelled_positions, unlabelled_positions
 from mediffusion_core.training.augmentation import cutout, turn_and_flip
 
 
@@ -41,12 +42,12 @@ class LatentSet:
     @property
     def labelled(self) -> Tensor:
         """Positions of the images with at least one known label, (m,)."""
-        return (~self.targets.isnan()).any(dim=1).nonzero().flatten()
+        return labelled_positions(self.targets)
 
     @property
     def unlabelled(self) -> Tensor:
         """Positions of the images of which nothing is known, (u,)."""
-        return self.targets.isnan().all(dim=1).nonzero().flatten()
+        return unlabelled_positions(self.targets)
 
     def labelled_views(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One random view of each of the labelled images numbered (B,), and their targets.
