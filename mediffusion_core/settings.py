@@ -337,6 +337,11 @@ class FederationSettings(StrictModel):
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0
 
+    @property
+    def in_one_place(self) -> bool:
+        """Whether there is a single participant, and nothing is federated."""
+        return self.pool_sites or self.only_site is not None
+
     @model_validator(mode="after")
     def _one_comparison(self) -> Self:
         if self.pool_sites and self.only_site is not None:
@@ -408,8 +413,7 @@ class Settings(StrictModel):
 
     @model_validator(mode="after")
     def _comparison_fits_the_labels(self) -> Self:
-        alone = self.federation.pool_sites or self.federation.only_site is not None
-        if alone and self.data.labels_at == "server":
+        if self.federation.in_one_place and self.data.labels_at == "server":
             raise ValueError("data.labels_at=server needs a federation of all sites")
         if self.federation.pool_sites and self.data.partition == "one_finding":
             raise ValueError(
@@ -420,7 +424,7 @@ class Settings(StrictModel):
     @property
     def num_participants(self) -> int:
         """Who trains: the sites, and where only the server holds labels the server's own part."""
-        if self.federation.pool_sites or self.federation.only_site is not None:
+        if self.federation.in_one_place:
             return 1
         return self.federation.num_sites + (self.data.labels_at == "server")
 

@@ -226,11 +226,11 @@ def labels(
     ),
 ) -> None:
     """Compare methods at shares of labels. What has been run is kept and not made again."""
-    from simulations.study_labels.study import plan as planned
+    from simulations.study_labels.plan import make_plan
     from simulations.study_labels.study import study_labels
 
-    chosen = planned(overrides or [], methods, fractions, seeds, minutes, tune)
-    print(study_labels(chosen, folder, workers))
+    plan = make_plan(overrides or [], methods, fractions, seeds, minutes, tune)
+    print(study_labels(plan, folder, workers))
 
 
 @app.command(

@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.losses import classification_loss
+from mediffusion_core.model import class_probabilities
 from mediffusion_core.training.augmentation import augment, turn_and_flip, turns_and_flips
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.local import LocalReport, autocast, cosine, local_steps
 from mediffusion_core.training.moments import steps_behind
+from mediffusion_core.training.pseudo_labels import fixed_labels
 from simulations.rivals.network import normalised
-from simulations.rivals.settings import ConsistencySettings, RivalSettings
+from simulations.rivals.settings import RivalSettings
 
 
 class RivalRound:
@@ -34,15 +35,16 @@ class RivalRound:
         self._multi_label = multi_label
         self._generator = torch.Generator().manual_seed(seed)
         self._labelled = Shuffled(images.labelled, self._generator)
-        unlabelled = images.targets.isnan().all(dim=1).nonzero().flatten()
-        self._unlabelled = Shuffled(unlabelled, self._generator) if len(unlabelled) else None
+        self._unlabelled: Shuffled | None = None
+        if settings.consistency is not None and len(images.unlabelled):
+            self._unlabelled = Shuffled(images.unlabelled, self._generator)
 
     @property
     def rows(self) -> int:
         """How many images one batch holds."""
         consistency = self._settings.consistency
-        unlabelled = 0 if consistency is None or self._unlabelled is None else consistency.ratio
-        return self._settings.batch_size * (1 + unlabelled)
+        ratio = consistency.ratio if consistency and self._unlabelled else 0
+        return self._settings.batch_size * (1 + ratio)
 
     def loss(self, network: nn.Module) -> Tensor:
         """Of one batch: labelled rows, and with FixMatch unlabelled ones; a scalar."""
@@ -54,31 +56,20 @@ class RivalRound:
             logits = network(normalised(views)).float()
             return classification_loss(logits, targets, self._multi_label).mean()
         images = self._images.take(self._unlabelled.next(consistency.ratio * len(chosen)))
-        pseudo, known = self._pseudo_labels(network, images, consistency)
+        pseudo = self._pseudo_labels(network, images, consistency.threshold)
         strong = cutout(augment(images, self._kind, self._generator), self._generator)
         logits = network(normalised(torch.cat([views, strong]))).float()
         labelled, unlabelled = logits.split([len(views), len(strong)])
         supervised = classification_loss(labelled, targets, self._multi_label).mean()
-        masked = torch.where(known, pseudo, torch.nan)
-        return (
-            supervised
-            + consistency.weight * classification_loss(unlabelled, masked, self._multi_label).mean()
-        )
+        consistent = classification_loss(unlabelled, pseudo, self._multi_label).mean()
+        return supervised + consistency.weight * consistent
 
     @torch.no_grad()
-    def _pseudo_labels(
-        self, network: nn.Module, images: Tensor, consistency: ConsistencySettings
-    ) -> tuple[Tensor, Tensor]:
-        """What the network is sure of on weak views of images: labels and where, (B, classes)."""
+    def _pseudo_labels(self, network: nn.Module, images: Tensor, threshold: float) -> Tensor:
+        """What the network is sure of on weak views of images, (B, classes), NaN elsewhere."""
         weak = turn_and_flip(images, self._generator) if turns_and_flips(self._kind) else images
-        logits = network(normalised(weak)).float()
-        if self._multi_label:
-            likely = logits.sigmoid()
-            sure = torch.maximum(likely, 1 - likely) >= consistency.threshold
-            return (likely > 0.5).float(), sure
-        likely, top = logits.softmax(dim=1).max(dim=1)
-        sure = (likely >= consistency.threshold)[:, None].expand(-1, logits.shape[1])
-        return F.one_hot(top, logits.shape[1]).float(), sure
+        probabilities = class_probabilities(network(normalised(weak)).float(), self._multi_label)
+        return fixed_labels(threshold, self._multi_label)(probabilities)
 
 
 def cutout(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.artifacts.provenance import current_commit
-from mediffusion_core.data.hospitals import Hospitals, open_hospitals
-from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.evaluation.calibration import best_temperature, temperature_losses
 from mediffusion_core.evaluation.classification import (
     bootstrap_auc,
@@ -38,20 +37,19 @@ Progress = Callable[[int, int], None]
 class RivalRun:
     """One network, trained at the sites in turn and averaged after each round."""
 
-    def __init__(self, settings: Settings, rival: RivalSettings) -> None:
-        """Opens the images as the settings deal them; draws the first weights from their seed."""
+    def __init__(self, settings: Settings, rival: RivalSettings, hospitals: Hospitals) -> None:
+        """Takes the images as the settings deal them; draws the first weights from their seed."""
         self._settings = settings
         self._rival = rival
-        self._hospitals: Hospitals = open_hospitals(settings)
-        store = self._hospitals.store
+        self._hospitals = hospitals
+        store = hospitals.store
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         self._network = build_resnet(settings.data.channels, len(store.classes), rival.stem_stride)
         self._weights: StateDict = _copied(self._network.state_dict())
         self._moments: StateDict = fresh_moments(self._network)
         self._average = self._weights
-        self._validation = [
-            self._hospitals.validation(site) for site in range(len(self._hospitals.shards))
-        ]
+        held_out = [hospitals.validation(site) for site in range(len(hospitals.shards))]
+        self._validation = [images for images in held_out if len(images)]
 
     def execute(self, progress: Progress) -> tuple[dict[str, Any], Tensor]:
         """Trains, and judges the model that is selected on the public test set.
@@ -62,21 +60,22 @@ class RivalRun:
         """
         begun = time.monotonic()
         selection: Selection | None = None
-        kept, kept_auc = self._average, math.nan
+        kept, kept_auc, temperature = self._average, math.nan, 1.0
         for number in range(1, self._rival.rounds + 1):
             self._round(number)
             progress(number, self._rival.rounds)
             if number % self._rival.every == 0 or number == self._rival.rounds:
-                judged = self._validate(number)
+                judged, best = self._validate(number)
                 selection = select(selection, judged)
                 if selection.kept == number:
-                    kept, kept_auc = self._average, judged.auc
+                    kept, kept_auc, temperature = self._average, judged.auc, best
         assert selection is not None
         model = self._classifier(kept)
-        model.temperature = best_temperature(self._temperature_losses(model))
-        test = self._hospitals.test()
+        model.temperature = temperature
+        judge = Judge.of_hospitals(self._settings, self._hospitals)
+        logits = judge.logits(model)
         figures = {
-            **self._judge(test).classification(model),
+            **judge.classification_of(model, logits),
             "auc_pooled": kept_auc,
             "selected_round": selection.kept,
             "parameters": sum(p.numel() for p in self._network.parameters()),
@@ -84,7 +83,7 @@ class RivalRun:
             "seed": self._settings.seed,
             "commit": current_commit(),
         }
-        return figures, model.logits(test.take(torch.arange(len(test))))
+        return figures, logits
 
     def _round(self, number: int) -> None:
         """Each site's round from the same weights, and the mean by labelled images or by all."""
@@ -116,14 +115,14 @@ class RivalRun:
             self._moments = weighted_mean(moments, weights)
         self._average = moving_average(self._average, self._weights, rival.ema_decay, number)
 
-    def _validate(self, number: int) -> Judged:
-        """The averaged weights on the sites' validation patients, pooled."""
+    def _validate(self, number: int) -> tuple[Judged, float]:
+        """The averaged weights on the sites' validation patients, pooled, and their temperature."""
         model, hospitals = self._classifier(self._average), self._hospitals
-        sets = [images for images in self._validation if len(images)]
-        logits = [model.logits(images.take(torch.arange(len(images)))) for images in sets]
-        scores = class_scores(torch.cat(logits), hospitals.store.multi_label)
-        targets = torch.cat([images.targets for images in sets])
-        groups = [group for images in sets for group in hospitals.groups(images.rows)]
+        pixels = [images.take(torch.arange(len(images))) for images in self._validation]
+        logits = torch.cat([model.logits(taken) for taken in pixels])
+        targets = torch.cat([images.targets for images in self._validation])
+        groups = [group for images in self._validation for group in hospitals.groups(images.rows)]
+        scores = class_scores(logits, model.multi_label)
         per_class = exact_auc(scores, targets)
         draws = bootstrap_auc(
             scores,
@@ -132,20 +131,9 @@ class RivalRun:
             self._settings.evaluation.num_bootstraps,
             derive_seed(self._settings.seed, "bootstrap"),
         )
-        return Judged(number, macro(per_class), macro_draws(per_class, draws).tolist())
-
-    def _temperature_losses(self, model: PixelClassifier) -> Tensor:
-        return torch.stack(
-            [
-                temperature_losses(
-                    model.logits(images.take(torch.arange(len(images)))),
-                    images.targets,
-                    model.multi_label,
-                )
-                for images in self._validation
-                if len(images)
-            ]
-        ).sum(dim=0)
+        judged = Judged(number, macro(per_class), macro_draws(per_class, draws).tolist())
+        losses = temperature_losses(logits, targets, model.multi_label)
+        return judged, best_temperature(losses)
 
     def _classifier(self, weights: StateDict) -> PixelClassifier:
         self._network.load_state_dict(dict(weights))
@@ -154,17 +142,6 @@ class RivalRun:
             self._hospitals.store.multi_label,
             turns_and_flips(self._settings.data.augmentation),
             self._settings.training.precision,
-        )
-
-    def _judge(self, test: ImageSet) -> Judge:
-        hospitals = self._hospitals
-        return Judge(
-            self._settings,
-            test,
-            hospitals.groups(hospitals.test_rows),
-            hospitals.site_of_test(),
-            hospitals.store.classes,
-            hospitals.store.multi_label,
         )
 
 

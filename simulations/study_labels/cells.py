@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from torch import Tensor
 from configs.compose import compose, quoted
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.artifacts.trained import TrainedModel
-from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.errors import UserError
+from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.settings import Settings
 from simulations.in_process import run_in_process
 from simulations.rivals.run import RivalRun
@@ -60,12 +62,12 @@ class Cell:
     overrides: tuple[str, ...]
     rival: RivalSettings | None
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
         """The settings of its run."""
         return compose("config", self.overrides)
 
-    @property
+    @cached_property
     def settings_hash(self) -> str:
         """Of all settings that its figures depend on, and of where the images are.
 
@@ -146,7 +148,8 @@ def cells_of(
         f"federation.num_rounds={method.rounds[1]}",
         f"evaluation.every={max(1, -(-method.rounds[1] // 4))}",
     ]
-    own = [*base, f"data.labelled_fraction={fraction:g}", f"seed={seed}", *method.overrides]
+    dealt = (*base, f"data.labelled_fraction={fraction:g}", f"seed={seed}", *method.overrides)
+    own = [*dealt]
     rival = method.rival
     if rival is None:
         own += [*rounds, *trial]
@@ -157,9 +160,15 @@ def cells_of(
     if not method.each_site:
         yield Cell(method.name, fraction, seed, None, tuple(own), rival)
         return
-    for shard in open_hospitals(compose("config", own)).centres:
-        alone = (*own, f"federation.only_site={shard.site}")
-        yield Cell(method.name, fraction, seed, shard.site, alone, rival)
+    for site in _site_names(dealt):
+        alone = (*own, f"federation.only_site={site}")
+        yield Cell(method.name, fraction, seed, site, alone, rival)
+
+
+@lru_cache
+def _site_names(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """Dealing takes seconds, and a plan asks for the same cells more than once."""
+    return tuple(shard.site for shard in open_hospitals(compose("config", overrides)).centres)
 
 
 def _parsed(trial: Trial) -> dict[str, Any]:
@@ -186,36 +195,34 @@ def run_cell(folder: Path) -> None:
     described = json.loads((folder / DESCRIPTION).read_text())
     overrides = [*described["overrides"], f"run.folder={quoted((folder / 'run').resolve())}"]
     settings = compose("config", overrides)
+    hospitals = open_hospitals(settings)
     if described["rival"] is None:
-        figures, logits = _joint(overrides)
+        figures, logits = _joint(overrides, settings, hospitals)
     else:
-        run = RivalRun(settings, RivalSettings.model_validate(described["rival"]))
+        run = RivalRun(settings, RivalSettings.model_validate(described["rival"]), hospitals)
         figures, logits = run.execute(lambda done, total: print(f"{done}/{total}", flush=True))
-    figures["multi_label"] = _keep_predictions(folder, settings, logits)
+    figures["multi_label"] = hospitals.store.multi_label
+    _keep_predictions(folder, hospitals, logits)
     # Last, since a cell that has figures counts as run.
     write_json(folder / FIGURES, figures)
 
 
-def _joint(overrides: Sequence[str]) -> tuple[dict[str, Any], Tensor]:
+def _joint(
+    overrides: Sequence[str], settings: Settings, hospitals: Hospitals
+) -> tuple[dict[str, Any], Tensor]:
     folder = run_in_process("config", overrides)
     summary = json.loads((folder.path / "summary.json").read_text())
     figures = {name: summary.get(name) for name in KEPT}
     figures["parameters"] = sum(summary["parameters"].values())
     model = TrainedModel.load(folder.model, torch.device("cpu"))
-    if not model.settings.training.joint.classification_weight:
+    if not settings.training.joint.classification_weight:
         # A head that nobody trained; its numbers say nothing.
         figures |= {"auc_macro": None, "auc_pooled": None}
-    test = open_hospitals(compose("config", overrides)).test()
-    return figures, model.logits(model.encode(test.take(torch.arange(len(test)))))
+    return figures, Judge.of_hospitals(settings, hospitals).logits(model)
 
 
-def _keep_predictions(folder: Path, settings: Settings, logits: Tensor) -> bool:
-    """Logits with the labels, and patients or lesions as numbers: names stay in the store.
-
-    Returns:
-        Whether classes are independent of each other.
-    """
-    hospitals = open_hospitals(settings)
+def _keep_predictions(folder: Path, hospitals: Hospitals, logits: Tensor) -> None:
+    """Logits with the labels, and patients or lesions as numbers: names stay in the store."""
     groups = np.unique(hospitals.groups(hospitals.test_rows), return_inverse=True)[1]
     arrays = {
         "logits": logits.float().contiguous(),
@@ -225,7 +232,6 @@ def _keep_predictions(folder: Path, settings: Settings, logits: Tensor) -> bool:
     temporary = folder / f".{PREDICTIONS}"
     save_file(arrays, temporary)
     temporary.replace(folder / PREDICTIONS)
-    return hospitals.store.multi_label
 
 
 def main() -> None:

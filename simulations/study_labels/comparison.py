@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from matplotlib.ticker import NullLocator, PercentFormatter
@@ -33,9 +33,7 @@ from mediffusion_core.evaluation.classification import (
 from simulations.figures import format_figure
 from simulations.study_labels.cells import Cell
 from simulations.study_labels.methods import JOINT, METHODS, Trial
-
-if TYPE_CHECKING:
-    from simulations.study_labels.study import Plan
+from simulations.study_labels.plan import Plan
 
 BOOTSTRAPS = 400
 RESULTS, CURVES = "results.json", "curves.png"
@@ -46,7 +44,7 @@ Group = tuple[str, float]
 
 
 def write_comparison(
-    plan: "Plan", cells: Sequence[Cell], chosen: Mapping[str, Trial], study: Path, console: Console
+    plan: Plan, cells: Sequence[Cell], chosen: Mapping[str, Trial], study: Path, console: Console
 ) -> Path:
     """Writes `results.json` and `curves.png` from the cells that are there, and shows the table.
 
@@ -169,7 +167,7 @@ def _runs(cells: Sequence[Cell], study: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _trials(plan: "Plan", chosen: Mapping[str, Trial], study: Path) -> list[dict[str, Any]]:
+def _trials(plan: Plan, chosen: Mapping[str, Trial], study: Path) -> list[dict[str, Any]]:
     lines = []
     for name, number, cell in plan.trials():
         trial = METHODS[name].trials[number]

@@ -102,5 +102,3 @@ METHODS: Mapping[str, Method] = {
         ),
     )
 }
-
-LOWER_BOUND = LABELS_ALONE.name

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mediffusion_core.errors import UserError
-from simulations.study_labels.study import plan, study_labels
+from simulations.study_labels.plan import make_plan
+from simulations.study_labels.study import study_labels
 from simulations.study_unlabelled import study_unlabelled
 
 
@@ -38,7 +39,7 @@ def test_a_study_of_labels_runs_its_cells_once_and_compares_them(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     base = [*tiny, f"data.store='{tmp_path / 'store'}'"]
-    asked = plan(base, "joint,resnet", "0.4", seeds=1, minutes=0.2, tune=False)
+    asked = make_plan(base, "joint,resnet", "0.4", seeds=1, minutes=0.2, tune=False)
     folder = tmp_path / "study"
     results = json.loads(study_labels(asked, folder, workers=2).read_text())
     assert [row["method"] for row in results["rows"]] == ["joint", "resnet"]
@@ -54,6 +55,6 @@ def test_a_study_of_labels_runs_its_cells_once_and_compares_them(
 
 def test_a_cell_that_fails_is_named_with_its_reason(tiny: tuple[str, ...], tmp_path: Path) -> None:
     base = [*tiny, f"data.store='{tmp_path / 'store'}'", "device=cuda:7"]
-    asked = plan(base, "joint", "0.4", seeds=1, minutes=0.2, tune=False)
+    asked = make_plan(base, "joint", "0.4", seeds=1, minutes=0.2, tune=False)
     with pytest.raises(UserError, match=r"joint 40% seed 0 failed: .*cuda:7"):
         study_labels(asked, tmp_path / "study", workers=1)

@@ -11,7 +11,8 @@ from mediffusion_core.errors import UserError
 from simulations.study_labels.cells import FIGURES, PREDICTIONS, Cell, cells_of
 from simulations.study_labels.comparison import paired_difference, write_comparison
 from simulations.study_labels.methods import METHODS
-from simulations.study_labels.study import choose_trials, plan
+from simulations.study_labels.plan import make_plan
+from simulations.study_labels.study import choose_trials
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_comparison_pairs_seeds_and_says_what_was_not_run(
 ) -> None:
     from rich.console import Console
 
-    asked = plan(base, "joint,resnet,fixmatch", "0.4", 2, 10, False)
+    asked = make_plan(base, "joint,resnet,fixmatch", "0.4", 2, 10, False)
     chosen = choose_trials(asked, tmp_path)
     cells = list(asked.cells(chosen))
     right = torch.eye(2).repeat(10, 1)
@@ -116,7 +117,7 @@ def test_a_comparison_pairs_seeds_and_says_what_was_not_run(
 def test_validation_patients_choose_among_trials_once_all_have_run(
     base: list[str], tmp_path: Path
 ) -> None:
-    asked = plan(base, "resnet", None, 1, 10, True)
+    asked = make_plan(base, "resnet", None, 1, 10, True)
     trials = list(asked.trials())
     logits = torch.zeros(20, 2)
     for pooled, (_, _, cell) in zip((0.6, 0.7), trials, strict=False):
@@ -138,4 +139,4 @@ def test_a_mistake_in_the_plan_is_named(
     methods: str | None, fractions: str | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        plan([], methods, fractions, 1, 10, False)
+        make_plan([], methods, fractions, 1, 10, False)
