@@ -7,19 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toy import ALPHAS, generator, joint_training, toy_network, train_toy
 
-from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import (
     ConsistencySettings,
-    DiffusionSettings,
-    HeadSettings,
     JointTraining,
-    UNetSettings,
 )
 from mediffusion_core.training.augmentation import cutout
 from mediffusion_core.training.consistency import Consistency
-from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.local import LocalReport
@@ -35,11 +31,6 @@ from mediffusion_core.training.pseudo_labels import (
 )
 
 NAN = float("nan")
-ALPHAS = alphas_cumprod(DiffusionSettings())
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def probabilities(seed: int, count: int = 12, classes: int = 4) -> Tensor:
@@ -204,53 +195,16 @@ def test_views_must_be_of_the_unlabelled_images() -> None:
 
 
 def network(seed: int = 0, dropout: float = 0.1) -> JointUNet:
-    torch.manual_seed(seed)
-    unet = UNetSettings(
-        channels=(16, 16),
-        attention=(False, False),
-        layers_per_block=1,
-        attention_head_width=16,
-        norm_groups=8,
-    )
-    return JointUNet(unet, HeadSettings(hidden=16, dropout=dropout), (2, 8, 8), 3)
+    return toy_network(3, seed, dropout)
 
 
-def joint_training(consistency: dict[str, object], **changes: object) -> JointTraining:
+def consistent(consistency: dict[str, object], **changes: object) -> JointTraining:
     given: dict[str, object] = {
-        "local_epochs": 2,
-        "batch_size": 4,
         "labelled_batch_size": 6,
-        "learning_rate": 1e-3,
-        "head_learning_rate": 1e-3,
         "classification_weight": 1.0,
         "consistency": {"weight": 1.0, "batch_size": 8, **consistency},
     }
-    return JointTraining.model_validate(given | changes)
-
-
-def train(
-    model: JointUNet,
-    data: LatentSet,
-    settings: JointTraining,
-    teacher: JointUNet | None = None,
-    seed: int = 5,
-    counts: LabelCounts | None = None,
-) -> LocalReport:
-    return train_joint(
-        model,
-        joint_optimizer(model, settings),
-        data,
-        settings,
-        ALPHAS,
-        prediction="velocity",
-        precision="fp32",
-        round_number=1,
-        rounds=2,
-        seed=seed,
-        on_step=lambda step, steps, loss: None,
-        label_counts=counts,
-        teacher=teacher,
-    )
+    return joint_training(**(given | changes))
 
 
 class Sure(nn.Module):
@@ -298,7 +252,7 @@ def test_the_teacher_is_labelled_by_adjusted_logits() -> None:
 
 
 def test_one_pass_of_the_encoder_gives_what_two_would() -> None:
-    model, settings = network().eval(), joint_training({"batch_size": 5}, noised_fraction=0.0)
+    model, settings = network().eval(), consistent({"batch_size": 5}, noised_fraction=0.0)
     objective = JointObjective(settings, ALPHAS, "velocity", generator())
     latents = torch.randn(11, 2, 8, 8, generator=generator(1))
     targets = torch.eye(3)[torch.arange(11) % 3]
@@ -317,7 +271,7 @@ def test_one_pass_of_the_encoder_gives_what_two_would() -> None:
     torch.testing.assert_close(together["consistency_loss"], expected, rtol=1e-4, atol=1e-6)
     total = objective.total(together, 0.0)
     weighted = JointObjective(
-        joint_training({"weight": 0.5, "batch_size": 5}, classification_weight=3.0),
+        consistent({"weight": 0.5, "batch_size": 5}, classification_weight=3.0),
         ALPHAS,
         "velocity",
         generator(),
@@ -332,7 +286,7 @@ def test_a_round_with_every_part_on_is_determined_by_its_seed(
     multi_label: bool, teacher: int | None
 ) -> None:
     counts = LabelCounts(torch.tensor([3.0, 2.0, 1.0]), torch.full((3,), 6.0))
-    settings = joint_training(
+    settings = consistent(
         {"thresholds": "adaptive"},
         classification_warmup=0.3,
         logit_adjustment=1.0,
@@ -347,7 +301,14 @@ def test_a_round_with_every_part_on_is_determined_by_its_seed(
         model = network()
         teaching = network(teacher) if teacher else None
         torch.manual_seed(seed + 1000)
-        report = train(model, site(multi_label=multi_label), settings, teaching, seed, counts)
+        report = train_toy(
+            model,
+            site(multi_label=multi_label),
+            settings,
+            seed=seed,
+            counts=counts,
+            teacher=teaching,
+        )
         return model.state_dict(), report
 
     (one, report), (again, _), (other, _) = trained(1), trained(1), trained(2)
@@ -362,10 +323,10 @@ def test_a_round_with_every_part_on_is_determined_by_its_seed(
 def test_unlabelled_images_teach_what_the_teacher_knows() -> None:
     """Without one label, and without the diffusion loss: all that is learnt is the teacher's."""
     data, model = site(labelled=0), network(dropout=0.0)
-    settings = joint_training(
+    settings = consistent(
         {"teacher": "ema"}, diffusion_weight=0.0, local_epochs=15, learning_rate=3e-3
     )
-    report = train(model, data, settings, Sure())  # type: ignore[arg-type]
+    report = train_toy(model, data, settings, teacher=Sure())  # type: ignore[arg-type]
     assert (report.images_seen, report.labelled_seen) == (24, 0)
     assert set(report.sums) == {"loss", "consistency_loss", "pseudo_labelled"}
     with torch.no_grad():
@@ -380,14 +341,14 @@ def test_without_confidence_nothing_is_taught() -> None:
         def classify(self, latents: Tensor, timesteps: Tensor) -> Tensor:
             return super().classify(latents, timesteps) * 0
 
-    report = train(network(), site(), joint_training({}), Unsure())  # type: ignore[arg-type]
+    report = train_toy(network(), site(), consistent({}), teacher=Unsure())  # type: ignore[arg-type]
     assert report.means()["consistency_loss"] == 0 == report.means()["pseudo_labelled"]
 
 
 def test_a_site_without_unlabelled_images_trains_as_without_consistency() -> None:
     def trained(weight: float) -> dict[str, Tensor]:
         model = network()
-        train(model, site(12, 12), joint_training({"weight": weight}))
+        train_toy(model, site(12, 12), consistent({"weight": weight}))
         return model.state_dict()
 
     on, off = trained(1.0), trained(0.0)

@@ -8,64 +8,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toy import ALPHAS, generator, joint_training, toy_network, train_toy
 
-from mediffusion_core.diffusion.noise_process import alphas_cumprod
-from mediffusion_core.model import JointUNet
-from mediffusion_core.settings import DiffusionSettings, HeadSettings, JointTraining, UNetSettings
 from mediffusion_core.training.batches import Weighted, rarity
-from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
-from mediffusion_core.training.local import LocalReport
 from mediffusion_core.training.objective import JointObjective
 
 NAN = float("nan")
-ALPHAS = alphas_cumprod(DiffusionSettings())
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def joint_training(**changes: object) -> JointTraining:
-    given: dict[str, object] = {
-        "local_epochs": 2,
-        "batch_size": 4,
-        "labelled_batch_size": 4,
-        "learning_rate": 1e-3,
-        "head_learning_rate": 1e-3,
-        "classification_weight": 0.1,
-    }
-    return JointTraining(**(given | changes))  # type: ignore[arg-type]
-
-
-def toy_network(classes: int = 3) -> JointUNet:
-    torch.manual_seed(0)
-    unet = UNetSettings(
-        channels=(16, 16),
-        attention=(False, False),
-        layers_per_block=1,
-        attention_head_width=16,
-        norm_groups=8,
-    )
-    return JointUNet(unet, HeadSettings(hidden=16, dropout=0.1), (2, 8, 8), classes)
-
-
-def train(model: JointUNet, data: LatentSet, **changes: object) -> LocalReport:
-    settings = joint_training(**changes)
-    return train_joint(
-        model,
-        joint_optimizer(model, settings),
-        data,
-        settings,
-        ALPHAS,
-        prediction="velocity",
-        precision="fp32",
-        round_number=1,
-        rounds=2,
-        seed=5,
-        on_step=lambda step, steps, loss: None,
-    )
 
 
 def counts(positive: list[int], known: list[int]) -> LabelCounts:
@@ -109,15 +59,14 @@ def test_a_balanced_round_sees_rare_images_more_often(balance: str, share: float
         model.head[-1].bias.copy_(torch.tensor([5.0, 0.0]))
     targets = F.one_hot(torch.tensor([0] * 36 + [1] * 4), 2).float()
     blank = torch.zeros(40, 2, 8, 8).half()
-    report = train(
-        model,
-        LatentSet(blank, blank[None], targets, multi_label=False),
+    settings = joint_training(
         class_balance=balance,
         diffusion_weight=0.0,
         labelled_batch_size=40,
         learning_rate=1e-9,
         head_learning_rate=1e-9,
     )
+    report = train_toy(model, LatentSet(blank, blank[None], targets, multi_label=False), settings)
     assert report.steps == 20 and report.labelled_seen == 40
     assert report.means()["classification_loss"] == pytest.approx(share * 5, abs=0.12)
 

@@ -10,19 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toy import ALPHAS, generator, joint_training, quiet, toy_network, train_toy
 
 from mediffusion_core.data.image_set import ImageSet
-from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import Autoencoder, JointUNet, LatentCodec
 from mediffusion_core.settings import (
     AutoencoderSettings,
     AutoencoderTraining,
-    DiffusionSettings,
-    HeadSettings,
     JointTraining,
     Prediction,
-    UNetSettings,
 )
 from mediffusion_core.training.augmentation import RANGES, augment, turns_and_flips
 from mediffusion_core.training.autoencoder_stage import train_autoencoder
@@ -52,18 +49,6 @@ NAN = float("nan")
 AUTOENCODER = AutoencoderSettings(
     channels=(8, 8), layers_per_block=1, latent_channels=2, norm_groups=4
 )
-UNET = UNetSettings(
-    channels=(16, 16),
-    attention=(False, False),
-    layers_per_block=1,
-    attention_head_width=16,
-    norm_groups=8,
-)
-ALPHAS = alphas_cumprod(DiffusionSettings())
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(count: int, side: int = 16) -> ImageSet:
@@ -74,27 +59,6 @@ def images(count: int, side: int = 16) -> ImageSet:
         pixels[index, 4:12, left : left + side // 2 - 2] = 200
     targets = torch.tensor([[float(index % 2)] for index in range(count)]).reshape(count, 1)
     return ImageSet(pixels, np.arange(count), targets)
-
-
-def quiet(step: int, steps: int, loss: float) -> None:
-    pass
-
-
-def joint_training(**changes: object) -> JointTraining:
-    given: dict[str, object] = {
-        "local_epochs": 2,
-        "batch_size": 4,
-        "labelled_batch_size": 4,
-        "learning_rate": 1e-3,
-        "head_learning_rate": 1e-3,
-        "classification_weight": 0.1,
-    }
-    return JointTraining(**(given | changes))  # type: ignore[arg-type]
-
-
-def joint(classes: int = 2) -> JointUNet:
-    torch.manual_seed(0)
-    return JointUNet(UNET, HeadSettings(hidden=16, dropout=0.1), (2, 8, 8), classes)
 
 
 def latents(count: int = 8, labelled: int = 8, views: int = 2) -> LatentSet:
@@ -117,19 +81,7 @@ def run_joint(
     **changes: object,
 ) -> LocalReport:
     settings = joint_training(**changes)
-    return train_joint(
-        model,
-        optimizer or joint_optimizer(model, settings),
-        data,
-        settings,
-        ALPHAS,
-        prediction="velocity",
-        precision="fp32",
-        round_number=1,
-        rounds=2,
-        seed=seed,
-        on_step=on_step,
-    )
+    return train_toy(model, data, settings, seed=seed, optimizer=optimizer, on_step=on_step)
 
 
 def run_autoencoder(model: nn.Module, data: ImageSet, seed: int = 5, **changes: object):  # type: ignore[no-untyped-def]
@@ -367,7 +319,7 @@ def test_the_proximal_term_adds_the_gradient_that_autograd_finds() -> None:
 def test_a_proximal_term_keeps_both_networks_near_what_was_sent() -> None:
     def moved(weight: float) -> tuple[float, float]:
         torch.manual_seed(0)
-        autoencoder, model = Autoencoder(AUTOENCODER, 1), joint()
+        autoencoder, model = Autoencoder(AUTOENCODER, 1), toy_network()
         before = copied(autoencoder), copied(model)
         run_autoencoder(autoencoder, images(12), proximal_weight=weight)
         run_joint(model, latents(), proximal_weight=weight)
@@ -475,11 +427,11 @@ class Shown(nn.Module):
 def test_only_the_classifier_sees_the_augmented_views() -> None:
     data = latents(8, 8, views=2)
     marked = replace(data, views=torch.full_like(data.views, 7.0))
-    shown = Shown(joint())
+    shown = Shown(toy_network())
     run_joint(shown, marked)  # type: ignore[arg-type]
     assert shown.classified and all((clean == 7.0).all() for clean in shown.classified)
-    plain = run_joint(joint(), data, classification_weight=0.0).means()["diffusion_loss"]
-    views = run_joint(joint(), marked, classification_weight=0.0).means()["diffusion_loss"]
+    plain = run_joint(toy_network(), data, classification_weight=0.0).means()["diffusion_loss"]
+    views = run_joint(toy_network(), marked, classification_weight=0.0).means()["diffusion_loss"]
     assert plain == pytest.approx(views, rel=1e-6)
 
 
@@ -494,7 +446,7 @@ def test_one_known_finding_makes_an_image_labelled() -> None:
 
 def test_the_joint_stage_is_determined_by_its_seed() -> None:
     def trained(seed: int) -> dict[str, Tensor]:
-        model = joint()
+        model = toy_network()
         torch.manual_seed(seed + 1000)
         run_joint(model, latents(), seed=seed)
         return copied(model)
@@ -504,9 +456,9 @@ def test_the_joint_stage_is_determined_by_its_seed() -> None:
 
 
 def test_joint_training_learns_to_denoise_and_to_classify() -> None:
-    model, data = joint(), latents(16, 8)
+    model, data = toy_network(), latents(16, 8)
     many: dict[str, object] = {"local_epochs": 40, "warmup_steps": 0, "classification_weight": 1.0}
-    before = run_joint(joint(), data, local_epochs=5).means()
+    before = run_joint(toy_network(), data, local_epochs=5).means()
     run_joint(model, data, learning_rate=3e-3, head_learning_rate=3e-3, **many)
     after = run_joint(model, data, local_epochs=5, learning_rate=1e-5, head_learning_rate=1e-5)
     assert after.means()["diffusion_loss"] < 0.7 * before["diffusion_loss"]
@@ -521,7 +473,10 @@ def test_joint_training_learns_to_denoise_and_to_classify() -> None:
 def test_a_round_counts_what_it_saw() -> None:
     told: list[tuple[int, int, float]] = []
     report = run_joint(
-        joint(), latents(10, 3), on_step=lambda *step: told.append(step), labelled_batch_size=3
+        toy_network(),
+        latents(10, 3),
+        on_step=lambda *step: told.append(step),
+        labelled_batch_size=3,
     )
     assert (report.steps, report.images_seen, report.labelled_seen) == (5, 20, 3)
     assert [step[:2] for step in told] == [(step, 5) for step in range(1, 6)]
@@ -533,7 +488,7 @@ def test_a_round_counts_what_it_saw() -> None:
 
 
 def test_a_site_without_images_leaves_the_joint_model_alone() -> None:
-    model = joint()
+    model = toy_network()
     before = copied(model)
     report = run_joint(model, latents(0, 0))
     assert (report.steps, report.images_seen, report.labelled_seen) == (0, 0, 0)
@@ -541,7 +496,7 @@ def test_a_site_without_images_leaves_the_joint_model_alone() -> None:
 
 
 def test_a_site_without_labels_trains_the_denoiser_and_not_the_head() -> None:
-    model = joint()
+    model = toy_network()
     unet, head = copied(model.unet), copied(model.head)
     report = run_joint(model, latents(8, 0))
     assert report.labelled_seen == 0 and report.images_seen == 16
@@ -557,7 +512,7 @@ def decoder(model: JointUNet) -> dict[str, Tensor]:
 
 def test_without_the_diffusion_loss_the_decoder_half_stays_as_it_is() -> None:
     """Neither run nor decayed: AdamW leaves alone what has no gradient."""
-    model, shown = joint(), Shown(joint())
+    model, shown = toy_network(), Shown(toy_network())
     before, unet = decoder(model), copied(model.unet)
     report = run_joint(model, latents(10, 3), diffusion_weight=0.0, weight_decay=0.5)
     assert before and same(before, decoder(model)) and not same(unet, copied(model.unet))
@@ -570,7 +525,7 @@ def test_without_the_diffusion_loss_the_decoder_half_stays_as_it_is() -> None:
 
 
 def test_without_the_classification_loss_no_label_is_seen_and_the_head_stays() -> None:
-    model = joint()
+    model = toy_network()
     head = copied(model.head)
     report = run_joint(model, latents(8, 8), classification_weight=0.0)
     assert (report.images_seen, report.labelled_seen) == (16, 0)
@@ -579,7 +534,7 @@ def test_without_the_classification_loss_no_label_is_seen_and_the_head_stays() -
 
 
 def test_a_site_without_labels_and_without_the_diffusion_loss_counts_for_nothing() -> None:
-    model = joint()
+    model = toy_network()
     before, optimizer = copied(model), joint_optimizer(model, joint_training())
     report = run_joint(model, latents(8, 0), optimizer=optimizer, diffusion_weight=0.0)
     assert (report.steps, report.images_seen, report.labelled_seen) == (0, 0, 0)
@@ -588,7 +543,9 @@ def test_a_site_without_labels_and_without_the_diffusion_loss_counts_for_nothing
 
 
 def test_the_diffusion_loss_counts_as_its_weight_says() -> None:
-    means = run_joint(joint(), latents(), diffusion_weight=0.25, classification_weight=3.0).means()
+    means = run_joint(
+        toy_network(), latents(), diffusion_weight=0.25, classification_weight=3.0
+    ).means()
     expected = 0.25 * means["diffusion_loss"] + 3.0 * means["classification_loss"]
     assert means["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -596,7 +553,7 @@ def test_the_diffusion_loss_counts_as_its_weight_says() -> None:
 def test_the_classifiers_weight_rises_linearly_over_its_share_of_the_stage() -> None:
     told: list[float] = []
     means = run_joint(
-        joint(),
+        toy_network(),
         latents(10, 3),
         on_step=lambda step, steps, loss: told.append(loss),
         diffusion_weight=0.0,
@@ -723,7 +680,7 @@ def rates(settings: JointTraining, number: int, behind: int = 0) -> list[tuple[f
     """Learning rates of UNet and head in each step of a round, after steps of earlier rounds."""
     seen: list[tuple[float, float]] = []
     step: Callable[..., object] = torch.optim.AdamW.step
-    model = joint()
+    model = toy_network()
     optimizer = joint_optimizer(model, settings)
     load_moments(optimizer, model, fresh_moments(model) | {STEPS: torch.tensor(float(behind))})
 
@@ -797,7 +754,7 @@ def test_moments_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_site_without_labels_hands_the_heads_moments_on() -> None:
-    model = joint()
+    model = toy_network()
     optimizer = joint_optimizer(model, joint_training())
     drawn = {name: torch.rand(m.shape) for name, m in fresh_moments(model.head).items()}
     load_moments(optimizer, model.head, drawn)
