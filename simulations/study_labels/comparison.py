@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, PercentFormatter
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mediffusion_core.artifacts.charts import spread
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.artifacts.style import (
     BLUE,
@@ -41,6 +43,8 @@ NOT_RUN = "not run"
 
 Group = tuple[str, float]
 """A method and a share of labels."""
+End = tuple[float, float, str, str]
+"""Where a method's line ends, its name and its colour."""
 
 
 def write_comparison(
@@ -230,6 +234,7 @@ def save_label_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not series:
         return
     colours = iter([BLUE, TERRACOTTA, OCHRE, MUTED])
+    ends: list[End] = []
     with house_type():
         figure = new_figure(6.4, 4.0, layout="constrained")
         axes = figure.subplots()
@@ -241,15 +246,7 @@ def save_label_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             colour = next(colours, FAINT) if is_line else FAINT
             style = "o-" if is_line else "s"
             axes.errorbar(shares, values, errors, fmt=style, color=colour, ms=4, lw=1.6, capsize=2)
-            axes.annotate(
-                title,
-                (shares[-1], values[-1]),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                color=colour if is_line else MUTED,
-                size=7.5,
-            )
+            ends.append((shares[-1], values[-1], title, colour if is_line else MUTED))
         axes.set_xscale("log")
         ticks = sorted({share for points in series.values() for share in points})
         axes.set_xticks(ticks)
@@ -258,5 +255,24 @@ def save_label_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_xlabel("labelled share of the training images")
         axes.set_title("Macro AUC on held-out lesions or patients, mean ± deviation of seeds")
         axes.grid(axis="y")
-        axes.margins(x=0.35)
+        axes.margins(x=0.35, y=0.1)
+        name_ends(axes, ends)
         save_figure(figure, path)
+
+
+def name_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Writes each method's name beside its last point, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    for share in {end[0] for end in ends}:
+        column = sorted((end for end in ends if end[0] == share), key=lambda end: end[1])
+        places = spread([(value - low) / (high - low) for _, value, _, _ in column], 0.045)
+        for place, (_, _, title, colour) in zip(places, column, strict=True):
+            axes.annotate(
+                title,
+                (share, low + place * (high - low)),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+                size=7.5,
+            )

@@ -1,15 +1,21 @@
 """The study of labels: its plan, its cells and what they say together."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from mediffusion_core.artifacts.style import new_figure
 from mediffusion_core.errors import UserError
 from simulations.study_labels.cells import FIGURES, PREDICTIONS, Cell, cells_of
-from simulations.study_labels.comparison import paired_difference, write_comparison
+from simulations.study_labels.comparison import (
+    name_ends,
+    paired_difference,
+    write_comparison,
+)
 from simulations.study_labels.methods import METHODS
 from simulations.study_labels.plan import make_plan
 from simulations.study_labels.study import choose_trials
@@ -112,6 +118,18 @@ def test_a_comparison_pairs_seeds_and_says_what_was_not_run(
     assert rows["fixmatch"]["auc_macro"] is None
     assert "not run" in console.export_text()
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_names_of_methods_that_are_equal_do_not_cover_each_other() -> None:
+    axes = new_figure(6.4, 4.0).subplots()
+    axes.set_ylim(0.7, 0.9)
+    ends = [(0.2, 0.8 + 0.0001 * number, f"method {number}", "black") for number in range(5)]
+    name_ends(axes, [*ends, (1.0, 0.8, "joint", "black")])
+    written = {text.get_text(): text.xy for text in axes.texts}
+    heights = [written[f"method {number}"][1] for number in range(5)]
+    gaps = [above - below for below, above in pairwise(heights)]
+    assert min(gaps) > 0.2 * 0.044  # of the axis's height
+    assert written["joint"] == (1.0, pytest.approx(0.8))
 
 
 def test_validation_patients_choose_among_trials_once_all_have_run(
