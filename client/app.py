@@ -9,13 +9,14 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import encoding, tasks
 from client.site import Site, open_site, site_log
 from mediffusion_core import protocol
 from mediffusion_core.errors import UserError
+from mediffusion_core.payload import FORMAT, pack, unpack
 
 app = ClientApp()
 
@@ -56,7 +57,11 @@ def _failure(error: Exception, folder: Path | None) -> RecordDict:
 
 def _state(content: RecordDict, component: str) -> tasks.StateDict:
     # The message's own bytes are let go of as they are decoded.
-    return content.array_records[component].to_torch_state_dict(keep_input=False)
+    return unpack(content.array_records[component].pop(FORMAT).data)
+
+
+def _record(state: tasks.StateDict) -> ArrayRecord:
+    return ArrayRecord({FORMAT: Array(*pack(state))})
 
 
 def _round(content: RecordDict) -> int:
@@ -84,7 +89,7 @@ def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
     )
     return RecordDict(
         {
-            protocol.AUTOENCODER: ArrayRecord(dict(weights)),
+            protocol.AUTOENCODER: _record(weights),
             protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
         }
     )
@@ -95,7 +100,7 @@ def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
 def latents(site: Site, content: RecordDict) -> RecordDict:
     """Replies with sums over the site's latents."""
     sums = encoding.latent_sums(site, _state(content, protocol.AUTOENCODER))
-    return RecordDict({protocol.COUNTS: ArrayRecord(sums)})
+    return RecordDict({protocol.COUNTS: _record(sums)})
 
 
 @app.query("encode")
@@ -114,7 +119,7 @@ def train_joint(site: Site, content: RecordDict) -> RecordDict:
     trained, metrics = tasks.joint_round(site, sent, _round(content))
     return RecordDict(
         {
-            **{component: ArrayRecord(dict(state)) for component, state in trained.items()},
+            **{component: _record(state) for component, state in trained.items()},
             protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
         }
     )
@@ -127,4 +132,4 @@ def evaluate(site: Site, content: RecordDict) -> RecordDict:
     counts = tasks.validation_counts(
         site, _state(content, protocol.UNET), _state(content, protocol.HEAD), _round(content)
     )
-    return RecordDict({protocol.COUNTS: ArrayRecord(counts)})
+    return RecordDict({protocol.COUNTS: _record(counts)})

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from mediffusion_core import protocol
+from mediffusion_core.payload import FORMAT, pack, unpack
 
 StateDict = Mapping[str, Tensor]
 
@@ -32,12 +33,14 @@ class Reply:
         """Decodes a site's message and lets go of the bytes that came.
 
         Raises:
-            SiteError: if it holds a number that is none.
+            SiteError: if its arrays cannot be read, or hold a number that is none.
         """
         components: dict[str, StateDict] = {}
-        for component in list(content.array_records):
-            record = content.array_records[component]
-            components[component] = dict(record.to_torch_state_dict(keep_input=False))
+        for component, record in content.array_records.items():
+            try:
+                components[component] = unpack(record.pop(FORMAT).data)
+            except (KeyError, ValueError) as error:
+                raise SiteError(f"{site} sent arrays of {component} that cannot be read") from error
             for name, values in components[component].items():
                 if not _all_finite(values):
                     raise SiteError(f"{site} sent a value in {component} {name} that is no number")
@@ -209,7 +212,7 @@ def request(
 
 def array_records(components: Mapping[str, StateDict]) -> dict[str, ArrayRecord]:
     """Components as they travel."""
-    return {name: ArrayRecord(dict(state)) for name, state in components.items()}
+    return {name: ArrayRecord({FORMAT: Array(*pack(state))}) for name, state in components.items()}
 
 
 def check_success(name: str, kind: str, content: RecordDict) -> None:

@@ -17,6 +17,7 @@ from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.evaluation.calibration import TEMPERATURES
 from mediffusion_core.evaluation.classification import auc_from_counts
 from mediffusion_core.model import Autoencoder, LatentCodec, scale_from_sums
+from mediffusion_core.payload import FORMAT, unpack
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.moments import STEPS, fresh_moments
 
@@ -74,7 +75,7 @@ def joint(settings: Settings) -> dict[str, Weights]:
 
 
 def numbers(record: ArrayRecord) -> dict[str, Tensor]:
-    return dict(record.to_torch_state_dict())
+    return unpack(record[FORMAT].data)
 
 
 # What may leave

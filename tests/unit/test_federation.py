@@ -7,7 +7,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from mediffusion_core.protocol import COUNTS, METRICS, UNET
-from server.federation import Reply, SiteError
+from server.federation import Reply, SiteError, array_records
 
 
 def test_a_reply_holds_its_arrays_as_they_were_sent() -> None:
@@ -15,7 +15,7 @@ def test_a_reply_holds_its_arrays_as_they_were_sent() -> None:
     counts = {"counts": torch.arange(6).reshape(2, 3)}
     metrics = {"loss": 0.5, "per_class": [1, 2]}
     content = RecordDict(
-        {UNET: ArrayRecord(weights), COUNTS: ArrayRecord(counts), METRICS: MetricRecord(metrics)}
+        {**array_records({UNET: weights, COUNTS: counts}), METRICS: MetricRecord(metrics)}
     )
     reply = Reply.of("site-0", content)
     for component, sent in ((UNET, weights), (COUNTS, counts)):
@@ -27,9 +27,18 @@ def test_a_reply_holds_its_arrays_as_they_were_sent() -> None:
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_none_is_refused_by_name(broken: float) -> None:
-    record = ArrayRecord({"a": torch.ones(2), "b": torch.tensor([1.0, broken])})
+    sent = array_records({UNET: {"a": torch.ones(2), "b": torch.tensor([1.0, broken])}})
     with pytest.raises(SiteError, match="site-1 sent a value in unet b that is no number"):
-        Reply.of("site-1", RecordDict({UNET: record}))
+        Reply.of("site-1", RecordDict(sent))
     metrics = MetricRecord({"steps": 3, "loss": broken})
     with pytest.raises(SiteError, match="site-1 sent a metric loss that is no number"):
         Reply.of("site-1", RecordDict({METRICS: metrics}))
+
+
+def test_arrays_that_cannot_be_read_are_refused_by_name() -> None:
+    whole = array_records({UNET: {"a": torch.ones(2)}})[UNET]
+    (array,) = whole.values()
+    array.data = array.data[:-1]
+    for record in (whole, ArrayRecord({"a": torch.ones(2)})):
+        with pytest.raises(SiteError, match="site-1 sent arrays of unet that cannot be read"):
+            Reply.of("site-1", RecordDict({UNET: record}))

@@ -15,6 +15,7 @@ from configs.compose import compose
 from mediffusion_core import protocol
 from mediffusion_core.artifacts.trained import build_joint
 from mediffusion_core.model import Autoencoder, LatentCodec
+from mediffusion_core.payload import FORMAT, unpack
 from mediffusion_core.training.local_normalisation import (
     keep_own,
     normalisation_names,
@@ -72,7 +73,7 @@ def test_only_what_is_the_sites_own_takes_the_place_of_the_global() -> None:
 
 
 def numbers(record: ArrayRecord) -> dict[str, Tensor]:
-    return dict(record.to_torch_state_dict())
+    return unpack(record[FORMAT].data)
 
 
 def test_sites_go_on_from_their_own_and_from_the_global_rest(
