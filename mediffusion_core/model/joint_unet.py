@@ -43,11 +43,15 @@ def pooled_width(settings: UNetSettings) -> int:
     return sum(map_widths(settings))
 
 
+EVERY, NONE = slice(None), slice(0)
+"""Rows of a batch."""
+
+
 class JointUNet(nn.Module):
     """Denoiser and classifier in one module with a single `forward`.
 
     Per-sample gradient hooks see nothing but `forward`, so both outputs come from it; a caller
-    that wants only one of them says so and does not pay for the other.
+    says which rows it wants of each, and does not pay for the others.
     """
 
     def __init__(
@@ -63,18 +67,18 @@ class JointUNet(nn.Module):
         self.head = ClassifierHead(map_widths(unet_settings), num_classes, head_settings)
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, denoise: bool = True, classify: bool = True
+        self, latents: Tensor, timesteps: Tensor, denoise: slice = EVERY, classify: slice = EVERY
     ) -> tuple[Tensor | None, Tensor | None]:
         """Predicts the noise in the latents, and their classes.
 
         Args:
             latents: Noised latents (B, c, h, w).
             timesteps: (B,) integers; 0 is the first noise level, taken as clean.
-            denoise: Run the decoder half. Without it the step costs about 40 % as much.
-            classify: Run the head.
+            denoise: Rows for the decoder half. A row without it costs about 40 % as much.
+            classify: Rows for the head.
 
         Returns:
-            `noise_pred` (B, c, h, w) or None, and `logits` (B, num_classes) or None.
+            `noise_pred` (rows, c, h, w) and `logits` (rows, num_classes); None where no row is.
         """
         embedding = self.unet.time_embedding(self.unet.time_proj(timesteps).to(latents.dtype))
         hidden = self.unet.conv_in(latents)  # (B, C0, h, w)
@@ -83,11 +87,17 @@ class JointUNet(nn.Module):
             hidden, block_maps = block(hidden, embedding)
             maps += block_maps
         hidden = self.unet.mid_block(hidden, embedding)  # (B, CL, h / 2^L, w / 2^L)
-        logits = self.head((*maps, hidden)) if classify else None
-        noise_pred = self._decode(hidden, maps, embedding) if denoise else None
+        maps += (hidden,)
+        noise_pred = logits = None
+        rows = range(len(latents))
+        if rows[classify]:
+            logits = self.head([one[classify] for one in maps])
+        if rows[denoise]:
+            noise_pred = self._decode([one[denoise] for one in maps], embedding[denoise])
         return noise_pred, logits
 
-    def _decode(self, hidden: Tensor, maps: tuple[Tensor, ...], embedding: Tensor) -> Tensor:
+    def _decode(self, maps: list[Tensor], embedding: Tensor) -> Tensor:
+        *maps, hidden = maps
         for block in self.unet.up_blocks:
             taken = len(block.resnets)
             skips, maps = maps[-taken:], maps[:-taken]
@@ -99,7 +109,7 @@ class JointUNet(nn.Module):
     def denoise(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """The predicted noise alone, (B, c, h, w)."""
         noise_pred: Tensor | None
-        noise_pred, _ = self(latents, timesteps, classify=False)
+        noise_pred, _ = self(latents, timesteps, classify=NONE)
         assert noise_pred is not None
         return noise_pred
 
@@ -108,6 +118,6 @@ class JointUNet(nn.Module):
         if timesteps is None:
             timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         logits: Tensor | None
-        _, logits = self(latents, timesteps, denoise=False)
+        _, logits = self(latents, timesteps, denoise=NONE)
         assert logits is not None
         return logits

@@ -156,14 +156,13 @@ class _Parts:
 
     def losses(self) -> dict[str, Tensor]:
         """The losses of one step, scalars, and what share of pseudo-labels was sure enough."""
-        losses = {}
+        denoising = None
         if self._everyone is not None:
             chosen = self._everyone.next(self._settings.batch_size)
             latents = self._data.latents[chosen].float().to(self._device)
-            losses["diffusion_loss"] = self._objective.diffusion(self._model, latents)
+            denoising = self._objective.denoising(latents)
         rows = self._classified_rows()
-        if rows:
-            losses |= self._objective.classification(self._model, rows, self._data.multi_label)
+        losses = self._objective.losses(self._model, denoising, rows, self._data.multi_label)
         if "consistency_loss" in rows:
             _, labels = rows["consistency_loss"]
             losses["pseudo_labelled"] = (~labels.isnan()).float().mean()

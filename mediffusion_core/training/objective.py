@@ -1,6 +1,7 @@
 """What the joint stage minimises: its parts, each a mean over a batch, and their weighted sum."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,20 @@ from mediffusion_core.diffusion.losses import classification_loss, diffusion_los
 from mediffusion_core.diffusion.noise_process import add_noise, prediction_target
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Latents of one batch, noised, and what the network is to predict of them."""
+
+    inputs: Tensor
+    """(B, c, h, w)."""
+    timesteps: Tensor
+    """(B,)."""
+    alpha_bar: Tensor
+    """ᾱ_t (B,)."""
+    target: Tensor
+    """(B, c, h, w)."""
 
 
 class JointObjective:
@@ -50,45 +65,66 @@ class JointObjective:
         self._generator = generator
         self._shift = None if log_prior is None else settings.logit_adjustment * log_prior
 
-    def diffusion(self, model: JointUNet, latents: Tensor) -> Tensor:
-        """Mean squared error of the prediction over a batch (B, c, h, w); a scalar.
-
-        With `min_snr_gamma` each sample's error is weighted by its noise level.
-        """
+    def denoising(self, latents: Tensor) -> Denoising:
+        """Noises a batch of clean latents (B, c, h, w), each at a random level."""
         timesteps = torch.randint(0, len(self._alphas), (len(latents),), generator=self._generator)
         alpha_bar = self._alphas[timesteps].to(latents.device)
         noised, noise = self._noised(latents, alpha_bar)
         target = prediction_target(latents, noise, alpha_bar, self._prediction)
-        output = model.denoise(noised, timesteps.to(noised.device)).float()
-        losses = diffusion_loss(output, target)
+        return Denoising(noised, timesteps, alpha_bar, target)
+
+    def losses(
+        self,
+        model: JointUNet,
+        denoising: Denoising | None,
+        rows: Mapping[str, tuple[Tensor, Tensor]],
+        multi_label: bool,
+    ) -> dict[str, Tensor]:
+        """The losses of one step, each a scalar, of a single pass of the network.
+
+        Args:
+            model: Denoises and classifies.
+            denoising: What gives `diffusion_loss`.
+            rows: To each other loss, `classification_loss` or `consistency_loss`, its latents
+                (B, c, h, w), which are seen clean first and noised then, and targets (B, C).
+            multi_label: Findings are independent, not exclusive.
+        """
+        passed = [self._graded(latents) for latents, _ in rows.values()]
+        if denoising is not None:
+            passed = [(denoising.inputs, denoising.timesteps), *passed]
+        inputs, timesteps = (torch.cat(parts) for parts in zip(*passed, strict=True))
+        denoised = 0 if denoising is None else len(denoising.inputs)
+        output, logits = model(
+            inputs,
+            timesteps.to(inputs.device),
+            denoise=slice(denoised),
+            classify=slice(denoised, None),
+        )
+        losses = {}
+        if denoising is not None:
+            losses["diffusion_loss"] = self._diffusion(output, denoising)
+        if rows:
+            losses |= self._classification(logits, rows, multi_label)
+        return losses
+
+    def _diffusion(self, output: Tensor, denoising: Denoising) -> Tensor:
+        """Mean squared error; with `min_snr_gamma` each row's is weighted by its noise level."""
+        losses = diffusion_loss(output.float(), denoising.target)
         if self._settings.min_snr_gamma is not None:
             losses = losses * min_snr_weight(
-                alpha_bar, self._prediction, self._settings.min_snr_gamma
+                denoising.alpha_bar, self._prediction, self._settings.min_snr_gamma
             )
         return losses.sum() / self._settings.batch_size
 
-    def classification(
-        self, model: JointUNet, rows: Mapping[str, tuple[Tensor, Tensor]], multi_label: bool
+    def _classification(
+        self, logits: Tensor, rows: Mapping[str, tuple[Tensor, Tensor]], multi_label: bool
     ) -> dict[str, Tensor]:
-        """Cross-entropies, of all rows in one pass of the encoder.
-
-        Args:
-            model: Classifies.
-            rows: To each loss, `classification_loss` or `consistency_loss`, its latents
-                (B, c, h, w), which are seen clean first and noised then, and targets (B, C).
-            multi_label: Findings are independent, not exclusive.
-
-        Returns:
-            Each loss, a scalar.
-        """
-        graded = [self._graded(latents) for latents, _ in rows.values()]
-        inputs, timesteps = (torch.cat(parts) for parts in zip(*graded, strict=True))
-        logits = self.adjusted(model.classify(inputs, timesteps.to(inputs.device)).float())
+        """Cross-entropies of logits, of all rows one after the other."""
         sizes = {
             "classification_loss": self._settings.labelled_batch_size,
             "consistency_loss": self._settings.consistency.batch_size,
         }
-        parts = logits.split([len(latents) for latents, _ in rows.values()])
+        parts = self.adjusted(logits.float()).split([len(latents) for latents, _ in rows.values()])
         return {
             name: classification_loss(part, targets, multi_label).sum() / sizes[name]
             for (name, (_, targets)), part in zip(rows.items(), parts, strict=True)

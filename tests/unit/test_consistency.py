@@ -251,7 +251,7 @@ def test_the_teacher_is_labelled_by_adjusted_logits() -> None:
     assert consistency.next()[1].argmax(dim=1).tolist() == [2] * 18
 
 
-def test_one_pass_of_the_encoder_gives_what_two_would() -> None:
+def test_one_pass_of_the_network_gives_what_three_would() -> None:
     model, settings = network().eval(), consistent({"batch_size": 5}, noised_fraction=0.0)
     objective = JointObjective(settings, ALPHAS, "velocity", generator())
     latents = torch.randn(11, 2, 8, 8, generator=generator(1))
@@ -261,14 +261,18 @@ def test_one_pass_of_the_encoder_gives_what_two_would() -> None:
         "classification_loss": (latents[:6], targets[:6]),
         "consistency_loss": (latents[6:], targets[6:]),
     }
-    together = objective.classification(model, rows, multi_label=False)
+    denoising = objective.denoising(latents[:4])
+    together = objective.losses(model, denoising, rows, multi_label=False)
+    alone = objective.losses(model, denoising, {}, multi_label=False)
+    torch.testing.assert_close(together["diffusion_loss"], alone["diffusion_loss"])
     for name, row in rows.items():
-        alone = objective.classification(model, {name: row}, multi_label=False)
+        alone = objective.losses(model, None, {name: row}, multi_label=False)
         torch.testing.assert_close(together[name], alone[name], rtol=1e-5, atol=1e-6)
     # Two of five rows have a label, and the sum is divided by five.
     surprise = -model.classify(latents[6:8]).log_softmax(dim=1)
     expected = (surprise * targets[6:8]).sum() / 5
     torch.testing.assert_close(together["consistency_loss"], expected, rtol=1e-4, atol=1e-6)
+    denoised = together.pop("diffusion_loss")
     total = objective.total(together, 0.0)
     weighted = JointObjective(
         consistent({"weight": 0.5, "batch_size": 5}, classification_weight=3.0),
@@ -277,6 +281,8 @@ def test_one_pass_of_the_encoder_gives_what_two_would() -> None:
         generator(),
     ).total(together, 0.0)
     torch.testing.assert_close(total, together["classification_loss"] + expected)
+    with_it = objective.total({**together, "diffusion_loss": denoised}, 0.0)
+    torch.testing.assert_close(with_it, total + denoised)
     torch.testing.assert_close(weighted, 3 * together["classification_loss"] + 1.5 * expected)
 
 

@@ -25,6 +25,7 @@ from mediffusion_core.model import (
     untrained_codec,
 )
 from mediffusion_core.model.classifying import BATCH, CLEAN, symmetries
+from mediffusion_core.model.joint_unet import NONE
 from mediffusion_core.settings import (
     AutoencoderSettings,
     DiffusionSettings,
@@ -118,7 +119,7 @@ def test_logits_come_from_the_encoder_alone() -> None:
     model = joint()
     latents, timesteps = inputs()
     _, before = model(latents, timesteps)
-    no_noise, alone = model(latents, timesteps, denoise=False)
+    no_noise, alone = model(latents, timesteps, denoise=NONE)
     assert no_noise is None
     torch.testing.assert_close(alone, before, rtol=0, atol=0)
     for block in (model.unet.up_blocks, model.unet.conv_out, model.unet.conv_norm_out):
@@ -134,9 +135,28 @@ def test_noise_does_not_come_from_the_head() -> None:
     before = model.denoise(latents, timesteps)
     for parameter in model.head.parameters():
         parameter.fill_(float("nan"))
-    noise_pred, logits = model(latents, timesteps, classify=False)
+    noise_pred, logits = model(latents, timesteps, classify=NONE)
     assert logits is None
     torch.testing.assert_close(noise_pred, before, rtol=0, atol=0)
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
+@torch.no_grad()
+def test_each_row_is_what_it_would_be_alone(start: int, stop: int, first: int, last: int) -> None:
+    """Rows that are denoised, classified, both or neither share one pass of the encoder."""
+    model = joint()
+    latents = torch.randn(5, *LATENT)
+    timesteps = torch.tensor([0, 10, 200, 500, 999])
+    denoised, classified = slice(start, stop), slice(first, last)
+    noise_pred, logits = model(latents, timesteps, denoised, classified)
+    for found, rows, of_all in (
+        (noise_pred, denoised, model.denoise(latents, timesteps)),
+        (logits, classified, model.classify(latents, timesteps)),
+    ):
+        if found is None:
+            assert not len(latents[rows])
+        else:
+            torch.testing.assert_close(found, of_all[rows])
 
 
 @torch.no_grad()

@@ -108,15 +108,17 @@ class Constant(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(logits)
 
-    def classify(self, given: Tensor, timesteps: Tensor) -> Tensor:
-        return self.logits.expand(len(given), -1)
+    def forward(
+        self, given: Tensor, timesteps: Tensor, denoise: slice, classify: slice
+    ) -> tuple[None, Tensor]:
+        return None, self.logits.expand(len(given[classify]), -1)
 
 
 def classified(
     objective: JointObjective, model: Constant, targets: Tensor, multi_label: bool
 ) -> Tensor:
     rows = {"classification_loss": (torch.zeros(len(targets), 1, 2, 2), targets)}
-    losses = objective.classification(model, rows, multi_label)  # type: ignore[arg-type]
+    losses = objective.losses(model, None, rows, multi_label)  # type: ignore[arg-type]
     return losses["classification_loss"]
 
 

@@ -409,19 +409,18 @@ def test_a_labelled_batch_is_one_random_view_of_each_image_with_its_labels() -> 
 
 
 class Shown(nn.Module):
-    """Wraps a joint network and notes what it denoises and what it classifies."""
+    """Wraps a joint network and notes what it classifies of clean latents."""
 
     def __init__(self, model: JointUNet) -> None:
         super().__init__()
         self.unet, self.head, self.model = model.unet, model.head, [model]
         self.classified: list[Tensor] = []
 
-    def classify(self, given: Tensor, timesteps: Tensor) -> Tensor:
-        self.classified.append(given[timesteps == 0])
-        return self.model[0].classify(given, timesteps)
-
-    def denoise(self, given: Tensor, timesteps: Tensor) -> Tensor:
-        return self.model[0].denoise(given, timesteps)
+    def forward(
+        self, given: Tensor, timesteps: Tensor, denoise: slice, classify: slice
+    ) -> tuple[Tensor | None, Tensor | None]:
+        self.classified.append(given[classify][timesteps[classify] == 0])
+        return self.model[0](given, timesteps, denoise, classify)
 
 
 def test_only_the_classifier_sees_the_augmented_views() -> None:
@@ -590,18 +589,20 @@ class Recorder(nn.Module):
         super().__init__()
         self.calls: list[tuple[Tensor, Tensor]] = []
 
-    def classify(self, given: Tensor, timesteps: Tensor) -> Tensor:
+    def forward(
+        self, given: Tensor, timesteps: Tensor, denoise: slice, classify: slice
+    ) -> tuple[Tensor, Tensor]:
         self.calls.append((given, timesteps))
-        return torch.zeros(len(given), 2)
-
-    def denoise(self, given: Tensor, timesteps: Tensor) -> Tensor:
-        self.calls.append((given, timesteps))
-        return torch.zeros_like(given)
+        return torch.zeros_like(given[denoise]), torch.zeros(len(given[classify]), 2)
 
 
 def classified(part: JointObjective, model: nn.Module, given: Tensor, targets: Tensor) -> Tensor:
     rows = {"classification_loss": (given, targets)}
-    return part.classification(model, rows, True)["classification_loss"]  # type: ignore[arg-type]
+    return part.losses(model, None, rows, True)["classification_loss"]  # type: ignore[arg-type]
+
+
+def denoised(part: JointObjective, model: nn.Module, given: Tensor) -> Tensor:
+    return part.losses(model, part.denoising(given), {}, True)["diffusion_loss"]  # type: ignore[arg-type]
 
 
 def objective(prediction: Prediction = "epsilon", **changes: object) -> JointObjective:
@@ -613,15 +614,21 @@ def test_the_denoiser_is_held_to_what_it_shall_predict(prediction: Prediction) -
     class Perfect(nn.Module):
         """Knows the clean latents, and from them the noise and its velocity."""
 
-        def denoise(self, noised: Tensor, timesteps: Tensor) -> Tensor:
+        def predicted(self, noised: Tensor, timesteps: Tensor) -> Tensor:
             alpha_bar = ALPHAS[timesteps].reshape(-1, 1, 1, 1)
             noise = (noised - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
             if prediction != "velocity":
                 return noise if prediction == "epsilon" else clean
             return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
 
+        def forward(
+            self, noised: Tensor, timesteps: Tensor, denoise: slice, classify: slice
+        ) -> tuple[Tensor, None]:
+            assert not len(noised[classify])
+            return self.predicted(noised, timesteps)[denoise], None
+
     clean = torch.randn(16, 2, 4, 4, generator=generator())
-    loss = objective(prediction, batch_size=16).diffusion(Perfect(), clean)  # type: ignore[arg-type]
+    loss = denoised(objective(prediction, batch_size=16), Perfect(), clean)
     assert float(loss) < 1e-6
 
 
@@ -630,7 +637,7 @@ def test_min_snr_makes_clean_levels_count_less() -> None:
     given = torch.randn(400, 2, 4, 4, generator=generator())
     settings: dict[str, object] = {"batch_size": 400, "min_snr_gamma": 5.0}
     recorder = Recorder()
-    weighted = float(objective(**settings).diffusion(recorder, given))  # type: ignore[arg-type]
+    weighted = float(denoised(objective(**settings), recorder, given))
     [(_, timesteps)] = recorder.calls
     snr = ALPHAS[timesteps] / (1 - ALPHAS[timesteps])
     # A prediction of zero leaves the mean square of standard normal noise, about 1, at all levels.
@@ -660,15 +667,15 @@ def test_sums_are_divided_by_the_fixed_batch_sizes() -> None:
     settings: dict[str, object] = {"batch_size": 12, "labelled_batch_size": 6}
     loss = classified(objective(**settings), Recorder(), given, torch.ones(3, 2))
     assert float(loss) == pytest.approx(3 * math.log(2) / 6)
-    denoised = objective(**settings).diffusion(Recorder(), given)  # type: ignore[arg-type]
+    loss = denoised(objective(**settings), Recorder(), given)
     # Against a prediction of zero each sample costs the mean square of standard normal noise.
-    assert float(denoised) == pytest.approx(3 / 12, rel=0.25)
+    assert float(loss) == pytest.approx(3 / 12, rel=0.25)
 
 
 def test_noise_is_drawn_at_every_level() -> None:
     recorder = Recorder()
     given = torch.full((600, 1, 8, 8), 5.0)
-    objective().diffusion(recorder, given)  # type: ignore[arg-type]
+    denoised(objective(), recorder, given)
     [(noised, timesteps)] = recorder.calls
     assert int(timesteps.min()) < 20 and int(timesteps.max()) > 980
     spread = (noised - ALPHAS[timesteps].sqrt().reshape(-1, 1, 1, 1) * 5.0).square()
