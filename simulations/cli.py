@@ -117,6 +117,17 @@ def explain(
     print(explain_image(run, image, target, output or run / "explanations", device))
 
 
+@app.command(epilog="Example: fed-mediffusion export runs/latest exported")
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+) -> None:
+    """Write the model as a diffusers pipeline with a model card, for use without Flower."""
+    from mediffusion_core.artifacts.export import export_run
+
+    print(export_run(run, output))
+
+
 data = typer.Typer(help="Prepare a data set, say what is wrong with it, and show it.")
 app.add_typer(data, name="data")
 ConfigName = Annotated[str, typer.Option(help="Configuration file to start from.")]
