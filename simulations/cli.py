@@ -244,6 +244,41 @@ def labels(
     print(study_labels(plan, folder, workers))
 
 
+@study.command(epilog="Example: fed-mediffusion study generation runs/latest --ddpm")
+def generation(
+    run: Run,
+    count: Annotated[
+        int, typer.Option(min=20, help="Images a set; at most half of the test images.")
+    ] = 300,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
+    scale: Annotated[
+        float, typer.Option(min=0.0, help="How hard class-guided samples are pulled.")
+    ] = 3.0,
+    ddpm: Annotated[
+        bool, typer.Option(help="Draw by all steps of DDPM, too; takes minutes.")
+    ] = False,
+    half_samples: Annotated[
+        int, typer.Option(min=10, help="Half-samples drawn for the intervals.")
+    ] = 100,
+    training_images: Annotated[
+        int | None,
+        typer.Option(min=10, help="Look for copies among so many training images; all by default."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; generation in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold samples, class-guided ones too, against real images, and look for copies.
+
+    The last line printed is the page of results.
+    """
+    from simulations.study_generation.study import Options, study_generation
+
+    options = Options(count, steps, scale, ddpm, half_samples, training_images)
+    print(study_generation(run, options, output or run / "generation", device))
+
+
 @app.command(
     epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
 )

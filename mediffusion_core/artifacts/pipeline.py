@@ -1,6 +1,7 @@
 """A trained model as a pipeline of diffusers: it samples, classifies and explains."""
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
         Args:
             num_images: N.
             num_inference_steps: Denoising steps.
-            generator: Of the noise.
+            generator: Of the noise, and of what a scheduler adds to it at each step.
             output_type: `pil` for a list of Pillow's images, `pt` for a tensor (N, C, H, W) in
                 [0, 1], `np` for an array (N, H, W, C).
             return_dict: Whether to name the result `images`.
@@ -168,7 +169,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         parts = list(noise.split(BATCH))
         with self.progress_bar(total=len(parts) * len(self.scheduler.timesteps)) as bar:
-            latents = [self._denoise(model.joint, part, bar) for part in parts]
+            latents = [self._denoise(model.joint, part, generator, bar) for part in parts]
         images = _as_asked(model.decode(torch.cat(latents)), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -212,14 +213,19 @@ class JointDiffusionPipeline(DiffusionPipeline):
         guidance = guidance or model.settings.evaluation.counterfactual
         return make_counterfactuals(model, batch, wish, guidance)
 
-    def _denoise(self, joint: JointUNet, latents: Tensor, bar: Any) -> Tensor:
+    def _denoise(
+        self, joint: JointUNet, latents: Tensor, generator: torch.Generator | None, bar: Any
+    ) -> Tensor:
         """One batch (B, c, h, w) from noise to latents."""
+        takes_generator = "generator" in signature(self.scheduler.step).parameters
+        options = {"generator": generator} if takes_generator else {}
         # A scheduler of higher order remembers the last steps, which were another batch's.
         self.scheduler.set_timesteps(self.scheduler.num_inference_steps, device=self.device)
         for timestep in self.scheduler.timesteps:
             given = self.scheduler.scale_model_input(latents, timestep)
             output = joint.denoise(given, timestep.expand(len(latents)))
-            latents = self.scheduler.step(output, timestep, latents, return_dict=False)[0]
+            stepped = self.scheduler.step(output, timestep, latents, return_dict=False, **options)
+            latents = stepped[0]
             bar.update()
         return latents
 

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -228,6 +234,16 @@ def test_another_scheduler_of_diffusers_may_draw(
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     fast = pipe(5, 15, generator=generator(0), output_type="pt").images
     assert float((fast - slow).abs().mean()) < 0.1 * float(slow.std())
+
+
+def test_the_generator_rules_a_scheduler_that_adds_noise(exported: Path) -> None:
+    opened = JointDiffusionPipeline.from_pretrained(exported)
+    opened.scheduler = DDPMScheduler.from_config(opened.scheduler.config)
+    first, again, other = (
+        opened(2, 3, generator=generator(seed), output_type="pt").images for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_the_parts_open_with_diffusers_alone(exported: Path, model: TrainedModel) -> None:
