@@ -264,6 +264,10 @@ def generation(
         int | None,
         typer.Option(min=10, help="Look for copies among so many training images; all by default."),
     ] = None,
+    usefulness: Annotated[
+        int,
+        typer.Option(min=0, help="Train a ResNet-18 on drawn images for so many steps; 0: not."),
+    ] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; generation in the run by default.")
     ] = None,
@@ -275,7 +279,7 @@ def generation(
     """
     from simulations.study_generation.study import Options, study_generation
 
-    options = Options(count, steps, scale, ddpm, half_samples, training_images)
+    options = Options(count, steps, scale, ddpm, half_samples, training_images, usefulness)
     print(study_generation(run, options, output or run / "generation", device))
 
 

@@ -1,6 +1,6 @@
 """`fed-mediffusion study generation`: a run's samples beside real images, on one page."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from simulations.study_generation.sets import (
     reconstructed,
 )
 from simulations.study_generation.tables import generation_page
+from simulations.study_generation.usefulness import usefulness
 from simulations.trained_run import TrainedRun, open_trained_run
 
 SMALLEST = 20
@@ -47,6 +48,8 @@ class Options:
     half_samples: int
     training_images: int | None
     """Compared with at most so many training images; with all by default."""
+    usefulness_steps: int
+    """Of training on what is drawn; 0 leaves it out."""
 
 
 def study_generation(run: Path, options: Options, output: Path, device: str) -> Path:
@@ -81,6 +84,7 @@ def study_generation(run: Path, options: Options, output: Path, device: str) -> 
         "training_images": len(study.real.training),
         "obedience_real": study.obedience_of_real(),
         "sets": rows,
+        "usefulness": study.usefulness(),
     }
     write_json(output / "results.json", results)
     page = output / "results.md"
@@ -103,13 +107,13 @@ class _Study:
             )
         self._extractor = self._build_extractor()
         self._training = self._training_images()
-        every = torch.arange(len(self._training))
+        searched = torch.arange(len(self._training))[: options.training_images]
         self.real = RealImages(
             self._extractor(self._test.take(first)),
             self._groups_of(first),
             self._extractor(self._test.take(self._second)),
             self._groups_of(self._second),
-            self._features(lambda rows: self._training.take(rows), every, "training images"),
+            self._features_of_training(searched),
         )
 
     def sets(self) -> Iterator[SampleSet]:
@@ -120,11 +124,9 @@ class _Study:
         yield reconstructed(model, floor)
         self._console.print(f"drawing {self.count} samples")
         yield drawn(model, self.count, options.steps, self._seed("samples"))
-        if self._opened.settings.training.joint.classification_weight:
+        if self._classifies:
             self._console.print(f"drawing {self.count} class-guided samples")
-            labels = self._test.targets[self._second]
-            seed = self._seed("guided")
-            yield drawn_with_labels(model, labels, options.steps, options.scale, seed)
+            yield self._drawn_with(self._test.targets[self._second], "guided")
         if options.ddpm:
             self._console.print(f"drawing {self.count} samples by DDPM")
             yield drawn_by_ddpm(model, self.count, self._seed("samples"))
@@ -149,6 +151,19 @@ class _Study:
             "pictures": self._pictures(images, measured, output),
         }
 
+    def usefulness(self) -> dict[str, Any] | None:
+        """What a classifier learns from drawn images; None where it is not asked for."""
+        labelled = self._training.subset(self._training.labelled)
+        if not self._options.usefulness_steps or not self._classifies:
+            return None
+        return usefulness(
+            self._opened,
+            labelled,
+            lambda labels: self._drawn_with(labels, "useful").images,
+            self._options.usefulness_steps,
+            self._console.print,
+        )
+
     def obedience_of_real(self) -> float:
         """What `obedience` is of the real images whose labels were asked for."""
         floor, labels = self._test.take(self._second), self._test.targets[self._second]
@@ -170,20 +185,31 @@ class _Study:
         save_neighbours(images.images[chosen], neighbours, distances, output / beside)
         return [grid, beside]
 
+    @property
+    def _classifies(self) -> bool:
+        return bool(self._opened.settings.training.joint.classification_weight)
+
+    def _drawn_with(self, labels: Tensor, what: str) -> SampleSet:
+        steps, scale = self._options.steps, self._options.scale
+        return drawn_with_labels(self._opened.model, labels, steps, scale, self._seed(what))
+
     def _training_images(self) -> ImageSet:
+        """Those of all sites, in drawn order."""
         hospitals = self._opened.hospitals
         sites = [hospitals.train(site) for site in range(len(hospitals.shards))]
         rows = np.concatenate([site.rows for site in sites])
         together = ImageSet(hospitals.pixels, rows, torch.cat([site.targets for site in sites]))
-        most = self._options.training_images
         generator = torch.Generator().manual_seed(self._seed("training"))
-        return together.subset(torch.randperm(len(rows), generator=generator)[:most])
+        return together.subset(torch.randperm(len(rows), generator=generator))
 
-    def _features(self, take: Callable[[Tensor], Tensor], rows: Tensor, what: str) -> Tensor:
+    def _features_of_training(self, searched: Tensor) -> Tensor:
         parts = track(
-            rows.split(CHUNK), f"features of {what}", console=self._console, transient=True
+            searched.split(CHUNK),
+            "features of training images",
+            console=self._console,
+            transient=True,
         )
-        return torch.cat([self._extractor(take(part)) for part in parts])
+        return torch.cat([self._extractor(self._training.take(part)) for part in parts])
 
     def _build_extractor(self) -> FeatureExtractor:
         evaluation = self._opened.settings.evaluation

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from configs.compose import compose
 from mediffusion_core.artifacts.neighbours_picture import save_neighbours
@@ -16,10 +17,13 @@ from mediffusion_core.model import untrained_codec
 from simulations.simulate import LAUNCH
 from simulations.study_generation.sets import drawn_by_ddpm, drawn_with_labels
 from simulations.study_generation.study import Options, study_generation
+from simulations.study_generation.usefulness import images_in_memory, usefulness
 from simulations.trained_run import open_trained_run
 
 CLASSES = ("Effusion", "Cardiomegaly", "Nodule", "Pneumothorax", "Consolidation")
-OPTIONS = Options(count=20, steps=2, scale=1.0, ddpm=True, half_samples=10, training_images=24)
+OPTIONS = Options(
+    count=20, steps=2, scale=1.0, ddpm=True, half_samples=10, training_images=24, usefulness_steps=0
+)
 
 
 def make_run(folder: Path, tiny: tuple[str, ...], *changes: str) -> Path:
@@ -71,6 +75,32 @@ def test_a_seed_gives_the_same_samples(tmp_path: Path, tiny: tuple[str, ...]) ->
         assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_a_classifier_learns_from_what_is_drawn(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    """From real images, from as many drawn ones, and from both, on the same test patients."""
+    run = make_run(tmp_path / "run", tiny)
+    opened = open_trained_run(run, "cpu", Console(stderr=True))
+    site = opened.hospitals.train(0)
+    labelled = site.subset(site.labelled)
+    asked: list[torch.Tensor] = []
+
+    def draw(labels: torch.Tensor) -> torch.Tensor:
+        asked.append(labels)
+        return labelled.take(torch.arange(len(labels)))
+
+    found = usefulness(opened, labelled, draw, 3, lambda text: None)
+    count = len(labelled)
+    assert [one["images"] for one in found.values()] == [count, count, 2 * count]
+    [labels] = asked
+    assert not labels.isnan().any() and len(labels) == count
+    assert found["real"]["against_real"] is None
+    for name in ("synthetic", "both"):
+        against = found[name]["against_real"]
+        assert against["value"] == pytest.approx(found[name]["auc"] - found["real"]["auc"])
+        assert against["low"] <= against["high"]
+    kept = images_in_memory(labelled.take(torch.arange(count)), labelled.targets)
+    assert torch.equal(kept.take(torch.arange(count)), labelled.take(torch.arange(count)))
+
+
 def test_a_study_says_what_it_misses(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     def refused(run: Path, message: str) -> None:
         with pytest.raises(UserError, match=message):
@@ -86,8 +116,6 @@ def test_a_study_says_what_it_misses(tmp_path: Path, tiny: tuple[str, ...]) -> N
 
 
 def test_the_images_are_where_the_run_found_them(tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    from rich.console import Console
-
     run = make_run(tmp_path / "run", tiny)
     opened = open_trained_run(run, "cpu", Console(stderr=True))
     assert opened.settings.data.store == tmp_path / "store"
