@@ -44,8 +44,6 @@ class JointDiffusionPipeline(DiffusionPipeline):
     its sampler is the scheduler, and another one of diffusers may take its place.
     """
 
-    model_cpu_offload_seq = "unet->vae"
-
     def __init__(
         self,
         vae: AutoencoderKL,
@@ -118,7 +116,13 @@ class JointDiffusionPipeline(DiffusionPipeline):
 
     @property
     def trained(self) -> TrainedModel:
-        """The same networks as the rest of this project knows them."""
+        """The same networks as the rest of this project knows them.
+
+        Raises:
+            UserError: if they are in another precision than the one they were trained in.
+        """
+        if self.dtype != torch.float32:
+            raise UserError(f"the pipeline works in torch.float32, not in {self.dtype}")
         settings = Settings.model_validate(dict(self.config.settings))
         scale = self.vae.config
         codec = LatentCodec(

@@ -61,9 +61,10 @@ class EvenDDIMScheduler(DDIMScheduler):
             raise ValueError("call set_timesteps before step")
         names = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
         prediction = names[self.config.prediction_type]
-        alpha_bar = self.alphas_cumprod[int(timestep)]
         after = self._next[int(timestep)]
+        alpha_bar = self.alphas_cumprod[int(timestep)].to(sample.device)
         previous = self.final_alpha_cumprod if after is None else self.alphas_cumprod[after]
+        previous = previous.to(sample.device)
         noise_pred = noise_from(model_output.float(), sample, alpha_bar, prediction)
         stepped = ddim_step(sample, noise_pred, alpha_bar, previous)
         return DDIMSchedulerOutput(prev_sample=stepped) if return_dict else (stepped,)

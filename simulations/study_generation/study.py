@@ -33,7 +33,7 @@ from simulations.study_generation.usefulness import usefulness
 from simulations.trained_run import TrainedRun, open_trained_run
 
 SMALLEST = 20
-"""Images a set at least; half of them still have the neighbours that are asked for."""
+"""Patients a set at least: half of them still have as many neighbours as the figures ask for."""
 GRID, ROWS, CHUNK = 32, 8, 64
 
 
@@ -101,9 +101,10 @@ class _Study:
         self._groups = opened.hospitals.groups(opened.hospitals.test_rows)
         first, self._second = halves_by_group(self._groups, options.count, self._seed("halves"))
         self.count = len(first)
-        if self.count < SMALLEST:
+        patients = min(len(set(self._groups_of(half))) for half in (first, self._second))
+        if patients < SMALLEST:
             raise UserError(
-                f"the test set gives two halves of {self.count} images; {SMALLEST} are needed"
+                f"half of the test set has images of {patients} patients; {SMALLEST} are needed"
             )
         self._extractor = self._build_extractor()
         self._training = self._training_images()

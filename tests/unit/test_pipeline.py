@@ -344,6 +344,12 @@ def test_a_target_must_be_a_class(pipe: JointDiffusionPipeline) -> None:
         pipe.explain(images(1), "Mas")
 
 
+def test_half_precision_is_refused(exported: Path) -> None:
+    opened = JointDiffusionPipeline.from_pretrained(exported, dtype=torch.bfloat16)
+    with pytest.raises(UserError, match=r"works in torch\.float32, not in torch\.bfloat16"):
+        opened.classify(images(1))
+
+
 def test_exclusive_classes_cannot_be_removed(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     run = make_run(tmp_path / "run", tiny, several=False)
     opened = JointDiffusionPipeline.from_pretrained(export_run(run, tmp_path / "out"))

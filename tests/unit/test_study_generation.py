@@ -110,7 +110,7 @@ def test_a_study_says_what_it_misses(tmp_path: Path, tiny: tuple[str, ...]) -> N
     refused(tmp_path / "none", "does not exist")
     refused(tmp_path, "no trained model")
     few = make_run(tmp_path / "few", tiny, "data.phantom.patients_per_site=[60,60,60]")
-    refused(few, r"two halves of \d+ images; 20 are needed")
+    refused(few, r"images of \d+ patients; 20 are needed")
     blind = make_run(tmp_path / "blind", tiny, "training.joint.diffusion_weight=0")
     refused(blind, "trained no denoiser")
 
