@@ -283,6 +283,44 @@ def generation(
     print(study_generation(run, options, output or run / "generation", device))
 
 
+@study.command(
+    "reader-export", epilog="Example: fed-mediffusion study reader-export runs/latest readers"
+)
+def reader_export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Test images, each with a pair.")] = 20,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Pairs shown again with their sides swapped.")
+    ] = 4,
+    resnet_steps: Annotated[
+        int, typer.Option(min=1, help="Training of the classifier that guides the other ones.")
+    ] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Of images, order and sides.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Write a page of blinded pairs for readers: our counterfactuals and external guidance's.
+
+    The page goes to the readers, key.json does not. The last line printed is the page.
+    """
+    from simulations.reader_study.export import export_reader_study
+
+    print(export_reader_study(run, output, pairs, repeats, resnet_steps, seed, device))
+
+
+@study.command(
+    "reader-score", epilog="Example: fed-mediffusion study reader-score readers answers-*.json"
+)
+def reader_score(
+    folder: Annotated[Path, typer.Argument(help="Folder that reader-export wrote.")],
+    answers: Annotated[list[Path], typer.Argument(help="Files that the readers sent back.")],
+) -> None:
+    """Score readers' answers. The last line printed is the page of scores."""
+    from simulations.reader_study.score import score_answers
+
+    print(score_answers(folder, answers))
+
+
 @app.command(
     epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
 )
