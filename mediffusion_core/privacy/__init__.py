@@ -1,0 +1,1 @@
+"""Differential privacy: what training costs a patient, and what a site has spent."""
