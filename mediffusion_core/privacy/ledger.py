@@ -2,7 +2,9 @@
 
 The budget belongs to the patients. The ledger is keyed by unit, the salted hash of a patient's or
 lesion's name, so a data set that overlaps an earlier one inherits what was spent. A charge is made
-for every unit that training might have drawn, before it trains.
+for every unit that training might have drawn, before it trains. Names must be those that the unit
+has in every data set: where images are protected one by one, charge the patients that they are of
+all the same, or later runs that protect patients would not see it.
 
 **Order of writes.** `charge` first commits the entry to the ledger's file, then writes the head
 (count and chain digest) to the second place, then returns; only after that may anything be computed
@@ -29,7 +31,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -44,6 +46,7 @@ from mediffusion_core.privacy.membership import from_bits, largest_compositions
 
 __all__ = ["BudgetSpent", "Cap", "Charge", "Entry", "Head", "Ledger", "LedgerError"]
 
+Key = TypeVar("Key")
 FILE, LOCK, SALT_NAME = "ledger.sqlite", "ledger.lock", "ledger"
 
 
@@ -65,7 +68,14 @@ class Ledger:
         self._seen: Head | None = None
 
     @classmethod
-    def open(cls, folder: Path, *, head: Path | None = None, cap: Cap | None = None) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        head: Path | None = None,
+        cap: Cap | None = None,
+        begin: bool = True,
+    ) -> Self:
         """Opens the ledger in a folder, and begins it where there never was one.
 
         Args:
@@ -73,14 +83,16 @@ class Ledger:
             head: File in a second place that keeps count and digest; by default beside the folder.
                 The further away it is, the less one restored backup takes both back.
             cap: What the site allows.
+            begin: Whether to begin one; to look at a ledger needs none.
 
         Raises:
             LedgerError: if the ledger is missing, older than its head, damaged or edited.
         """
         ledger = cls(folder, head or folder.with_name(f"{folder.name}.head"), cap)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with ledger._turn():
-            ledger._begin_if_new()
+        if begin:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with ledger._turn():
+                ledger._begin_if_new()
         ledger.verify()
         return ledger
 
@@ -126,15 +138,27 @@ class Ledger:
             found = _compositions(content, _hashes(units, salt))
         return max((epsilon(one, delta) for one in found), default=0.0)
 
-    def worst(self, delta: float, chosen: Callable[[Entry], bool] = lambda entry: True) -> float:
-        """The largest ε at δ of any unit, over the chosen entries.
+    def worst(self, delta: float) -> float:
+        """The largest ε at δ of any unit, over all entries.
+
+        Raises:
+            LedgerError: if the ledger is not to be trusted.
+        """
+        return max(self.worst_by(delta, lambda entry: "all").values(), default=0.0)
+
+    def worst_by(self, delta: float, key: Callable[[Entry], Key]) -> dict[Key, float]:
+        """The largest ε at δ of any unit, over the entries of each key alone.
 
         Raises:
             LedgerError: if the ledger is not to be trusted.
         """
         with self._content() as (_, _, content):
-            found = _compositions(content, frozenset(content.numbers), chosen)
-        return max((epsilon(one, delta) for one in found), default=0.0)
+            groups: dict[Key, list[Entry]] = {}
+            for entry in content.entries:
+                groups.setdefault(key(entry), []).append(entry)
+            units = frozenset(content.numbers)
+            found = {name: _compositions(content, units, group) for name, group in groups.items()}
+        return {name: max(epsilon(one, delta) for one in group) for name, group in found.items()}
 
     def compositions(self, units: Sequence[str]) -> list[tuple[Charge, ...]]:
         """The compositions that some of these units have and no other's contains.
@@ -172,8 +196,41 @@ class Ledger:
         with self._content() as (_, _, content):
             _refuse_unless_extends(content, head, "a head kept elsewhere")
 
+    @classmethod
+    def restore_head(cls, folder: Path, head: Path | None, known: Head) -> Head:
+        """Writes the second place anew where it was lost; the server, say, must know a head.
+
+        Args:
+            folder: The ledger's.
+            head: As for `open`.
+            known: A head that was kept elsewhere: no older ledger passes for this one.
+
+        Raises:
+            LedgerError: if the ledger does not contain `known`, or is itself not sound.
+        """
+        ledger = cls(folder, head or folder.with_name(f"{folder.name}.head"), None)
+        with ledger._sound() as (_, _, content):
+            _refuse_unless_extends(content, known, "a head kept elsewhere")
+            write_head(ledger._head_path, content.head)
+            return content.head
+
     @contextmanager
     def _content(self) -> Iterator[tuple[Connection, bytes, Content]]:
+        with self._sound() as (connection, salt, content):
+            kept = read_head(self._head_path)
+            if kept is None:
+                raise LedgerError("head-removed", f"the ledger's head {self._head_path} is gone")
+            _refuse_unless_extends(content, kept, f"its head {self._head_path}")
+            if self._seen is not None:
+                _refuse_unless_extends(content, self._seen, "what this process has seen")
+            if content.head != kept:  # killed between the two writes
+                write_head(self._head_path, content.head)
+            self._seen = content.head
+            yield connection, salt, content
+
+    @contextmanager
+    def _sound(self) -> Iterator[tuple[Connection, bytes, Content]]:
+        """The content, its chain verified, while all other processes wait."""
         if not self.folder.is_dir():  # a lock would be looked for in it
             raise LedgerError("ledger-removed", f"there is no folder {self.folder}")
         with self._turn():
@@ -181,19 +238,7 @@ class Ledger:
                 raise LedgerError("ledger-removed", f"there is no ledger in {self.folder}")
             salt = self._salt()
             with ledger_file.opened(self._path) as connection:
-                content = ledger_file.read(connection, salt)
-                kept = read_head(self._head_path)
-                if kept is None:
-                    raise LedgerError(
-                        "head-removed", f"the ledger's head {self._head_path} is gone"
-                    )
-                _refuse_unless_extends(content, kept, f"its head {self._head_path}")
-                if self._seen is not None:
-                    _refuse_unless_extends(content, self._seen, "what this process has seen")
-                if content.head != kept:  # killed between the two writes
-                    write_head(self._head_path, content.head)
-                self._seen = content.head
-                yield connection, salt, content
+                yield connection, salt, ledger_file.read(connection, salt)
 
     def _turn(self) -> FileLock:
         """Held by one process at a time; made anew, since a forked process may not use it."""
@@ -257,17 +302,16 @@ def _hashes(units: Sequence[str], salt: bytes) -> frozenset[bytes]:
 
 
 def _compositions(
-    content: Content,
-    units: frozenset[bytes],
-    chosen: Callable[[Entry], bool] = lambda entry: True,
+    content: Content, units: frozenset[bytes], entries: Sequence[Entry] | None = None
 ) -> list[tuple[Charge, ...]]:
+    """The largest compositions of the given units, over all entries or those given."""
     known = [content.numbers[unit] for unit in units if unit in content.numbers]
     columns = {key: column for column, key in enumerate(content.memberships)}
     held = np.zeros((len(known), len(columns)), dtype=bool)  # (U, M)
     for key, column in columns.items():
         held[:, column] = from_bits(content.memberships[key], len(content.numbers))[known]
-    charged = [(columns[e.membership], e.charge) for e in content.entries if chosen(e)]
-    return largest_compositions(held, charged)
+    charged = content.entries if entries is None else entries
+    return largest_compositions(held, [(columns[e.membership], e.charge) for e in charged])
 
 
 def _refuse_unless_extends(content: Content, head: Head, whose: str) -> None:

@@ -93,7 +93,8 @@ def test_what_was_charged_is_composed_and_survives(folder: Path) -> None:
     assert again.spent(PATIENTS, DELTA) == again.worst(DELTA) == whole
     assert again.spent(PATIENTS[3:], DELTA) == epsilon([STEPS, KINDS[2]], DELTA)
     assert again.spent(["a newcomer"], DELTA) == again.spent([], DELTA) == 0
-    assert again.worst(DELTA, lambda entry: entry.run == "second") == epsilon([STEPS], DELTA)
+    alone = {"first": epsilon([STEPS, KINDS[2]], DELTA), "second": epsilon([STEPS], DELTA)}
+    assert again.worst_by(DELTA, lambda entry: entry.run) == alone
     assert [(e.number, e.stage, e.run, e.units) for e in again.entries()] == [
         (1, "autoencoder", "first", 6),
         (2, "latents", "first", 6),
@@ -383,6 +384,29 @@ def test_a_head_that_was_restored_from_a_backup_is_brought_up(folder: Path) -> N
     head_of(folder).write_bytes(older)
     assert Ledger.open(folder).verify() == newest
     assert Head.parse(head_of(folder).read_text()) == newest
+
+
+def test_a_lost_head_is_restored_only_against_one_kept_elsewhere(folder: Path) -> None:
+    ledger = Ledger.open(folder)
+    charge(ledger)
+    older = (folder / "ledger.sqlite").read_bytes()
+    newest = charge(ledger)
+    head_of(folder).unlink()
+    with pytest.raises(LedgerError, match="is gone"):
+        Ledger.open(folder)
+    assert Ledger.restore_head(folder, None, newest) == newest
+    assert Ledger.open(folder).verify() == newest
+    head_of(folder).unlink()
+    (folder / "ledger.sqlite").write_bytes(older)
+    with pytest.raises(LedgerError, match="ledger-behind"):
+        Ledger.restore_head(folder, None, newest)
+    assert not head_of(folder).exists()
+
+
+def test_looking_begins_no_ledger(folder: Path) -> None:
+    with pytest.raises(LedgerError, match="ledger-removed"):
+        Ledger.open(folder, begin=False)
+    assert not folder.exists()
 
 
 # What stands on the disk
