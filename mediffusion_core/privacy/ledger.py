@@ -305,7 +305,9 @@ def _compositions(
     content: Content, units: frozenset[bytes], entries: Sequence[Entry] | None = None
 ) -> list[tuple[Charge, ...]]:
     """The largest compositions of the given units, over all entries or those given."""
-    known = [content.numbers[unit] for unit in units if unit in content.numbers]
+    known = np.fromiter(
+        (content.numbers[unit] for unit in units if unit in content.numbers), dtype=np.int64
+    )
     columns = {key: column for column, key in enumerate(content.memberships)}
     held = np.zeros((len(known), len(columns)), dtype=bool)  # (U, M)
     for key, column in columns.items():
