@@ -24,7 +24,7 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
     "federation": {"round_timeout"},
-    "privacy": {"public_model"},
+    "privacy": {"public_model", "ledger", "max_epsilon"},
 }
 """Settings outside the hash: where things lie and how long to wait, never what is computed."""
 
@@ -428,6 +428,12 @@ class Settings(StrictModel):
         if self.federation.in_one_place:
             return 1
         return self.federation.num_sites + (self.data.labels_at == "server")
+
+    @property
+    def autoencoder_rounds(self) -> int:
+        """Rounds of the autoencoder stage; none where the autoencoder is a public one."""
+        public = self.privacy.enabled and self.privacy.autoencoder == "public"
+        return 0 if public else self.federation.autoencoder_rounds
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -6,7 +6,8 @@ last rows.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
@@ -134,7 +135,8 @@ class UnitGradients(Generic[B]):
         loss, parameters = self.losses(batch).sum(), list(self.parameters.values())
         gradients: Sequence[Tensor | None] = [None] * len(parameters)
         if loss.requires_grad:  # not where no loss reaches what is trained
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            with _quiet():
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         self._hooks.enable_hooks()
         return {
             name: torch.zeros_like(p) if gradient is None else gradient
@@ -196,12 +198,18 @@ def _norms(parts: list[Tensor]) -> Tensor:
     return whole
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that first layers' inputs need no gradient, which is as it should be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
+        yield
+
+
 def _backward(loss: Tensor, retain_graph: bool = False) -> None:
     if not loss.requires_grad:  # no unit of the batch has what is trained
         return
-    with warnings.catch_warnings():
-        # The first layers' inputs need no gradient, which is as it should be.
-        warnings.filterwarnings("ignore", "Full backward hook is firing")
+    with _quiet():
         loss.backward(retain_graph=retain_graph)
 
 
