@@ -18,3 +18,7 @@ class BudgetSpent(UserError):  # noqa: N818 (it names a state of the site, not a
     """What is asked for would take a patient past what the site allows. `code` may leave it."""
 
     code = "budget-spent"
+
+
+class RefusedError(Exception):
+    """A site will not answer, since the answer would tell more than it has agreed to."""

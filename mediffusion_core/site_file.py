@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from mediffusion_core.errors import UserError
 from mediffusion_core.protocol import ALLOWED_METRICS
-from mediffusion_core.settings import DataSettings, StrictModel, TableSettings, did_you_mean
+from mediffusion_core.settings import DataSettings, TableSettings, did_you_mean
+from mediffusion_core.strict import StrictModel
 
 
 class SiteData(TableSettings):

@@ -1,1 +1,1 @@
-"""Differential privacy: what training costs a patient, and what a site has spent."""
+"""Private training: clipped gradients with noise, what they cost, and what voids the guarantee."""
