@@ -118,6 +118,17 @@ def explain(
     print(explain_image(run, image, target, output or run / "explanations", device))
 
 
+@app.command(epilog="Example: fed-mediffusion export runs/latest exported")
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+) -> None:
+    """Write the model as a diffusers pipeline with a model card, for use without Flower."""
+    from mediffusion_core.artifacts.export import export_run
+
+    print(export_run(run, output))
+
+
 data = typer.Typer(help="Prepare a data set, say what is wrong with it, and show it.")
 app.add_typer(data, name="data")
 ConfigName = Annotated[str, typer.Option(help="Configuration file to start from.")]
@@ -214,6 +225,45 @@ def labels(
 
     plan = make_plan(overrides or [], methods, fractions, seeds, minutes, tune)
     print(study_labels(plan, folder, workers))
+
+
+@study.command(epilog="Example: fed-mediffusion study generation runs/latest --ddpm")
+def generation(
+    run: Run,
+    count: Annotated[
+        int, typer.Option(min=20, help="Images a set; at most half of the test images.")
+    ] = 300,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
+    scale: Annotated[
+        float, typer.Option(min=0.0, help="How hard class-guided samples are pulled.")
+    ] = 3.0,
+    ddpm: Annotated[
+        bool, typer.Option(help="Draw by all steps of DDPM, too; takes minutes.")
+    ] = False,
+    half_samples: Annotated[
+        int, typer.Option(min=10, help="Half-samples drawn for the intervals.")
+    ] = 100,
+    training_images: Annotated[
+        int | None,
+        typer.Option(min=10, help="Look for copies among so many training images; all by default."),
+    ] = None,
+    usefulness: Annotated[
+        int,
+        typer.Option(min=0, help="Train a ResNet-18 on drawn images for so many steps; 0: not."),
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; generation in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold samples, class-guided ones too, against real images, and look for copies.
+
+    The last line printed is the page of results.
+    """
+    from simulations.study_generation.study import Options, study_generation
+
+    options = Options(count, steps, scale, ddpm, half_samples, training_images, usefulness)
+    print(study_generation(run, options, output or run / "generation", device))
 
 
 @app.command(
