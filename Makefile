@@ -18,7 +18,7 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...]"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-13s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX)"
 
 install: $(VENV)/.installed ## make the environment with all that simulations need

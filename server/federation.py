@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mediffusion_core import protocol
 from mediffusion_core.payload import FORMAT, pack, unpack
+from server.collecting import collect
 
 StateDict = Mapping[str, Tensor]
 
@@ -94,7 +95,12 @@ class Federation:
     """The sites of one run, reached by Flower."""
 
     def __init__(
-        self, grid: Grid, settings_hash: str, num_sites: int, round_timeout: float
+        self,
+        grid: Grid,
+        settings_hash: str,
+        num_sites: int,
+        round_timeout: float,
+        min_replies: int | None = None,
     ) -> None:
         """Takes Flower's grid and what every message carries.
 
@@ -103,11 +109,13 @@ class Federation:
             settings_hash: Refused by a site that runs other settings.
             num_sites: How many sites take part; the run waits for all of them.
             round_timeout: Seconds that a site may take to reply.
+            min_replies: So many end a round without the sites that are silent; all by default.
         """
         self._grid = grid
         self._hash = settings_hash
         self._num_sites = num_sites
         self._timeout = round_timeout
+        self._needed = num_sites if min_replies is None else min_replies
         self._names: dict[int, str] = {}
 
     def census(self) -> list[Reply]:
@@ -144,7 +152,7 @@ class Federation:
             own: By site's name, what goes to that site alone.
 
         Raises:
-            SiteError: if a site fails, is lost, stays silent, or sends a number that is none.
+            SiteError: if a site fails or sends a number that is none, or too few answer in time.
         """
         nodes = [node for node, name in self._names.items() if sites is None or name in sites]
         return self._ordered(self._collect(kind, nodes, round_number, components, own or {}))
@@ -166,27 +174,21 @@ class Federation:
         own: Mapping[str, Mapping[str, StateDict]],
     ) -> list[Message]:
         arrays = array_records(components)
-        messages = [
-            Message(
-                request(
-                    self._hash,
-                    round_number,
-                    {**arrays, **array_records(own.get(self._name(node), {}))},
-                ),
-                message_type=kind,
-                dst_node_id=node,
-                group_id=str(round_number),
-            )
-            for node in nodes
-        ]
-        replies = list(self._grid.send_and_receive(messages, timeout=self._timeout))
-        for reply in replies:
+
+        def message(node: int) -> Message:
+            alone = array_records(own.get(self._name(node), {}))
+            content = request(self._hash, round_number, {**arrays, **alone})
+            return Message(content, message_type=kind, dst_node_id=node, group_id=str(round_number))
+
+        # Who a site is, the census alone can tell, so it needs all of them.
+        needed = len(nodes) if kind == protocol.CENSUS else min(self._needed, len(nodes))
+        collected = collect(self._grid, nodes, message, needed, self._timeout)
+        for reply in collected.replies:
             self._check(reply, kind)
-        silent = set(nodes) - {reply.metadata.src_node_id for reply in replies}
-        if silent:
-            names = ", ".join(sorted(self._name(node) for node in silent))
+        if len(collected.replies) < needed:
+            names = ", ".join(sorted(self._name(node) for node in collected.missing))
             raise SiteError(f"no reply to {kind} within {self._timeout:.0f} s from {names}")
-        return replies
+        return collected.replies
 
     def _check(self, reply: Message, kind: str) -> None:
         name = self._name(reply.metadata.src_node_id)

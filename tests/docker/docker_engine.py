@@ -86,9 +86,9 @@ class Federation:
         self.try_compose("down", "--volumes", "--timeout", "3")
 
     def run(self, overrides: str, signature: str = "", timeout: float = 1200) -> str:
-        """Runs the app through `flwr run` and returns how that run ended."""
+        """Runs the app through `flwr run`, prints its log, and returns how it ended."""
         config = f'overrides="{overrides}" signature="{signature}"'
-        self.flwr("run", APP, "deployment", "--stream", "-c", config, timeout=timeout)
+        print(self.flwr("run", APP, "deployment", "--stream", "-c", config, timeout=timeout))
         return self.last_status()
 
     def start(self, overrides: str, signature: str = "") -> None:

@@ -1,4 +1,4 @@
-"""A federation of real containers, encrypted and authenticated: its run, its walls, its refusals."""
+"""A federation of real containers, encrypted and authenticated: its run, walls and refusals."""
 
 import json
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def run_folder(
 ) -> Path:
     """What a run of both stages left at the server."""
     assert federation.online() == len(SITES)
-    assert federation.run(flatten(overrides), signature) == "finished:completed", federation.logs()
+    assert federation.run(flatten(overrides), signature) == "finished:completed"
     folder = tmp_path_factory.mktemp("server") / "runs"
     federation.copy_out("server", "/var/lib/fed-mediffusion/runs", folder)
     (run,) = folder.glob("flwr-*")
@@ -166,11 +166,10 @@ def stranger(federation: Federation, kits: Kits, tmp_path: Path, *options: str) 
         f"{kits.folder / 'authority' / 'ca.pem'}:/ca.pem:ro",
     )
     image = f"fed-mediffusion-site:{TAG}"
-    network = f"{federation.project}_federation"
+    network = ("--network", f"{federation.project}_federation")
     limits = ("--max-retries", "1", "--max-wait-time", "10")
-    done = attempt(
-        "run", "--rm", "--network", network, *mounts, image, "--superlink=server:8000", *limits, *options
-    )  # fmt: skip
+    command = (image, "--superlink=server:8000", *limits, *options)
+    done = attempt("run", "--rm", *network, *mounts, *command)
     assert done.returncode != 0
     return done.stdout + done.stderr
 
