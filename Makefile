@@ -34,8 +34,10 @@ bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="..
 	@$(BIN)/python tests/benchmarks/bench_training.py
 
 docker-build: ## build the images of server and site; DOCKER_BUILD="--build-arg ..." goes to docker
-	docker build --file docker/Dockerfile --target server --tag fed-mediffusion-server $(DOCKER_BUILD) .
-	docker build --file docker/Dockerfile --target site --tag fed-mediffusion-site $(DOCKER_BUILD) .
+	docker build --file docker/Dockerfile --build-arg REVISION="$$(git rev-parse HEAD)" $(DOCKER_BUILD) \
+	    --target server --tag fed-mediffusion-server .
+	docker build --file docker/Dockerfile --build-arg REVISION="$$(git rev-parse HEAD)" $(DOCKER_BUILD) \
+	    --target site --tag fed-mediffusion-site .
 
 docker-test: $(VENV)/.installed-dev ## build the images, run a federation of containers, and break it
 	@FED_MEDIFFUSION_DOCKER=1 DOCKER_BUILD="$(DOCKER_BUILD)" $(BIN)/pytest -s -m docker tests/docker $(ARGS)

@@ -3,12 +3,12 @@
 What is there stays as it is, so that the command may be run again after a site was added.
 
     authority/          stays with the coordinator: ca.key, signer.key and their public halves
-    server/             goes to the server: its key and certificate, and sites/SITE.pub of each site
+    server/             goes to the server: key, certificate, compose file, and sites/SITE.pub
     kits/SITE/          goes to a site
     revoked/            public keys of those who were shut out
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -120,6 +120,7 @@ class Kits:
         (self._server / "ca.pem").write_bytes(certificates.certificate_pem(authority))
         (self._server / "server.pem").write_bytes(certificates.certificate_pem(certificate))
         certificates.write_secret(self._server / "server.key", certificates.private_pem(server_key))
+        self._fill("server.compose.yaml", self._server / "compose.yaml", {})
         return f"made the server's certificate, valid until {_until(certificate)}"
 
     def _make_kit(self, site: str) -> str:
@@ -128,12 +129,9 @@ class Kits:
         private, public = certificates.new_site_key()
         for name, source in (("ca.pem", "ca.pem"), ("signer.pem", "signer.pem")):
             (kit / name).write_bytes((self._authority / source).read_bytes())
-        server = self.federation.server
         certificate = x509.load_pem_x509_certificate((self._server / "server.pem").read_bytes())
         filled = {
             "site": site,
-            "federation": self.federation.name,
-            "server": f"{server.host}:{server.port}",
             "index": str(self.federation.sites.index(site)),
             "count": str(len(self.federation.sites)),
             "until": _until(certificate),
@@ -143,15 +141,26 @@ class Kits:
             ("site.compose.yaml", "compose.yaml"),
             ("site.toml", "site.toml"),
         ):
-            if not (kit / name).is_file():  # a renewed kit keeps what the site has adapted
-                text = Template((TEMPLATES / template).read_text(encoding="utf-8"))
-                (kit / name).write_text(text.substitute(filled), encoding="utf-8")
+            self._fill(template, kit / name, filled)
         certificates.write_secret(kit / "node.key", private)
         # Appears at the server in one piece.
         temporary = self._keys / f".{site}.tmp"
         temporary.write_bytes(public)
         temporary.replace(self._keys / f"{site}.pub")
         return f"made the kit of {site}: {kit}"
+
+    def _fill(self, template: str, path: Path, values: Mapping[str, str]) -> None:
+        """Writes a file from its template; what somebody may have adapted stays as it is."""
+        if path.is_file():
+            return
+        server = self.federation.server
+        known = {
+            "federation": self.federation.name,
+            "server": f"{server.host}:{server.port}",
+            "port": str(server.port),
+        }
+        text = Template((TEMPLATES / template).read_text(encoding="utf-8"))
+        path.write_text(text.substitute(known | dict(values)), encoding="utf-8")
 
 
 def _until(certificate: x509.Certificate) -> str:

@@ -115,7 +115,7 @@ class Federation:
         self._hash = settings_hash
         self._num_sites = num_sites
         self._timeout = round_timeout
-        self._needed = num_sites if min_replies is None else min_replies
+        self._spared = 0 if min_replies is None else max(0, num_sites - min_replies)
         self._names: dict[int, str] = {}
 
     def census(self) -> list[Reply]:
@@ -180,8 +180,7 @@ class Federation:
             content = request(self._hash, round_number, {**arrays, **alone})
             return Message(content, message_type=kind, dst_node_id=node, group_id=str(round_number))
 
-        # Who a site is, the census alone can tell, so it needs all of them.
-        needed = len(nodes) if kind == protocol.CENSUS else min(self._needed, len(nodes))
+        needed = self._needed(kind, len(nodes))
         collected = collect(self._grid, nodes, message, needed, self._timeout)
         for reply in collected.replies:
             self._check(reply, kind)
@@ -189,6 +188,16 @@ class Federation:
             names = ", ".join(sorted(self._name(node) for node in collected.missing))
             raise SiteError(f"no reply to {kind} within {self._timeout:.0f} s from {names}")
         return collected.replies
+
+    def _needed(self, kind: str, asked: int) -> int:
+        """How many of those asked must answer: all but as many as may be silent.
+
+        Who a site is, the census alone can tell, so all must answer that one. Of training there
+        must be one reply; a site that was away when the others encoded may still be away.
+        """
+        if kind == protocol.CENSUS:
+            return asked
+        return max(0 if kind == protocol.ENCODE else min(1, asked), asked - self._spared)
 
     def _check(self, reply: Message, kind: str) -> None:
         name = self._name(reply.metadata.src_node_id)

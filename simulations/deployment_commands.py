@@ -20,6 +20,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(epilog="Example: fed-mediffusion preflight --server federation.example.org:8000")(
         preflight
     )
+    app.command(epilog="Example: fed-mediffusion sizing model=small --sites 3,30,300")(sizing)
 
 
 def provision(
@@ -94,3 +95,21 @@ def preflight(
     if site_file is not None:
         policy = look_at_site(site_file, image_size, 3 if colour else 1)
     raise typer.Exit(report_findings(chain(looked_at(site), policy)))
+
+
+def sizing(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings of the run, as for simulate.")
+    ] = None,
+    sites: Annotated[str, typer.Option(help="Numbers of sites, with commas.")] = "3,30,300",
+    classes: Annotated[int, typer.Option(min=1, help="Classes or findings.")] = 5,
+    megabits: Annotated[float, typer.Option(min=0.1, help="Mbit/s of each line.")] = 100.0,
+) -> None:
+    """Say how many bytes a round moves, and what the server holds, from the settings alone."""
+    from configs.compose import compose
+    from simulations.sizing import print_sizing
+
+    numbers = sites.split(",")
+    if not all(number.strip().isdigit() for number in numbers):
+        raise UserError(f"--sites {sites} is not of the form 3,30,300")
+    print_sizing(compose("config", overrides or []), classes, [*map(int, numbers)], megabits)

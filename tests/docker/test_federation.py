@@ -22,8 +22,8 @@ SMALLEST = (
     "training.autoencoder.local_epochs=1",
     "training.joint.local_epochs=1",
     "federation.autoencoder_rounds=1",
-    "federation.num_rounds=2",
-    "evaluation.every=2",
+    "federation.num_rounds=1",
+    "evaluation.every=1",
 )
 SERVER = {"host": "server", "port": 8000}
 

@@ -105,6 +105,15 @@ def test_a_kits_compose_file_names_its_server_and_confines_the_site(federation: 
     assert "ports" not in site
 
 
+def test_the_servers_compose_file_opens_its_port_and_follows_the_keys(federation: Path) -> None:
+    provision(federation)
+    text = (federation / "chest" / "server" / "compose.yaml").read_text()
+    server = yaml.safe_load(text)["services"]["server"]
+    assert server["ports"] == ["8443:8000"]
+    assert "--enable-supernode-auth" in server["command"]
+    assert server["volumes"][0] == "./sites:/etc/fed-mediffusion/sites:ro"
+
+
 def test_a_second_call_changes_nothing(federation: Path) -> None:
     provision(federation)
     before = contents(federation / "chest")
