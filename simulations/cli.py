@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from mediffusion_core.errors import UserError
+from simulations.deployment_commands import add_commands
 from simulations.site_cli import site
 
 app = typer.Typer(
@@ -285,6 +286,9 @@ def results(
     from simulations.results import write_results
 
     print(write_results(runs, study_folder, document, labels_folder))
+
+
+add_commands(app)
 
 
 def main() -> None:
