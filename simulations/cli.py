@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 
 from mediffusion_core.errors import UserError
+from simulations.deployment_commands import add_commands
+from simulations.site_cli import site
 
 app = typer.Typer(
     name="fed-mediffusion",
@@ -165,25 +167,7 @@ def card(
     print(show_data(config_name, overrides or [], output))
 
 
-site = typer.Typer(help="What a hospital runs at its own site.")
 app.add_typer(site, name="site")
-
-
-@site.callback()
-def sites() -> None:
-    """What a hospital runs at its own site."""
-
-
-@site.command("check", epilog="Example: fed-mediffusion site check /etc/fed-mediffusion/site.toml")
-def check_site_file(
-    file: Annotated[Path, typer.Argument(help="The site file, in TOML.")],
-    image_size: Annotated[int, typer.Option(min=8, help="Side of prepared images.")] = 64,
-    colour: Annotated[bool, typer.Option(help="Whether runs will ask for colour.")] = False,
-) -> None:
-    """Say whether a site will do: file, policy, device, data, room. Ends in ready or not ready."""
-    from simulations.site_commands import check_site
-
-    raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
 
 
 study = typer.Typer(help="Experiments of several runs; what is done is not run again.")
@@ -340,6 +324,9 @@ def results(
     from simulations.results import write_results
 
     print(write_results(runs, study_folder, document, labels_folder))
+
+
+add_commands(app)
 
 
 def main() -> None:
