@@ -5,7 +5,8 @@ not: there a path that the server names is never read or written. The site says 
 command line of its SuperNode, `--node-config`, with these keys:
 
 `folder`: where the site may write; with it a site is deployed.
-`data-root`: its images.
+`site-file`: which images it has, and on what it computes; with it all of them are the site's.
+`data-root`: its images, of which it takes the part `partition-id`, where there is no site file.
 `device`, `threads`: on what it computes; as the run asks where they are not given.
 """
 
@@ -18,6 +19,7 @@ from mediffusion_core.settings import RunSettings, Settings
 NodeConfig = Mapping[str, str | int | float | bool]
 
 FOLDER = "folder"
+SITE_FILE = "site-file"
 DATA_ROOT = "data-root"
 DEVICE = "device"
 THREADS = "threads"
@@ -36,6 +38,8 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
     """
     if FOLDER not in node:
         return settings
+    if SITE_FILE in node:  # which says all that follows
+        return settings.model_copy(update={"run": RunSettings()})
     root = Path(str(node[DATA_ROOT])) if DATA_ROOT in node else None
     data = settings.data
     if root is None and data.source != "phantom":
