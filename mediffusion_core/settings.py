@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mediffusion_core.errors import UserError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
+from mediffusion_core.privacy.refusals import refuse_what_voids
+from mediffusion_core.privacy.settings import PrivacySettings
+from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
 
 SITE_LOCAL: dict[str, bool | set[str]] = {
     "run": True,
@@ -25,15 +24,10 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
     "federation": {"round_timeout", "min_replies"},
+    "privacy": {"public_model", "ledger", "max_epsilon"},
 }
 """Settings outside the hash: where things lie, how long to wait and for whom; never what a site
 computes."""
-
-
-class StrictModel(BaseModel):
-    """Frozen, and refuses keys that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RunSettings(StrictModel):
@@ -405,6 +399,13 @@ class Settings(StrictModel):
     training: TrainingSettings
     federation: FederationSettings
     evaluation: EvaluationSettings = EvaluationSettings()
+    privacy: PrivacySettings = PrivacySettings()
+
+    @model_validator(mode="after")
+    def _keeps_its_promise(self) -> Self:
+        if self.privacy.enabled:
+            refuse_what_voids(self)
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -439,6 +440,12 @@ class Settings(StrictModel):
         if self.federation.in_one_place:
             return 1
         return self.federation.num_sites + (self.data.labels_at == "server")
+
+    @property
+    def autoencoder_rounds(self) -> int:
+        """Rounds of the autoencoder stage; none where the autoencoder is a public one."""
+        public = self.privacy.enabled and self.privacy.autoencoder == "public"
+        return 0 if public else self.federation.autoencoder_rounds
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

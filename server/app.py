@@ -65,7 +65,7 @@ def serve(sites: Sites, settings: Settings, folder: RunFolder) -> None:
 
 def _run(sites: Sites, settings: Settings, folder: RunFolder) -> dict[str, Any]:
     federation = settings.federation
-    plan = {"autoencoder": federation.autoencoder_rounds, "joint": federation.num_rounds}
+    plan = {"autoencoder": settings.autoencoder_rounds, "joint": federation.num_rounds}
     write_json(folder.path / "plan.json", plan)
     restored = restore_state(folder, settings.fingerprint())
     hospitals = open_hospitals(settings)

@@ -87,7 +87,8 @@ class Sites(Protocol):
     ) -> list[Reply]:
         """Sends one kind of message to the named sites, or to all, and returns their replies.
 
-        `own` is by site's name what goes to that site alone.
+        `own` is by site's name what goes to that site alone. A site whose privacy budget is spent
+        has no reply, and is no longer one of `sites`.
         """
 
 
@@ -122,10 +123,12 @@ class Federation:
         """Waits for the sites, and asks each for its name and its counts."""
         nodes = self._wait()
         replies = self._collect(protocol.CENSUS, nodes, 0, {}, {})
+        if not replies:
+            raise SiteError("every site's privacy budget is spent")
         for message in replies:
             name = str(message.content.config_records[protocol.IDENTITY]["site"])
             self._names[message.metadata.src_node_id] = name
-        if len(set(self._names.values())) != len(nodes):
+        if len(set(self._names.values())) != len(replies):
             raise SiteError(f"two sites have one name: {sorted(self._names.values())}")
         return self._ordered(replies)
 
@@ -150,6 +153,8 @@ class Federation:
             components: Weights that go with it.
             sites: Names of those asked; all by default.
             own: By site's name, what goes to that site alone.
+
+        A site whose privacy budget is spent has no reply, and is asked no more.
 
         Raises:
             SiteError: if a site fails or sends a number that is none, or too few answer in time.
@@ -187,7 +192,10 @@ class Federation:
         if len(collected.replies) < needed:
             names = ", ".join(sorted(self._name(node) for node in collected.missing))
             raise SiteError(f"no reply to {kind} within {self._timeout:.0f} s from {names}")
-        return collected.replies
+        spent = [reply for reply in collected.replies if is_spent(reply.content)]
+        for reply in spent:
+            self._names.pop(reply.metadata.src_node_id, None)
+        return [reply for reply in collected.replies if reply not in spent]
 
     def _needed(self, kind: str, asked: int) -> int:
         """How many of those asked must answer: all but as many as may be silent.
@@ -203,7 +211,8 @@ class Federation:
         name = self._name(reply.metadata.src_node_id)
         if reply.has_error():
             raise SiteError(f"{name} was lost during {kind} (Flower's code {reply.error.code})")
-        check_success(name, kind, reply.content)
+        if not is_spent(reply.content):
+            check_success(name, kind, reply.content)
 
     def _ordered(self, messages: Sequence[Message]) -> list[Reply]:
         replies = [Reply.of(self._names[m.metadata.src_node_id], m.content) for m in messages]
@@ -224,6 +233,12 @@ def request(
 def array_records(components: Mapping[str, StateDict]) -> dict[str, ArrayRecord]:
     """Components as they travel."""
     return {name: ArrayRecord({FORMAT: Array(*pack(state))}) for name, state in components.items()}
+
+
+def is_spent(content: RecordDict) -> bool:
+    """Whether a site answers no more, since its patients have spent what it allows."""
+    failure = content.config_records.get(protocol.FAILURE)
+    return failure is not None and failure["code"] == protocol.BUDGET
 
 
 def check_success(name: str, kind: str, content: RecordDict) -> None:

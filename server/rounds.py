@@ -37,10 +37,11 @@ from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.control_variates import corrections, remembered
-from server.federation import Reply, Sites
+from server.federation import Reply, SiteError, Sites
 from server.optimizers import server_step
+from server.privacy import SCALE, promised
 from server.selection import Judged, select
-from server.state import SCALE, SERVER, RunState
+from server.state import SERVER, RunState
 
 StateDict = Mapping[str, Tensor]
 
@@ -84,7 +85,7 @@ class FederatedRun:
     def execute(self) -> dict[str, Any]:
         """Runs what is left, and returns the figures of the selected model."""
         census = self._census()
-        while self._state.autoencoder_rounds < self._settings.federation.autoencoder_rounds:
+        while self._state.autoencoder_rounds < self._settings.autoencoder_rounds:
             self._autoencoder_round()
         self._share_latent_scale()
         if self._state.judged < 0:
@@ -100,10 +101,10 @@ class FederatedRun:
         if self._settings.training.joint.needs_label_counts:
             self._beside_joint[LABEL_COUNTS] = LabelCounts.of_census(census.values()).arrays()
         for counts in census.values():
-            per_class = counts["per_class"]
-            assert isinstance(per_class, list)
             counts.pop("known_per_class", None)
-            counts["per_class"] = dict(zip(self._classes, per_class, strict=True))
+            per_class = counts.get("per_class")
+            if isinstance(per_class, list):  # not with differential privacy
+                counts["per_class"] = dict(zip(self._classes, per_class, strict=True))
         if not self._folder.history():
             self._record("census", 1, 1, sites=census)
         save_sites(census, self._folder.pictures / "sites.png")
@@ -111,7 +112,7 @@ class FederatedRun:
 
     def _autoencoder_round(self) -> None:
         state = self._state
-        number, total = state.autoencoder_rounds + 1, self._settings.federation.autoencoder_rounds
+        number, total = state.autoencoder_rounds + 1, self._settings.autoencoder_rounds
         replies = self._federation.ask(
             protocol.TRAIN_AUTOENCODER,
             number,
@@ -132,6 +133,8 @@ class FederatedRun:
             replies = self._federation.ask(
                 protocol.LATENT_CENSUS, 1, {AUTOENCODER: state.components[AUTOENCODER]}
             )
+            if not replies:
+                raise SiteError("every site's privacy budget is spent, and there are no latents")
             sums = [reply.components[protocol.COUNTS] for reply in replies]
             total, squares = sum(s["total"] for s in sums), sum(s["squares"] for s in sums)
             count = sum(float(s["count"]) for s in sums)
@@ -139,6 +142,10 @@ class FederatedRun:
             mean, std = scale_from_sums(total, squares, count)
             state.components[SCALE] = {"mean": mean, "std": std}
             self._record("latents", 1, 1)
+        if not self._settings.autoencoder_rounds and state.judged < 0:
+            codec = state.codec(self._settings).to(self._device)
+            psnr = self._judge.reconstruction(codec, self._folder.pictures)
+            self._record("latents", 1, 1, psnr=psnr)
         self._encode(self._federation.sites)
 
     def _encode(self, sites: Collection[str]) -> None:
@@ -221,6 +228,8 @@ class FederatedRun:
         Returns:
             The figures, the macro AUC of each bootstrap (B,), and the best temperature.
         """
+        if self._settings.privacy.enabled:
+            return self._not_pooled()
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
         self._encode(self._federation.sites)
         number = max(self._state.joint_rounds, 0)
@@ -242,6 +251,16 @@ class FederatedRun:
             },
         }
         return figures, macro_draws(pooled, draws), best_temperature(losses)
+
+    def _not_pooled(self) -> tuple[dict[str, Any], Tensor, float]:
+        """What `_pooled` returns where no site tells of its validation patients."""
+        figures: dict[str, Any] = {
+            "auc_pooled": nan,
+            "auc_pooled_interval": (nan, nan),
+            "auc_pooled_per_class": dict.fromkeys(self._classes, nan),
+            "auc_pooled_per_site": {},
+        }
+        return figures, torch.full((self._settings.evaluation.num_bootstraps,), nan), 1.0
 
     def _take(self, component: str, replies: list[Reply]) -> None:
         states = [reply.components[component] for reply in replies]
@@ -273,7 +292,8 @@ class FederatedRun:
         assert self._state.selection is not None
         selected = judged[self._state.selection.kept]
         dropped = {"stage", "round", "rounds", "time"}
-        psnr = [line["psnr"] for line in history if line["stage"] == AUTOENCODER][-1]
+        private = self._settings.privacy.enabled
+        psnr = [line["psnr"] for line in history if "psnr" in line][-1]
         components = self._state.components
         return {
             **{name: value for name, value in selected.items() if name not in dropped},
@@ -285,6 +305,7 @@ class FederatedRun:
             "autoencoder_rounds": self._state.autoencoder_rounds,
             "seconds": self._elapsed(),
             "census": census,
+            **({"privacy": promised(self._settings, census)} if private else {}),
             "parameters": {
                 name: sum(tensor.numel() for tensor in components[name].values())
                 for name in (AUTOENCODER, UNET, HEAD)
