@@ -13,6 +13,8 @@ from client.app import app
 from client.site import open_site
 from configs.compose import compose, flatten
 from mediffusion_core import protocol
+from mediffusion_core.privacy.site_ledger import ledger_places
+from mediffusion_core.site_file import SiteFile
 from simulations.in_process import FIRST_SITE, RUN, order
 
 PATIENTS = 24
@@ -77,6 +79,51 @@ def test_what_a_run_says_of_places_and_devices_does_not_count(tmp_path: Path) ->
     assert site.settings.device == "cpu"
     assert site.folder.is_relative_to(tmp_path / "uni" / "runs")
     assert site.settings.fingerprint() == compose("config", RUN_OF).fingerprint()
+
+
+PRIVATE = (
+    "privacy.enabled=true",
+    "privacy.noise_multiplier=1.0",
+    "privacy.target_delta=1e-5",
+    "evaluation.every=1",
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "code"),
+    [
+        ("max_epsilon = 8.0", (), "refused"),
+        ("min_noise_multiplier = 0.5", (), "refused"),
+        ("min_noise_multiplier = 1.5", PRIVATE, "refused"),
+        ("max_epsilon = 8.0", (*PRIVATE, "privacy.target_delta=1e-3"), "refused"),
+        ("max_epsilon = 8.0\nmin_noise_multiplier = 0.5", PRIVATE, None),
+    ],
+)
+def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
+    tmp_path: Path, policy: str, asked: Sequence[str], code: str | None
+) -> None:
+    node = hospital(tmp_path, "uni")
+    file = Path(node["site-file"])
+    file.write_text(f"{file.read_text()}{policy}\n")
+    content = census(node, (*RUN_OF, *asked))
+    failure = content.config_records.get(protocol.FAILURE)
+    assert (failure and failure["code"]) == code
+
+
+def test_the_ledger_and_its_limit_are_the_sites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    node = hospital(tmp_path, "uni")
+    file = Path(node["site-file"])
+    file.write_text(f"{file.read_text()}max_epsilon = 2.0\n")
+    more = ("privacy.ledger=/server/only", "privacy.max_epsilon=50")
+    site = open_site(context(node, (*RUN_OF, *PRIVATE, *more)))
+    own = site.settings.privacy
+    assert own.ledger is not None
+    assert own.ledger / site.name == ledger_places(SiteFile.read(file))[0]
+    assert own.ledger.is_relative_to(tmp_path / "data")
+    assert own.max_epsilon == 2.0
 
 
 @pytest.mark.parametrize(
