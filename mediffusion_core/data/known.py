@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.data.hospitals import Hospitals
-from mediffusion_core.data.images import fit
+from mediffusion_core.data.images import ImageError, fit
 from mediffusion_core.data.readers import read_source
 from mediffusion_core.data.readers.phantom import finding_mask, without_finding
+from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
 
 Truth = Callable[[int, str], NDArray[np.uint8] | None]
@@ -37,6 +38,9 @@ def finding_regions(settings: Settings, hospitals: Hospitals) -> Where | None:
 
     In phantoms each finding has its own pixels; of other images the marks of the data set are
     taken, whatever they are of: a lesion, or the boxes of all findings.
+
+    Raises:
+        UserError: when asked for a mark that turns out to be damaged.
     """
     ids = hospitals.store.image_ids
     size = settings.data.image_size
@@ -49,7 +53,10 @@ def finding_regions(settings: Settings, hospitals: Hospitals) -> Where | None:
     index_of = {name: index for index, name in enumerate(source.image_ids)}
 
     def where(row: int, finding: str) -> NDArray[np.bool_] | None:
-        marked = regions(index_of[ids[row]])
+        try:
+            marked = regions(index_of[ids[row]])
+        except ImageError as error:
+            raise UserError(f"{ids[row]}: {error}") from None
         if marked is None:
             return None
         return fit(marked.astype(np.uint8) * 255, size, 1)[..., 0] > 127

@@ -1,11 +1,13 @@
 """Where paying more for more stops being worth it."""
 
+import math
 from collections.abc import Sequence
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Points than which none costs as little or less and gains more, the cheapest first."""
-    order = sorted(range(len(costs)), key=lambda at: (costs[at], -gains[at]))
+    """Measured points than which none costs no more and gains more, the cheapest first."""
+    measured = [at for at in range(len(costs)) if math.isfinite(costs[at] + gains[at])]
+    order = sorted(measured, key=lambda at: (costs[at], -gains[at]))
     front: list[int] = []
     for at in order:
         if not front or gains[at] > gains[front[-1]]:

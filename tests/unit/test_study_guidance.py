@@ -1,6 +1,7 @@
 """The study of guidance: its knee, its options, its page, and the whole of it on a tiny run."""
 
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_the_knee_is_where_the_curve_bends() -> None:
     costs, gains = [1.0, 2.0, 3.0, 8.0, 2.5], [0.0, 0.8, 0.9, 1.0, 0.1]
     assert knee(costs, gains) == 1
     assert knee([], []) is None
+    assert knee([0.1, 1.0, 2.0], [math.nan, 0.5, 0.4]) == 1
     assert knee([3.0], [0.0]) == 0
 
 
