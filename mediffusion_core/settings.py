@@ -359,7 +359,14 @@ class FederationSettings(StrictModel):
 
 
 class CounterfactualSettings(StrictModel):
-    """Guided counterfactuals: how far the image is noised and how hard the head pulls."""
+    """Guided counterfactuals: how far the image is noised and how hard the head pulls.
+
+    `start` is a fraction of the noise process and `scale` how hard the head pulls; the search
+    reaches both in `attempts` steps, and leaves an image where its target has `confidence`. What
+    is less salient than `mask_threshold` of the largest is kept, the other findings are held with
+    weight `hold`, and `closeness` moves towards the source at every step. The noise level is
+    reached by `inversion` of the source, or else by noise that `noise_seed` draws.
+    """
 
     panel: Count = 8
     count: Count = 48
@@ -367,6 +374,12 @@ class CounterfactualSettings(StrictModel):
     steps: Count = 20
     scale: Positive = 2.0
     closeness: Annotated[float, Field(ge=0.0)] = 0.1
+    attempts: Count = 4
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    mask_threshold: Fraction = 0.5
+    hold: Annotated[float, Field(ge=0.0)] = 1.0
+    inversion: bool = True
+    noise_seed: Annotated[int, Field(ge=0)] = 0
 
 
 class EvaluationSettings(StrictModel):

@@ -102,10 +102,11 @@ def explain(
     run: Run,
     image: Annotated[Path, typer.Option(help="The image to explain.")],
     target: Annotated[
-        str,
+        list[str],
         typer.Option(
             help="A class. Exclusive classes: what the image should become. Findings: it is "
-            "removed where the model sees it, added where it does not."
+            "removed where the model sees it, added where it does not, and the others are held; "
+            "give the option again to change several."
         ),
     ],
     output: Annotated[
@@ -303,6 +304,47 @@ def reader_score(
     from simulations.reader_study.score import score_answers
 
     print(score_answers(folder, answers))
+
+
+@study.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion study guidance runs/latest\n\n"
+    "fed-mediffusion study guidance runs/latest mask_threshold=0.4 attempts=1 --images 4"
+)
+def guidance(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
+    ] = None,
+    scales: Annotated[str, typer.Option(help="Scales of the grid, with commas.")] = "1,2,4",
+    starts: Annotated[
+        str, typer.Option(help="Noise levels of the grid, as fractions of T.")
+    ] = "0.2,0.4",
+    steps: Annotated[str, typer.Option(help="Numbers of steps of the grid.")] = "5,10",
+    reference: Annotated[
+        str, typer.Option(help="Scale:start of the published procedure; it takes minutes each.")
+    ] = "200:0.2,500:0.5",
+    grid_images: Annotated[
+        int, typer.Option(min=1, help="Validation images a wish, for the grid.")
+    ] = 4,
+    images: Annotated[int, typer.Option(min=1, help="Test images a wish.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; guidance in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold guidance at many settings, and the published procedure, against each other.
+
+    The grid runs on validation patients, the comparison on test patients. The independent
+    classifier that judges beside the model is trained once and kept in the run. The last line
+    printed is the page of results.
+    """
+    from simulations.study_guidance.options import parse_options
+    from simulations.study_guidance.study import study_guidance
+
+    options = parse_options(scales, starts, steps, reference, grid_images, images, overrides or [])
+    print(study_guidance(run, options, output or run / "guidance", device))
 
 
 @app.command(

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.guidance import Target
 from mediffusion_core.diffusion.noise_process import (
     add_noise,
     ddim_step,
@@ -13,6 +12,7 @@ from mediffusion_core.diffusion.noise_process import (
     noise_from,
     predict_clean,
 )
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import Prediction
 

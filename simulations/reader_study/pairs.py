@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.diffusion.external_guidance import externally_guided_latents
-from mediffusion_core.diffusion.guidance import Target
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.evaluation.counterfactuals import Panel, make_counterfactuals
 from simulations.rivals.network import PixelClassifier, normalised
 

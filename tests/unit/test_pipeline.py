@@ -27,10 +27,10 @@ from mediffusion_core.artifacts.pipeline import JointDiffusionPipeline
 from mediffusion_core.artifacts.run_folder import RunFolder, write_json
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint
 from mediffusion_core.data.images import fit
-from mediffusion_core.diffusion.guidance import Target
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.diffusion.sampling import sample_latents
 from mediffusion_core.diffusion.scheduler import build_scheduler
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
 from mediffusion_core.model import untrained_codec
