@@ -6,7 +6,7 @@ An exception leaves the site as a code and a random id; its text stays in the si
 import sys
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -15,8 +15,9 @@ from flwr.clientapp import ClientApp
 from client import encoding, tasks
 from client.site import Site, open_site, site_log
 from mediffusion_core import protocol
-from mediffusion_core.errors import UserError
+from mediffusion_core.errors import BudgetSpent, LedgerError, RefusedError, UserError
 from mediffusion_core.payload import FORMAT, pack, unpack
+from mediffusion_core.privacy.gradient_check import WrongGradientError
 
 app = ClientApp()
 
@@ -25,6 +26,16 @@ Handler = Callable[[Site, RecordDict], RecordDict]
 
 class _OtherSettingsError(Exception):
     """Server and site do not run the same settings."""
+
+
+CODES: Mapping[type[Exception], str] = {
+    BudgetSpent: protocol.BUDGET,
+    RefusedError: "refused",
+    WrongGradientError: "gradients",
+    _OtherSettingsError: "settings",
+    UserError: "data",
+}
+"""What leaves of an error; the first that fits counts."""
 
 
 def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
@@ -47,7 +58,9 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
 
 
 def _failure(error: Exception, folder: Path | None) -> RecordDict:
-    code = {UserError: "data", _OtherSettingsError: "settings"}.get(type(error), "internal")
+    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "internal")
+    if isinstance(error, LedgerError):
+        code = error.code
     identity = uuid.uuid4().hex[:8]
     site_log(folder).error("%s %s\n%s", identity, error, traceback.format_exc())
     if folder is None:
@@ -99,7 +112,7 @@ def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
 @_answer
 def latents(site: Site, content: RecordDict) -> RecordDict:
     """Replies with sums over the site's latents."""
-    sums = encoding.latent_sums(site, _state(content, protocol.AUTOENCODER))
+    sums = tasks.latent_sums(site, _state(content, protocol.AUTOENCODER))
     return RecordDict({protocol.COUNTS: _record(sums)})
 
 

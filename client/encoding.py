@@ -13,6 +13,7 @@ from torch import Tensor
 from client.site import Site
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.model import Autoencoder, channel_sums, untrained_codec
+from mediffusion_core.privacy.randomness import secret_seed
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
@@ -75,7 +76,11 @@ def encode(site: Site, codec_weights: StateDict) -> None:
             images,
             views=count,
             augmentation=settings.data.augmentation,
-            seed=derive_seed(settings.seed, purpose, site.name),
+            # Views are drawn one image after the other, so that with a seed that others know an
+            # image more would change the views of those behind it.
+            seed=secret_seed()
+            if settings.privacy.enabled
+            else derive_seed(settings.seed, purpose, site.name),
             plain=plain,
             on_batch=on_batch,
         )

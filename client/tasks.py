@@ -5,10 +5,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from client import encoding, private_tasks
 from client.encoding import kept_latents, validation_latents
 from client.site import Site
 from mediffusion_core.artifacts.trained import logits_of, restore_joint
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
+from mediffusion_core.errors import RefusedError
 from mediffusion_core.evaluation.calibration import temperature_losses
 from mediffusion_core.evaluation.classification import (
     bootstrap_counts,
@@ -49,8 +51,10 @@ def census(site: Site) -> dict[str, int | list[int]]:
     """How many images, patients and labels the site holds; no more is ever asked.
 
     Where the joint objective needs the prevalence of findings, which may be known of some images
-    only, `known_per_class` says of how many.
+    only, `known_per_class` says of how many. With differential privacy two counts leave, noised.
     """
+    if site.settings.privacy.enabled:
+        return private_tasks.census(site)
     shard = site.hospitals.shards[site.index]
     train = site.hospitals.train(site.index)
     known = [int(count) for count in (~train.targets.isnan()).sum(dim=0)]
@@ -67,6 +71,13 @@ def census(site: Site) -> dict[str, int | list[int]]:
     }
 
 
+def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
+    """Sums over the site's latents; with differential privacy they have noise."""
+    if site.settings.privacy.enabled:
+        return private_tasks.latent_sums(site, weights)
+    return encoding.latent_sums(site, weights)
+
+
 def autoencoder_round(
     site: Site, weights: StateDict, round_number: int
 ) -> tuple[StateDict, Metrics]:
@@ -74,6 +85,9 @@ def autoencoder_round(
     settings = site.settings
     autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
     autoencoder.load_state_dict(dict(weights))
+    if settings.privacy.enabled:
+        metrics = private_tasks.autoencoder_round(site, autoencoder.to(site.device), round_number)
+        return autoencoder.state_dict(), metrics
     begun = time.perf_counter()
     report = train_autoencoder(
         autoencoder.to(site.device),
@@ -120,35 +134,39 @@ def joint_round(
         teacher = restore_joint(settings, targets.shape[1], *average).to(site.device)
     counts = components[LABEL_COUNTS] if wanted.needs_label_counts else None
     controls = _controls(site, joint, components, own)
-    begun = time.perf_counter()
-    report = train_joint(
-        joint,
-        optimizer,
-        kept_latents(site, targets),
-        wanted,
-        alphas_cumprod(settings.diffusion),
-        prediction=settings.diffusion.prediction,
-        precision=settings.training.precision,
-        round_number=round_number,
-        rounds=settings.federation.num_rounds,
-        seed=derive_seed(settings.seed, "joint", site.name, round_number),
-        on_step=site.progress("joint", round_number),
-        label_counts=LabelCounts.of_arrays(counts) if counts else None,
-        teacher=teacher,
-        controls=list(controls.values()),
-    )
+    if settings.privacy.enabled:
+        metrics = private_tasks.joint_round(site, joint, optimizer, round_number)
+    else:
+        begun = time.perf_counter()
+        report = train_joint(
+            joint,
+            optimizer,
+            kept_latents(site, targets),
+            wanted,
+            alphas_cumprod(settings.diffusion),
+            prediction=settings.diffusion.prediction,
+            precision=settings.training.precision,
+            round_number=round_number,
+            rounds=settings.federation.num_rounds,
+            seed=derive_seed(settings.seed, "joint", site.name, round_number),
+            on_step=site.progress("joint", round_number),
+            label_counts=LabelCounts.of_arrays(counts) if counts else None,
+            teacher=teacher,
+            controls=list(controls.values()),
+        )
+        metrics = _metrics(report, begun)
     trained: dict[str, StateDict] = {
         UNET: joint.unet.state_dict(),
         HEAD: joint.head.state_dict(),
         UNET_MOMENTS: read_moments(optimizer, joint.unet),
         HEAD_MOMENTS: read_moments(optimizer, joint.head),
     }
-    if settings.federation.local_normalisation and report.steps:
+    if settings.federation.local_normalisation and metrics["steps"]:
         values = {**trained[UNET], **trained[UNET_MOMENTS]}
         names = normalisation_names(joint.unet)
         keep_own(site.folder, round_number, {name: values[name] for name in names})
     trained |= {name: control.mean_gradient() for name, control in controls.items()}
-    return trained, _metrics(report, begun)
+    return trained, metrics
 
 
 def _controls(
@@ -184,7 +202,12 @@ def validation_counts(
     Returns:
         Confusion `counts` (C, T, 2, 2), `bootstraps` of them (B, C, T', 2, 2) and
         `temperature_losses` (K,), to be added up over sites.
+
+    Raises:
+        RefusedError: with differential privacy: counts tell the scores of single patients.
     """
+    if site.settings.privacy.enabled:
+        raise RefusedError("with privacy.enabled no counts of validation patients leave")
     settings, multi_label = site.settings, site.hospitals.store.multi_label
     images = site.hospitals.validation(site.index)
     unet = with_own(unet, _own(site, round_number + 1))

@@ -55,6 +55,10 @@ COUNTS = "counts"
 FAILURE = "failure"
 """ConfigRecord from a site that could not do its work: a code and a random id, never a text."""
 
+BUDGET = "budget"
+"""The code of a failure that ends a site's part in the run and not the run: its patients have spent
+what the site allows."""
+
 WEIGHTED_BY = {
     AUTOENCODER: "images_seen",
     UNET: "images_seen",

@@ -11,28 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mediffusion_core.errors import UserError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
+from mediffusion_core.privacy.refusals import refuse_what_voids
+from mediffusion_core.privacy.settings import PrivacySettings
+from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
 
 SITE_LOCAL: dict[str, bool | set[str]] = {
     "run": True,
     "device": True,
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
-    "federation": {"round_timeout"},
+    "federation": {"round_timeout", "min_replies"},
+    "privacy": {"public_model", "ledger", "max_epsilon"},
 }
-"""Settings outside the hash: where things lie and how long to wait, never what is computed."""
-
-
-class StrictModel(BaseModel):
-    """Frozen, and refuses keys that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+"""Settings outside the hash: where things lie, how long to wait and for whom; never what a site
+computes."""
 
 
 class RunSettings(StrictModel):
@@ -320,9 +315,10 @@ class ServerSettings(StrictModel):
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
-    `participation` is the share of the sites, drawn anew for each round of training. What a
-    federation is held against has the same splits and labels: `pool_sites` trains on all images in
-    one place, `only_site` at one site alone.
+    `participation` is the share of the sites, drawn anew for each round of training. A round ends
+    without the sites that are silent once `min_replies` have answered; by default it needs all of
+    those asked. What a federation is held against has the same splits and labels: `pool_sites`
+    trains on all images in one place, `only_site` at one site alone.
     """
 
     num_sites: Count
@@ -336,11 +332,21 @@ class FederationSettings(StrictModel):
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0
+    min_replies: Count | None = None
 
     @property
     def in_one_place(self) -> bool:
         """Whether there is a single participant, and nothing is federated."""
         return self.pool_sites or self.only_site is not None
+
+    @model_validator(mode="after")
+    def _replies_can_come(self) -> Self:
+        if self.min_replies is not None and self.min_replies > self.num_sites:
+            raise ValueError(
+                f"federation.min_replies {self.min_replies} is more than "
+                f"federation.num_sites {self.num_sites}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_comparison(self) -> Self:
@@ -406,6 +412,13 @@ class Settings(StrictModel):
     training: TrainingSettings
     federation: FederationSettings
     evaluation: EvaluationSettings = EvaluationSettings()
+    privacy: PrivacySettings = PrivacySettings()
+
+    @model_validator(mode="after")
+    def _keeps_its_promise(self) -> Self:
+        if self.privacy.enabled:
+            refuse_what_voids(self)
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -440,6 +453,12 @@ class Settings(StrictModel):
         if self.federation.in_one_place:
             return 1
         return self.federation.num_sites + (self.data.labels_at == "server")
+
+    @property
+    def autoencoder_rounds(self) -> int:
+        """Rounds of the autoencoder stage; none where the autoencoder is a public one."""
+        public = self.privacy.enabled and self.privacy.autoencoder == "public"
+        return 0 if public else self.federation.autoencoder_rounds
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

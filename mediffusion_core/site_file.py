@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from mediffusion_core.errors import UserError
 from mediffusion_core.protocol import ALLOWED_METRICS
-from mediffusion_core.settings import DataSettings, StrictModel, TableSettings, did_you_mean
+from mediffusion_core.settings import DataSettings, TableSettings, did_you_mean
+from mediffusion_core.strict import StrictModel
 
 
 class SiteData(TableSettings):
@@ -21,19 +22,19 @@ class SiteData(TableSettings):
     @field_validator("root", "store")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_absolute():
-            raise ValueError(f"{path} is not absolute: a service starts in a folder of its own")
-        return path
+        return _refuse_relative(path)
 
 
 class SitePolicy(StrictModel):
     """What the site agrees to at most; a run that asks for more is refused by the site.
 
-    `max_epsilon` bounds what a patient has spent over all runs, `min_noise_multiplier` what a
-    single step adds (both of DP-SGD, arXiv 1607.00133). A metric that is not listed stays here.
+    `max_epsilon`, at `target_delta`, bounds what a patient has spent over all runs,
+    `min_noise_multiplier` what a single step adds (both of DP-SGD, arXiv 1607.00133). A metric that
+    is not listed stays here.
     """
 
     max_epsilon: Annotated[float, Field(gt=0.0)] | None = None
+    target_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     min_noise_multiplier: Annotated[float, Field(gt=0.0)] | None = None
     allowed_metrics: frozenset[str] = ALLOWED_METRICS
     device: Literal["auto", "cpu"] | Annotated[str, Field(pattern=r"^cuda(:\d+)?$")] = "auto"
@@ -47,12 +48,28 @@ class SitePolicy(StrictModel):
         return metrics
 
 
+class SiteLedger(StrictModel):
+    """Where the privacy ledger stands, and in which second place its head is kept.
+
+    By default the user's data folder, and the folder of prepared stores.
+    """
+
+    folder: Path | None = None
+    head: Path | None = None
+
+    @field_validator("folder", "head")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return _refuse_relative(path)
+
+
 class SiteFile(StrictModel):
-    """One hospital: its name, its data, its policy."""
+    """One hospital: its name, its data, its policy, its ledger."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
     data: SiteData
     policy: SitePolicy = SitePolicy()
+    ledger: SiteLedger = SiteLedger()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -85,6 +102,12 @@ class SiteFile(StrictModel):
             return DataSettings(**self.data.model_dump(), image_size=image_size, channels=channels)
         except ValidationError as error:
             raise UserError(f"site {self.name}: data.{_one_line(error)}") from None
+
+
+def _refuse_relative(path: Path | None) -> Path | None:
+    if path is not None and not path.is_absolute():
+        raise ValueError(f"{path} is not absolute: a service starts in a folder of its own")
+    return path
 
 
 def _one_line(error: ValidationError) -> str:

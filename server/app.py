@@ -33,7 +33,11 @@ def main(grid: Grid, context: Context) -> None:
     # While the server judges the sites wait, so it may use every core.
     torch.set_num_threads(os.cpu_count() or 1)
     federation = Federation(
-        grid, settings.fingerprint(), settings.num_participants, settings.federation.round_timeout
+        grid,
+        settings.fingerprint(),
+        settings.num_participants,
+        settings.federation.round_timeout,
+        settings.federation.min_replies,
     )
     serve(federation, settings, RunFolder(run_path(settings.run, context.run_id)))
 
@@ -59,7 +63,7 @@ def serve(sites: Sites, settings: Settings, folder: RunFolder) -> None:
 
 def _run(sites: Sites, settings: Settings, folder: RunFolder) -> dict[str, Any]:
     federation = settings.federation
-    plan = {"autoencoder": federation.autoencoder_rounds, "joint": federation.num_rounds}
+    plan = {"autoencoder": settings.autoencoder_rounds, "joint": federation.num_rounds}
     write_json(folder.path / "plan.json", plan)
     restored = restore_state(folder, settings.fingerprint())
     hospitals = open_hospitals(settings)

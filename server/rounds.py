@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import nan
 from typing import Any
 
@@ -37,10 +37,11 @@ from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.control_variates import corrections, remembered
-from server.federation import Reply, Sites
+from server.federation import Reply, SiteError, Sites
 from server.optimizers import server_step
+from server.privacy import SCALE, promised
 from server.selection import Judged, select
-from server.state import SCALE, SERVER, RunState
+from server.state import SERVER, RunState
 
 StateDict = Mapping[str, Tensor]
 
@@ -78,12 +79,13 @@ class FederatedRun:
             HEAD: server.head,
         }
         self._beside_joint: dict[str, StateDict] = {}
+        self._encoded: set[str] = set()
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
         """Runs what is left, and returns the figures of the selected model."""
         census = self._census()
-        while self._state.autoencoder_rounds < self._settings.federation.autoencoder_rounds:
+        while self._state.autoencoder_rounds < self._settings.autoencoder_rounds:
             self._autoencoder_round()
         self._share_latent_scale()
         if self._state.judged < 0:
@@ -99,10 +101,10 @@ class FederatedRun:
         if self._settings.training.joint.needs_label_counts:
             self._beside_joint[LABEL_COUNTS] = LabelCounts.of_census(census.values()).arrays()
         for counts in census.values():
-            per_class = counts["per_class"]
-            assert isinstance(per_class, list)
             counts.pop("known_per_class", None)
-            counts["per_class"] = dict(zip(self._classes, per_class, strict=True))
+            per_class = counts.get("per_class")
+            if isinstance(per_class, list):  # not with differential privacy
+                counts["per_class"] = dict(zip(self._classes, per_class, strict=True))
         if not self._folder.history():
             self._record("census", 1, 1, sites=census)
         save_sites(census, self._folder.pictures / "sites.png")
@@ -110,7 +112,7 @@ class FederatedRun:
 
     def _autoencoder_round(self) -> None:
         state = self._state
-        number, total = state.autoencoder_rounds + 1, self._settings.federation.autoencoder_rounds
+        number, total = state.autoencoder_rounds + 1, self._settings.autoencoder_rounds
         replies = self._federation.ask(
             protocol.TRAIN_AUTOENCODER,
             number,
@@ -131,6 +133,8 @@ class FederatedRun:
             replies = self._federation.ask(
                 protocol.LATENT_CENSUS, 1, {AUTOENCODER: state.components[AUTOENCODER]}
             )
+            if not replies:
+                raise SiteError("every site's privacy budget is spent, and there are no latents")
             sums = [reply.components[protocol.COUNTS] for reply in replies]
             total, squares = sum(s["total"] for s in sums), sum(s["squares"] for s in sums)
             count = sum(float(s["count"]) for s in sums)
@@ -138,8 +142,22 @@ class FederatedRun:
             mean, std = scale_from_sums(total, squares, count)
             state.components[SCALE] = {"mean": mean, "std": std}
             self._record("latents", 1, 1)
-        codec = state.codec(self._settings)
-        self._federation.ask(protocol.ENCODE, 1, {AUTOENCODER: codec.state_dict()})
+        if not self._settings.autoencoder_rounds and state.judged < 0:
+            codec = state.codec(self._settings).to(self._device)
+            psnr = self._judge.reconstruction(codec, self._folder.pictures)
+            self._record("latents", 1, 1, psnr=psnr)
+        self._encode(self._federation.sites)
+
+    def _encode(self, sites: Collection[str]) -> None:
+        """Lets those sites encode that have not: all at first, then whoever was away.
+
+        Until then a site has no latents, and is asked for nothing that needs them.
+        """
+        waiting = set(sites) - self._encoded
+        if waiting:
+            codec = {AUTOENCODER: self._state.codec(self._settings).state_dict()}
+            replies = self._federation.ask(protocol.ENCODE, 1, codec, waiting)
+            self._encoded |= {reply.site for reply in replies}
 
     def _joint_round(self) -> None:
         state, federation = self._state, self._settings.federation
@@ -148,6 +166,8 @@ class FederatedRun:
         names = (*JOINT, EMA_UNET, EMA_HEAD) if teaching else JOINT
         sent = {name: state.components[name] for name in names} | self._beside_joint
         sites = self._participants("joint", number)
+        self._encode(sites)
+        sites = [site for site in sites if site in self._encoded]
         own = corrections(state.components, sites)
         replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites, own)
         for component in JOINT:
@@ -208,8 +228,12 @@ class FederatedRun:
         Returns:
             The figures, the macro AUC of each bootstrap (B,), and the best temperature.
         """
+        if self._settings.privacy.enabled:
+            return self._not_pooled()
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
-        replies = self._federation.ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
+        self._encode(self._federation.sites)
+        number = max(self._state.joint_rounds, 0)
+        replies = self._federation.ask(protocol.EVALUATE, number, sent, self._encoded)
         sent_back = [reply.components[protocol.COUNTS] for reply in replies]
         counts = [one["counts"] for one in sent_back]
         draws = auc_from_counts(
@@ -227,6 +251,16 @@ class FederatedRun:
             },
         }
         return figures, macro_draws(pooled, draws), best_temperature(losses)
+
+    def _not_pooled(self) -> tuple[dict[str, Any], Tensor, float]:
+        """What `_pooled` returns where no site tells of its validation patients."""
+        figures: dict[str, Any] = {
+            "auc_pooled": nan,
+            "auc_pooled_interval": (nan, nan),
+            "auc_pooled_per_class": dict.fromkeys(self._classes, nan),
+            "auc_pooled_per_site": {},
+        }
+        return figures, torch.full((self._settings.evaluation.num_bootstraps,), nan), 1.0
 
     def _take(self, component: str, replies: list[Reply]) -> None:
         states = [reply.components[component] for reply in replies]
@@ -258,7 +292,8 @@ class FederatedRun:
         assert self._state.selection is not None
         selected = judged[self._state.selection.kept]
         dropped = {"stage", "round", "rounds", "time"}
-        psnr = [line["psnr"] for line in history if line["stage"] == AUTOENCODER][-1]
+        private = self._settings.privacy.enabled
+        psnr = [line["psnr"] for line in history if "psnr" in line][-1]
         components = self._state.components
         return {
             **{name: value for name, value in selected.items() if name not in dropped},
@@ -270,6 +305,7 @@ class FederatedRun:
             "autoencoder_rounds": self._state.autoencoder_rounds,
             "seconds": self._elapsed(),
             "census": census,
+            **({"privacy": promised(self._settings, census)} if private else {}),
             "parameters": {
                 name: sum(tensor.numel() for tensor in components[name].values())
                 for name in (AUTOENCODER, UNET, HEAD)

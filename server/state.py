@@ -20,11 +20,11 @@ from mediffusion_core.protocol import AUTOENCODER, EMA, HEAD, HEAD_MOMENTS, UNET
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 from mediffusion_core.training.moments import fresh_moments
+from server.privacy import SCALE, public_components
 from server.selection import Judged, Selection
 
 StateDict = Mapping[str, Tensor]
 
-SCALE = "latent_scale"
 SERVER = "server_"
 """Before a component's name: what the server's optimizer remembers of it."""
 KEPT = 2
@@ -89,6 +89,10 @@ def fresh_state(settings: Settings, num_classes: int) -> RunState:
     joint = build_joint(settings, num_classes)
     unet, head = joint.unet.state_dict(), joint.head.state_dict()
     components = {AUTOENCODER: autoencoder.state_dict(), UNET: unet, HEAD: head}
+    if settings.privacy.enabled and settings.privacy.public_model is not None:
+        public = public_components(settings, num_classes)
+        components |= public
+        unet, head = components[UNET], components[HEAD]
     components |= {EMA + UNET: unet, EMA + HEAD: head}
     components |= {UNET_MOMENTS: fresh_moments(joint.unet), HEAD_MOMENTS: fresh_moments(joint.head)}
     return RunState(components=dict(components))

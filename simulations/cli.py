@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 
 from mediffusion_core.errors import UserError
+from simulations.deployment_commands import add_commands
+from simulations.site_cli import site
 
 app = typer.Typer(
     name="fed-mediffusion",
@@ -118,6 +120,17 @@ def explain(
     print(explain_image(run, image, target, output or run / "explanations", device))
 
 
+@app.command(epilog="Example: fed-mediffusion export runs/latest exported")
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+) -> None:
+    """Write the model as a diffusers pipeline with a model card, for use without Flower."""
+    from mediffusion_core.artifacts.export import export_run
+
+    print(export_run(run, output))
+
+
 data = typer.Typer(help="Prepare a data set, say what is wrong with it, and show it.")
 app.add_typer(data, name="data")
 ConfigName = Annotated[str, typer.Option(help="Configuration file to start from.")]
@@ -155,25 +168,7 @@ def card(
     print(show_data(config_name, overrides or [], output))
 
 
-site = typer.Typer(help="What a hospital runs at its own site.")
 app.add_typer(site, name="site")
-
-
-@site.callback()
-def sites() -> None:
-    """What a hospital runs at its own site."""
-
-
-@site.command("check", epilog="Example: fed-mediffusion site check /etc/fed-mediffusion/site.toml")
-def check_site_file(
-    file: Annotated[Path, typer.Argument(help="The site file, in TOML.")],
-    image_size: Annotated[int, typer.Option(min=8, help="Side of prepared images.")] = 64,
-    colour: Annotated[bool, typer.Option(help="Whether runs will ask for colour.")] = False,
-) -> None:
-    """Say whether a site will do: file, policy, device, data, room. Ends in ready or not ready."""
-    from simulations.site_commands import check_site
-
-    raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
 
 
 study = typer.Typer(help="Experiments of several runs; what is done is not run again.")
@@ -275,6 +270,45 @@ def guidance(
     print(study_guidance(run, options, output or run / "guidance", device))
 
 
+@study.command(epilog="Example: fed-mediffusion study generation runs/latest --ddpm")
+def generation(
+    run: Run,
+    count: Annotated[
+        int, typer.Option(min=20, help="Images a set; at most half of the test images.")
+    ] = 300,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
+    scale: Annotated[
+        float, typer.Option(min=0.0, help="How hard class-guided samples are pulled.")
+    ] = 3.0,
+    ddpm: Annotated[
+        bool, typer.Option(help="Draw by all steps of DDPM, too; takes minutes.")
+    ] = False,
+    half_samples: Annotated[
+        int, typer.Option(min=10, help="Half-samples drawn for the intervals.")
+    ] = 100,
+    training_images: Annotated[
+        int | None,
+        typer.Option(min=10, help="Look for copies among so many training images; all by default."),
+    ] = None,
+    usefulness: Annotated[
+        int,
+        typer.Option(min=0, help="Train a ResNet-18 on drawn images for so many steps; 0: not."),
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; generation in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold samples, class-guided ones too, against real images, and look for copies.
+
+    The last line printed is the page of results.
+    """
+    from simulations.study_generation.study import Options, study_generation
+
+    options = Options(count, steps, scale, ddpm, half_samples, training_images, usefulness)
+    print(study_generation(run, options, output or run / "generation", device))
+
+
 @app.command(
     epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
 )
@@ -294,6 +328,9 @@ def results(
     from simulations.results import write_results
 
     print(write_results(runs, study_folder, document, labels_folder))
+
+
+add_commands(app)
 
 
 def main() -> None:

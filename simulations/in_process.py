@@ -17,7 +17,7 @@ from mediffusion_core import protocol
 from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.errors import UserError
 from server.app import serve
-from server.federation import Reply, array_records, check_success, request
+from server.federation import Reply, SiteError, array_records, check_success, is_spent, request
 
 StateDict = Mapping[str, Tensor]
 
@@ -72,9 +72,13 @@ class SitesHere:
         replies = []
         for index in range(self._num_sites):
             content = self._content(protocol.CENSUS, index, 0, {})
+            if is_spent(content):
+                continue
             name = str(content.config_records[protocol.IDENTITY]["site"])
             self._names[name] = index
             replies.append(Reply.of(name, content))
+        if not replies:
+            raise SiteError("every site's privacy budget is spent")
         return sorted(replies, key=lambda reply: reply.site)
 
     def ask(
@@ -87,24 +91,31 @@ class SitesHere:
     ) -> list[Reply]:
         """Sends one kind of message to the named sites, or to all, and returns their replies.
 
-        `own` is by site's name what goes to that site alone.
+        `own` is by site's name what goes to that site alone. A site whose privacy budget is spent
+        has no reply, and is asked no more.
 
         Raises:
             SiteError: if a site fails, or sends a number that is none.
         """
-        asked = [name for name in self.sites if sites is None or name in sites]
-        return [
-            Reply.of(name, self._content(kind, self._names[name], round_number, sent))
-            for name in asked
-            for sent in [{**components, **(own or {}).get(name, {})}]
-        ]
+        replies = []
+        for name in self.sites:
+            if sites is not None and name not in sites:
+                continue
+            sent = {**components, **(own or {}).get(name, {})}
+            content = self._content(kind, self._names[name], round_number, sent)
+            if is_spent(content):
+                del self._names[name]
+            else:
+                replies.append(Reply.of(name, content))
+        return replies
 
     def _content(
         self, kind: str, index: int, round_number: int, components: Mapping[str, StateDict]
     ) -> RecordDict:
         message = order(kind, self._hash, components, index, round_number)
         content = answer(message, index, self._num_sites, self._run_config).content
-        check_success(f"site {index}", kind, content)
+        if not is_spent(content):
+            check_success(f"site {index}", kind, content)
         return content
 
 

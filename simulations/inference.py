@@ -22,7 +22,7 @@ from mediffusion_core.data.images import SUFFIXES, ImageError, decode, fit
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
-from mediffusion_core.settings import did_you_mean
+from mediffusion_core.evaluation.wish import class_index
 from mediffusion_core.training.local import resolve_device
 
 BATCH = 64
@@ -131,17 +131,12 @@ def explain_image(
 
 
 def _class_numbers(model: TrainedModel, targets: Sequence[str]) -> list[int]:
-    for target in targets:
-        if target not in model.classes:
-            hint = did_you_mean(target, list(model.classes))
-            raise UserError(
-                f"unknown class {target!r}{hint or ';'} allowed: {', '.join(model.classes)}"
-            )
-    if len(set(targets)) < len(targets):
+    chosen = [class_index(target, model.classes) for target in targets]
+    if len(set(chosen)) < len(chosen):
         raise UserError(f"a class is named twice: {', '.join(targets)}")
-    if len(targets) > 1 and not model.multi_label:
+    if len(chosen) > 1 and not model.multi_label:
         raise UserError(f"{' and '.join(targets)} exclude each other; choose one class")
-    return [model.classes.index(target) for target in targets]
+    return chosen
 
 
 def _load(run: Path, device: str) -> TrainedModel:

@@ -123,6 +123,8 @@ def _absolute(settings: Settings, folder: Path) -> list[str]:
         "data.root": settings.data.root,
         "data.store": settings.data.store,
         "evaluation.inception_weights": settings.evaluation.inception_weights,
+        "privacy.public_model": settings.privacy.public_model,
+        "privacy.ledger": settings.privacy.ledger,
     }
     given = {key: value.expanduser().resolve() for key, value in values.items() if value}
     given["run.folder"] = folder
@@ -164,6 +166,9 @@ def _table(summary: Mapping[str, Any]) -> Table:
     table.add_row("FID", fid, f"real {floor}, untrained {untrained}")
     deviation = format_figure(summary["kid_std"], ".4f")
     table.add_row("KID", format_figure(summary["kid"], ".4f"), f"± {deviation}")
+    for site, promise in summary.get("privacy", {}).get("sites", {}).items():
+        epsilon = format_figure(promise["epsilon"], ".2f")
+        table.add_row(f"ε of {site}", epsilon, f"noise {promise['noise_multiplier']:.2f}")
     table.add_row("PSNR", format_figure(summary["psnr"], ".1f", " dB"), "reconstructions")
     figures = summary["counterfactual"]
     if figures:

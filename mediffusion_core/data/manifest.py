@@ -1,9 +1,5 @@
 """The manifest: one typed table per site of what it holds, and to what use it is put."""
 
-import contextlib
-import hashlib
-import os
-import secrets
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,10 +10,9 @@ import pyarrow.parquet as pq
 from mediffusion_core.data.contract import SPLITS
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.partition import Shard
-from mediffusion_core.errors import UserError
+from mediffusion_core.data.pseudonyms import hashed, site_salt
 
 SALTS = "salts"
-_SALT_BYTES = 32
 
 
 def write_manifests(hospitals: Hospitals, folder: Path) -> tuple[Path, ...]:
@@ -59,29 +54,3 @@ def manifest(hospitals: Hospitals, shard: Shard, salt: bytes) -> pa.Table:
         "site": pa.array([shard.site] * len(rows), pa.dictionary(pa.int16(), pa.string())),
     }
     return pa.table(columns)
-
-
-def hashed(patient: str, salt: bytes) -> str:
-    """A patient's or lesion's name as the manifest shows it: keyed BLAKE2b, 32 digits."""
-    return hashlib.blake2b(patient.encode(), key=salt, digest_size=16).hexdigest()
-
-
-def site_salt(folder: Path, site: str) -> bytes:
-    """The site's salt, drawn at the first call, of several processes too.
-
-    Raises:
-        UserError: if it is damaged; without a key a hash could be looked up.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / hashlib.sha256(site.encode()).hexdigest()[:16]
-    if not path.exists():
-        with TemporaryDirectory(prefix=".drawing-", dir=folder) as drawing:
-            drawn = Path(drawing, "salt")
-            drawn.touch(mode=0o600)
-            drawn.write_bytes(secrets.token_bytes(_SALT_BYTES))
-            with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(drawn, path)
-    salt = path.read_bytes()
-    if len(salt) != _SALT_BYTES:
-        raise UserError(f"{path}: the salt of site {site} is damaged; restore it, or delete it")
-    return salt

@@ -27,8 +27,6 @@ from mediffusion_core.diffusion.target import Target
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import CounterfactualSettings, Prediction
 
-__all__ = ["Look", "Target", "counterfactual_latents", "guided_latents"]
-
 Look = Callable[[Tensor], Tensor]
 """Logits (B, C) of clean latents (B, c, h, w), as the result will be judged."""
 

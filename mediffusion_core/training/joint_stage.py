@@ -81,7 +81,7 @@ def train_joint(
     model.train()
     for step in range(steps):
         progress = (round_number - 1 + step / steps) / rounds
-        _set_rate(optimizer, settings, behind + step, progress)
+        set_rate(optimizer, settings, behind + step, progress)
         with autocast(precision, device):
             losses = parts.losses()
         loss = objective.total(losses, progress)
@@ -204,7 +204,7 @@ def joint_optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.Ad
     )
 
 
-def _set_rate(
+def set_rate(
     optimizer: torch.optim.AdamW, settings: JointTraining, step: float, progress: float
 ) -> None:
     """Cosine over the stage's rounds, after a rise over the optimizer's first steps."""

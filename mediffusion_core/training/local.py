@@ -107,7 +107,7 @@ def cosine(base: float, progress: float) -> float:
     return base * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def local_steps(images: int, epochs: float, batch_size: int, round_number: int) -> int:
+def local_steps(images: int, epochs: float, batch_size: float, round_number: int) -> int:
     """Steps of one round: `epochs` passes over the images, rounded up over all rounds so far.
 
     In rounds of one or two steps a site's rounding would otherwise be a good part of its weight in

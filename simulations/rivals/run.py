@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.data.hospitals import Hospitals
+from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.calibration import best_temperature, temperature_losses
 from mediffusion_core.evaluation.classification import (
     bootstrap_auc,
@@ -44,7 +45,13 @@ class RivalRun:
         hospitals: Hospitals,
         widths: tuple[int, ...] = WIDTHS,
     ) -> None:
-        """Takes the images as the settings deal them; draws the first weights from their seed."""
+        """Takes the images as the settings deal them; draws the first weights from their seed.
+
+        Raises:
+            UserError: if the run is to be private, which a rival's is not.
+        """
+        if settings.privacy.enabled:
+            raise UserError("privacy.enabled: what the rivals of a study train can't be private")
         self._settings = settings
         self._rival = rival
         self._hospitals = hospitals

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mediffusion_core.settings import Count, Fraction, Positive, StrictModel
+from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
 
 
 class ConsistencySettings(StrictModel):

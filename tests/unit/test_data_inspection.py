@@ -19,7 +19,8 @@ from mediffusion_core.data import read_source
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.data.images import ImageError
 from mediffusion_core.data.inspection import conflicts, inspect, overlaps
-from mediffusion_core.data.manifest import hashed, site_salt, write_manifests
+from mediffusion_core.data.manifest import write_manifests
+from mediffusion_core.data.pseudonyms import hashed, site_salt
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
 from simulations.cli import app

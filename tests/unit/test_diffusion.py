@@ -5,12 +5,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from gaussian import ALPHAS, GaussianData
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
+from mediffusion_core.diffusion.class_guidance import sample_labelled_latents
 from mediffusion_core.diffusion.losses import (
     classification_loss,
     diffusion_loss,
@@ -123,6 +125,35 @@ def test_few_steps_shrink_the_spread_but_not_beyond_reason() -> None:
     few = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 20, "epsilon")
     assert float(torch.corrcoef(torch.stack([many.flatten(), few.flatten()]))[0, 1]) > 0.9999
     assert 0.6 < float(few.std() / many.std()) < 1.0
+
+
+def test_labels_draw_latents_towards_them_and_nothing_else() -> None:
+    """The head compares a latent's halves; what it is not asked about keeps its distribution."""
+    noise = torch.randn(60, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    model = GaussianData(1.0, 0.5)
+    free = sample_latents(model, ALPHAS, noise, 50, "epsilon")
+
+    def drawn(labels: Tensor, scale: float, from_timestep: int = 999) -> Tensor:
+        return sample_labelled_latents(
+            model,
+            ALPHAS,
+            noise,
+            labels,
+            multi_label=labels.isnan().any().item(),
+            steps=50,
+            scale=scale,
+            from_timestep=from_timestep,
+            prediction="epsilon",
+        )
+
+    first = F.one_hot(torch.zeros(60, dtype=torch.long), 2).float()
+    torch.testing.assert_close(drawn(first, 0.0), free)
+    torch.testing.assert_close(drawn(first, 5.0, from_timestep=-1), free)
+    asked = [model.classify(drawn(first, scale))[:, 0].mean() for scale in (0.0, 1.0, 5.0)]
+    assert asked[0] < asked[1] < asked[2]
+    only = drawn(torch.tensor([[1.0, NAN]]).expand(60, 2), 5.0)
+    assert float((only - free)[:, :, :2].mean()) > 0.01
+    torch.testing.assert_close(only[:, :, 2:], free[:, :, 2:])
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])

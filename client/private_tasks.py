@@ -1,0 +1,146 @@
+"""What a site does where its patients are protected: charge the ledger first, then answer.
+
+Everything that depends on a patient and leaves is noised here; what a round's size would tell, such
+as the realised number of images or the time taken, is not sent.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from client import encoding
+from client.budget import charge
+from client.site import Site
+from mediffusion_core.diffusion.noise_process import alphas_cumprod
+from mediffusion_core.model import Autoencoder, JointUNet
+from mediffusion_core.privacy.accounting import Charge
+from mediffusion_core.privacy.autoencoder_stage import train_private_autoencoder
+from mediffusion_core.privacy.joint_stage import freeze, train_private_joint
+from mediffusion_core.privacy.plan import AUTOENCODER, JOINT, Plan
+from mediffusion_core.privacy.randomness import secret_seed
+from mediffusion_core.privacy.releases import NoisedCounts, noised_counts, noised_latent_sums
+from mediffusion_core.privacy.units import UnitIndex, numbered
+
+Metrics = dict[str, float]
+
+COUNTS = "noised_counts.json"
+CERTAIN = 3
+"""Standard deviations above 0 from which on a site is taken to have labels."""
+
+
+def census(site: Site) -> dict[str, int | list[int]]:
+    """How many units the site trains on, and how many of them have a label, both with noise.
+
+    Raises:
+        UserError: if the settings promise too little to so few units.
+        BudgetSpentError: if the site's units have spent what they may.
+    """
+    counts = _counts(site)
+    Plan.of(site.settings, counts.units)
+    return {"train": counts.units, "labelled": counts.labelled}
+
+
+def autoencoder_round(site: Site, autoencoder: Autoencoder, round_number: int) -> Metrics:
+    """One private round of the autoencoder stage, in place; see `tasks.autoencoder_round`."""
+    settings = site.settings
+    plan = Plan.of(settings, _counts(site).units)
+    steps = plan.steps(AUTOENCODER, round_number)
+    if steps:
+        charge(site, plan.step_charge(steps), AUTOENCODER, round_number)
+        unit_of, count = _units(site)
+        train_private_autoencoder(
+            autoencoder,
+            site.hospitals.train(site.index),
+            UnitIndex(unit_of, count),
+            settings.training.autoencoder,
+            settings.privacy,
+            plan.mechanism(),
+            latent_shape=settings.latent_shape,
+            steps=steps,
+            round_number=round_number,
+            rounds=settings.autoencoder_rounds,
+            on_step=site.progress("autoencoder", round_number),
+        )
+    return {"images_seen": steps * plan.expected_units, "labelled_seen": 0.0, "steps": steps}
+
+
+def latent_sums(site: Site, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over the site's latents with noise; see `encoding.latent_sums`."""
+    autoencoder = Autoencoder(site.settings.model.autoencoder, site.settings.data.channels)
+    autoencoder.load_state_dict(dict(weights))
+    counts = _counts(site)
+    plan = Plan.of(site.settings, counts.units)
+    charge(site, plan.release, "latents", 1)
+    unit_of, count = _units(site)
+    return noised_latent_sums(
+        autoencoder.to(site.device).eval(),
+        site.hospitals.train(site.index),
+        UnitIndex(unit_of, count),
+        counts.units,
+        site.settings.privacy.release_noise,
+        torch.Generator().manual_seed(secret_seed()),
+    )
+
+
+def joint_round(
+    site: Site, joint: JointUNet, optimizer: torch.optim.AdamW, round_number: int
+) -> Metrics:
+    """One private round of the joint stage, in place; see `tasks.joint_round`.
+
+    Adam's moments are of noised gradients, so that they may leave as the weights do.
+    """
+    settings, counts = site.settings, _counts(site)
+    plan = Plan.of(settings, counts.units)
+    steps = plan.steps(JOINT, round_number)
+    freeze(joint, settings.training.joint, settings.privacy)
+    if steps:
+        charge(site, plan.step_charge(steps), JOINT, round_number)
+        unit_of, count = _units(site)
+        train_private_joint(
+            joint,
+            optimizer,
+            encoding.kept_latents(site, site.hospitals.train(site.index).targets),
+            unit_of,
+            count,
+            settings.training.joint,
+            settings.privacy,
+            plan.mechanism(),
+            alphas_cumprod(settings.diffusion),
+            prediction=settings.diffusion.prediction,
+            steps=steps,
+            round_number=round_number,
+            rounds=settings.federation.num_rounds,
+            on_step=site.progress("joint", round_number),
+        )
+    certain = counts.labelled > CERTAIN * counts.deviation
+    seen = counts.labelled * min(1.0, plan.sample_rate * steps) if certain else 0.0
+    return {"images_seen": steps * plan.expected_units, "labelled_seen": seen, "steps": steps}
+
+
+def _units(site: Site) -> tuple[Tensor, int]:
+    """The unit of each training image (n,), and how many units there are."""
+    rows = site.hospitals.train(site.index).rows.tolist()
+    names: Sequence[int] = rows
+    if site.settings.privacy.unit == "patient":
+        # Patients whose images are the same count as one.
+        names = [int(site.hospitals.store.units[row]) for row in rows]
+    return numbered(names)
+
+
+def _counts(site: Site) -> NoisedCounts:
+    """The site's noised counts: drawn and paid for once a run, kept in its folder."""
+    path = site.folder / COUNTS
+    if path.is_file():
+        return NoisedCounts(**json.loads(path.read_text()))
+    unit_of, count = _units(site)
+    labelled = len(set(unit_of[site.hospitals.train(site.index).labelled].tolist()))
+    noise = site.settings.privacy.release_noise
+    charge(site, Charge(1.0, noise, 1), "census", 0)
+    counts = noised_counts(count, labelled, noise)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(counts)))
+    temporary.replace(path)
+    return counts

@@ -1,0 +1,1 @@
+"""Private training: clipped gradients with noise, what they cost, and what voids the guarantee."""

@@ -1,0 +1,92 @@
+"""One site's private round of the autoencoder stage."""
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.model import Autoencoder
+from mediffusion_core.privacy.autoencoder_rows import ImageRows, draw_rows, unit_losses
+from mediffusion_core.privacy.gradient_check import check_gradients
+from mediffusion_core.privacy.mechanism import Mechanism, private_gradients
+from mediffusion_core.privacy.randomness import secret_seed
+from mediffusion_core.privacy.settings import PrivacySettings
+from mediffusion_core.privacy.unit_gradients import UnitGradients
+from mediffusion_core.privacy.units import UnitIndex
+from mediffusion_core.settings import AutoencoderTraining
+from mediffusion_core.training.local import Progress, Proximal, cosine
+
+
+def train_private_autoencoder(
+    autoencoder: Autoencoder,
+    images: ImageSet,
+    index: UnitIndex,
+    settings: AutoencoderTraining,
+    privacy: PrivacySettings,
+    mechanism: Mechanism,
+    *,
+    latent_shape: tuple[int, int, int],
+    steps: int,
+    round_number: int,
+    rounds: int,
+    on_step: Progress,
+) -> None:
+    """Trains the autoencoder in place by DP-SGD, with the loss of `train_autoencoder`.
+
+    Args:
+        autoencoder: Trained in place, in fp32, on the device it stands on.
+        images: The site's training images.
+        index: Which are of which unit.
+        settings: Rates and weights; its batch size is the plain stage's.
+        privacy: How units are clipped.
+        mechanism: How they are drawn and noised.
+        latent_shape: (c, h, w).
+        steps: Of this round.
+        round_number: Of the stage, from 1; with `rounds` it drives the learning rate.
+        rounds: How many the stage has.
+        on_step: Told after each step; it learns no loss.
+
+    Raises:
+        WrongGradientError: before the first step, if gradients of single units are wrong.
+    """
+    device = next(autoencoder.parameters()).device
+    generator = torch.Generator().manual_seed(secret_seed())
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate, fused=True)
+    proximal = Proximal(autoencoder, settings.proximal_weight)
+    autoencoder.train()
+
+    def losses(rows: ImageRows) -> Tensor:
+        return unit_losses(autoencoder, settings, rows)
+
+    def draw(units: Tensor) -> ImageRows:
+        count = privacy.noise_multiplicity
+        return draw_rows(images, index, units, count, latent_shape, device, generator)
+
+    with UnitGradients(
+        autoencoder, losses, privacy.mode, privacy.clipping, privacy.max_grad_norm
+    ) as gradients:
+        check_gradients(gradients, _made_up(images, privacy, latent_shape, device))
+        for step in range(steps):
+            rate = cosine(settings.learning_rate, (round_number - 1 + step / steps) / rounds)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+            private_gradients(gradients, draw, mechanism, len(index.counts))
+            proximal.add_gradients()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            on_step(step + 1, steps, float("nan"))
+
+
+def _made_up(
+    images: ImageSet,
+    privacy: PrivacySettings,
+    latent_shape: tuple[int, int, int],
+    device: torch.device,
+) -> ImageRows:
+    """Rows of three units that do not exist, as the check needs them."""
+    height, width, channels = images.pixels.shape[1:]
+    generator = torch.Generator().manual_seed(0)
+    count = privacy.noise_multiplicity
+    shape = (3, channels, height, width)
+    drawn = [torch.rand(shape, generator=generator).to(device) for _ in range(count)]
+    noise = [torch.randn(3, *latent_shape, generator=generator).to(device) for _ in drawn]
+    return ImageRows(tuple(drawn), tuple(noise))

@@ -1,0 +1,83 @@
+"""Before the first private step: is each unit's gradient the one that autograd gives alone?
+
+A per-sample gradient that is too short is clipped too little, and nothing else shows it. Opacus
+1.6 computes such gradients for convolutions of channels-last activations, as diffusers' attention
+leaves them behind, without an error (design, "Traps").
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mediffusion_core.privacy.unit_gradients import TOLERANCE, B, UnitGradients
+
+
+class WrongGradientError(Exception):
+    """Per-unit gradients are not those of autograd: private training must not begin."""
+
+
+def check_gradients(gradients: UnitGradients[B], batch: B) -> float:
+    """Compares each unit's whole gradient vector with looped autograd.
+
+    One parameter's error would mean nothing: the true gradient of attention's `to_k.bias` is 0.
+    In mode `ghost`, where no unit's gradient is held, each norm is compared, and the clipped sum.
+
+    Args:
+        gradients: As the training that follows uses them: same hooks, same memory format. In fp32.
+        batch: A few units' rows; nothing of it is kept.
+
+    Returns:
+        The largest relative error.
+
+    Raises:
+        WrongGradientError: if an error is larger than 1e-4, or no number.
+    """
+    with _without_dropout(gradients.module):
+        truth = torch.stack(
+            [
+                _vector(gradients.without_hooks(batch.take(one)))
+                for one in torch.arange(len(batch)).split(1)
+            ]
+        )  # (n, P)
+        lengths = truth.norm(dim=1)  # (n,)
+        # Of a unit that no loss reaches, the error is measured by the others' length.
+        scale = lengths.clamp(min=1e-3 * float(lengths.max()) + 1e-30)
+        if gradients.mode == "hooks":
+            samples = gradients.samples(batch)
+            found = torch.cat([one.flatten(1) for one in samples.values()], dim=1)  # (n, P)
+            errors = (found - truth).norm(dim=1) / scale
+        else:
+            errors = (gradients.norms(batch) - lengths).abs() / scale
+            clipped = _vector(gradients.clipped_sum(batch))
+            bound = gradients.bound
+            expected = (truth * (bound / lengths.clamp(min=1e-30)).clamp(max=1)[:, None]).sum(dim=0)
+            whole = (clipped - expected).norm() / expected.norm().clamp(min=1e-30)
+            errors = torch.cat([errors, whole[None]])
+    largest = float(errors.max())
+    if not largest <= TOLERANCE:  # also where it is no number
+        raise WrongGradientError(
+            f"per-unit gradients of {type(gradients.module).__name__} in mode {gradients.mode} are "
+            f"off by {largest:.1e}, allowed are {TOLERANCE:.0e}: clipping would not bound them, so "
+            "nothing private is trained with this network and these versions"
+        )
+    return largest
+
+
+def _vector(by_parameter: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([one.flatten() for one in by_parameter.values()])
+
+
+@contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    """Dropout draws by row, so that a row alone would be another one than in its batch."""
+    layers = [part for part in module.modules() if isinstance(part, nn.Dropout)]
+    rates = [layer.p for layer in layers]
+    for layer in layers:
+        layer.p = 0.0
+    try:
+        yield
+    finally:
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.p = rate

@@ -1,0 +1,130 @@
+"""What a site's part in one run comes to: its steps, its noise, and all that it will release.
+
+All of it follows from the settings and from the site's noised counts, so that whoever sees it
+learns no more than those counts.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mediffusion_core.errors import UserError
+from mediffusion_core.privacy.accounting import LARGEST_NOISE, Charge, within
+from mediffusion_core.privacy.mechanism import Mechanism
+from mediffusion_core.privacy.settings import PrivacySettings
+from mediffusion_core.settings import Settings
+from mediffusion_core.training.local import local_steps
+
+AUTOENCODER, JOINT = "autoencoder", "joint"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A site's private rounds, for `units` units as its noised count has it."""
+
+    privacy: PrivacySettings
+    units: int
+    stages: tuple[tuple[str, float, int], ...]
+    """Each stage's name, passes over the units in a round, and rounds."""
+
+    @classmethod
+    def of(cls, settings: Settings, units: int) -> "Plan":
+        """The plan of a run.
+
+        Raises:
+            UserError: if δ is larger than 1 / (10 n), where it promises a single unit too little.
+        """
+        privacy, training = settings.privacy, settings.training
+        units = max(1, units)
+        if privacy.target_delta > 1 / (10 * units):
+            raise UserError(
+                f"privacy.target_delta={privacy.target_delta:g} is too large for a site of about "
+                f"{units} units; allowed is at most 1/(10 n) = {1 / (10 * units):.1e}"
+            )
+        stages = (
+            (AUTOENCODER, training.autoencoder.local_epochs, settings.autoencoder_rounds),
+            (JOINT, training.joint.local_epochs, settings.federation.num_rounds),
+        )
+        return cls(privacy, units, stages)
+
+    @property
+    def sample_rate(self) -> float:
+        """q, with which a unit is in a step."""
+        return min(1.0, self.privacy.batch_size / self.units)
+
+    @property
+    def expected_units(self) -> float:
+        """Units that a step has on average; what the sum of a step is divided by."""
+        return self.sample_rate * self.units
+
+    @property
+    def release(self) -> Charge:
+        """What counts, or latent sums, cost."""
+        return Charge(1.0, self.privacy.release_noise, 1)
+
+    def steps(self, stage: str, round_number: int) -> int:
+        """Steps of a round of a stage."""
+        epochs = {name: passes for name, passes, _ in self.stages}[stage]
+        return local_steps(self.units, epochs, self.expected_units, round_number)
+
+    def step_charge(self, steps: int) -> Charge:
+        """What so many steps cost, at least one."""
+        return Charge(self.sample_rate, self.noise_multiplier(), steps)
+
+    def noise_multiplier(self) -> float:
+        """σ of every step: the settings', or the least that keeps the run within its ε.
+
+        Raises:
+            UserError: if no σ does.
+        """
+        return self.privacy.noise_multiplier or _least_noise(self)
+
+    def charges(self, noise_multiplier: float) -> list[Charge]:
+        """Everything that the run costs a unit of this site, if no round is made twice."""
+        steps = sum(
+            self.steps(stage, number)
+            for stage, _, rounds in self.stages
+            for number in range(1, rounds + 1)
+        )
+        training = [Charge(self.sample_rate, noise_multiplier, steps)] if steps else []
+        # With a public autoencoder comes its latents' scale.
+        _, _, autoencoder_rounds = self.stages[0]
+        releases = [self.release] * (2 if autoencoder_rounds else 1)
+        return [*releases, *training]
+
+    def mechanism(self) -> Mechanism:
+        """How the site makes each of its steps."""
+        return Mechanism(
+            self.sample_rate,
+            self.noise_multiplier(),
+            self.privacy.max_grad_norm,
+            self.expected_units,
+            self.privacy.physical_batch_size,
+        )
+
+
+@lru_cache(maxsize=64)
+def _least_noise(plan: Plan) -> float:
+    """By bisection, to 0.1 %, always on the side that stays within."""
+    target = plan.privacy.target_epsilon
+    assert target is not None
+
+    def enough(noise: float) -> bool:
+        return within(plan.charges(noise), target, plan.privacy.target_delta)
+
+    high = 1.0
+    while not enough(high):
+        high *= 2
+        if high > LARGEST_NOISE:
+            raise UserError(
+                f"privacy.target_epsilon={target:g} can't be had with "
+                f"privacy.release_noise={plan.privacy.release_noise:g}, whatever the noise of the "
+                "steps: raise either"
+            )
+    low = high / 2
+    while low > 0.05 and enough(low):
+        high, low = low, low / 2
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -1,0 +1,63 @@
+"""Settings that would void the guarantee, each with the reason why."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mediffusion_core.settings import Settings
+
+Refusal = tuple[str, Callable[["Settings"], bool], str]
+
+REFUSED: tuple[Refusal, ...] = (
+    (
+        "training.precision=bf16",
+        lambda s: s.training.precision == "bf16",
+        "in bfloat16 a gradient's norm is off by a percent, and so is its bound; private training "
+        "runs in fp32",
+    ),
+    (
+        "training.joint.class_balance",
+        lambda s: s.training.joint.class_balance != "none",
+        "how often an image is drawn would depend on the labels of others, and not be the rate "
+        "that is accounted for",
+    ),
+    (
+        "training.joint.consistency.thresholds=adaptive",
+        lambda s: (
+            bool(s.training.joint.consistency.weight)
+            and s.training.joint.consistency.thresholds == "adaptive"
+        ),
+        "thresholds follow other images, so that one image moves the gradients of all",
+    ),
+    (
+        "training.joint.consistency.weight",
+        lambda s: bool(s.training.joint.consistency.weight),
+        "pseudo-labels are not part of the private step",
+    ),
+    (
+        "training.joint.logit_adjustment",
+        lambda s: bool(s.training.joint.logit_adjustment),
+        "it needs the sites' label counts, which would leave without noise",
+    ),
+    (
+        "training.joint.control_variates",
+        lambda s: s.training.joint.control_variates,
+        "mean gradients would leave without noise",
+    ),
+    (
+        "model.head.pooling=attention",
+        lambda s: s.model.head.pooling == "attention",
+        "its queries have no gradient for each unit that could be clipped",
+    ),
+)
+
+
+def refuse_what_voids(settings: "Settings") -> None:
+    """Refuses a private run whose settings void its guarantee.
+
+    Raises:
+        ValueError: naming the first such setting and the reason.
+    """
+    for name, applies, reason in REFUSED:
+        if applies(settings):
+            raise ValueError(f"{name} can't be had with privacy.enabled: {reason}")

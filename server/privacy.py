@@ -1,0 +1,73 @@
+"""What a private run promises, and the public model that it may start from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.errors import UserError
+from mediffusion_core.privacy.accounting import epsilon
+from mediffusion_core.privacy.plan import Plan
+from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.settings import Settings
+
+SCALE = "latent_scale"
+
+
+def promised(settings: Settings, census: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """ε of the run for the units of each site, from what the sites' noised counts say.
+
+    It is what the planned rounds cost. A round that was made again, or an earlier run on the same
+    patients, stands in the site's ledger alone.
+    """
+    privacy = settings.privacy
+    sites = {}
+    for site, counts in census.items():
+        plan = Plan.of(settings, counts["train"])
+        noise = plan.noise_multiplier()
+        spent = epsilon(plan.charges(noise), privacy.target_delta)
+        sites[site] = {
+            "epsilon": spent,
+            "noise_multiplier": noise,
+            "sample_rate": plan.sample_rate,
+        }
+    return {"unit": privacy.unit, "target_delta": privacy.target_delta, "sites": sites}
+
+
+def public_components(settings: Settings, num_classes: int) -> dict[str, Mapping[str, Tensor]]:
+    """What a run starts from where `privacy.public_model` names a model.
+
+    Returns:
+        Autoencoder and UNet, the head where it has as many classes, and with a public autoencoder
+        the scale of its latents.
+
+    Raises:
+        UserError: if there is no model, or its networks are not those of the settings.
+    """
+    folder = settings.privacy.public_model
+    assert folder is not None
+    public = TrainedModel.load(folder, torch.device("cpu"))
+    if _networks(settings) != _networks(public.settings):
+        raise UserError(f"privacy.public_model={folder}: its networks are not the settings' own")
+    if settings.diffusion != public.settings.diffusion:
+        raise UserError(f"privacy.public_model={folder}: its noise process is another one")
+    components: dict[str, Mapping[str, Tensor]] = {
+        AUTOENCODER: public.codec.autoencoder.state_dict(),
+        UNET: public.joint.unet.state_dict(),
+    }
+    same_head = settings.model.head == public.settings.model.head
+    if len(public.classes) == num_classes and same_head:
+        components[HEAD] = public.joint.head.state_dict()
+    if settings.privacy.autoencoder == "public":
+        components[SCALE] = {
+            "mean": public.codec.mean.flatten(),
+            "std": public.codec.std.flatten(),
+        }
+    return components
+
+
+def _networks(settings: Settings) -> tuple[object, ...]:
+    model, data = settings.model, settings.data
+    return (model.autoencoder, model.unet, data.image_size, data.channels)

@@ -1,0 +1,149 @@
+"""The noise, the sampling, and the steps that are made of them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_privacy_gradients import Plain, Rows
+from toy import ALPHAS, generator, joint_training, quiet, toy_network
+
+from mediffusion_core.privacy.joint_stage import freeze, train_private_joint
+from mediffusion_core.privacy.mechanism import Mechanism, private_gradients
+from mediffusion_core.privacy.randomness import normal, poisson_sample, uniform
+from mediffusion_core.privacy.releases import noised_counts
+from mediffusion_core.privacy.settings import PrivacySettings
+from mediffusion_core.privacy.unit_gradients import UnitGradients
+from mediffusion_core.training.joint_stage import joint_optimizer
+from mediffusion_core.training.latent_set import LatentSet
+
+
+def test_noise_is_normal_and_never_the_same() -> None:
+    drawn = normal(torch.Size([40_001]))
+    assert drawn.shape == (40_001,) and drawn.dtype == torch.float64
+    assert abs(float(drawn.mean())) < 0.03 and abs(float(drawn.std()) - 1) < 0.02
+    assert abs(float((drawn.abs() < 1).double().mean()) - math.erf(0.5**0.5)) < 0.015
+    torch.manual_seed(0)
+    first = normal(torch.Size([3]))
+    torch.manual_seed(0)
+    assert not torch.equal(first, normal(torch.Size([3])))
+
+
+def test_uniform_numbers_are_never_zero() -> None:
+    drawn = uniform(10_000)
+    assert drawn.min() > 0 and drawn.max() <= 1 and abs(drawn.mean() - 0.5) < 0.02
+
+
+@given(st.integers(0, 300), st.floats(0.01, 1.0))
+def test_a_poisson_sample_is_distinct_and_ascending(units: int, rate: float) -> None:
+    drawn = poisson_sample(units, rate)
+    assert drawn.tolist() == sorted(set(drawn.tolist())) and set(drawn.tolist()) <= set(
+        range(units)
+    )
+    if rate == 1.0:
+        assert len(drawn) == units
+
+
+def test_units_are_drawn_independently_at_the_rate() -> None:
+    counts = [len(poisson_sample(100, 0.2)) for _ in range(300)]
+    mean = sum(counts) / 300
+    variance = sum((count - mean) ** 2 for count in counts) / 299
+    assert abs(mean - 20) < 1.5 and 10 < variance < 24  # 100 · 0.2 · 0.8 = 16
+
+
+def stepped(num_units: int, rate: float, noise: float, physical: int = 2) -> torch.Tensor:
+    network = Plain().train()
+    inputs = torch.eye(3).repeat(4, 1)[:num_units]
+    mechanism = Mechanism(rate, noise, 1.0, 10.0, physical)
+    with UnitGradients(network, lambda rows: network(rows.inputs), "hooks") as gradients:
+        private_gradients(gradients, lambda units: Rows(inputs[units]), mechanism, num_units)
+    assert network.layer.weight.grad is not None
+    return network.layer.weight.grad.flatten()
+
+
+@pytest.mark.parametrize("physical", [1, 2, 5, 16])
+def test_virtual_batches_add_up_and_are_divided_by_a_constant(physical: int) -> None:
+    """Twelve units, four along each axis, all drawn; the divisor is 10, whatever was drawn."""
+    assert stepped(12, 1.0, 1e-9, physical).tolist() == pytest.approx([0.4] * 3, rel=2e-4)
+
+
+def test_an_empty_sample_is_noise_alone() -> None:
+    drawn = torch.stack([stepped(0, 0.5, 2.0) for _ in range(300)])
+    # σ C / B = 2 · 1 / 10
+    assert abs(float(drawn.std()) - 0.2) < 0.03 and abs(float(drawn.mean())) < 0.03
+
+
+def test_counts_have_noise_and_stay_counts() -> None:
+    drawn = [noised_counts(1000, 300, 5.0) for _ in range(300)]
+    units = torch.tensor([float(one.units) for one in drawn])
+    assert drawn[0].deviation == pytest.approx(5 * 2**0.5)
+    assert abs(float(units.mean()) - 1000) < 2 and abs(float(units.std()) - 7.07) < 1.2
+    few = [noised_counts(0, 0, 50.0) for _ in range(50)]
+    assert all(one.units >= 1 and 0 <= one.labelled <= one.units for one in few)
+
+
+def private(**changes: object) -> PrivacySettings:
+    given: dict[str, object] = {"enabled": True, "noise_multiplier": 1.0, "physical_batch_size": 3}
+    return PrivacySettings.model_validate(given | changes)
+
+
+def latents() -> LatentSet:
+    drawn = torch.randn(12, 2, 8, 8, generator=generator()).half()
+    targets = torch.full((12, 2), torch.nan)
+    targets[:4] = torch.eye(2).repeat(2, 1)
+    return LatentSet(drawn, drawn[None, :4], targets, multi_label=False)
+
+
+def trained(privacy: PrivacySettings, noise: float, steps: int = 2, **changes: object):
+    model = toy_network()
+    training = joint_training(warmup_steps=0, **changes)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    freeze(model, training, privacy)
+    train_private_joint(
+        model,
+        joint_optimizer(model, training),
+        latents(),
+        torch.arange(12) // 2,
+        6,
+        training,
+        privacy,
+        Mechanism(0.5, noise, 1.0, 3.0, privacy.physical_batch_size),
+        ALPHAS,
+        prediction="velocity",
+        steps=steps,
+        round_number=1,
+        rounds=1,
+        on_step=quiet,
+    )
+    return {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}, model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mode": "ghost"},
+        {"clipping": "per_layer"},
+        {"noise_multiplicity": 3},
+    ],
+)
+def test_a_private_round_moves_every_weight(changes: dict[str, object]) -> None:
+    moved, model = trained(private(**changes), noise=0.5)
+    assert moved == {name for name, _ in model.named_parameters()}
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_only_the_named_part_is_trained() -> None:
+    given = {"public_model": "elsewhere", "trained": "head"}
+    moved, _ = trained(private(**given), noise=0.5)
+    assert moved and all(name.startswith("head.") for name in moved)
+    moved, _ = trained(private(), noise=0.5, diffusion_weight=0.0)
+    assert any("down_blocks" in name for name in moved)
+    assert not any("up_blocks" in name for name in moved)
+
+
+def test_the_same_private_round_twice_differs() -> None:
+    first, second = (trained(private(), noise=1.0, steps=1)[1] for _ in range(2))
+    weights = [model.unet.conv_in.weight for model in (first, second)]
+    assert not torch.equal(*weights)

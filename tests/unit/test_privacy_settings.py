@@ -1,0 +1,109 @@
+"""What a private run is told, what it then costs, and what is refused."""
+
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.compose import compose
+from mediffusion_core.errors import UserError
+from mediffusion_core.privacy.accounting import epsilon
+from mediffusion_core.privacy.plan import AUTOENCODER, JOINT, Plan
+from mediffusion_core.privacy.refusals import REFUSED
+from mediffusion_core.settings import Settings
+
+DP = ("privacy=dp", "privacy.target_delta=1e-6")
+
+
+def test_a_run_is_not_private_unless_it_is_asked_to_be() -> None:
+    assert not compose("config", []).privacy.enabled
+    assert compose("config", ["privacy=dp"]).privacy.target_epsilon == 8.0
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("training.precision=bf16", "a gradient's norm is off by a percent"),
+        ("training.joint.class_balance=sqrt", "would depend on the labels of others"),
+        ("training.joint.consistency.weight=1", "pseudo-labels are not part"),
+        ("training.joint.logit_adjustment=1", "label counts, which would leave without noise"),
+        ("training.joint.control_variates=true", "gradients would leave without noise"),
+        ("model.head.pooling=attention", "no gradient for each unit"),
+        ("privacy.noise_multiplier=1", "exactly one of privacy.noise_multiplier"),
+        ("privacy.target_epsilon=null", "exactly one of privacy.noise_multiplier"),
+        ("+privacy.seed=3", "whoever knows it can subtract the noise"),
+        ("privacy.trained=attention", "must name the folder of a model made of public images"),
+        ("privacy.autoencoder=public", "must name the folder of a model made of public images"),
+    ],
+)
+def test_what_voids_the_guarantee_is_refused_with_the_reason(given: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        compose("config", [*DP, given])
+
+
+@pytest.mark.parametrize("given", ["privacy.clipping=per_layer", "privacy.noise_multiplicity=2"])
+def test_ghost_clipping_is_refused_what_it_cannot_do(given: str) -> None:
+    with pytest.raises(UserError, match=r"privacy\.mode=ghost"):
+        compose("config", [*DP, "privacy.mode=ghost", given])
+
+
+def test_adaptive_thresholds_are_refused_for_what_they_are() -> None:
+    thresholds = ["consistency.weight=1", "consistency.thresholds=adaptive"]
+    with pytest.raises(UserError, match="one image moves the gradients of all"):
+        compose("config", [*DP, *(f"training.joint.{one}" for one in thresholds)])
+
+
+def test_the_same_settings_are_allowed_without_privacy() -> None:
+    plain = compose("config", ["training.joint.control_variates=true"])
+    assert any(applies(plain) for _, applies, _ in REFUSED)
+
+
+@cache
+def composed(*overrides: str) -> Settings:
+    return compose("config", [*DP, *overrides])
+
+
+def plan_of(units: int, *overrides: str) -> Plan:
+    return Plan.of(composed(*overrides), units)
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 20_000), st.sampled_from([16, 128, 500]))
+def test_steps_cost_what_they_are(units: int, batch: int) -> None:
+    plan = plan_of(units, f"privacy.batch_size={batch}")
+    assert 0 < plan.sample_rate <= 1
+    assert plan.expected_units == pytest.approx(min(batch, units))
+    steps = [plan.steps(JOINT, number) for number in range(1, 17)]
+    passes = sum(steps) * plan.expected_units / units
+    assert passes == pytest.approx(16 * 0.9, abs=plan.expected_units / units)
+    (training,) = plan.charges(1.0)[2:]
+    autoencoder = sum(plan.steps(AUTOENCODER, number) for number in range(1, 7))
+    assert training.steps == sum(steps) + autoencoder
+
+
+@pytest.mark.parametrize("units", [300, 2000])
+@pytest.mark.parametrize("target", [1.5, 8.0])
+def test_the_least_noise_keeps_the_whole_run_within_its_epsilon(units: int, target: float) -> None:
+    plan = plan_of(units, f"privacy.target_epsilon={target}")
+    noise = plan.noise_multiplier()
+    assert epsilon(plan.charges(noise), 1e-6) <= target
+    assert epsilon(plan.charges(noise * 0.99), 1e-6) > target * 0.95
+
+
+def test_an_epsilon_that_the_counts_alone_exceed_is_refused() -> None:
+    with pytest.raises(UserError, match=r"can't be had with privacy\.release_noise=8"):
+        plan_of(500, "privacy.target_epsilon=0.2").noise_multiplier()
+
+
+def test_delta_is_at_most_a_tenth_of_one_unit() -> None:
+    plan_of(100_000)
+    with pytest.raises(UserError, match=r"at most 1/\(10 n\) = 5\.0e-07"):
+        plan_of(200_000)
+
+
+def test_a_public_autoencoder_costs_nothing() -> None:
+    public = ("privacy.public_model=/public", "privacy.autoencoder=public")
+    whole, joint = plan_of(2000), plan_of(2000, *public)
+    assert len(whole.charges(1.0)) == 3 and len(joint.charges(1.0)) == 2
+    assert joint.noise_multiplier() < whole.noise_multiplier()
