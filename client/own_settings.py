@@ -5,7 +5,8 @@ not: there a path that the server names is never read or written. The site says 
 command line of its SuperNode, `--node-config`, with these keys:
 
 `folder`: where the site may write; with it a site is deployed.
-`data-root`: its images.
+`site-file`: which images it has, and on what it computes; with it all of them are the site's.
+`data-root`: its images, of which it takes the part `partition-id`, where there is no site file.
 `device`, `threads`: on what it computes; as the run asks where they are not given.
 """
 
@@ -18,9 +19,12 @@ from mediffusion_core.settings import RunSettings, Settings
 NodeConfig = Mapping[str, str | int | float | bool]
 
 FOLDER = "folder"
+SITE_FILE = "site-file"
 DATA_ROOT = "data-root"
 DEVICE = "device"
 THREADS = "threads"
+LEDGER = "ledger"
+"""In the site's folder, what its patients have spent, where no site file names another place."""
 
 
 def own_settings(settings: Settings, node: NodeConfig) -> Settings:
@@ -36,17 +40,21 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
     """
     if FOLDER not in node:
         return settings
+    if SITE_FILE in node:  # which says all that follows
+        return settings.model_copy(update={"run": RunSettings()})
     root = Path(str(node[DATA_ROOT])) if DATA_ROOT in node else None
     data = settings.data
     if root is None and data.source != "phantom":
         raise UserError(f"data={data.source} needs {DATA_ROOT} in this site's node config")
     if data.table is not None and not _lies_in(root, data.table):
         raise UserError(f"data.table {data.table} does not lie in this site's data root")
+    ledger = Path(str(node[FOLDER])) / LEDGER
     return settings.model_copy(
         update={
             "run": RunSettings(),
             "device": str(node.get(DEVICE, settings.device)),
             "data": data.model_copy(update={"root": root, "store": None}),
+            "privacy": settings.privacy.model_copy(update={"ledger": ledger}),
         }
     )
 

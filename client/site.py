@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from flwr.app import Context
 
+from client.own_data import open_own
 from client.own_settings import (
     DATA_ROOT,
     DEVICE,
     FOLDER,
+    SITE_FILE,
     own_folder,
     own_settings,
     own_threads,
@@ -73,10 +75,10 @@ def open_site(context: Context) -> Site:
         UserError: if its settings do not compose, or its images cannot be opened.
     """
     config, node = context.run_config, context.node_config
-    own = tuple((key, node[key]) for key in (FOLDER, DATA_ROOT, DEVICE) if key in node)
+    own = tuple((key, node[key]) for key in (FOLDER, SITE_FILE, DATA_ROOT, DEVICE) if key in node)
     settings, hospitals = _opened(str(config["config-name"]), str(config["overrides"]), own)
     torch.set_num_threads(own_threads(settings, node))
-    index = int(node["partition-id"])
+    index = 0 if SITE_FILE in node else int(node["partition-id"])
     if index >= len(hospitals.shards):
         raise UserError(f"partition {index} asked for, but there are {len(hospitals.shards)} sites")
     shared = run_path(settings.run, context.run_id)
@@ -89,7 +91,10 @@ def open_site(context: Context) -> Site:
 def _opened(
     config_name: str, overrides: str, own: tuple[tuple[str, Any], ...]
 ) -> tuple[Settings, Hospitals]:
-    settings = own_settings(compose(config_name, split(overrides)), dict(own))
+    node = dict(own)
+    settings = own_settings(compose(config_name, split(overrides)), node)
+    if SITE_FILE in node:
+        return open_own(settings, Path(node[SITE_FILE]))
     return settings, open_hospitals(settings)
 
 

@@ -130,12 +130,7 @@ class Kits:
         for name, source in (("ca.pem", "ca.pem"), ("signer.pem", "signer.pem")):
             (kit / name).write_bytes((self._authority / source).read_bytes())
         certificate = x509.load_pem_x509_certificate((self._server / "server.pem").read_bytes())
-        filled = {
-            "site": site,
-            "index": str(self.federation.sites.index(site)),
-            "count": str(len(self.federation.sites)),
-            "until": _until(certificate),
-        }
+        filled = {"site": site, "until": _until(certificate)}
         for template, name in (
             ("README.md", "README.md"),
             ("site.compose.yaml", "compose.yaml"),

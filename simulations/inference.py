@@ -131,12 +131,12 @@ def explain_image(
 
 
 def _class_numbers(model: TrainedModel, targets: Sequence[str]) -> list[int]:
-    chosen = [class_index(target, model.classes) for target in targets]
-    if len(set(chosen)) < len(chosen):
+    numbers = [class_index(target, model.classes) for target in targets]
+    if len(set(targets)) < len(targets):
         raise UserError(f"a class is named twice: {', '.join(targets)}")
-    if len(chosen) > 1 and not model.multi_label:
+    if len(numbers) > 1 and not model.multi_label:
         raise UserError(f"{' and '.join(targets)} exclude each other; choose one class")
-    return chosen
+    return numbers
 
 
 def _load(run: Path, device: str) -> TrainedModel:

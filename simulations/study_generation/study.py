@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -20,6 +19,7 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.features import FeatureExtractor, build_extractor
 from mediffusion_core.evaluation.generation import halves_by_group
 from mediffusion_core.training.local import derive_seed
+from simulations.pooled_resnet import training_images
 from simulations.study_generation.measure import Measured, RealImages, measure, obedience
 from simulations.study_generation.sets import (
     SampleSet,
@@ -196,12 +196,9 @@ class _Study:
 
     def _training_images(self) -> ImageSet:
         """Those of all sites, in drawn order."""
-        hospitals = self._opened.hospitals
-        sites = [hospitals.train(site) for site in range(len(hospitals.shards))]
-        rows = np.concatenate([site.rows for site in sites])
-        together = ImageSet(hospitals.pixels, rows, torch.cat([site.targets for site in sites]))
+        images = training_images(self._opened.hospitals)
         generator = torch.Generator().manual_seed(self._seed("training"))
-        return together.subset(torch.randperm(len(rows), generator=generator))
+        return images.subset(torch.randperm(len(images), generator=generator))
 
     def _features_of_training(self, searched: Tensor) -> Tensor:
         parts = track(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mediffusion_core.diffusion.class_guidance import sample_labelled_latents
+from mediffusion_core.diffusion.external_guidance import externally_guided_latents
 from mediffusion_core.diffusion.losses import (
     classification_loss,
     diffusion_loss,
@@ -29,6 +30,7 @@ from mediffusion_core.diffusion.noise_process import (
     prediction_target,
 )
 from mediffusion_core.diffusion.sampling import sample_latents
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.settings import DiffusionSettings, Prediction
 
 SETTINGS = DiffusionSettings()
@@ -154,6 +156,33 @@ def test_labels_draw_latents_towards_them_and_nothing_else() -> None:
     only = drawn(torch.tensor([[1.0, NAN]]).expand(60, 2), 5.0)
     assert float((only - free)[:, :, :2].mean()) > 0.01
     torch.testing.assert_close(only[:, :, 2:], free[:, :, 2:])
+
+
+def test_an_external_classifier_pulls_through_the_denoiser() -> None:
+    """Towards what it is asked for, by equally long steps, and not at all at scale 0."""
+    model = GaussianData(0.0, 1.0)
+    latents, noise = torch.randn(2, 6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    target = Target(torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool), False)
+
+    def made(scale: float) -> Tensor:
+        return externally_guided_latents(
+            model,
+            ALPHAS,
+            latents,
+            target,
+            model.classify,
+            noise,
+            start=0.4,
+            steps=10,
+            scale=scale,
+            prediction="epsilon",
+        )
+
+    free, gentle, hard = (model.classify(made(scale))[:, 0] for scale in (0.0, 0.5, 2.0))
+    assert (free < gentle).all() and (gentle < hard).all()
+    # Of unit normal data the denoiser's ẑ_0 is √ᾱ_t z_t, and DDIM keeps its direction.
+    start = add_noise(latents, noise, ALPHAS[400])
+    assert float(F.cosine_similarity(made(0.0).flatten(1), start.flatten(1)).min()) > 0.999
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])

@@ -99,7 +99,7 @@ def test_a_kits_compose_file_names_its_server_and_confines_the_site(federation: 
     text = (federation / "chest" / "kits" / "uni" / "compose.yaml").read_text()
     site = yaml.safe_load(text)["services"]["site"]
     assert "--superlink=federation.example.org:8443" in site["command"]
-    assert any("partition-id=1 num-partitions=2" in part for part in site["command"])
+    assert any('site-file="/run/secrets/site-file"' in part for part in site["command"])
     assert (site["read_only"], site["cap_drop"]) == (True, ["ALL"])
     assert site["volumes"][0].endswith(":/data:ro")
     assert "ports" not in site

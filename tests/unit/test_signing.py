@@ -1,5 +1,6 @@
 """A site starts no bundle that its coordinator has not signed."""
 
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,3 +71,16 @@ def test_nothing_of_a_refused_bundle_is_installed(
     runtime.pull_task_input(None)  # type: ignore[arg-type]
     runtime.install_from_fab(BUNDLE, skip_prompt=True)
     assert installed == [BUNDLE]
+
+
+def test_what_the_app_spawns_does_not_start_a_second_clientapp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A spawned process imports the program anew, under this name."""
+    program = Path(__file__).parents[2] / "docker" / "flwr-clientapp"
+    started: list[bool] = []
+    monkeypatch.setattr("deployment.clientapp.main", lambda: started.append(True))
+    runpy.run_path(str(program), run_name="__mp_main__")
+    assert started == []
+    runpy.run_path(str(program), run_name="__main__")
+    assert started == [True]
