@@ -26,8 +26,9 @@ def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
 
 
 def _names(site: Site) -> list[str]:
-    """Every training patient or lesion, or every training image, once."""
-    rows = site.hospitals.train(site.index).rows
-    if site.settings.privacy.unit == "patient":
-        return sorted(set(site.hospitals.groups(rows)))
-    return [site.hospitals.store.image_ids[row] for row in rows.tolist()]
+    """Every training patient or lesion, once.
+
+    So too where single images are protected: an image has spent at most what its patient has, and
+    a later run that protects patients sees it.
+    """
+    return sorted(set(site.hospitals.groups(site.hospitals.train(site.index).rows)))
