@@ -56,9 +56,14 @@ COUNTS = "counts"
 FAILURE = "failure"
 """ConfigRecord from a site that could not do its work: a code and a random id, never a text."""
 
+LEDGER_HEAD = "ledger_head"
+"""ArrayRecord both ways where a run is private: the head of the site's privacy ledger, which the
+server keeps and sends with its next message, so that an older copy of the ledger shows. A site
+sends it with every reply; its digest is keyed by the site's salt, and tells the number of entries
+and no more."""
 BUDGET = "budget"
-"""The code of a failure that ends a site's part in the run and not the run: its patients have spent
-what the site allows."""
+"""The code of a failure that ends a site's part in the run and not the run: its patients have
+spent what the site allows."""
 
 WEIGHTED_BY = {
     AUTOENCODER: "images_seen",

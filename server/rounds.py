@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import nan
 from typing import Any
 
@@ -39,7 +39,7 @@ from server.aggregation import aggregate, mean_metric, moving_average
 from server.control_variates import corrections, remembered
 from server.federation import Reply, SiteError, Sites
 from server.optimizers import server_step
-from server.privacy import SCALE, promised
+from server.privacy import SCALE, known_heads, nothing_pooled, promised, told_heads
 from server.selection import Judged, select
 from server.state import SERVER, RunState
 
@@ -96,6 +96,7 @@ class FederatedRun:
 
     def _census(self) -> dict[str, Any]:
         replies = self._federation.census()
+        self._state.components |= told_heads(replies)
         census = {reply.site: reply.census for reply in replies}
         if self._settings.training.joint.needs_label_counts:
             self._beside_joint[LABEL_COUNTS] = LabelCounts.of_census(census.values()).arrays()
@@ -112,7 +113,7 @@ class FederatedRun:
     def _autoencoder_round(self) -> None:
         state = self._state
         number, total = state.autoencoder_rounds + 1, self._settings.autoencoder_rounds
-        replies = self._federation.ask(
+        replies = self._ask(
             protocol.TRAIN_AUTOENCODER,
             number,
             {AUTOENCODER: state.components[AUTOENCODER]},
@@ -129,7 +130,7 @@ class FederatedRun:
         """Forms the global latent scale once, and lets the sites encode their images with it."""
         state = self._state
         if SCALE not in state.components:
-            replies = self._federation.ask(
+            replies = self._ask(
                 protocol.LATENT_CENSUS, 1, {AUTOENCODER: state.components[AUTOENCODER]}
             )
             if not replies:
@@ -145,7 +146,7 @@ class FederatedRun:
         if not self._settings.autoencoder_rounds and state.judged < 0:
             psnr = self._judge.reconstruction(codec.to(self._device), self._folder.pictures)
             self._record("latents", 1, 1, psnr=psnr)
-        self._federation.ask(protocol.ENCODE, 1, {AUTOENCODER: codec.state_dict()})
+        self._ask(protocol.ENCODE, 1, {AUTOENCODER: codec.state_dict()})
 
     def _joint_round(self) -> None:
         state, federation = self._state, self._settings.federation
@@ -155,7 +156,7 @@ class FederatedRun:
         sent = {name: state.components[name] for name in names} | self._beside_joint
         sites = self._participants("joint", number)
         own = corrections(state.components, sites)
-        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites, own)
+        replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own)
         for component in JOINT:
             self._take(component, replies)
         state.components |= remembered(state.components, replies)
@@ -215,9 +216,9 @@ class FederatedRun:
             The figures, the macro AUC of each bootstrap (B,), and the best temperature.
         """
         if self._settings.privacy.enabled:
-            return self._not_pooled()
+            return nothing_pooled(self._classes)
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
-        replies = self._federation.ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
+        replies = self._ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
         sent_back = [reply.components[protocol.COUNTS] for reply in replies]
         counts = [one["counts"] for one in sent_back]
         draws = auc_from_counts(
@@ -236,15 +237,21 @@ class FederatedRun:
         }
         return figures, macro_draws(pooled, draws), best_temperature(losses)
 
-    def _not_pooled(self) -> tuple[dict[str, Any], Tensor, float]:
-        """What `_pooled` returns where no site tells of its validation patients."""
-        figures: dict[str, Any] = {
-            "auc_pooled": nan,
-            "auc_pooled_interval": (nan, nan),
-            "auc_pooled_per_class": dict.fromkeys(self._classes, nan),
-            "auc_pooled_per_site": {},
-        }
-        return figures, torch.full((self._settings.evaluation.num_bootstraps,), nan), 1.0
+    def _ask(
+        self,
+        kind: str,
+        number: int,
+        components: Mapping[str, StateDict],
+        sites: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, StateDict]] | None = None,
+    ) -> list[Reply]:
+        """Asks the sites; where the run is private, the heads of their ledgers go along."""
+        heads = known_heads(self._state.components, self._federation.sites)
+        given = own or {}
+        both = {site: {**heads.get(site, {}), **given.get(site, {})} for site in {*heads, *given}}
+        replies = self._federation.ask(kind, number, components, sites, both)
+        self._state.components |= told_heads(replies)
+        return replies
 
     def _take(self, component: str, replies: list[Reply]) -> None:
         states = [reply.components[component] for reply in replies]
