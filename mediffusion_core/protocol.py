@@ -107,7 +107,7 @@ class Answer:
 
     Attributes:
         name: For people.
-        records: Every record that the answer may have, beside `FAILURE`.
+        records: Every record that the answer may have, beside those of `WITH_ANY`.
         fields: Every name that may stand in its metrics and counts.
         carries: What it is with privacy off, where it leaves as it was computed.
         betrays: What it may then tell about whom, to the server and to whoever it passes it on to.
@@ -204,6 +204,18 @@ ANSWERS = {
     ),
 }
 """By kind of message. A new kind, record or field has its place here before it may leave."""
+
+WITH_ANY = {
+    FAILURE: (
+        "in place of an answer, a code and a random id; the code `budget` says that the site's "
+        "patients have spent what they may, and so that they took part before"
+    ),
+    LEDGER_HEAD: (
+        "with `privacy=dp` beside each answer, how many entries the site's ledger has and a digest "
+        "keyed by its salt: it tells how often patients were charged, and nothing of who they are"
+    ),
+}
+"""Records that may come with an answer to any kind of message, and what they tell."""
 
 FROM_SERVER = frozenset({INSTRUCTIONS, LABEL_COUNTS, EMA_UNET, EMA_HEAD})
 """Records that only ever go to the sites. They hold what the sites sent, averaged or added up."""

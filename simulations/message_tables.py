@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mediffusion_core.protocol import ALLOWED_METRICS, ANSWERS
+from mediffusion_core.protocol import ALLOWED_METRICS, ANSWERS, WITH_ANY
 from simulations.marked_section import replace_section
 
 OPEN = ("message", "what the site sends", "whom it could betray", "what protects it")
@@ -23,8 +23,7 @@ def message_tables() -> str:
             _table(OPEN, plain),
             "With `privacy=dp`, where q is the sample rate and σ the noise multiplier:",
             _table(PRIVATE, private),
-            "In place of any answer a code and a random id may leave. The code `budget` says that "
-            "the site's patients have spent what they may, and so that they took part before.",
+            f"Whatever was asked, a site may also send, {'; and '.join(WITH_ANY.values())}.",
             f"The allow-list of metrics: {metrics}.",
         ]
     )

@@ -33,4 +33,4 @@ def undeclared(kind: str, content: RecordDict) -> set[str]:
     fields = set(content.metric_records.get(protocol.METRICS, {}))
     if protocol.COUNTS in content:
         fields |= set(unpack(content.array_records[protocol.COUNTS][FORMAT].data))
-    return set(content) - declared.records - {protocol.FAILURE} | fields - declared.fields
+    return set(content) - declared.records - set(protocol.WITH_ANY) | fields - declared.fields
