@@ -20,7 +20,7 @@ from mediffusion_core.diffusion.losses import classification_loss, diffusion_los
 from mediffusion_core.diffusion.noise_process import add_noise, prediction_target
 
 FALSE_POSITIVE_RATE = 0.01
-NOISE_LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+NOISE_LEVELS = (0.05, 0.15, 0.3)
 """Fractions of the noise process at which an image's diffusion loss is averaged."""
 BOOTSTRAPS = 1000
 BATCH = 128
