@@ -47,7 +47,8 @@ def _ledger(site: Site) -> Ledger:
     cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
     # Only a ledger that outlives the run knows of other runs on the same patients.
     folder = privacy.ledger / site.name if privacy.ledger else site.folder / FOLDER
-    return Ledger.open(folder, cap=cap)
+    head = privacy.ledger_heads / site.name if privacy.ledger_heads else None
+    return Ledger.open(folder, head=head, cap=cap)
 
 
 def _names(site: Site) -> list[str]:

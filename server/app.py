@@ -35,7 +35,11 @@ def main(grid: Grid, context: Context) -> None:
     # While the server judges the sites wait, so it may use every core.
     torch.set_num_threads(os.cpu_count() or 1)
     federation = Federation(
-        grid, settings.fingerprint(), settings.num_participants, settings.federation.round_timeout
+        grid,
+        settings.fingerprint(),
+        settings.num_participants,
+        settings.federation.round_timeout,
+        settings.federation.min_replies,
     )
     serve(federation, settings, RunFolder(run_path(settings.run, context.run_id)))
 

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from mediffusion_core.errors import UserError
+from simulations.deployment_commands import add_commands
 from simulations.site_cli import site
 
 app = typer.Typer(
@@ -116,6 +117,17 @@ def explain(
     from simulations.inference import explain_image
 
     print(explain_image(run, image, target, output or run / "explanations", device))
+
+
+@app.command(epilog="Example: fed-mediffusion export runs/latest exported")
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+) -> None:
+    """Write the model as a diffusers pipeline with a model card, for use without Flower."""
+    from mediffusion_core.artifacts.export import export_run
+
+    print(export_run(run, output))
 
 
 data = typer.Typer(help="Prepare a data set, say what is wrong with it, and show it.")
@@ -230,6 +242,83 @@ def attack(
     print(study_attack(run, output or run / ATTACK, device))
 
 
+@study.command(epilog="Example: fed-mediffusion study generation runs/latest --ddpm")
+def generation(
+    run: Run,
+    count: Annotated[
+        int, typer.Option(min=20, help="Images a set; at most half of the test images.")
+    ] = 300,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
+    scale: Annotated[
+        float, typer.Option(min=0.0, help="How hard class-guided samples are pulled.")
+    ] = 3.0,
+    ddpm: Annotated[
+        bool, typer.Option(help="Draw by all steps of DDPM, too; takes minutes.")
+    ] = False,
+    half_samples: Annotated[
+        int, typer.Option(min=10, help="Half-samples drawn for the intervals.")
+    ] = 100,
+    training_images: Annotated[
+        int | None,
+        typer.Option(min=10, help="Look for copies among so many training images; all by default."),
+    ] = None,
+    usefulness: Annotated[
+        int,
+        typer.Option(min=0, help="Train a ResNet-18 on drawn images for so many steps; 0: not."),
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; generation in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold samples, class-guided ones too, against real images, and look for copies.
+
+    The last line printed is the page of results.
+    """
+    from simulations.study_generation.study import Options, study_generation
+
+    options = Options(count, steps, scale, ddpm, half_samples, training_images, usefulness)
+    print(study_generation(run, options, output or run / "generation", device))
+
+
+@study.command(
+    "reader-export", epilog="Example: fed-mediffusion study reader-export runs/latest readers"
+)
+def reader_export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Test images, each with a pair.")] = 20,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Pairs shown again with their sides swapped.")
+    ] = 4,
+    resnet_steps: Annotated[
+        int, typer.Option(min=1, help="Training of the classifier that guides the other ones.")
+    ] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Of images, order and sides.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Write a page of blinded pairs for readers: our counterfactuals and external guidance's.
+
+    The page goes to the readers, key.json does not. The last line printed is the page.
+    """
+    from simulations.reader_study.export import export_reader_study
+
+    print(export_reader_study(run, output, pairs, repeats, resnet_steps, seed, device))
+
+
+@study.command(
+    "reader-score", epilog="Example: fed-mediffusion study reader-score readers answers-*.json"
+)
+def reader_score(
+    folder: Annotated[Path, typer.Argument(help="Folder that reader-export wrote.")],
+    answers: Annotated[list[Path], typer.Argument(help="Files that the readers sent back.")],
+) -> None:
+    """Score readers' answers. The last line printed is the page of scores."""
+    from simulations.reader_study.score import score_answers
+
+    print(score_answers(folder, answers))
+
+
 @app.command(
     epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
 )
@@ -249,6 +338,9 @@ def results(
     from simulations.results import write_results
 
     print(write_results(runs, study_folder, document, labels_folder))
+
+
+add_commands(app)
 
 
 def main() -> None:

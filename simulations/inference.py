@@ -18,10 +18,9 @@ from mediffusion_core.artifacts.pictures import (
 )
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.images import SUFFIXES, ImageError, decode, fit
-from mediffusion_core.diffusion.guidance import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
-from mediffusion_core.settings import did_you_mean
+from mediffusion_core.evaluation.wish import class_index, wish_for
 from mediffusion_core.training.local import resolve_device
 
 BATCH = 64
@@ -82,25 +81,21 @@ def explain_image(run: Path, image: Path, target: str, output: Path, device: str
         UserError: if the image cannot be read, or the class is unknown or already predicted.
     """
     model = _load(run, device)
-    if target not in model.classes:
-        hint = did_you_mean(target, list(model.classes))
-        raise UserError(
-            f"unknown class {target!r}{hint or ';'} allowed: {', '.join(model.classes)}"
-        )
+    index = class_index(target, model.classes)
     try:
         pixels = _read(model, image)[None]  # (1, C, H, W)
     except ImageError as error:
         raise UserError(f"image {image}: {error}") from None
-    index = model.classes.index(target)
     before = model.classify(pixels)
     if not model.multi_label and int(before.argmax()) == index:
         raise UserError(f"the model already sees {target} in {image.name}; choose another class")
-    present = not model.multi_label or bool(before[0, index] < 0.5)
-    wish = Target(torch.tensor([index]), torch.tensor([present]), model.multi_label)
+    wish = wish_for(index, before, model.multi_label)
     made = make_counterfactuals(model, pixels, wish, model.settings.evaluation.counterfactual)
     named = model.classes[int(before.argmax())]
     asked = (
-        f"{'add' if present else 'remove'} {target}" if model.multi_label else f"{named} → {target}"
+        f"{'add' if bool(wish.present[0]) else 'remove'} {target}"
+        if model.multi_label
+        else f"{named} → {target}"
     )
     row = CounterfactualRow(
         source=made.sources[0].numpy(),

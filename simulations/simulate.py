@@ -125,6 +125,7 @@ def _absolute(settings: Settings, folder: Path) -> list[str]:
         "evaluation.inception_weights": settings.evaluation.inception_weights,
         "privacy.public_model": settings.privacy.public_model,
         "privacy.ledger": settings.privacy.ledger,
+        "privacy.ledger_heads": settings.privacy.ledger_heads,
     }
     given = {key: value.expanduser().resolve() for key, value in values.items() if value}
     given["run.folder"] = folder

@@ -5,12 +5,15 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mediffusion_core.diffusion.class_guidance import sample_labelled_latents
+from mediffusion_core.diffusion.external_guidance import externally_guided_latents
 from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
 from mediffusion_core.diffusion.losses import (
     classification_loss,
@@ -133,6 +136,62 @@ def test_few_steps_shrink_the_spread_but_not_beyond_reason() -> None:
     few = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 20, "epsilon")
     assert float(torch.corrcoef(torch.stack([many.flatten(), few.flatten()]))[0, 1]) > 0.9999
     assert 0.6 < float(few.std() / many.std()) < 1.0
+
+
+def test_labels_draw_latents_towards_them_and_nothing_else() -> None:
+    """The head compares a latent's halves; what it is not asked about keeps its distribution."""
+    noise = torch.randn(60, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    model = GaussianData(1.0, 0.5)
+    free = sample_latents(model, ALPHAS, noise, 50, "epsilon")
+
+    def drawn(labels: Tensor, scale: float, from_timestep: int = 999) -> Tensor:
+        return sample_labelled_latents(
+            model,
+            ALPHAS,
+            noise,
+            labels,
+            multi_label=labels.isnan().any().item(),
+            steps=50,
+            scale=scale,
+            from_timestep=from_timestep,
+            prediction="epsilon",
+        )
+
+    first = F.one_hot(torch.zeros(60, dtype=torch.long), 2).float()
+    torch.testing.assert_close(drawn(first, 0.0), free)
+    torch.testing.assert_close(drawn(first, 5.0, from_timestep=-1), free)
+    asked = [model.classify(drawn(first, scale))[:, 0].mean() for scale in (0.0, 1.0, 5.0)]
+    assert asked[0] < asked[1] < asked[2]
+    only = drawn(torch.tensor([[1.0, NAN]]).expand(60, 2), 5.0)
+    assert float((only - free)[:, :, :2].mean()) > 0.01
+    torch.testing.assert_close(only[:, :, 2:], free[:, :, 2:])
+
+
+def test_an_external_classifier_pulls_through_the_denoiser() -> None:
+    """Towards what it is asked for, by equally long steps, and not at all at scale 0."""
+    model = GaussianData(0.0, 1.0)
+    latents, noise = torch.randn(2, 6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    target = Target(torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool), False)
+
+    def made(scale: float) -> Tensor:
+        return externally_guided_latents(
+            model,
+            ALPHAS,
+            latents,
+            target,
+            model.classify,
+            noise,
+            start=0.4,
+            steps=10,
+            scale=scale,
+            prediction="epsilon",
+        )
+
+    free, gentle, hard = (model.classify(made(scale))[:, 0] for scale in (0.0, 0.5, 2.0))
+    assert (free < gentle).all() and (gentle < hard).all()
+    # Of unit normal data the denoiser's ẑ_0 is √ᾱ_t z_t, and DDIM keeps its direction.
+    start = add_noise(latents, noise, ALPHAS[400])
+    assert float(F.cosine_similarity(made(0.0).flatten(1), start.flatten(1)).min()) > 0.999
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
