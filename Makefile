@@ -31,6 +31,7 @@ test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit 
 bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, and training
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
 	@$(BIN)/python tests/benchmarks/bench_training.py
+	@$(BIN)/python tests/benchmarks/bench_privacy.py
 
 lint: $(VENV)/.installed-dev ## check style and types, change nothing
 	$(BIN)/ruff check
