@@ -134,9 +134,7 @@ class Ledger:
         Raises:
             LedgerError: if the ledger is not to be trusted.
         """
-        with self._content() as (_, salt, content):
-            found = _compositions(content, _hashes(units, salt))
-        return max((epsilon(one, delta) for one in found), default=0.0)
+        return max((epsilon(one, delta) for one in self.compositions(units)), default=0.0)
 
     def worst(self, delta: float) -> float:
         """The largest ε at δ of any unit, over all entries.
