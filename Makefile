@@ -5,6 +5,7 @@ VENV ?= .venv
 ARGS ?=
 # Where the CPU build of PyTorch is looked for, beside the indexes that pip is set up with.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DOCKER_BUILD ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -13,11 +14,11 @@ TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export FLWR_TELEMETRY_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install simulate test bench lint format clean
+.PHONY: help install simulate test bench docker-build docker-test lint format clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX)"
 
 install: $(VENV)/.installed ## make the environment with all that simulations need
@@ -26,12 +27,21 @@ simulate: $(VENV)/.installed ## run a simulation, on built-in data unless ARGS="
 	@$(BIN)/fed-mediffusion simulate $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit -k name"
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile)
 
 bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, and training
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
 	@$(BIN)/python tests/benchmarks/bench_training.py
 	@$(BIN)/python tests/benchmarks/bench_privacy.py
+
+docker-build: ## build the images of server and site; DOCKER_BUILD="--build-arg ..." goes to docker
+	docker build --file docker/Dockerfile --build-arg REVISION="$$(git rev-parse HEAD)" $(DOCKER_BUILD) \
+	    --target server --tag fed-mediffusion-server .
+	docker build --file docker/Dockerfile --build-arg REVISION="$$(git rev-parse HEAD)" $(DOCKER_BUILD) \
+	    --target site --tag fed-mediffusion-site .
+
+docker-test: $(VENV)/.installed-dev ## build the images, run a federation of containers, and break it
+	@FED_MEDIFFUSION_DOCKER=1 DOCKER_BUILD="$(DOCKER_BUILD)" $(BIN)/pytest -s -m docker tests/docker $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and types, change nothing
 	$(BIN)/ruff check

@@ -6,10 +6,21 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import Context
 
+from client.own_data import open_own
+from client.own_settings import (
+    DATA_ROOT,
+    DEVICE,
+    FOLDER,
+    SITE_FILE,
+    own_folder,
+    own_settings,
+    own_threads,
+)
 from configs.compose import compose, split
 from mediffusion_core.artifacts.run_folder import run_path
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
@@ -63,21 +74,27 @@ def open_site(context: Context) -> Site:
     Raises:
         UserError: if its settings do not compose, or its images cannot be opened.
     """
-    config = context.run_config
-    settings, hospitals = _opened(str(config["config-name"]), str(config["overrides"]))
-    # A simulated site has its share of the cores: with more threads, sites block each other.
-    torch.set_num_threads(max(1, int(settings.federation.cpus_per_site)))
-    index = int(context.node_config["partition-id"])
+    config, node = context.run_config, context.node_config
+    own = tuple((key, node[key]) for key in (FOLDER, SITE_FILE, DATA_ROOT, DEVICE) if key in node)
+    settings, hospitals = _opened(str(config["config-name"]), str(config["overrides"]), own)
+    torch.set_num_threads(own_threads(settings, node))
+    index = 0 if SITE_FILE in node else int(node["partition-id"])
     if index >= len(hospitals.shards):
         raise UserError(f"partition {index} asked for, but there are {len(hospitals.shards)} sites")
-    folder = run_path(settings.run, context.run_id) / "sites" / hospitals.shards[index].site
+    shared = run_path(settings.run, context.run_id)
+    folder = (own_folder(settings, node) or shared) / "sites" / hospitals.shards[index].site
     folder.mkdir(parents=True, exist_ok=True)
     return Site(settings, hospitals, index, folder)
 
 
 @lru_cache(maxsize=1)
-def _opened(config_name: str, overrides: str) -> tuple[Settings, Hospitals]:
-    settings = compose(config_name, split(overrides))
+def _opened(
+    config_name: str, overrides: str, own: tuple[tuple[str, Any], ...]
+) -> tuple[Settings, Hospitals]:
+    node = dict(own)
+    settings = own_settings(compose(config_name, split(overrides)), node)
+    if SITE_FILE in node:
+        return open_own(settings, Path(node[SITE_FILE]))
     return settings, open_hospitals(settings)
 
 

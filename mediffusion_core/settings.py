@@ -23,10 +23,11 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "device": True,
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
-    "federation": {"round_timeout"},
+    "federation": {"round_timeout", "min_replies"},
     "privacy": {"public_model", "ledger", "max_epsilon"},
 }
-"""Settings outside the hash: where things lie and how long to wait, never what is computed."""
+"""Settings outside the hash: where things lie, how long to wait and for whom; never what a site
+computes."""
 
 
 class RunSettings(StrictModel):
@@ -314,9 +315,10 @@ class ServerSettings(StrictModel):
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
-    `participation` is the share of the sites, drawn anew for each round of training. What a
-    federation is held against has the same splits and labels: `pool_sites` trains on all images in
-    one place, `only_site` at one site alone.
+    `participation` is the share of the sites, drawn anew for each round of training. A round ends
+    without the sites that are silent once `min_replies` have answered; by default it needs all of
+    those asked. What a federation is held against has the same splits and labels: `pool_sites`
+    trains on all images in one place, `only_site` at one site alone.
     """
 
     num_sites: Count
@@ -330,11 +332,21 @@ class FederationSettings(StrictModel):
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0
+    min_replies: Count | None = None
 
     @property
     def in_one_place(self) -> bool:
         """Whether there is a single participant, and nothing is federated."""
         return self.pool_sites or self.only_site is not None
+
+    @model_validator(mode="after")
+    def _replies_can_come(self) -> Self:
+        if self.min_replies is not None and self.min_replies > self.num_sites:
+            raise ValueError(
+                f"federation.min_replies {self.min_replies} is more than "
+                f"federation.num_sites {self.num_sites}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_comparison(self) -> Self:
@@ -347,7 +359,14 @@ class FederationSettings(StrictModel):
 
 
 class CounterfactualSettings(StrictModel):
-    """Guided counterfactuals: how far the image is noised and how hard the head pulls."""
+    """Guided counterfactuals: how far the image is noised and how hard the head pulls.
+
+    `start` is a fraction of the noise process and `scale` how hard the head pulls; the search
+    reaches both in `attempts` steps, and leaves an image where its target has `confidence`. What
+    is less salient than `mask_threshold` of the largest is kept, the other findings are held with
+    weight `hold`, and `closeness` moves towards the source at every step. The noise level is
+    reached by `inversion` of the source, or else by noise that `noise_seed` draws.
+    """
 
     panel: Count = 8
     count: Count = 48
@@ -355,6 +374,12 @@ class CounterfactualSettings(StrictModel):
     steps: Count = 20
     scale: Positive = 2.0
     closeness: Annotated[float, Field(ge=0.0)] = 0.1
+    attempts: Count = 4
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    mask_threshold: Fraction = 0.5
+    hold: Annotated[float, Field(ge=0.0)] = 1.0
+    inversion: bool = True
+    noise_seed: Annotated[int, Field(ge=0)] = 0
 
 
 class EvaluationSettings(StrictModel):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mediffusion_core import protocol
 from mediffusion_core.payload import FORMAT, pack, unpack
+from server.collecting import collect
 
 StateDict = Mapping[str, Tensor]
 
@@ -95,7 +96,12 @@ class Federation:
     """The sites of one run, reached by Flower."""
 
     def __init__(
-        self, grid: Grid, settings_hash: str, num_sites: int, round_timeout: float
+        self,
+        grid: Grid,
+        settings_hash: str,
+        num_sites: int,
+        round_timeout: float,
+        min_replies: int | None = None,
     ) -> None:
         """Takes Flower's grid and what every message carries.
 
@@ -104,11 +110,13 @@ class Federation:
             settings_hash: Refused by a site that runs other settings.
             num_sites: How many sites take part; the run waits for all of them.
             round_timeout: Seconds that a site may take to reply.
+            min_replies: So many end a round without the sites that are silent; all by default.
         """
         self._grid = grid
         self._hash = settings_hash
         self._num_sites = num_sites
         self._timeout = round_timeout
+        self._spared = 0 if min_replies is None else max(0, num_sites - min_replies)
         self._names: dict[int, str] = {}
 
     def census(self) -> list[Reply]:
@@ -149,7 +157,7 @@ class Federation:
         A site whose privacy budget is spent has no reply, and is asked no more.
 
         Raises:
-            SiteError: if a site fails, is lost, stays silent, or sends a number that is none.
+            SiteError: if a site fails or sends a number that is none, or too few answer in time.
         """
         nodes = [node for node, name in self._names.items() if sites is None or name in sites]
         return self._ordered(self._collect(kind, nodes, round_number, components, own or {}))
@@ -171,30 +179,33 @@ class Federation:
         own: Mapping[str, Mapping[str, StateDict]],
     ) -> list[Message]:
         arrays = array_records(components)
-        messages = [
-            Message(
-                request(
-                    self._hash,
-                    round_number,
-                    {**arrays, **array_records(own.get(self._name(node), {}))},
-                ),
-                message_type=kind,
-                dst_node_id=node,
-                group_id=str(round_number),
-            )
-            for node in nodes
-        ]
-        replies = list(self._grid.send_and_receive(messages, timeout=self._timeout))
-        for reply in replies:
+
+        def message(node: int) -> Message:
+            alone = array_records(own.get(self._name(node), {}))
+            content = request(self._hash, round_number, {**arrays, **alone})
+            return Message(content, message_type=kind, dst_node_id=node, group_id=str(round_number))
+
+        needed = self._needed(kind, len(nodes))
+        collected = collect(self._grid, nodes, message, needed, self._timeout)
+        for reply in collected.replies:
             self._check(reply, kind)
-        silent = set(nodes) - {reply.metadata.src_node_id for reply in replies}
-        if silent:
-            names = ", ".join(sorted(self._name(node) for node in silent))
+        if len(collected.replies) < needed:
+            names = ", ".join(sorted(self._name(node) for node in collected.missing))
             raise SiteError(f"no reply to {kind} within {self._timeout:.0f} s from {names}")
-        spent = [reply for reply in replies if is_spent(reply.content)]
+        spent = [reply for reply in collected.replies if is_spent(reply.content)]
         for reply in spent:
             self._names.pop(reply.metadata.src_node_id, None)
-        return [reply for reply in replies if reply not in spent]
+        return [reply for reply in collected.replies if reply not in spent]
+
+    def _needed(self, kind: str, asked: int) -> int:
+        """How many of those asked must answer: all but as many as may be silent.
+
+        Who a site is, the census alone can tell, so all must answer that one. Of training there
+        must be one reply; a site that was away when the others encoded may still be away.
+        """
+        if kind == protocol.CENSUS:
+            return asked
+        return max(0 if kind == protocol.ENCODE else min(1, asked), asked - self._spared)
 
     def _check(self, reply: Message, kind: str) -> None:
         name = self._name(reply.metadata.src_node_id)

@@ -79,6 +79,7 @@ class FederatedRun:
             HEAD: server.head,
         }
         self._beside_joint: dict[str, StateDict] = {}
+        self._encoded: set[str] = set()
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
@@ -142,11 +143,22 @@ class FederatedRun:
             mean, std = scale_from_sums(total, squares, count)
             state.components[SCALE] = {"mean": mean, "std": std}
             self._record("latents", 1, 1)
-        codec = state.codec(self._settings)
         if not self._settings.autoencoder_rounds and state.judged < 0:
-            psnr = self._judge.reconstruction(codec.to(self._device), self._folder.pictures)
+            codec = state.codec(self._settings).to(self._device)
+            psnr = self._judge.reconstruction(codec, self._folder.pictures)
             self._record("latents", 1, 1, psnr=psnr)
-        self._ask(protocol.ENCODE, 1, {AUTOENCODER: codec.state_dict()})
+        self._encode(self._federation.sites)
+
+    def _encode(self, sites: Collection[str]) -> None:
+        """Lets those sites encode that have not: all at first, then whoever was away.
+
+        Until then a site has no latents, and is asked for nothing that needs them.
+        """
+        waiting = set(sites) - self._encoded
+        if waiting:
+            codec = {AUTOENCODER: self._state.codec(self._settings).state_dict()}
+            replies = self._ask(protocol.ENCODE, 1, codec, waiting)
+            self._encoded |= {reply.site for reply in replies}
 
     def _joint_round(self) -> None:
         state, federation = self._state, self._settings.federation
@@ -155,6 +167,8 @@ class FederatedRun:
         names = (*JOINT, EMA_UNET, EMA_HEAD) if teaching else JOINT
         sent = {name: state.components[name] for name in names} | self._beside_joint
         sites = self._participants("joint", number)
+        self._encode(sites)
+        sites = [site for site in sites if site in self._encoded]
         own = corrections(state.components, sites)
         replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own)
         for component in JOINT:
@@ -218,7 +232,9 @@ class FederatedRun:
         if self._settings.privacy.enabled:
             return nothing_pooled(self._classes)
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
-        replies = self._ask(protocol.EVALUATE, max(self._state.joint_rounds, 0), sent)
+        self._encode(self._federation.sites)
+        number = max(self._state.joint_rounds, 0)
+        replies = self._ask(protocol.EVALUATE, number, sent, self._encoded)
         sent_back = [reply.components[protocol.COUNTS] for reply in replies]
         counts = [one["counts"] for one in sent_back]
         draws = auc_from_counts(

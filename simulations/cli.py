@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from mediffusion_core.errors import UserError
+from simulations.deployment_commands import add_commands
 from simulations.site_cli import site
 
 app = typer.Typer(
@@ -101,10 +102,11 @@ def explain(
     run: Run,
     image: Annotated[Path, typer.Option(help="The image to explain.")],
     target: Annotated[
-        str,
+        list[str],
         typer.Option(
             help="A class. Exclusive classes: what the image should become. Findings: it is "
-            "removed where the model sees it, added where it does not."
+            "removed where the model sees it, added where it does not, and the others are held; "
+            "give the option again to change several."
         ),
     ],
     output: Annotated[
@@ -116,6 +118,17 @@ def explain(
     from simulations.inference import explain_image
 
     print(explain_image(run, image, target, output or run / "explanations", device))
+
+
+@app.command(epilog="Example: fed-mediffusion export runs/latest exported")
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+) -> None:
+    """Write the model as a diffusers pipeline with a model card, for use without Flower."""
+    from mediffusion_core.artifacts.export import export_run
+
+    print(export_run(run, output))
 
 
 data = typer.Typer(help="Prepare a data set, say what is wrong with it, and show it.")
@@ -216,6 +229,124 @@ def labels(
     print(study_labels(plan, folder, workers))
 
 
+@study.command(epilog="Example: fed-mediffusion study generation runs/latest --ddpm")
+def generation(
+    run: Run,
+    count: Annotated[
+        int, typer.Option(min=20, help="Images a set; at most half of the test images.")
+    ] = 300,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
+    scale: Annotated[
+        float, typer.Option(min=0.0, help="How hard class-guided samples are pulled.")
+    ] = 3.0,
+    ddpm: Annotated[
+        bool, typer.Option(help="Draw by all steps of DDPM, too; takes minutes.")
+    ] = False,
+    half_samples: Annotated[
+        int, typer.Option(min=10, help="Half-samples drawn for the intervals.")
+    ] = 100,
+    training_images: Annotated[
+        int | None,
+        typer.Option(min=10, help="Look for copies among so many training images; all by default."),
+    ] = None,
+    usefulness: Annotated[
+        int,
+        typer.Option(min=0, help="Train a ResNet-18 on drawn images for so many steps; 0: not."),
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; generation in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold samples, class-guided ones too, against real images, and look for copies.
+
+    The last line printed is the page of results.
+    """
+    from simulations.study_generation.study import Options, study_generation
+
+    options = Options(count, steps, scale, ddpm, half_samples, training_images, usefulness)
+    print(study_generation(run, options, output or run / "generation", device))
+
+
+@study.command(
+    "reader-export", epilog="Example: fed-mediffusion study reader-export runs/latest readers"
+)
+def reader_export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Test images, each with a pair.")] = 20,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Pairs shown again with their sides swapped.")
+    ] = 4,
+    resnet_steps: Annotated[
+        int, typer.Option(min=1, help="Training of the classifier that guides the other ones.")
+    ] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Of images, order and sides.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Write a page of blinded pairs for readers: our counterfactuals and external guidance's.
+
+    The page goes to the readers, key.json does not. The last line printed is the page.
+    """
+    from simulations.reader_study.export import export_reader_study
+
+    print(export_reader_study(run, output, pairs, repeats, resnet_steps, seed, device))
+
+
+@study.command(
+    "reader-score", epilog="Example: fed-mediffusion study reader-score readers answers-*.json"
+)
+def reader_score(
+    folder: Annotated[Path, typer.Argument(help="Folder that reader-export wrote.")],
+    answers: Annotated[list[Path], typer.Argument(help="Files that the readers sent back.")],
+) -> None:
+    """Score readers' answers. The last line printed is the page of scores."""
+    from simulations.reader_study.score import score_answers
+
+    print(score_answers(folder, answers))
+
+
+@study.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion study guidance runs/latest\n\n"
+    "fed-mediffusion study guidance runs/latest mask_threshold=0.4 attempts=1 --images 4"
+)
+def guidance(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
+    ] = None,
+    scales: Annotated[str, typer.Option(help="Scales of the grid, with commas.")] = "1,2,4",
+    starts: Annotated[
+        str, typer.Option(help="Noise levels of the grid, as fractions of T.")
+    ] = "0.2,0.4",
+    steps: Annotated[str, typer.Option(help="Numbers of steps of the grid.")] = "5,10",
+    reference: Annotated[
+        str, typer.Option(help="Scale:start of the published procedure; it takes minutes each.")
+    ] = "200:0.2,500:0.5",
+    grid_images: Annotated[
+        int, typer.Option(min=1, help="Validation images a wish, for the grid.")
+    ] = 4,
+    images: Annotated[int, typer.Option(min=1, help="Test images a wish.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; guidance in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold guidance at many settings, and the published procedure, against each other.
+
+    The grid runs on validation patients, the comparison on test patients. The independent
+    classifier that judges beside the model is trained once and kept in the run. The last line
+    printed is the page of results.
+    """
+    from simulations.study_guidance.options import parse_options
+    from simulations.study_guidance.study import study_guidance
+
+    options = parse_options(scales, starts, steps, reference, grid_images, images, overrides or [])
+    print(study_guidance(run, options, output or run / "guidance", device))
+
+
 @app.command(
     epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
 )
@@ -235,6 +366,9 @@ def results(
     from simulations.results import write_results
 
     print(write_results(runs, study_folder, document, labels_folder))
+
+
+add_commands(app)
 
 
 def main() -> None:

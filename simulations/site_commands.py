@@ -30,10 +30,15 @@ def check_site(path: Path, image_size: int, channels: Literal[1, 3]) -> int:
     Raises:
         UserError: if the site file itself is wrong.
     """
-    return report_findings(_looked_at(path, image_size, channels))
+    return report_findings(look_at_site(path, image_size, channels))
 
 
-def _looked_at(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator[Finding]:
+def look_at_site(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator[Finding]:
+    """What a site file says, and whether its device, data and store are there.
+
+    Raises:
+        UserError: if the site file itself is wrong.
+    """
     site = SiteFile.read(path)
     yield Finding("ok", f"site file: {site.name}, {path}")
     yield Finding("ok", f"policy: {_policy(site)}")

@@ -1,5 +1,7 @@
 """The variational autoencoder between images and latents, on diffusers' `AutoencoderKL`."""
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -39,6 +41,14 @@ class Autoencoder(nn.Module):
             mid_block_add_attention=settings.attention,
             scaling_factor=1.0,
         )
+
+    @classmethod
+    def of(cls, kl: AutoencoderKL, patch_size: int) -> Self:
+        """One around a network that is there already."""
+        autoencoder = cls.__new__(cls)
+        nn.Module.__init__(autoencoder)
+        autoencoder.patch_size, autoencoder.kl = patch_size, kl
+        return autoencoder
 
     def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
         """The posterior of the latents (B, c, h, w) of images (B, C, H, W)."""

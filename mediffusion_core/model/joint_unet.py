@@ -1,5 +1,7 @@
 """The joint UNet: one set of weights that denoises latents and classifies them."""
 
+from typing import Self
+
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
@@ -65,6 +67,14 @@ class JointUNet(nn.Module):
         super().__init__()
         self.unet = build_unet(unet_settings, latent_shape)
         self.head = ClassifierHead(map_widths(unet_settings), num_classes, head_settings)
+
+    @classmethod
+    def of(cls, unet: UNet2DModel, head: ClassifierHead) -> Self:
+        """Denoiser and classifier that are there already, as one module."""
+        joint = cls.__new__(cls)
+        nn.Module.__init__(joint)
+        joint.unet, joint.head = unet, head
+        return joint
 
     def forward(
         self, latents: Tensor, timesteps: Tensor, denoise: slice = EVERY, classify: slice = EVERY

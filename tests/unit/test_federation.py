@@ -6,8 +6,8 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
-from mediffusion_core.protocol import COUNTS, METRICS, UNET
-from server.federation import Reply, SiteError, array_records
+from mediffusion_core.protocol import CENSUS, COUNTS, ENCODE, METRICS, TRAIN_JOINT, UNET
+from server.federation import Federation, Reply, SiteError, array_records
 
 
 def test_a_reply_holds_its_arrays_as_they_were_sent() -> None:
@@ -42,3 +42,22 @@ def test_arrays_that_cannot_be_read_are_refused_by_name() -> None:
     for record in (whole, ArrayRecord({"a": torch.ones(2)})):
         with pytest.raises(SiteError, match="site-1 sent arrays of unet that cannot be read"):
             Reply.of("site-1", RecordDict({UNET: record}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "min_replies", "asked", "needed"),
+    [
+        (TRAIN_JOINT, None, 4, 4),
+        (TRAIN_JOINT, None, 2, 2),
+        (TRAIN_JOINT, 3, 4, 3),
+        (TRAIN_JOINT, 3, 2, 1),  # as many may be silent where a share of the sites trains
+        (TRAIN_JOINT, 1, 2, 1),
+        (TRAIN_JOINT, 1, 0, 0),
+        (ENCODE, 3, 1, 0),  # the one that was away holds nobody
+        (ENCODE, None, 1, 1),
+        (CENSUS, 1, 4, 4),
+    ],
+)
+def test_how_many_must_answer(kind: str, min_replies: int | None, asked: int, needed: int) -> None:
+    federation = Federation(None, "hash", 4, 60.0, min_replies)  # type: ignore[arg-type]
+    assert federation._needed(kind, asked) == needed

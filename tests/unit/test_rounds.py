@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,33 @@ def test_the_selected_model_has_the_temperature_of_all_sites_patients(
     judged = [line for line in folder.history() if line["stage"] == "judgement"]
     temperatures = [line["calibration"]["temperature"] for line in judged]
     assert len(temperatures) == 2 and temperatures[0] != temperatures[1] == model.temperature
+
+
+def test_a_site_that_is_away_is_left_out_and_taken_in_again(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away when the others encode: it encodes before its first round of training."""
+    longer = ("federation.num_rounds=2", "evaluation.every=2")
+    run, sites, _, folder = short_run(tiny, tmp_path, *longer)
+    whole, away = sites.ask, {protocol.ENCODE: 2, protocol.TRAIN_JOINT: 1}
+    asked: list[tuple[str, list[str]]] = []
+
+    def ask(kind: str, number: int, components: Any, names: Any = None, own: Any = None) -> Any:
+        asked.append((kind, sorted(sites.sites if names is None else names)))
+        replies = whole(kind, number, components, names, own)
+        if away.get(kind, 0):
+            away[kind] -= 1
+            return [reply for reply in replies if reply.site != "site-1"]
+        return replies
+
+    monkeypatch.setattr(sites, "ask", ask)
+    run.execute()
+
+    both, all_three = ["site-0", "site-2"], ["site-0", "site-1", "site-2"]
+    trained = [names for kind, names in asked if kind == protocol.TRAIN_JOINT]
+    encoded = [names for kind, names in asked if kind == protocol.ENCODE]
+    assert encoded[0] == all_three and all(names == ["site-1"] for names in encoded[1:])
+    assert trained[-1] == all_three
+    lines = [line for line in folder.history() if line["stage"] == "joint"]
+    assert sorted(lines[0]["sites"]) == both
+    assert sorted(lines[1]["sites"]) == all_three

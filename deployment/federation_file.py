@@ -1,0 +1,58 @@
+"""The federation file: who takes part, written by the coordinator."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from mediffusion_core.errors import UserError
+from mediffusion_core.settings import StrictModel
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+class ServerAddress(StrictModel):
+    """Where the sites reach the server."""
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?$")]
+    """A domain name or an IP address."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+
+
+class FederationFile(StrictModel):
+    """Name, server and sites of a federation."""
+
+    name: Name
+    server: ServerAddress
+    sites: Annotated[tuple[Name, ...], Field(min_length=1)]
+    certificate_days: Annotated[int, Field(ge=1, le=825)] = 365
+
+    @model_validator(mode="after")
+    def _sites_differ(self) -> Self:
+        if len({site.lower() for site in self.sites}) < len(self.sites):
+            raise ValueError("two sites have one name")
+        if "server" in self.sites:
+            raise ValueError("no site may be called server")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a federation file in YAML.
+
+        Raises:
+            UserError: one line that names what is wrong.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UserError(f"federation file {path}: {reason}") from None
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            where = f"{key}: " if key else ""
+            raise UserError(f"federation file {path}: {where}{message}") from None

@@ -1,0 +1,120 @@
+"""Which sites the SuperLink lets in: those whose public key lies in a folder at the server.
+
+The folder is the register. A key that appears is registered with the running SuperLink, one that
+disappears is revoked: its site is cut off at its next heartbeat and never let in again.
+"""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from mediffusion_core.errors import UserError
+
+PERIOD = 2.0
+"""Seconds between two looks at the folder."""
+UNREGISTERED = "unregistered"
+
+
+class NodeInfo(Protocol):
+    """What the SuperLink knows of a node, as far as it matters here."""
+
+    node_id: int
+    public_key: bytes
+    status: str
+    name: str
+
+
+class Nodes(Protocol):
+    """The part of Flower's `LinkState` that holds nodes."""
+
+    def get_node_info(self, *, owner_aids: list[str]) -> list[NodeInfo]:
+        """All nodes of an owner, the unregistered among them."""
+
+    def create_node(
+        self,
+        owner_aid: str,
+        owner_name: str,
+        public_key: bytes,
+        heartbeat_interval: float,
+        *,
+        name: str | None,
+    ) -> int:
+        """Registers a key; ValueError where it was registered before."""
+
+    def delete_node(self, owner_aid: str, node_id: int) -> None:
+        """Revokes a node's key."""
+
+
+def read_keys(folder: Path) -> dict[str, bytes]:
+    """Public keys in a folder, `SITE.pub`, by site.
+
+    Raises:
+        UserError: for a file that is no such key, and for a folder without a key. To revoke cannot
+            be undone, so that a slip, such as a folder that is not mounted, must not do it.
+    """
+    keys = {}
+    for path in sorted(folder.glob("*.pub")):
+        try:
+            key = load_ssh_public_key(path.read_bytes())
+        except (OSError, ValueError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise UserError(f"{path.name} is no public key of a site")
+        keys[path.stem] = public_key_to_bytes(key)
+    if not keys:
+        raise UserError(f"no key in {folder}")
+    return keys
+
+
+def synchronise(nodes: Nodes, keys: Mapping[str, bytes]) -> list[str]:
+    """Makes the SuperLink's nodes those of the given keys.
+
+    Returns:
+        What was changed, one line each.
+    """
+    infos = nodes.get_node_info(owner_aids=[NOOP_FLWR_AID])
+    known = {bytes(node.public_key): node for node in infos}
+    changes = []
+    for public_key, node in known.items():
+        if public_key not in keys.values() and node.status != UNREGISTERED:
+            nodes.delete_node(NOOP_FLWR_AID, node.node_id)
+            changes.append(f"sites: revoked {node.name}")
+    for site, public_key in keys.items():
+        node_before = known.get(public_key)
+        if node_before is None:
+            nodes.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, 0, name=site)
+            changes.append(f"sites: registered {site}")
+        elif node_before.status == UNREGISTERED:
+            changes.append(f"sites: refused {site}, its key was revoked before; give it a new one")
+    return changes
+
+
+def watch(nodes: Nodes, folder: Path) -> threading.Thread:
+    """Follows the folder in a thread of its own for as long as the process lives."""
+    follower = threading.Thread(target=_follow, args=(nodes, folder), daemon=True)
+    follower.start()
+    return follower
+
+
+def _follow(nodes: Nodes, folder: Path) -> None:
+    said: list[str] = []
+    pause = threading.Event()
+    while True:
+        try:
+            changes = synchronise(nodes, read_keys(folder))
+        except UserError as error:
+            changes = [f"sites: nothing is changed: {error}"]
+        except Exception as error:  # the register must outlive a busy database
+            changes = [f"sites: nothing is changed: {type(error).__name__}"]
+        for change in changes:
+            if change not in said:
+                print(change, flush=True)
+        said = changes
+        pause.wait(PERIOD)

@@ -1,0 +1,125 @@
+"""`python -m deployment.superlink`: Flower's SuperLink, closed to all but its sites.
+
+Flower serves three interfaces on one port: Fleet for the sites, Control (`flwr run`, `flwr
+supernode register`) and Runtime for the processes beside it. Only Fleet asks who calls. Whoever
+reaches the port could hand code of their own to all sites, or register a key. So Control and
+Runtime answer callers on this machine only: who starts runs is who may run commands at the server.
+"""
+
+import ipaddress
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flwr.superlink.main as superlink
+import tomli_w
+from fastapi import FastAPI
+from flwr.superlink.cli.flower_superlink import flower_superlink
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployment.patience import allow_slow_starts
+from deployment.registry import watch
+
+FLEET = "/v1/fleet/"
+"""Below it lies what sites ask; Flower then asks them for a registered key, if so started."""
+HEALTH = "/health"
+CONNECTION = "deployment"
+"""The name under which `flwr run . deployment` finds this SuperLink."""
+SITES = "FED_MEDIFFUSION_SITES"
+
+
+class LocalOnly:
+    """ASGI middleware that refuses whoever is not on this machine, but for the sites' interface."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Takes the application behind the door."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what may pass; anything else is answered 403 and named in the log."""
+        if scope["type"] == "lifespan" or self._may_pass(scope):
+            await self._app(scope, receive, send)
+            return
+        print(f"refused {scope['path']} to {_caller(scope)}", file=sys.stderr)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await PlainTextResponse("only from the server itself", 403)(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        path = str(scope["path"])
+        return path.startswith(FLEET) or path == HEALTH or is_local(_caller(scope))
+
+
+def _caller(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope.get("client") else ""
+
+
+def is_local(address: str) -> bool:
+    """Whether an IP address is one of the loopback interface."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def closed(create_app: Callable[..., FastAPI], keys: Path | None = None) -> Callable[..., FastAPI]:
+    """Flower's maker of the SuperLink's web application, with the door put before it.
+
+    Args:
+        create_app: Flower's.
+        keys: Folder of the sites' public keys, followed from then on.
+    """
+
+    def create(*args: Any, **kwargs: Any) -> FastAPI:
+        application = create_app(*args, **kwargs)
+        application.add_middleware(LocalOnly)  # outermost, so before anything of Flower's
+        if keys is not None:
+            watch(application.state.linkstate_factory.state(), keys)
+        return application
+
+    return create
+
+
+def write_connection(home: Path, arguments: list[str]) -> None:
+    """Tells `flwr`, run beside the SuperLink, where it is and whom to trust.
+
+    Args:
+        home: Flower's own folder, `$FLWR_HOME`.
+        arguments: Those of the SuperLink, of which the port and the CA matter.
+    """
+    port = _value(arguments, "--port") or "8000"
+    authority = _value(arguments, "--ssl-ca-certfile")
+    trust = {"root-certificates": authority} if authority else {"insecure": True}
+    connection = {"address": f"127.0.0.1:{port}", **trust}
+    home.mkdir(parents=True, exist_ok=True)
+    written = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
+    (home / "config.toml").write_text(written)
+
+
+def _value(arguments: list[str], option: str) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+        if argument == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+    return None
+
+
+def main() -> None:
+    """Starts the SuperLink with the options of `flower-superlink`.
+
+    With SuperNode authentication the sites are those of $FED_MEDIFFUSION_SITES, a folder of keys.
+    """
+    write_connection(Path(os.environ["FLWR_HOME"]), sys.argv[1:])
+    keys = os.environ.get(SITES)
+    superlink.create_app = closed(superlink.create_app, Path(keys) if keys else None)
+    allow_slow_starts()
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main()

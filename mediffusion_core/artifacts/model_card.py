@@ -1,0 +1,225 @@
+"""The model card of an exported pipeline: what it is for, what made it, how good it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mediffusion_core.artifacts.provenance import shorten
+from mediffusion_core.artifacts.report import (
+    NOT_MEASURED,
+    count,
+    interval,
+    measured,
+    number,
+    percent,
+)
+from mediffusion_core.settings import Settings
+
+NOT_PRIVATE = (
+    "Trained without differential privacy: no privacy budget was spent because none was kept. "
+    "Weights of such a model can reveal images and labels that it was trained on. Give it to "
+    "nobody to whom you would not give these."
+)
+
+PRIVATE = (
+    "Trained with differential privacy (DP-SGD): for one {unit} more or less at a site, the "
+    "planned rounds of this run spend at most ε = {epsilon} at δ = {delta}, the largest of its "
+    "sites. A round that was made again, or an earlier run on the same patients, stands in the "
+    "sites' own ledgers and not here. Figures on the public test set are computed from its images "
+    "as they are, which no budget covers."
+)
+
+CARD = """---
+library_name: diffusers
+tags:
+- medical-imaging
+- image-classification
+- counterfactual-explanation
+- federated-learning
+---
+
+# Joint diffusion model: {source}
+
+One latent diffusion network that classifies images, draws new ones, and shows what an image would
+look like with or without a finding. It was trained by federated learning with FedMediffusion, by
+the method of Mediffusion ([arXiv 2411.09434](https://arxiv.org/abs/2411.09434)).
+
+## Use
+
+```sh
+pip install .   # in a checkout of FedMediffusion; neither Flower, Ray nor Hydra is needed
+```
+
+```python
+import torch
+from PIL import Image
+
+from mediffusion_core.artifacts.pipeline import JointDiffusionPipeline
+
+pipe = JointDiffusionPipeline.from_pretrained("path/to/this/folder")
+images = pipe(num_images=4, generator=torch.Generator().manual_seed(0)).images
+probabilities = pipe.classify(images)  # (4, {classes_count}), in the order of pipe.classes
+changed = pipe.explain(Image.open("image.png"), "{first_class}")  # .sources, .images, .before, ...
+```
+
+Images are {channels}, {size} x {size} pixels; Pillow's images of any size are cropped to their
+centred square and resized. Classes, {kind}: {classes}.
+
+## Intended use
+
+Research on federated learning, on learning from few labels and on explanation of classifiers.
+**Not a medical device**: not validated for diagnosis, triage, treatment or any other decision about
+a person. A counterfactual explains this model and not the disease. Drawn images are no patients;
+what is learnt from them has to be tested on real ones. Images of another population, scanner,
+projection or preparation than those below are outside of what the figures say anything about.
+
+## Data
+
+{data}
+
+## Privacy
+
+{privacy}
+
+## Figures
+
+On the public test set of the run, on which no site trained; intervals are 95 %, from bootstraps
+over patients or lesions. Probabilities are calibrated by a temperature of {temperature}.
+
+{figures}
+
+{per_class}
+
+FID and KID are those of {extractor} features{comparable}. Their floor is what real images score
+against other real images, in the same number.
+
+## Made by
+
+Seed {seed}, commit {commit}, settings {settings_hash}. All settings but names of sites and paths
+stand in `model_index.json`.
+"""
+
+
+def model_card(
+    summary: Mapping[str, Any], settings: Settings, classes: tuple[str, ...], multi_label: bool
+) -> str:
+    """The card as Markdown, which names no site.
+
+    Args:
+        summary: `summary.json` of the completed run.
+        settings: Of the run.
+        classes: Names of the classes.
+        multi_label: Whether an image may have several.
+    """
+    extractor = settings.evaluation.extractor
+    return CARD.format(
+        source=settings.data.source,
+        classes_count=len(classes),
+        first_class=classes[0],
+        channels="grey" if settings.data.channels == 1 else "colour",
+        size=settings.data.image_size,
+        kind="of which an image may have several" if multi_label else "one an image",
+        classes=", ".join(classes),
+        data=_data(summary, settings),
+        privacy=_privacy(summary, settings),
+        temperature=number(_inside(summary, "calibration").get("temperature"), 2),
+        figures=_table(("figure", "value", "95 %, or beside it"), _figures(summary)),
+        per_class=_table(("class", "AUC", "95 %", "positives in the test set"), _classes(summary)),
+        extractor=extractor,
+        comparable="" if extractor == "inception" else ", which compare with nothing published",
+        seed=summary.get("seed", "unknown"),
+        commit=shorten(summary.get("commit")),
+        settings_hash=summary.get("settings_hash", "unknown"),
+    )
+
+
+def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
+    if not settings.privacy.enabled:
+        return NOT_PRIVATE
+    promised = _inside(summary, "privacy")
+    spent = [measured(one.get("epsilon")) for one in _inside(promised, "sites").values()]
+    known = [epsilon for epsilon in spent if epsilon is not None]
+    # A site without a figure could be the one that spends most.
+    largest = max(known) if known and len(known) == len(spent) else None
+    return PRIVATE.format(
+        unit=settings.privacy.unit,
+        epsilon=number(largest, 2),
+        delta=f"{settings.privacy.target_delta:g}",
+    )
+
+
+def _data(summary: Mapping[str, Any], settings: Settings) -> str:
+    data, federation = settings.data, settings.federation
+    census = [one for one in _inside(summary, "census").values() if isinstance(one, Mapping)]
+    rows = [
+        ("source", f"`{data.source}`"),
+        ("sites", f"{federation.num_sites}, {data.partition}"),
+        *(
+            (name, count(sum(values)) if (values := _numbers(census, key)) else NOT_MEASURED)
+            for name, key in (
+                ("images", "images"),
+                ("patients or lesions", "patients"),
+                ("images in training", "train"),
+                ("of these with labels", "labelled"),
+                ("images that chose the model", "validation"),
+            )
+        ),
+    ]
+    if federation.in_one_place:
+        rows.append(("training", "in one place, without federation"))
+    return _table(("", ""), [row for row in rows if row[1] != NOT_MEASURED])
+
+
+def _numbers(census: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """What the sites say of one count; with differential privacy some counts are not sent."""
+    return [value for one in census if (value := measured(one.get(key))) is not None]
+
+
+def _figures(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    changed, calibration = _inside(summary, "counterfactual"), _inside(summary, "calibration")
+    floor, untrained = (number(summary.get(f"fid_{name}"), 1) for name in ("floor", "untrained"))
+    rows = [
+        (
+            "macro AUC",
+            number(summary.get("auc_macro")),
+            interval(summary.get("auc_macro_interval")),
+        ),
+        (
+            "macro AUC, pooled over the sites' validation patients",
+            number(summary.get("auc_pooled")),
+            interval(summary.get("auc_pooled_interval")),
+        ),
+        ("calibration error", number(calibration.get("ece")), ""),
+        ("Brier score", number(calibration.get("brier")), ""),
+        ("FID", number(summary.get("fid"), 1), f"floor {floor}, untrained {untrained}"),
+        ("KID", number(summary.get("kid"), 4), f"± {number(summary.get('kid_std'), 4)}"),
+        ("reconstruction", number(summary.get("psnr"), 1, " dB"), ""),
+        (
+            "counterfactuals that flip the model",
+            percent(changed.get("flip_rate")),
+            f"of {count(changed.get('eligible'))}",
+        ),
+        ("change of other classes", number(changed.get("off_target"), 4), "mean, probability"),
+    ]
+    return [row if row[1] != NOT_MEASURED else (row[0], row[1], "") for row in rows]
+
+
+def _classes(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            number((one or {}).get("auc")),
+            interval((one or {}).get("interval")),
+            count((one or {}).get("positives")),
+        )
+        for name, one in _inside(summary, "auc_per_class").items()
+    ]
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _inside(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = mapping.get(key)
+    return value if isinstance(value, Mapping) else {}

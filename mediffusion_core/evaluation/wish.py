@@ -1,0 +1,47 @@
+"""What a user asks a counterfactual for, in the model's terms."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.diffusion.target import Target
+from mediffusion_core.errors import UserError
+from mediffusion_core.settings import did_you_mean
+
+
+def class_index(name: str, classes: Sequence[str]) -> int:
+    """Where a class stands among the logits.
+
+    Raises:
+        UserError: if the model does not know it.
+    """
+    if name not in classes:
+        hint = did_you_mean(name, list(classes)) or ";"
+        raise UserError(f"unknown class {name!r}{hint} allowed: {', '.join(classes)}")
+    return list(classes).index(name)
+
+
+def wish_for(
+    index: int, probabilities: Tensor, multi_label: bool, present: bool | None = None
+) -> Target:
+    """The target of each image for one class.
+
+    Args:
+        index: The class.
+        probabilities: What the model says of the images, (B, classes).
+        multi_label: Whether the classes are independent.
+        present: Whether an image should have the class afterwards. By default a finding is removed
+            where the model sees it, p ≥ 0.5, and added where it does not.
+
+    Raises:
+        UserError: if an exclusive class is to be absent: of what should be there, nothing is said.
+    """
+    rows = len(probabilities)
+    if not multi_label and present is False:
+        raise UserError("the classes exclude each other: name the class that an image should have")
+    if multi_label and present is None:
+        wanted = probabilities[:, index].cpu() < 0.5
+    else:
+        wanted = torch.full((rows,), present is not False)
+    return Target(torch.full((rows,), index), wanted, multi_label)

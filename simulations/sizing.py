@@ -1,0 +1,102 @@
+"""`fed-mediffusion sizing`: what a federation moves and holds, from its settings alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mediffusion_core.protocol import AUTOENCODER, EMA_HEAD, EMA_UNET, HEAD, JOINT, UNET
+from mediffusion_core.settings import Settings
+from server.state import fresh_state
+
+StateDict = Mapping[str, Tensor]
+
+COPIES = 2
+"""Of each site's reply at the server while it is averaged: as it came, and decoded."""
+MEGABIT = 125_000
+"""Bytes a second."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of weights and moments, without the few hundred of a message's own."""
+
+    autoencoder: int
+    joint_down: int
+    joint_up: int
+    evaluation: int
+    checkpoint: int
+
+    @classmethod
+    def of(cls, settings: Settings, num_classes: int) -> "Sizes":
+        """Sizes of what these settings train; no weight is allocated."""
+        with torch.device("meta"):
+            components = fresh_state(settings, num_classes).components
+        average = (EMA_UNET, EMA_HEAD) if settings.training.joint.needs_average else ()
+        joint = _bytes(components, JOINT)
+        return cls(
+            autoencoder=_bytes(components, (AUTOENCODER,)),
+            joint_down=joint + _bytes(components, average),
+            joint_up=joint,
+            evaluation=_bytes(components, (UNET, HEAD)),
+            checkpoint=_bytes(components, components),
+        )
+
+    def memory(self, sites: int) -> int:
+        """Bytes at the server in a joint round: its own state, and every site's reply."""
+        return self.checkpoint + COPIES * sites * self.joint_up
+
+    def traffic(self, settings: Settings) -> int:
+        """Bytes that one site receives and sends in a whole run."""
+        federation, every = settings.federation, settings.evaluation.every
+        judgements = 1 + -(-federation.num_rounds // every)
+        stages = 2 * self.autoencoder * federation.autoencoder_rounds + 2 * self.autoencoder
+        rounds = (self.joint_down + self.joint_up) * federation.num_rounds
+        return stages + rounds + judgements * self.evaluation
+
+
+def print_sizing(
+    settings: Settings, num_classes: int, sites: Sequence[int], megabits: float
+) -> None:
+    """Prints what one site moves, and what the server moves and holds for so many sites.
+
+    Args:
+        settings: Of the run.
+        num_classes: Classes or findings.
+        sites: Numbers of sites.
+        megabits: Of each site's line, and of the server's, in a second.
+    """
+    sizes, speed = Sizes.of(settings, num_classes), megabits * MEGABIT
+    console = Console(soft_wrap=True, highlight=False)
+    one = Table("one site", "receives", "sends", f"seconds at {megabits:g} Mbit/s")
+    for name, down, up in (
+        ("round of the autoencoder", sizes.autoencoder, sizes.autoencoder),
+        ("round of the joint stage", sizes.joint_down, sizes.joint_up),
+        ("judgement", sizes.evaluation, 0),
+    ):
+        one.add_row(name, _size(down), _size(up), f"{(down + up) / speed:.1f}")
+    total = sizes.traffic(settings)
+    one.add_row("whole run", _size(total), "both ways", f"{total / speed:.0f}")
+    console.print(one)
+    server = Table("sites", "server, a joint round", "seconds of its line", "memory", "checkpoint")
+    for number in sites:
+        moved = number * (sizes.joint_down + sizes.joint_up)
+        server.add_row(
+            str(number),
+            _size(moved),
+            f"{moved / speed:.0f}",
+            _size(sizes.memory(number)),
+            _size(sizes.checkpoint),
+        )
+    console.print(server)
+
+
+def _bytes(components: Mapping[str, StateDict], names: Iterable[str]) -> int:
+    return sum(value.nbytes for name in names for value in components[name].values())
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"

@@ -1,0 +1,73 @@
+"""The sets of images that are held against real ones, all equally many."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from mediffusion_core.artifacts.pipeline import JointDiffusionPipeline
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.diffusion.class_guidance import sample_labelled_latents
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Images with what they are called, and what each was asked to show, if anything."""
+
+    key: str
+    """Names files."""
+    name: str
+    images: Tensor
+    """(n, C, H, W) in [0, 1]."""
+    labels: Tensor | None = None
+    """(n, classes), NaN where nothing was asked."""
+
+
+def drawn(model: TrainedModel, count: int, steps: int, seed: int) -> SampleSet:
+    """Samples without a wish."""
+    return SampleSet("samples", f"samples, {steps} steps", model.sample(count, steps, seed))
+
+
+def drawn_by_ddpm(model: TrainedModel, count: int, seed: int) -> SampleSet:
+    """Samples by all steps of the stochastic sampler (arXiv 2006.11239, algorithm 2)."""
+    pipeline = JointDiffusionPipeline.of(model)
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    generator = torch.Generator().manual_seed(seed)
+    steps = model.settings.diffusion.timesteps
+    images = pipeline(count, steps, generator, output_type="pt").images
+    return SampleSet("ddpm", f"samples, DDPM, {steps} steps", images)
+
+
+def drawn_with_labels(
+    model: TrainedModel, labels: Tensor, steps: int, scale: float, seed: int
+) -> SampleSet:
+    """Samples that are asked to show what the labels (n, classes) say."""
+    settings = model.settings
+    noise = torch.randn(
+        len(labels), *settings.latent_shape, generator=torch.Generator().manual_seed(seed)
+    )
+    level = settings.training.joint.noised_max_timestep * (settings.diffusion.timesteps - 1)
+    latents = [
+        sample_labelled_latents(
+            model.joint,
+            model.alphas_cumprod,
+            part.to(model.device),
+            wish.to(model.device),
+            multi_label=model.multi_label,
+            steps=steps,
+            scale=scale,
+            from_timestep=round(level),
+            prediction=settings.diffusion.prediction,
+        )
+        for part, wish in zip(noise.split(BATCH), labels.split(BATCH), strict=True)
+    ]
+    images = model.decode(torch.cat(latents))
+    return SampleSet("guided", f"class-guided, {steps} steps, scale {scale:g}", images, labels)
+
+
+def reconstructed(model: TrainedModel, images: Tensor) -> SampleSet:
+    """What the autoencoder makes of real images: no sample of the model can be nearer to them."""
+    return SampleSet("reconstructed", "real, autoencoded", model.decode(model.encode(images)))

@@ -1,0 +1,111 @@
+"""Are samples worth training on? A ResNet-18 that learns from them, tested on real images.
+
+The classification accuracy score of arXiv 1905.10887, with the AUC in the place of accuracy.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.evaluation.classification import (
+    bootstrap_auc,
+    class_scores,
+    exact_auc,
+    interval,
+    macro,
+    macro_draws,
+    macro_interval,
+)
+from mediffusion_core.training.local import derive_seed
+from simulations.pooled_resnet import train_resnet
+from simulations.rivals.network import PixelClassifier
+from simulations.trained_run import TrainedRun
+
+BOOTSTRAPS = 400
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A classifier's AUC on the test set."""
+
+    auc: float
+    interval: list[float]
+    draws: Tensor
+    """Macro AUC of each bootstrap over patients, (B,), on the same patients for all."""
+
+
+def usefulness(
+    opened: TrainedRun,
+    labelled: ImageSet,
+    draw: Callable[[Tensor], Tensor],
+    steps: int,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Trains on the labelled images, on as many drawn ones, and on both, for equally many steps.
+
+    Args:
+        opened: The run.
+        labelled: The labelled training images, of all sites.
+        draw: Maps labels (n, classes) to images (n, C, H, W) that are asked to show them.
+        steps: Of each training, as `train_resnet` takes them.
+        tell: Told what is done.
+
+    Returns:
+        For `real`, `synthetic` and `both`: how many images, macro AUC and its 95 % interval, and
+        for the last two the difference to `real`, paired over resampled patients.
+    """
+    settings = opened.settings
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, "generation", "wishes"))
+    chosen = torch.randint(len(labelled), (len(labelled),), generator=generator)
+    labels = labelled.targets[chosen]
+    tell(f"drawing {len(labels)} images to train on")
+    synthetic = images_in_memory(draw(labels), labels)
+    real = images_in_memory(labelled.take(torch.arange(len(labelled))), labelled.targets)
+    both = ImageSet(
+        np.concatenate([real.pixels[real.rows], synthetic.pixels[synthetic.rows]]),
+        np.arange(len(real) + len(synthetic)),
+        torch.cat([real.targets, synthetic.targets]),
+    )
+    sets: Mapping[str, ImageSet] = {"real": real, "synthetic": synthetic, "both": both}
+    judged: dict[str, Judged] = {}
+    for name, images in sets.items():
+        tell(f"training a ResNet-18 on {len(images)} images: {name}")
+        judged[name] = _judge(opened, train_resnet(opened, images, steps))
+    return {
+        name: {
+            "images": len(sets[name]),
+            "auc": one.auc,
+            "interval": one.interval,
+            "against_real": None if name == "real" else _difference(one, judged["real"]),
+        }
+        for name, one in judged.items()
+    }
+
+
+def images_in_memory(images: Tensor, targets: Tensor) -> ImageSet:
+    """Images (N, C, H, W) in [0, 1] with their labels as a set, rounded to bytes as stored ones."""
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return ImageSet(pixels, np.arange(len(pixels)), targets)
+
+
+def _judge(opened: TrainedRun, classifier: PixelClassifier) -> Judged:
+    test = opened.hospitals.test()
+    logits = classifier.logits(test.take(torch.arange(len(test))))
+    scores = class_scores(logits, classifier.multi_label)
+    per_class = exact_auc(scores, test.targets)
+    groups = opened.hospitals.groups(test.rows)
+    seed = derive_seed(opened.settings.seed, "bootstrap")
+    draws = bootstrap_auc(scores, test.targets, groups, BOOTSTRAPS, seed)  # (B, classes)
+    return Judged(
+        macro(per_class), list(macro_interval(per_class, draws)), macro_draws(per_class, draws)
+    )
+
+
+def _difference(one: Judged, other: Judged) -> dict[str, float]:
+    low, high = interval(one.draws - other.draws)
+    return {"value": one.auc - other.auc, "low": low, "high": high}

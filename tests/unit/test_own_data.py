@@ -1,0 +1,146 @@
+"""Hospitals that have images of their own, each described by its site file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+from PIL import Image
+
+from client.app import app
+from client.site import open_site
+from configs.compose import compose, flatten
+from mediffusion_core import protocol
+from mediffusion_core.privacy.site_ledger import ledger_places
+from mediffusion_core.site_file import SiteFile
+from simulations.in_process import FIRST_SITE, RUN, order
+
+PATIENTS = 24
+CLASSES = ("effusion", "healthy")
+RUN_OF = (
+    "data=folder",
+    "data.root=/server/only",
+    "data.classes=[effusion,healthy]",
+    "data.image_size=32",
+    "data.channels=1",
+    "federation.num_sites=2",
+    "model=tiny32",
+    "device=cuda:7",
+)
+
+
+def hospital(folder: Path, name: str, classes: Sequence[str] = CLASSES) -> dict[str, Any]:
+    """Images and a site file; the node config of the hospital's SuperNode."""
+    images = folder / name / "images"
+    images.mkdir(parents=True)
+    rows = ["image,label,patient"]
+    random = np.random.default_rng(len(name))
+    for patient in range(PATIENTS):
+        pixels = random.integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{patient}.png")
+        rows.append(f"{patient}.png,{classes[patient % len(classes)]},p{patient}")
+    (images / "labels.csv").write_text("\n".join(rows) + "\n")
+    file = folder / name / "site.toml"
+    file.write_text(
+        f'name = "{name}"\n[data]\nsource = "folder"\nroot = "{images}"\ntable = "labels.csv"\n'
+        f'store = "{folder / name / "store"}"\n[data.columns]\npatient = "patient"\n'
+        '[policy]\ndevice = "cpu"\n'
+    )
+    file.chmod(0o644)
+    # Both are given the same number: what a site has does not hang on it.
+    return {"partition-id": 0, "site-file": str(file), "folder": str(folder / name / "runs")}
+
+
+def context(node: dict[str, Any], overrides: Sequence[str]) -> Context:
+    config = {"config-name": "config", "overrides": flatten(overrides)}
+    return Context(RUN, FIRST_SITE, node, RecordDict(), config)
+
+
+def census(node: dict[str, Any], overrides: Sequence[str] = RUN_OF) -> RecordDict:
+    settings_hash = compose("config", overrides).fingerprint()
+    return app(order(protocol.CENSUS, settings_hash, {}), context(node, overrides)).content
+
+
+def test_each_hospital_has_its_own_images_and_name(tmp_path: Path) -> None:
+    for name in ("st-anna", "uni"):
+        content = census(hospital(tmp_path, name))
+        assert protocol.FAILURE not in content
+        assert content.config_records[protocol.IDENTITY]["site"] == name
+        counts = content.metric_records[protocol.METRICS]
+        assert (counts["images"], counts["patients"]) == (PATIENTS, PATIENTS)
+        assert sum(counts["per_class"]) == counts["labelled"] == counts["train"]  # type: ignore[arg-type]
+
+
+def test_what_a_run_says_of_places_and_devices_does_not_count(tmp_path: Path) -> None:
+    node = hospital(tmp_path, "uni")
+    site = open_site(context(node, (*RUN_OF, "run.folder=/server/only")))
+    assert site.settings.device == "cpu"
+    assert site.folder.is_relative_to(tmp_path / "uni" / "runs")
+    assert site.settings.fingerprint() == compose("config", RUN_OF).fingerprint()
+
+
+PRIVATE = (
+    "privacy.enabled=true",
+    "privacy.noise_multiplier=1.0",
+    "privacy.target_delta=1e-5",
+    "evaluation.every=1",
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "code"),
+    [
+        ("max_epsilon = 8.0", (), "refused"),
+        ("min_noise_multiplier = 0.5", (), "refused"),
+        ("min_noise_multiplier = 1.5", PRIVATE, "refused"),
+        ("max_epsilon = 8.0", (*PRIVATE, "privacy.target_delta=1e-3"), "refused"),
+        ("max_epsilon = 8.0\nmin_noise_multiplier = 0.5", PRIVATE, None),
+    ],
+)
+def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
+    tmp_path: Path, policy: str, asked: Sequence[str], code: str | None
+) -> None:
+    node = hospital(tmp_path, "uni")
+    file = Path(node["site-file"])
+    file.write_text(f"{file.read_text()}{policy}\n")
+    content = census(node, (*RUN_OF, *asked))
+    failure = content.config_records.get(protocol.FAILURE)
+    assert (failure and failure["code"]) == code
+
+
+def test_the_ledger_and_its_limit_are_the_sites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    node = hospital(tmp_path, "uni")
+    file = Path(node["site-file"])
+    file.write_text(f"{file.read_text()}max_epsilon = 2.0\n")
+    more = ("privacy.ledger=/server/only", "privacy.max_epsilon=50")
+    site = open_site(context(node, (*RUN_OF, *PRIVATE, *more)))
+    own = site.settings.privacy
+    assert own.ledger is not None
+    assert own.ledger / site.name == ledger_places(SiteFile.read(file))[0]
+    assert own.ledger.is_relative_to(tmp_path / "data")
+    assert own.max_epsilon == 2.0
+
+
+@pytest.mark.parametrize(
+    ("classes", "overrides", "said"),
+    [
+        (("effusion", "nodule"), RUN_OF, "classes"),
+        (CLASSES, (*RUN_OF, "data.classes=null"), "must say data.classes"),
+        (CLASSES, (*RUN_OF, "data.multi_label=true"), "multi_label is True in the run"),
+    ],
+)
+def test_images_of_other_classes_take_no_part(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    classes: Sequence[str],
+    overrides: Sequence[str],
+    said: str,
+) -> None:
+    content = census(hospital(tmp_path, "uni", classes), overrides)
+    assert content.config_records[protocol.FAILURE]["code"] == "data"
+    assert said in capsys.readouterr().err
