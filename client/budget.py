@@ -47,12 +47,14 @@ def _ledger(site: Site) -> Ledger:
     cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
     # Only a ledger that outlives the run knows of other runs on the same patients.
     folder = privacy.ledger / site.name if privacy.ledger else site.folder / FOLDER
-    return Ledger.open(folder, cap=cap)
+    head = privacy.ledger_heads / site.name if privacy.ledger_heads else None
+    return Ledger.open(folder, head=head, cap=cap)
 
 
 def _names(site: Site) -> list[str]:
-    """Every training patient or lesion, or every training image, once."""
-    rows = site.hospitals.train(site.index).rows
-    if site.settings.privacy.unit == "patient":
-        return sorted(set(site.hospitals.groups(rows)))
-    return [site.hospitals.store.image_ids[row] for row in rows.tolist()]
+    """Every training patient or lesion, once.
+
+    So too where single images are protected: an image has spent at most what its patient has, and
+    a later run that protects patients sees it.
+    """
+    return sorted(set(site.hospitals.groups(site.hospitals.train(site.index).rows)))

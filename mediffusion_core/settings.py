@@ -24,7 +24,7 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
     "federation": {"round_timeout", "min_replies"},
-    "privacy": {"public_model", "ledger", "max_epsilon"},
+    "privacy": {"public_model", "ledger", "ledger_heads", "max_epsilon"},
 }
 """Settings outside the hash: where things lie, how long to wait and for whom; never what a site
 computes."""

@@ -229,6 +229,20 @@ def labels(
     print(study_labels(plan, folder, workers))
 
 
+@study.command("attack", epilog="Example: fed-mediffusion study attack runs/latest")
+def attack(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file to write; attack.json in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Try to tell from a run's model who was trained on, and hold that against its ε."""
+    from simulations.study_attack import ATTACK, study_attack
+
+    print(study_attack(run, output or run / ATTACK, device))
+
+
 @study.command(epilog="Example: fed-mediffusion study generation runs/latest --ddpm")
 def generation(
     run: Run,

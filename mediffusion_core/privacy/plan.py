@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 from mediffusion_core.errors import UserError
-from mediffusion_core.privacy.accounting import LARGEST_NOISE, Charge, within
+from mediffusion_core.privacy.accounting import Charge, noise_multiplier_for, within
 from mediffusion_core.privacy.mechanism import Mechanism
 from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.settings import Settings
@@ -109,29 +109,14 @@ class Plan:
 
 
 def _least_noise(plan: Plan) -> float:
-    """By bisection, to half a percent, always on the side that stays within."""
-    target = plan.privacy.target_epsilon
+    target, delta = plan.privacy.target_epsilon, plan.privacy.target_delta
     assert target is not None
-
-    def enough(noise: float) -> bool:
-        charges = replace(plan, noise_multiplier=noise).charges()
-        return within(charges, target, plan.privacy.target_delta)
-
-    if not within(plan.releases(), target, plan.privacy.target_delta):
+    if not within(plan.releases(), target, delta):
         raise UserError(
             f"privacy.target_epsilon={target:g} can't be had with "
             f"privacy.release_noise={plan.privacy.release_noise:g}, whatever the noise of the "
             "steps: raise either"
         )
-    high = 1.0
-    while not enough(high):
-        high *= 1.5
-        if high > LARGEST_NOISE:
-            raise UserError(f"no noise of the steps keeps privacy.target_epsilon={target:g}")
-    low = high / 1.5
-    while low > 0.05 and enough(low):
-        high, low = low, low / 1.5
-    while high / low > 1.005:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return noise_multiplier_for(
+        target, delta, lambda noise: replace(plan, noise_multiplier=noise).charges()
+    )

@@ -63,7 +63,12 @@ def test_a_private_federation_costs_what_it_promises_and_goes_on_without_spent_s
     ledgers = {site: Ledger.open(tmp_path / "ledgers" / f"site-{site}") for site in range(3)}
     # One site may not even be counted, another one's patients have nothing left for training.
     spend(ledgers[1], overrides, 1, Charge(1.0, 0.1, 1))
-    spend(ledgers[2], overrides, 2, Charge(1.0, noise_multiplier_for(19.7, 1e-4, 1.0, 1), 1))
+    spend(
+        ledgers[2],
+        overrides,
+        2,
+        Charge(1.0, noise_multiplier_for(19.7, 1e-4, lambda noise: [Charge(1.0, noise, 1)]), 1),
+    )
     kept = [f"privacy.ledger='{tmp_path / 'ledgers'}'", "privacy.max_epsilon=20"]
     folder = run_in_process("config", [*overrides, *kept])
     summary = json.loads((folder.path / "summary.json").read_text())
