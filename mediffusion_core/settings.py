@@ -370,12 +370,12 @@ class CounterfactualSettings(StrictModel):
 
     panel: Count = 8
     count: Count = 48
-    start: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
-    steps: Count = 20
-    scale: Positive = 2.0
-    closeness: Annotated[float, Field(ge=0.0)] = 0.1
-    attempts: Count = 4
-    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    start: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    steps: Count = 5
+    scale: Positive = 3.0
+    closeness: Annotated[float, Field(ge=0.0)] = 0.0
+    attempts: Count = 3
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     mask_threshold: Fraction = 0.5
     hold: Annotated[float, Field(ge=0.0)] = 1.0
     inversion: bool = True

@@ -134,7 +134,7 @@ def _class_numbers(model: TrainedModel, targets: Sequence[str]) -> list[int]:
     numbers = [class_index(target, model.classes) for target in targets]
     if len(set(targets)) < len(targets):
         raise UserError(f"a class is named twice: {', '.join(targets)}")
-    if len(targets) > 1 and not model.multi_label:
+    if len(numbers) > 1 and not model.multi_label:
         raise UserError(f"{' and '.join(targets)} exclude each other; choose one class")
     return numbers
 

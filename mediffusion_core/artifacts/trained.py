@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.artifacts.checkpoints import read_folder, write_folder
-from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
+from mediffusion_core.diffusion.guidance import counterfactual_latents
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.diffusion.reference_guidance import reference_counterfactual_latents
 from mediffusion_core.diffusion.sampling import sample_latents
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import (
     JointUNet,

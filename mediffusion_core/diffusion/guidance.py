@@ -27,10 +27,12 @@ from mediffusion_core.diffusion.target import Target
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import CounterfactualSettings, Prediction
 
-__all__ = ["Look", "Target", "counterfactual_latents", "guided_latents"]
-
 Look = Callable[[Tensor], Tensor]
 """Logits (B, C) of clean latents (B, c, h, w), as the result will be judged."""
+
+SURE = 0.95
+"""Confidence at a noisy latent above which nothing pulls; more than is asked of the result, since
+less of it is left at the clean one."""
 
 
 def counterfactual_latents(
@@ -146,5 +148,5 @@ def _pulled(
     norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, 1, 1, 1)
     size = mask.flatten(1).sum(dim=1).reshape(-1, 1, 1, 1) * latents.shape[1]
     confidence = target.confidence(target.probabilities(logits.detach()))
-    unsure = (confidence < settings.confidence).reshape(-1, 1, 1, 1)
+    unsure = (confidence < SURE).reshape(-1, 1, 1, 1)
     return output.detach(), torch.where(unsure, gradient / norm * size.sqrt(), 0.0)

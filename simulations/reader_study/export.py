@@ -30,7 +30,7 @@ def export_reader_study(
         count: Test images, each with a pair.
         repeats: Pairs that are shown again, with sides swapped.
         resnet_steps: Of training the classifier that guides the other counterfactuals.
-        seed: Of images, order, sides and noise.
+        seed: Of images, order and sides.
         device: As `resolve_device` takes it.
 
     Returns:
@@ -57,7 +57,7 @@ def export_reader_study(
     console.print(f"training a ResNet-18 on {len(labelled)} labelled images")
     external = train_resnet(opened, labelled, resnet_steps)
     console.print(f"making {len(panel.positions)} pairs")
-    pairs = make_pairs(model, external, test.take(panel.positions), panel.target, draw)
+    pairs = make_pairs(model, external, test.take(panel.positions), panel.target)
     items = draw_items(len(panel.positions), repeats, draw)
     shown = b"".join(made.numpy().tobytes() for made in pairs.made.values())
     study = hashlib.sha256(shown + repr(items).encode()).hexdigest()[:16]

@@ -26,21 +26,19 @@ class Pairs:
 
 
 def make_pairs(
-    model: TrainedModel, external: PixelClassifier, images: Tensor, target: Target, seed: int
+    model: TrainedModel, external: PixelClassifier, images: Tensor, target: Target
 ) -> Pairs:
-    """Makes both counterfactuals of each image, from one noise level, in equally many steps.
+    """Makes both counterfactuals of each image, with the same guidance but for whose it is.
 
     Args:
         model: The trained model.
         external: The classifier that guides the other ones.
         images: (n, C, H, W) in [0, 1].
         target: What each should become.
-        seed: Of the noise.
     """
     guidance = model.settings.evaluation.counterfactual
     ours = make_counterfactuals(model, images, target, guidance)
     latents = model.encode(images)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     network = external.network.to(model.device).eval()
 
     def classifier(clean: Tensor) -> Tensor:
@@ -53,10 +51,10 @@ def make_pairs(
         latents,
         target.to(model.device),
         classifier,
-        noise.to(model.device),
         start=guidance.start,
         steps=guidance.steps,
         scale=guidance.scale,
+        closeness=guidance.closeness,
         prediction=model.settings.diffusion.prediction,
     )
     return Pairs(ours.sources, {OURS: ours.images, EXTERNAL: model.decode(made)})

@@ -85,7 +85,7 @@ def grid(
 
 
 def ablations(base: CounterfactualSettings) -> list[Ours]:
-    """Our guidance, and the same with one part left out or exchanged."""
+    """Our guidance, and the same with one part left out or exchanged, of those that are in use."""
     changes: dict[str, dict[str, Any]] = {
         "ours": {},
         "without search": {"attempts": 1},
@@ -96,7 +96,8 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
     }
     if not base.inversion:
         changes["inverted, not noised"] = changes.pop("noised, not inverted")
-    return [Ours(name, base.model_copy(update=change)) for name, change in changes.items()]
+    methods = [Ours(name, base.model_copy(update=change)) for name, change in changes.items()]
+    return methods[:1] + [one for one in methods if one.guidance != base]
 
 
 def timed(

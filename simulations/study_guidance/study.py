@@ -1,8 +1,8 @@
 """`fed-mediffusion study guidance`: the grid, its knee, and ours against the reference."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -10,14 +10,11 @@ from rich.progress import Progress
 from configs.compose import compose
 from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.run_folder import write_json
-from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.features import build_extractor
-from mediffusion_core.settings import CounterfactualSettings, DataSettings
-from mediffusion_core.training.local import derive_seed, resolve_device
+from mediffusion_core.settings import CounterfactualSettings
+from mediffusion_core.training.local import derive_seed
 from simulations.independent_classifier import independent_classifier
-from simulations.preparation import prepare_images
-from simulations.simulate import LAUNCH
 from simulations.study_guidance.images import choose_images, validation_images
 from simulations.study_guidance.knee import knee
 from simulations.study_guidance.measure import Bench, Row
@@ -25,6 +22,7 @@ from simulations.study_guidance.methods import Method, Nothing, Ours, Reference,
 from simulations.study_guidance.options import Options
 from simulations.study_guidance.pictures import save_chart, save_panel
 from simulations.study_guidance.tables import guidance_page
+from simulations.trained_run import TrainedRun, open_trained_run
 
 BOOTSTRAPS = 400
 
@@ -42,33 +40,22 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
         The written page, `results.md`; beside it stand `results.json`, a chart and the panels.
 
     Raises:
-        UserError: there is no run, its images cannot be found, or too few of them fit.
+        UserError: there is no run, its images cannot be found, too few of them fit, or one half
+            of its network is not trained.
     """
-    if not run.is_dir():
-        raise UserError(f"run folder {run} does not exist")
     console = Console(stderr=True, soft_wrap=True)
-    model = TrainedModel.load(run / "model", resolve_device(device))
-    settings = model.settings.model_copy(update={"data": _data_of(run, model.settings.data)})
-    hospitals = prepare_images(settings, console)
-    if (hospitals.store.classes, hospitals.store.multi_label) != (model.classes, model.multi_label):
-        raise UserError(f"the images of {run} are not those that its model was trained on")
-    independent, opinion = independent_classifier(run, settings, hospitals, console)
-    console.print(f"independent classifier: macro AUC {opinion['auc_macro']:.3f} on the test set")
-    evaluation = settings.evaluation
-    base = _changed(evaluation.counterfactual, options.overrides)
-    extractor = build_extractor(evaluation.extractor, evaluation.inception_weights)
-    held_out = choose_images(
-        model, validation_images(hospitals), settings, hospitals, options.grid_images, "validation"
-    )
-    test = choose_images(model, hospitals.test(), settings, hospitals, options.images, "test")
+    opened = open_trained_run(run, device, console)
+    joint = opened.settings.training.joint
+    if not joint.diffusion_weight or not joint.classification_weight:
+        raise UserError(f"the run {run} trained one half of the network; guidance needs both")
+    benches, opinion = _benches(run, opened, options, console)
+    base = _changed(opened.settings.evaluation.counterfactual, options.overrides)
     points = grid(base, options.scales, options.starts, options.steps)
-    chosen = Bench(model, held_out, independent, extractor, BOOTSTRAPS)
-    grid_rows = _measure(chosen, points, False, "grid", console)
+    grid_rows = _measure(benches["validation"], points, False, "grid", console)
     best = knee(
         [row.figures["l1"].value for row in grid_rows],
         [row.figures["flipped"].value for row in grid_rows],
     )
-    name = None if best is None else grid_rows[best].method.name
     methods: list[Method] = [Nothing(), *ablations(base)]
     if best is not None:
         methods.append(Ours("knee of the grid", points[best].guidance))
@@ -76,27 +63,57 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
         Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
         for scale, start in options.reference
     ]
-    bench = Bench(model, test, independent, extractor, BOOTSTRAPS)
-    rows = _measure(bench, methods, True, "test patients", console)
+    rows = _measure(benches["test"], methods, True, "test patients", console)
     results = {
         "run": run.resolve().name,
-        "seed": settings.seed,
+        "seed": opened.settings.seed,
         "commit": current_commit(),
-        "images": {"test": len(test.images), "validation": len(held_out.images)},
+        "images": {name: len(bench.images.images) for name, bench in benches.items()},
         "independent": opinion,
-        "fid_floor": bench.floor(),
-        "knee": name,
+        "fid_floor": benches["test"].floor(),
+        "knee": None if best is None else points[best].name,
         "rows": [row.described() for row in rows],
         "grid": [row.described() for row in grid_rows],
     }
+    return _write(results, rows, grid_rows, benches["test"], output)
+
+
+def _benches(
+    run: Path, opened: TrainedRun, options: Options, console: Console
+) -> tuple[dict[str, Bench], dict[str, Any]]:
+    """Validation and test images with all that judges, and what the second opinion is worth."""
+    model, settings, hospitals = opened.model, opened.settings, opened.hospitals
+    independent, opinion = independent_classifier(run, settings, hospitals, console)
+    console.print(f"independent classifier: macro AUC {opinion['auc_macro']:.3f} on the test set")
+    evaluation = settings.evaluation
+    extractor = build_extractor(evaluation.extractor, evaluation.inception_weights)
+    sets = {
+        "validation": (validation_images(hospitals), options.grid_images),
+        "test": (hospitals.test(), options.images),
+    }
+    benches = {}
+    for name, (images, per_wish) in sets.items():
+        chosen = choose_images(model, images, settings, hospitals, per_wish, name)
+        benches[name] = Bench(model, chosen, independent, extractor, BOOTSTRAPS)
+    return benches, opinion
+
+
+def _write(
+    results: Mapping[str, Any],
+    rows: Sequence[Row],
+    grid_rows: Sequence[Row],
+    bench: Bench,
+    output: Path,
+) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
-    save_chart(grid_rows, name, output / "grid.png")
+    save_chart(grid_rows, results["knee"], output / "grid.png")
+    seed = derive_seed(results["seed"], "guidance", "panel")
     for row in rows:
         if row.method.name == "ours" or isinstance(row.method, Reference):
             title = row.method.name.replace(",", "").replace(" ", "-")
-            seed = derive_seed(settings.seed, "guidance", "panel")
-            save_panel(row, test, model.classes, seed, output / f"panel_{title}.png")
+            path = output / f"panel_{title}.png"
+            save_panel(row, bench.images, bench.model.classes, seed, path)
     page = output / "results.md"
     page.write_text(guidance_page(results, grid_rows, rows), encoding="utf-8")
     return page
@@ -113,18 +130,6 @@ def _measure(
             rows.append(bench.measure(method, effects=effects))
             progress.advance(task)
     return rows
-
-
-def _data_of(run: Path, data: DataSettings) -> DataSettings:
-    """The data settings with the places of the images, which only the run's launch knows."""
-    launch = run / LAUNCH
-    if data.source == "phantom" or not launch.is_file():
-        return data
-    said = json.loads(launch.read_text())
-    placed = compose(said["config_name"], said["overrides"]).data
-    return data.model_copy(
-        update={name: getattr(placed, name) for name in ("root", "store", "table", "columns")}
-    )
 
 
 def _changed(guidance: CounterfactualSettings, overrides: Sequence[str]) -> CounterfactualSettings:

@@ -22,7 +22,15 @@ from mediffusion_core.diffusion.source_path import (
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.settings import CounterfactualSettings
 
-PLAIN = {"start": 0.4, "steps": 20, "attempts": 1, "mask_threshold": 0.0, "closeness": 0.0}
+PLAIN = {
+    "start": 0.4,
+    "steps": 20,
+    "scale": 2.0,
+    "closeness": 0.0,
+    "attempts": 1,
+    "confidence": 0.95,
+    "mask_threshold": 0.0,
+}
 """One attempt in which everything may change."""
 
 

@@ -295,6 +295,7 @@ def test_the_folder_is_a_diffusers_pipeline_with_a_card(
         ".md",
         ".safetensors",
     }
+    assert len({path.stat().st_mode for path in exported.rglob("*") if path.is_file()}) == 1
     unet = load_file(exported / "unet" / "diffusion_pytorch_model.safetensors")
     assert unet.keys() == model.joint.unet.state_dict().keys()
     card = (exported / "README.md").read_text()

@@ -67,13 +67,16 @@ def test_the_grid_searches_nothing_and_keeps_the_rest() -> None:
 
 @pytest.mark.parametrize("inversion", [True, False])
 def test_each_ablation_changes_one_part(inversion: bool) -> None:
-    base = CounterfactualSettings(attempts=4, inversion=inversion)
+    base = CounterfactualSettings(attempts=4, closeness=0.1, inversion=inversion)
     whole, *others = ablations(base)
     assert whole.name == "ours" and whole.guidance == base
     for one in others:
         pairs = zip(base.model_dump().items(), one.guidance.model_dump().values(), strict=True)
         assert len([name for (name, before), after in pairs if before != after]) == 1, one.name
     names = [one.name for one in others]
+    assert len(names) == 5
+    bare = base.model_copy(update={"closeness": 0.0})
+    assert "without closeness" not in [one.name for one in ablations(bare)]
     assert ("noised, not inverted" in names) == inversion
 
 
