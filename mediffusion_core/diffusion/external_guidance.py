@@ -33,10 +33,9 @@ def externally_guided_latents(
     """Latents of counterfactuals that another classifier pulls.
 
     ε̂ ← ε̂ + s √(1 - ᾱ_t) √d g/‖g‖, with g = ∇_{z_t} loss(f(ẑ_0(z_t)), target) through the denoiser:
-    forward guidance (arXiv 2302.07121, equation 6). All else is as our guidance has it, so that the
-    two differ in whose gradient it is: the source is inverted and not noised, the gradient is
-    normalised, ẑ_0 is moved by `closeness` towards the source, and an image that f already gives to
-    the target is not pulled.
+    forward guidance (arXiv 2302.07121, equation 6). As in our guidance the source is inverted and
+    not noised, the gradient is normalised, and ẑ_0 is moved by `closeness` towards the source; an
+    image that f already gives to the target is not pulled. There is no mask and no search.
 
     Args:
         model: The joint UNet, in evaluation mode; its head is not asked.
