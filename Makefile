@@ -32,6 +32,7 @@ test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit 
 bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, and training
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
 	@$(BIN)/python tests/benchmarks/bench_training.py
+	@$(BIN)/python tests/benchmarks/bench_privacy.py
 
 docker-build: ## build the images of server and site; DOCKER_BUILD="--build-arg ..." goes to docker
 	docker build --file docker/Dockerfile --build-arg REVISION="$$(git rev-parse HEAD)" $(DOCKER_BUILD) \

@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import encoding, tasks
+from client import budget, encoding, tasks
 from client.site import Site, open_site, site_log
 from mediffusion_core import protocol
 from mediffusion_core.errors import BudgetSpent, LedgerError, RefusedError, UserError
@@ -39,7 +39,7 @@ CODES: Mapping[type[Exception], str] = {
 
 
 def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Wraps a handler: checks the settings, and lets no error text out."""
+    """Wraps a handler: checks settings and ledger, and lets no error text out."""
 
     def answer(message: Message, context: Context) -> Message:
         folder: Path | None = None
@@ -49,7 +49,12 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
             expected = message.content.config_records[protocol.INSTRUCTIONS]["settings_hash"]
             if expected != site.settings.fingerprint():
                 raise _OtherSettingsError(f"{expected} at the server")
+            if protocol.LEDGER_HEAD in message.content.array_records:
+                budget.refuse_older_ledger(site, _state(message.content, protocol.LEDGER_HEAD))
+                del message.content[protocol.LEDGER_HEAD]
             content = handler(site, message.content)
+            if site.settings.privacy.enabled:
+                content[protocol.LEDGER_HEAD] = _record(budget.ledger_head(site))
         except Exception as error:
             content = _failure(error, folder)
         return Message(content, reply_to=message)

@@ -1,10 +1,16 @@
 """The site's ledger: what its patients have spent, charged before anything leaves."""
 
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
 from client.site import Site
 from mediffusion_core.privacy.accounting import Charge
-from mediffusion_core.privacy.ledger import Cap, Ledger
+from mediffusion_core.privacy.ledger import Cap, Head, Ledger
 
 FOLDER = "ledger"
+HEAD = "head"
 
 
 def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
@@ -17,17 +23,38 @@ def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
     names = _names(site)
     if not names:  # nobody to protect
         return
+    run = site.folder.parent.parent.name
+    _ledger(site).charge(names, cost, stage, run, round_number)
+
+
+def refuse_older_ledger(site: Site, head: Mapping[str, Tensor]) -> None:
+    """Refuses to go on with a ledger that is older than the one the server was told of.
+
+    Raises:
+        LedgerError: if it does not contain that head, or is not to be trusted.
+    """
+    _ledger(site).must_extend(Head.parse(bytes(head[HEAD].tolist()).decode()))
+
+
+def ledger_head(site: Site) -> dict[str, Tensor]:
+    """The head of the site's ledger, for the server to keep."""
+    text = str(_ledger(site).verify()).encode()
+    return {HEAD: torch.tensor(list(text), dtype=torch.uint8)}
+
+
+def _ledger(site: Site) -> Ledger:
     privacy = site.settings.privacy
     cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
     # Only a ledger that outlives the run knows of other runs on the same patients.
     folder = privacy.ledger / site.name if privacy.ledger else site.folder / FOLDER
-    run = site.folder.parent.parent.name
-    Ledger.open(folder, cap=cap).charge(names, cost, stage, run, round_number)
+    head = privacy.ledger_heads / site.name if privacy.ledger_heads else None
+    return Ledger.open(folder, head=head, cap=cap)
 
 
 def _names(site: Site) -> list[str]:
-    """Every training patient or lesion, or every training image, once."""
-    rows = site.hospitals.train(site.index).rows
-    if site.settings.privacy.unit == "patient":
-        return sorted(set(site.hospitals.groups(rows)))
-    return [site.hospitals.store.image_ids[row] for row in rows.tolist()]
+    """Every training patient or lesion, once.
+
+    So too where single images are protected: an image has spent at most what its patient has, and
+    a later run that protects patients sees it.
+    """
+    return sorted(set(site.hospitals.groups(site.hospitals.train(site.index).rows)))

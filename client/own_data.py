@@ -74,10 +74,15 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
     if (privacy.noise_multiplier or 0.0) < (policy.min_noise_multiplier or 0.0):
         raise RefusedError(f"privacy.noise_multiplier is under {policy.min_noise_multiplier}")
     limits = [limit for limit in (policy.max_epsilon, privacy.max_epsilon) if limit is not None]
-    ledger = ledger_places(file)[0]
-    if ledger.name != file.name:
-        raise UserError(f"ledger.folder {ledger} must end in the site's name, {file.name}")
-    own = {"ledger": ledger.parent, "max_epsilon": min(limits, default=None)}
+    places = dict(zip(("folder", "head"), ledger_places(file), strict=True))
+    for name, place in places.items():
+        if place.name != file.name:
+            raise UserError(f"ledger.{name} {place} must end in the site's name, {file.name}")
+    own = {
+        "ledger": places["folder"].parent,
+        "ledger_heads": places["head"].parent,
+        "max_epsilon": min(limits, default=None),
+    }
     return settings.model_copy(
         update={"device": policy.device, "privacy": privacy.model_copy(update=own)}
     )

@@ -48,13 +48,13 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
         raise UserError(f"data={data.source} needs {DATA_ROOT} in this site's node config")
     if data.table is not None and not _lies_in(root, data.table):
         raise UserError(f"data.table {data.table} does not lie in this site's data root")
-    ledger = Path(str(node[FOLDER])) / LEDGER
+    ledger = {"ledger": Path(str(node[FOLDER])) / LEDGER, "ledger_heads": None}
     return settings.model_copy(
         update={
             "run": RunSettings(),
             "device": str(node.get(DEVICE, settings.device)),
             "data": data.model_copy(update={"root": root, "store": None}),
-            "privacy": settings.privacy.model_copy(update={"ledger": ledger}),
+            "privacy": settings.privacy.model_copy(update=ledger),
         }
     )
 

@@ -26,7 +26,7 @@ from mediffusion_core.privacy.units import UnitIndex, numbered
 
 Metrics = dict[str, float]
 
-COUNTS = "noised_counts.json"
+PLAN = "privacy.json"
 CERTAIN = 3
 """Standard deviations above 0 from which on a site is taken to have labels."""
 
@@ -38,15 +38,14 @@ def census(site: Site) -> dict[str, int | list[int]]:
         UserError: if the settings promise too little to so few units.
         BudgetSpentError: if the site's units have spent what they may.
     """
-    counts = _counts(site)
-    Plan.of(site.settings, counts.units)
+    counts, _ = _counted(site)
     return {"train": counts.units, "labelled": counts.labelled}
 
 
 def autoencoder_round(site: Site, autoencoder: Autoencoder, round_number: int) -> Metrics:
     """One private round of the autoencoder stage, in place; see `tasks.autoencoder_round`."""
     settings = site.settings
-    plan = Plan.of(settings, _counts(site).units)
+    _, plan = _counted(site)
     steps = plan.steps(AUTOENCODER, round_number)
     if steps:
         charge(site, plan.step_charge(steps), AUTOENCODER, round_number)
@@ -71,8 +70,7 @@ def latent_sums(site: Site, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sums over the site's latents with noise; see `encoding.latent_sums`."""
     autoencoder = Autoencoder(site.settings.model.autoencoder, site.settings.data.channels)
     autoencoder.load_state_dict(dict(weights))
-    counts = _counts(site)
-    plan = Plan.of(site.settings, counts.units)
+    counts, plan = _counted(site)
     charge(site, plan.release, "latents", 1)
     unit_of, count = _units(site)
     return noised_latent_sums(
@@ -92,8 +90,8 @@ def joint_round(
 
     Adam's moments are of noised gradients, so that they may leave as the weights do.
     """
-    settings, counts = site.settings, _counts(site)
-    plan = Plan.of(settings, counts.units)
+    settings = site.settings
+    counts, plan = _counted(site)
     steps = plan.steps(JOINT, round_number)
     freeze(joint, settings.training.joint, settings.privacy)
     if steps:
@@ -130,17 +128,21 @@ def _units(site: Site) -> tuple[Tensor, int]:
     return numbered(names)
 
 
-def _counts(site: Site) -> NoisedCounts:
-    """The site's noised counts: drawn and paid for once a run, kept in its folder."""
-    path = site.folder / COUNTS
+def _counted(site: Site) -> tuple[NoisedCounts, Plan]:
+    """The site's noised counts and what follows from them: drawn, paid for and kept once a run."""
+    path = site.folder / PLAN
     if path.is_file():
-        return NoisedCounts(**json.loads(path.read_text()))
+        kept = json.loads(path.read_text())
+        counts = NoisedCounts(**kept["counts"])
+        return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
     unit_of, count = _units(site)
     labelled = len(set(unit_of[site.hospitals.train(site.index).labelled].tolist()))
     noise = site.settings.privacy.release_noise
     charge(site, Charge(1.0, noise, 1), "census", 0)
     counts = noised_counts(count, labelled, noise)
+    plan = Plan.of(site.settings, counts.units)
+    kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(counts)))
+    temporary.write_text(json.dumps(kept))
     temporary.replace(path)
-    return counts
+    return counts, plan

@@ -24,7 +24,7 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
     "federation": {"round_timeout", "min_replies"},
-    "privacy": {"public_model", "ledger", "max_epsilon"},
+    "privacy": {"public_model", "ledger", "ledger_heads", "max_epsilon"},
 }
 """Settings outside the hash: where things lie, how long to wait and for whom; never what a site
 computes."""
@@ -359,14 +359,27 @@ class FederationSettings(StrictModel):
 
 
 class CounterfactualSettings(StrictModel):
-    """Guided counterfactuals: how far the image is noised and how hard the head pulls."""
+    """Guided counterfactuals: how far the image is noised and how hard the head pulls.
+
+    `start` is a fraction of the noise process and `scale` how hard the head pulls; the search
+    reaches both in `attempts` steps, and leaves an image where its target has `confidence`. What
+    is less salient than `mask_threshold` of the largest is kept, the other findings are held with
+    weight `hold`, and `closeness` moves towards the source at every step. The noise level is
+    reached by `inversion` of the source, or else by noise that `noise_seed` draws.
+    """
 
     panel: Count = 8
     count: Count = 48
-    start: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
-    steps: Count = 20
-    scale: Positive = 2.0
-    closeness: Annotated[float, Field(ge=0.0)] = 0.1
+    start: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    steps: Count = 5
+    scale: Positive = 3.0
+    closeness: Annotated[float, Field(ge=0.0)] = 0.0
+    attempts: Count = 3
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    mask_threshold: Fraction = 0.5
+    hold: Annotated[float, Field(ge=0.0)] = 1.0
+    inversion: bool = True
+    noise_seed: Annotated[int, Field(ge=0)] = 0
 
 
 class EvaluationSettings(StrictModel):

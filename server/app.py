@@ -3,19 +3,17 @@
 import os
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from numpy.typing import NDArray
 
 from configs.compose import compose, split
 from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.report import write_report
 from mediffusion_core.artifacts.run_folder import RunFolder, run_path, write_json
-from mediffusion_core.data.hospitals import Hospitals, open_hospitals
-from mediffusion_core.data.readers.phantom import without_finding
-from mediffusion_core.evaluation.judge import Judge, Truth
+from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.data.known import patients_without
+from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import resolve_device
 from server.federation import Federation, Sites
@@ -73,7 +71,7 @@ def _run(sites: Sites, settings: Settings, folder: RunFolder) -> dict[str, Any]:
     run = FederatedRun(
         settings,
         sites,
-        Judge.of_hospitals(settings, hospitals, _truth(settings, hospitals)),
+        Judge.of_hospitals(settings, hospitals, patients_without(settings, hospitals)),
         folder,
         restored or fresh_state(settings, len(store.classes)),
         store.classes,
@@ -81,20 +79,6 @@ def _run(sites: Sites, settings: Settings, folder: RunFolder) -> dict[str, Any]:
         resolve_device(settings.device),
     )
     return run.execute()
-
-
-def _truth(settings: Settings, hospitals: Hospitals) -> Truth | None:
-    """Phantoms alone can show the same patient without a finding."""
-    if settings.data.source != "phantom":
-        return None
-    ids = hospitals.store.image_ids
-    size = settings.data.image_size
-
-    def truth(row: int, finding: str) -> NDArray[np.uint8]:
-        drawn = without_finding(settings.seed, ids[row], finding, size)
-        return hospitals.as_scanned(row, drawn)
-
-    return truth
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

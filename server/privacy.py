@@ -1,6 +1,7 @@
 """What a private run promises, and the public model that it may start from."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.errors import UserError
 from mediffusion_core.privacy.accounting import epsilon
 from mediffusion_core.privacy.plan import Plan
-from mediffusion_core.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.protocol import AUTOENCODER, HEAD, LEDGER_HEAD, UNET
 from mediffusion_core.settings import Settings
+from server.federation import Reply
 
 SCALE = "latent_scale"
+HEAD_OF = "ledger_"
+"""Before a site's name: the head of its ledger, in the checkpoints."""
 
 
 def promised(settings: Settings, census: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -26,14 +30,44 @@ def promised(settings: Settings, census: Mapping[str, Mapping[str, Any]]) -> dic
     sites = {}
     for site, counts in census.items():
         plan = Plan.of(settings, counts["train"])
-        noise = plan.noise_multiplier()
-        spent = epsilon(plan.charges(noise), privacy.target_delta)
+        spent = epsilon(plan.charges(), privacy.target_delta)
         sites[site] = {
             "epsilon": spent,
-            "noise_multiplier": noise,
+            "noise_multiplier": plan.noise_multiplier,
             "sample_rate": plan.sample_rate,
         }
     return {"unit": privacy.unit, "target_delta": privacy.target_delta, "sites": sites}
+
+
+def nothing_pooled(classes: Sequence[str]) -> tuple[dict[str, Any], Tensor, float]:
+    """Figures, bootstraps and temperature where no site tells of its validation patients."""
+    figures: dict[str, Any] = {
+        "auc_pooled": nan,
+        "auc_pooled_interval": (nan, nan),
+        "auc_pooled_per_class": dict.fromkeys(classes, nan),
+        "auc_pooled_per_site": {},
+    }
+    return figures, torch.full((1,), nan), 1.0
+
+
+def known_heads(
+    components: Mapping[str, Mapping[str, Tensor]], sites: Collection[str]
+) -> dict[str, dict[str, Mapping[str, Tensor]]]:
+    """By site, the newest head of its ledger that the server was told of, for it alone."""
+    return {
+        site: {LEDGER_HEAD: components[HEAD_OF + site]}
+        for site in sites
+        if HEAD_OF + site in components
+    }
+
+
+def told_heads(replies: Sequence[Reply]) -> dict[str, Mapping[str, Tensor]]:
+    """The heads in the replies of a private run, as the server keeps them."""
+    return {
+        HEAD_OF + reply.site: reply.components[LEDGER_HEAD]
+        for reply in replies
+        if LEDGER_HEAD in reply.components
+    }
 
 
 def public_components(settings: Settings, num_classes: int) -> dict[str, Mapping[str, Tensor]]:

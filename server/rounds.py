@@ -39,7 +39,7 @@ from server.aggregation import aggregate, mean_metric, moving_average
 from server.control_variates import corrections, remembered
 from server.federation import Reply, SiteError, Sites
 from server.optimizers import server_step
-from server.privacy import SCALE, promised
+from server.privacy import SCALE, known_heads, nothing_pooled, promised, told_heads
 from server.selection import Judged, select
 from server.state import SERVER, RunState
 
@@ -97,6 +97,7 @@ class FederatedRun:
 
     def _census(self) -> dict[str, Any]:
         replies = self._federation.census()
+        self._state.components |= told_heads(replies)
         census = {reply.site: reply.census for reply in replies}
         if self._settings.training.joint.needs_label_counts:
             self._beside_joint[LABEL_COUNTS] = LabelCounts.of_census(census.values()).arrays()
@@ -113,7 +114,7 @@ class FederatedRun:
     def _autoencoder_round(self) -> None:
         state = self._state
         number, total = state.autoencoder_rounds + 1, self._settings.autoencoder_rounds
-        replies = self._federation.ask(
+        replies = self._ask(
             protocol.TRAIN_AUTOENCODER,
             number,
             {AUTOENCODER: state.components[AUTOENCODER]},
@@ -130,7 +131,7 @@ class FederatedRun:
         """Forms the global latent scale once, and lets the sites encode their images with it."""
         state = self._state
         if SCALE not in state.components:
-            replies = self._federation.ask(
+            replies = self._ask(
                 protocol.LATENT_CENSUS, 1, {AUTOENCODER: state.components[AUTOENCODER]}
             )
             if not replies:
@@ -156,7 +157,7 @@ class FederatedRun:
         waiting = set(sites) - self._encoded
         if waiting:
             codec = {AUTOENCODER: self._state.codec(self._settings).state_dict()}
-            replies = self._federation.ask(protocol.ENCODE, 1, codec, waiting)
+            replies = self._ask(protocol.ENCODE, 1, codec, waiting)
             self._encoded |= {reply.site for reply in replies}
 
     def _joint_round(self) -> None:
@@ -169,7 +170,7 @@ class FederatedRun:
         self._encode(sites)
         sites = [site for site in sites if site in self._encoded]
         own = corrections(state.components, sites)
-        replies = self._federation.ask(protocol.TRAIN_JOINT, number, sent, sites, own)
+        replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own)
         for component in JOINT:
             self._take(component, replies)
         state.components |= remembered(state.components, replies)
@@ -229,11 +230,11 @@ class FederatedRun:
             The figures, the macro AUC of each bootstrap (B,), and the best temperature.
         """
         if self._settings.privacy.enabled:
-            return self._not_pooled()
+            return nothing_pooled(self._classes)
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
         self._encode(self._federation.sites)
         number = max(self._state.joint_rounds, 0)
-        replies = self._federation.ask(protocol.EVALUATE, number, sent, self._encoded)
+        replies = self._ask(protocol.EVALUATE, number, sent, self._encoded)
         sent_back = [reply.components[protocol.COUNTS] for reply in replies]
         counts = [one["counts"] for one in sent_back]
         draws = auc_from_counts(
@@ -252,15 +253,21 @@ class FederatedRun:
         }
         return figures, macro_draws(pooled, draws), best_temperature(losses)
 
-    def _not_pooled(self) -> tuple[dict[str, Any], Tensor, float]:
-        """What `_pooled` returns where no site tells of its validation patients."""
-        figures: dict[str, Any] = {
-            "auc_pooled": nan,
-            "auc_pooled_interval": (nan, nan),
-            "auc_pooled_per_class": dict.fromkeys(self._classes, nan),
-            "auc_pooled_per_site": {},
-        }
-        return figures, torch.full((self._settings.evaluation.num_bootstraps,), nan), 1.0
+    def _ask(
+        self,
+        kind: str,
+        number: int,
+        components: Mapping[str, StateDict],
+        sites: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, StateDict]] | None = None,
+    ) -> list[Reply]:
+        """Asks the sites; where the run is private, the heads of their ledgers go along."""
+        heads = known_heads(self._state.components, self._federation.sites)
+        given = own or {}
+        both = {site: {**heads.get(site, {}), **given.get(site, {})} for site in {*heads, *given}}
+        replies = self._federation.ask(kind, number, components, sites, both)
+        self._state.components |= told_heads(replies)
+        return replies
 
     def _take(self, component: str, replies: list[Reply]) -> None:
         states = [reply.components[component] for reply in replies]

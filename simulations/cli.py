@@ -102,10 +102,11 @@ def explain(
     run: Run,
     image: Annotated[Path, typer.Option(help="The image to explain.")],
     target: Annotated[
-        str,
+        list[str],
         typer.Option(
             help="A class. Exclusive classes: what the image should become. Findings: it is "
-            "removed where the model sees it, added where it does not."
+            "removed where the model sees it, added where it does not, and the others are held; "
+            "give the option again to change several."
         ),
     ],
     output: Annotated[
@@ -228,6 +229,20 @@ def labels(
     print(study_labels(plan, folder, workers))
 
 
+@study.command("attack", epilog="Example: fed-mediffusion study attack runs/latest")
+def attack(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file to write; attack.json in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Try to tell from a run's model who was trained on, and hold that against its ε."""
+    from simulations.study_attack import ATTACK, study_attack
+
+    print(study_attack(run, output or run / ATTACK, device))
+
+
 @study.command(epilog="Example: fed-mediffusion study generation runs/latest --ddpm")
 def generation(
     run: Run,
@@ -265,6 +280,85 @@ def generation(
 
     options = Options(count, steps, scale, ddpm, half_samples, training_images, usefulness)
     print(study_generation(run, options, output or run / "generation", device))
+
+
+@study.command(
+    "reader-export", epilog="Example: fed-mediffusion study reader-export runs/latest readers"
+)
+def reader_export(
+    run: Run,
+    output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Test images, each with a pair.")] = 20,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Pairs shown again with their sides swapped.")
+    ] = 4,
+    resnet_steps: Annotated[
+        int, typer.Option(min=1, help="Training of the classifier that guides the other ones.")
+    ] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Of images, order and sides.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Write a page of blinded pairs for readers: our counterfactuals and external guidance's.
+
+    The page goes to the readers, key.json does not. The last line printed is the page.
+    """
+    from simulations.reader_study.export import export_reader_study
+
+    print(export_reader_study(run, output, pairs, repeats, resnet_steps, seed, device))
+
+
+@study.command(
+    "reader-score", epilog="Example: fed-mediffusion study reader-score readers answers-*.json"
+)
+def reader_score(
+    folder: Annotated[Path, typer.Argument(help="Folder that reader-export wrote.")],
+    answers: Annotated[list[Path], typer.Argument(help="Files that the readers sent back.")],
+) -> None:
+    """Score readers' answers. The last line printed is the page of scores."""
+    from simulations.reader_study.score import score_answers
+
+    print(score_answers(folder, answers))
+
+
+@study.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion study guidance runs/latest\n\n"
+    "fed-mediffusion study guidance runs/latest mask_threshold=0.4 attempts=1 --images 4"
+)
+def guidance(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
+    ] = None,
+    scales: Annotated[str, typer.Option(help="Scales of the grid, with commas.")] = "1,2,4",
+    starts: Annotated[
+        str, typer.Option(help="Noise levels of the grid, as fractions of T.")
+    ] = "0.2,0.4",
+    steps: Annotated[str, typer.Option(help="Numbers of steps of the grid.")] = "5,10",
+    reference: Annotated[
+        str, typer.Option(help="Scale:start of the published procedure; it takes minutes each.")
+    ] = "200:0.2,500:0.5",
+    grid_images: Annotated[
+        int, typer.Option(min=1, help="Validation images a wish, for the grid.")
+    ] = 4,
+    images: Annotated[int, typer.Option(min=1, help="Test images a wish.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; guidance in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold guidance at many settings, and the published procedure, against each other.
+
+    The grid runs on validation patients, the comparison on test patients. The independent
+    classifier that judges beside the model is trained once and kept in the run. The last line
+    printed is the page of results.
+    """
+    from simulations.study_guidance.options import parse_options
+    from simulations.study_guidance.study import study_guidance
+
+    options = parse_options(scales, starts, steps, reference, grid_images, images, overrides or [])
+    print(study_guidance(run, options, output or run / "guidance", device))
 
 
 @app.command(

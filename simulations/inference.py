@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from mediffusion_core.artifacts.pictures import (
 )
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.images import SUFFIXES, ImageError, decode, fit
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
-from mediffusion_core.evaluation.wish import class_index, wish_for
+from mediffusion_core.evaluation.wish import class_index
 from mediffusion_core.training.local import resolve_device
 
 BATCH = 64
@@ -74,28 +76,35 @@ def draw_samples(run: Path, output: Path, count: int, steps: int, seed: int, dev
     return output
 
 
-def explain_image(run: Path, image: Path, target: str, output: Path, device: str) -> Path:
+def explain_image(
+    run: Path, image: Path, targets: Sequence[str], output: Path, device: str
+) -> Path:
     """Writes a counterfactual's panel and its figures; returns the panel's path.
 
     Raises:
-        UserError: if the image cannot be read, or the class is unknown or already predicted.
+        UserError: if the image cannot be read, or a class is unknown, named twice or already
+            predicted, or if several classes that exclude each other are asked for.
     """
     model = _load(run, device)
-    index = class_index(target, model.classes)
+    chosen = _class_numbers(model, targets)
     try:
         pixels = _read(model, image)[None]  # (1, C, H, W)
     except ImageError as error:
         raise UserError(f"image {image}: {error}") from None
     before = model.classify(pixels)
-    if not model.multi_label and int(before.argmax()) == index:
-        raise UserError(f"the model already sees {target} in {image.name}; choose another class")
-    wish = wish_for(index, before, model.multi_label)
+    if not model.multi_label and int(before.argmax()) == chosen[0]:
+        raise UserError(
+            f"the model already sees {targets[0]} in {image.name}; choose another class"
+        )
+    present = [not model.multi_label or bool(before[0, index] < 0.5) for index in chosen]
+    wish = Target(torch.tensor([chosen]), torch.tensor([present]), model.multi_label)
     made = make_counterfactuals(model, pixels, wish, model.settings.evaluation.counterfactual)
     named = model.classes[int(before.argmax())]
+    changes = zip(targets, present, strict=True)
     asked = (
-        f"{'add' if bool(wish.present[0]) else 'remove'} {target}"
+        ", ".join(f"{'add' if is_added else 'remove'} {target}" for target, is_added in changes)
         if model.multi_label
-        else f"{named} → {target}"
+        else f"{named} → {targets[0]}"
     )
     row = CounterfactualRow(
         source=made.sources[0].numpy(),
@@ -107,7 +116,7 @@ def explain_image(run: Path, image: Path, target: str, output: Path, device: str
         flipped=made.outcome(0),
     )
     output.mkdir(parents=True, exist_ok=True)
-    panel = output / f"{image.stem}_{target}.png"
+    panel = output / f"{image.stem}_{'-'.join(targets)}.png"
     save_counterfactual_panel([row], panel)
     figures = {
         "image": image.name,
@@ -119,6 +128,15 @@ def explain_image(run: Path, image: Path, target: str, output: Path, device: str
     }
     panel.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
     return panel
+
+
+def _class_numbers(model: TrainedModel, targets: Sequence[str]) -> list[int]:
+    numbers = [class_index(target, model.classes) for target in targets]
+    if len(set(targets)) < len(targets):
+        raise UserError(f"a class is named twice: {', '.join(targets)}")
+    if len(numbers) > 1 and not model.multi_label:
+        raise UserError(f"{' and '.join(targets)} exclude each other; choose one class")
+    return numbers
 
 
 def _load(run: Path, device: str) -> TrainedModel:

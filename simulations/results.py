@@ -8,10 +8,10 @@ from typing import Any
 from mediffusion_core.artifacts.provenance import shorten
 from mediffusion_core.errors import UserError
 from simulations.figures import NOT_MEASURED, format_comparison, format_figure
+from simulations.marked_section import replace_section
 from simulations.simulate import LAUNCH
 from simulations.study_labels.comparison import NOT_RUN, row_cells
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 LOCAL = ("run.folder=", "data.store=", "evaluation.inception_weights=")
 
 
@@ -32,21 +32,12 @@ def write_results(
     Raises:
         UserError: the document has no marks, or a run or study is not there or not completed.
     """
-    try:
-        text = document.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{document} cannot be read ({error.strerror})") from None
-    if text.count(BEGIN) != 1 or text.find(END) < text.find(BEGIN):
-        raise UserError(f"{document} needs the marks {BEGIN} and {END}, in this order, once")
     parts = [_run_table(runs)]
     if study is not None:
         parts.append(_study_table(study))
     if labels is not None:
         parts.append(_labels_tables(labels))
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    section = "\n\n".join(parts)
-    document.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
+    replace_section(document, "results", "\n\n".join(parts))
     return document
 
 

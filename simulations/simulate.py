@@ -38,7 +38,7 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
     if resume is not None:
         if overrides:
             raise UserError("--resume continues a run as it is; it takes no settings to change")
-        config_name, overrides = _launched(resume.resolve())
+        config_name, overrides = launched(resume.resolve())
     settings = compose(config_name, overrides)
     _check(settings)
     prepare_images(settings, console)
@@ -125,6 +125,7 @@ def _absolute(settings: Settings, folder: Path) -> list[str]:
         "evaluation.inception_weights": settings.evaluation.inception_weights,
         "privacy.public_model": settings.privacy.public_model,
         "privacy.ledger": settings.privacy.ledger,
+        "privacy.ledger_heads": settings.privacy.ledger_heads,
     }
     given = {key: value.expanduser().resolve() for key, value in values.items() if value}
     given["run.folder"] = folder
@@ -136,14 +137,18 @@ def _elsewhere(overrides: Sequence[str]) -> list[str]:
     return [one for one in overrides if not one.startswith("run.folder=")]
 
 
-def _launched(folder: Path) -> tuple[str, list[str]]:
-    """Configuration and overrides with which the run in a folder was started."""
+def launched(folder: Path) -> tuple[str, list[str]]:
+    """Configuration and overrides with which the run in a folder was started.
+
+    Raises:
+        UserError: if it was not started by `simulate`.
+    """
     try:
         written = json.loads((folder / LAUNCH).read_text())
         elsewhere = _elsewhere([str(one) for one in written["overrides"]])
         return str(written["config_name"]), [*elsewhere, f"run.folder={quoted(folder)}"]
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} holds no run to resume (no readable {LAUNCH})") from None
+        raise UserError(f"{folder} holds no run of simulate (no readable {LAUNCH})") from None
 
 
 def _table(summary: Mapping[str, Any]) -> Table:

@@ -38,6 +38,18 @@ def check_site_file(
     raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
 
 
+@site.command(epilog="Example: fed-mediffusion site messages README.md")
+def messages(
+    document: Annotated[
+        Path | None, typer.Argument(help="Markdown file with the marks of a section of messages.")
+    ] = None,
+) -> None:
+    """Print what leaves a site, message by message, or write it into a document."""
+    from simulations.message_tables import message_tables, write_message_tables
+
+    print(write_message_tables(document) if document else message_tables())
+
+
 @ledger.callback()
 def ledgers() -> None:
     """What the site's patients have spent of their privacy, over all runs.

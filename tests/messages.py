@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from configs.compose import flatten
+from mediffusion_core import protocol
+from mediffusion_core.payload import FORMAT, unpack
 from simulations.in_process import answer, order
 
 
@@ -17,7 +19,18 @@ def sent(
     site: int = 0,
     round_number: int = 1,
 ) -> Message:
-    """A site's reply to one message."""
+    """A site's reply to one message, which holds nothing that the protocol does not declare."""
     message = order(kind, settings_hash, arrays or {}, site, round_number)
     run_config = {"config-name": "config", "overrides": flatten(overrides)}
-    return answer(message, site, 3, run_config)
+    reply = answer(message, site, 3, run_config)
+    assert undeclared(kind, reply.content) == set()
+    return reply
+
+
+def undeclared(kind: str, content: RecordDict) -> set[str]:
+    """Records of an answer, and names in its metrics and counts, that `ANSWERS` does not list."""
+    declared = protocol.ANSWERS[kind]
+    fields = set(content.metric_records.get(protocol.METRICS, {}))
+    if protocol.COUNTS in content:
+        fields |= set(unpack(content.array_records[protocol.COUNTS][FORMAT].data))
+    return set(content) - declared.records - set(protocol.WITH_ANY) | fields - declared.fields

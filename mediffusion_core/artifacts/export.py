@@ -42,8 +42,11 @@ def export_run(run: Path, output: Path) -> Path:
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         pipeline.save_pretrained(temporary)
-        card = model_card(summary, model.settings, model.classes, model.multi_label)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        text = model_card(summary, model.settings, model.classes, model.multi_label)
+        card = temporary / "README.md"
+        card.write_text(text, encoding="utf-8")
+        for weights in temporary.rglob("*.safetensors"):  # written for their owner alone
+            weights.chmod(card.stat().st_mode)
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,16 +1,31 @@
 """The model card of an exported pipeline: what it is for, what made it, how good it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mediffusion_core.artifacts.provenance import shorten
-from mediffusion_core.artifacts.report import NOT_MEASURED, count, interval, number, percent
+from mediffusion_core.artifacts.report import (
+    NOT_MEASURED,
+    count,
+    interval,
+    measured,
+    number,
+    percent,
+)
 from mediffusion_core.settings import Settings
 
-PRIVACY = (
+NOT_PRIVATE = (
     "Trained without differential privacy: no privacy budget was spent because none was kept. "
     "Weights of such a model can reveal images and labels that it was trained on. Give it to "
     "nobody to whom you would not give these."
+)
+
+PRIVATE = (
+    "Trained with differential privacy (DP-SGD): for one {unit} more or less at a site, the "
+    "planned rounds of this run spend at most ε = {epsilon} at δ = {delta}, the largest of its "
+    "sites. A round that was made again, or an earlier run on the same patients, stands in the "
+    "sites' own ledgers and not here. Figures on the public test set are computed from its images "
+    "as they are, which no budget covers."
 )
 
 CARD = """---
@@ -105,7 +120,7 @@ def model_card(
         kind="of which an image may have several" if multi_label else "one an image",
         classes=", ".join(classes),
         data=_data(summary, settings),
-        privacy=PRIVACY,
+        privacy=_privacy(summary, settings),
         temperature=number(_inside(summary, "calibration").get("temperature"), 2),
         figures=_table(("figure", "value", "95 %, or beside it"), _figures(summary)),
         per_class=_table(("class", "AUC", "95 %", "positives in the test set"), _classes(summary)),
@@ -117,6 +132,21 @@ def model_card(
     )
 
 
+def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
+    if not settings.privacy.enabled:
+        return NOT_PRIVATE
+    promised = _inside(summary, "privacy")
+    spent = [measured(one.get("epsilon")) for one in _inside(promised, "sites").values()]
+    known = [epsilon for epsilon in spent if epsilon is not None]
+    # A site without a figure could be the one that spends most.
+    largest = max(known) if known and len(known) == len(spent) else None
+    return PRIVATE.format(
+        unit=settings.privacy.unit,
+        epsilon=number(largest, 2),
+        delta=f"{settings.privacy.target_delta:g}",
+    )
+
+
 def _data(summary: Mapping[str, Any], settings: Settings) -> str:
     data, federation = settings.data, settings.federation
     census = [one for one in _inside(summary, "census").values() if isinstance(one, Mapping)]
@@ -124,7 +154,7 @@ def _data(summary: Mapping[str, Any], settings: Settings) -> str:
         ("source", f"`{data.source}`"),
         ("sites", f"{federation.num_sites}, {data.partition}"),
         *(
-            (name, count(sum(int(one.get(key) or 0) for one in census)))
+            (name, count(sum(values)) if (values := _numbers(census, key)) else NOT_MEASURED)
             for name, key in (
                 ("images", "images"),
                 ("patients or lesions", "patients"),
@@ -137,6 +167,11 @@ def _data(summary: Mapping[str, Any], settings: Settings) -> str:
     if federation.in_one_place:
         rows.append(("training", "in one place, without federation"))
     return _table(("", ""), [row for row in rows if row[1] != NOT_MEASURED])
+
+
+def _numbers(census: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """What the sites say of one count; with differential privacy some counts are not sent."""
+    return [value for one in census if (value := measured(one.get(key))) is not None]
 
 
 def _figures(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:

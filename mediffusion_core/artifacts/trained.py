@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.artifacts.checkpoints import read_folder, write_folder
-from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
+from mediffusion_core.diffusion.guidance import counterfactual_latents
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
+from mediffusion_core.diffusion.reference_guidance import reference_counterfactual_latents
 from mediffusion_core.diffusion.sampling import sample_latents
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import (
     JointUNet,
@@ -91,14 +93,41 @@ class TrainedModel:
         return self.decode(torch.cat(parts))
 
     def explain(self, latents: Tensor, target: Target, settings: CounterfactualSettings) -> Tensor:
-        """Latents (B, c, h, w) of counterfactuals of the images with the given latents."""
-        return counterfactual_latents(
+        """Latents (B, c, h, w) of counterfactuals of the images with the given latents.
+
+        The search looks at each as it will be judged: decoded, and encoded anew.
+        """
+
+        def look(made: Tensor) -> Tensor:
+            return self.logits(self.encode(self.decode(made)))
+
+        parts = [
+            counterfactual_latents(
+                self.joint,
+                self.alphas_cumprod,
+                latents[rows].to(self.device),
+                target.rows(rows).to(self.device),
+                settings,
+                self.settings.diffusion.prediction,
+                look,
+            )
+            for rows in torch.arange(len(latents)).split(BATCH)
+        ]
+        return torch.cat(parts)
+
+    def explain_as_published(
+        self, latents: Tensor, target: Target, *, start: float, scale: float, seed: int
+    ) -> Tensor:
+        """As `explain`, by the procedure of Mediffusion's authors: all steps, nothing kept."""
+        return reference_counterfactual_latents(
             self.joint,
             self.alphas_cumprod,
             latents.to(self.device),
             target.to(self.device),
-            settings,
-            self.settings.diffusion.prediction,
+            start=start,
+            scale=scale,
+            prediction=self.settings.diffusion.prediction,
+            seed=seed,
         )
 
     def save(self, folder: Path) -> None:

@@ -81,6 +81,30 @@ def ddim_step(latents: Tensor, noise_pred: Tensor, alpha_bar: Tensor, previous: 
     return add_noise(predict_clean(latents, noise_pred, alpha_bar), noise_pred, previous)
 
 
+def ddpm_step(latents: Tensor, noise_pred: Tensor, noise: Tensor, alphas: Tensor, t: int) -> Tensor:
+    """A draw of z_{t-1} from the posterior given z_t and ẑ_0, with variance β̃_t.
+
+    z_{t-1} = √ᾱ_{t-1} β_t / (1 - ᾱ_t) ẑ_0 + √α_t (1 - ᾱ_{t-1}) / (1 - ᾱ_t) z_t + √β̃_t n
+    (arXiv 2006.11239, eq. 7); at t = 0 it is ẑ_0.
+
+    Args:
+        latents: z_t (B, c, h, w).
+        noise_pred: ε̂ (B, c, h, w).
+        noise: n (B, c, h, w), standard normal.
+        alphas: ᾱ of all steps (T,).
+        t: The step.
+    """
+    alpha_bar = alphas[t]
+    previous = alphas[t - 1] if t else alphas.new_ones(())
+    alpha = alpha_bar / previous
+    clean = predict_clean(latents, noise_pred, alpha_bar)
+    mean = (previous.sqrt() * (1 - alpha) * clean + alpha.sqrt() * (1 - previous) * latents) / (
+        1 - alpha_bar
+    )
+    variance = (1 - previous) / (1 - alpha_bar) * (1 - alpha)
+    return mean + variance.sqrt() * noise
+
+
 def descending_timesteps(start: int, steps: int) -> list[int]:
     """At most `steps` distinct timesteps from `start` down, evenly spaced, none below 0."""
     spaced = torch.linspace(start, start / steps, steps).round().long()

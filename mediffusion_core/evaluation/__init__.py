@@ -4,8 +4,9 @@
 over sites; `calibration` finds a temperature, likewise from sums, and measures how far
 probabilities can be trusted; `features`, `generation` and `manifolds` measure how far generated
 images stand from real ones, `half_samples` how sure that is, `memorisation` whether they are
-copies. Sites call the same functions as the server, so that a pooled figure and one computed in a
-single place can be held against each other.
+copies; `counterfactual_figures` brings together what `similarity`, `localisation` and `transition`
+say of counterfactuals, with the intervals of `resampling`. Sites call the same functions as the
+server, so that a pooled figure and one computed in a single place can be held against each other.
 """
 
 from mediffusion_core.evaluation.calibration import (

@@ -166,7 +166,7 @@ def bootstrap_counts(
     Raises:
         ValueError: as `threshold_counts`, or another number of groups than of samples.
     """
-    weights = _multiplicities(groups, num_bootstraps, seed)  # (N, B)
+    weights = multiplicities(groups, num_bootstraps, seed)  # (N, B)
     return _confusion(_histogram(scores, targets, thresholds, weights))
 
 
@@ -184,7 +184,7 @@ def bootstrap_auc(
     Returns:
         (B, C) float64, nan where a resample left a class without positives or without negatives.
     """
-    weights = _multiplicities(groups, num_bootstraps, seed)  # (N, B)
+    weights = multiplicities(groups, num_bootstraps, seed)  # (N, B)
     areas = []
     for column in range(scores.shape[1]):
         own, target = scores[:, column : column + 1], targets[:, column : column + 1]
@@ -264,7 +264,7 @@ def _mann_whitney(scores: np.ndarray, positive: np.ndarray) -> float:
     return above / (num_positive * num_negative)
 
 
-def _multiplicities(groups: Sequence[str] | Tensor, num_bootstraps: int, seed: int) -> Tensor:
+def multiplicities(groups: Sequence[str] | Tensor, num_bootstraps: int, seed: int) -> Tensor:
     """How often each sample counts in each replicate: (N, B) int64."""
     names = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
     unique, inverse = np.unique(names, return_inverse=True)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.artifacts.trained import TrainedModel
-from mediffusion_core.diffusion.guidance import Target
+from mediffusion_core.diffusion.target import Target
+from mediffusion_core.evaluation.similarity import mean_absolute
 from mediffusion_core.settings import CounterfactualSettings
 
 
@@ -110,20 +111,33 @@ class Counterfactuals:
         classes' probabilities. `target_change`: mean change of the target's probability in the
         wanted direction.
         """
-        change = (self.after - self.before).abs()
-        other = torch.ones_like(change).scatter(1, target.index[:, None], 0.0)
-        sign = torch.where(target.present, 1.0, -1.0)
-        moved = (self.after - self.before).gather(1, target.index[:, None]).squeeze(1) * sign
         eligible = int(self.eligible.sum())
         flips = int((self.flipped & self.eligible).sum())
         return {
             "flip_rate": flips / eligible if eligible else float("nan"),
             "eligible": eligible,
             "count": len(self.images),
-            "l1": float((self.images - self.sources).abs().mean()),
-            "off_target": float((change * other).sum() / other.sum().clamp(min=1)),
-            "target_change": float(moved.mean()),
+            "l1": float(mean_absolute(self.images, self.sources).mean()),
+            "off_target": float(off_target(self.before, self.after, target).nanmean()),
+            "target_change": float(target_change(self.before, self.after, target).mean()),
         }
+
+
+def off_target(before: Tensor, after: Tensor, target: Target) -> Tensor:
+    """Mean |p_after - p_before| of the classes that were not asked for, (n,); nan without any.
+
+    Args:
+        before: Probabilities of the sources, (n, classes).
+        after: Probabilities of the counterfactuals, (n, classes).
+        target: What was asked for.
+    """
+    others = ~target.named(before.shape[1])
+    return ((after - before).abs() * others).sum(dim=1) / others.sum(dim=1)
+
+
+def target_change(before: Tensor, after: Tensor, target: Target) -> Tensor:
+    """By how much the probability of what was asked for has risen, (n,); of several, the least."""
+    return target.confidence(after) - target.confidence(before)
 
 
 def make_counterfactuals(
@@ -140,13 +154,17 @@ def make_counterfactuals(
         settings: Guidance.
     """
     latents = model.encode(images)
-    sources = model.decode(latents)
-    made = model.decode(model.explain(latents, target, settings))
+    return compare(model, latents, model.explain(latents, target, settings), target)
+
+
+def compare(model: TrainedModel, latents: Tensor, made: Tensor, target: Target) -> Counterfactuals:
+    """Decodes sources and counterfactuals, both (n, c, h, w), and lets the model classify both."""
+    sources, images = model.decode(latents), model.decode(made)
     before = model.logits(model.encode(sources))
-    after = model.logits(model.encode(made))
+    after = model.logits(model.encode(images))
     return Counterfactuals(
         sources=sources,
-        images=made,
+        images=images,
         before=model.probabilities(before),
         after=model.probabilities(after),
         eligible=~target.reached(before),

@@ -21,6 +21,7 @@ from mediffusion_core.artifacts.pictures import (
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.known import Truth
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.calibration import brier_score, calibration_error
 from mediffusion_core.evaluation.classification import (
@@ -42,9 +43,6 @@ from mediffusion_core.evaluation.generation import (
 from mediffusion_core.model import LatentCodec, class_probabilities
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
-
-Truth = Callable[[int, str], NDArray[np.uint8] | None]
-"""The pixels of a test image without the named finding, where that is known."""
 
 
 class Classifier(Protocol):

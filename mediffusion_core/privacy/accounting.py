@@ -9,7 +9,7 @@ variables, PRV (arXiv 2106.02848). Each gives an upper bound, so the smaller of 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,6 +28,8 @@ RDP_ORDERS = (
 )
 MAX_GRID = 2**21
 """Points of the PRV accountant's grid, for its memory; a longer composition gets a coarser one."""
+MIN_DELTA = 1e-8
+"""Below it the PRV accountant is not asked: the rounding of its sums would count."""
 MAX_ERROR = 0.5
 """The largest error of ε, which the bound contains, with which the PRV accountant is asked."""
 SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e4
@@ -89,9 +91,14 @@ def within(charges: Iterable[Charge], target_epsilon: float, delta: float) -> bo
 
 
 def noise_multiplier_for(
-    target_epsilon: float, delta: float, sample_rate: float, steps: int
+    target_epsilon: float, delta: float, charges: Callable[[float], Iterable[Charge]]
 ) -> float:
-    """The least noise multiplier, to 0.1 %, with which so many steps stay within `target_epsilon`.
+    """The least noise multiplier, to 0.1 %, with which all charges stay within `target_epsilon`.
+
+    Args:
+        target_epsilon: What must not be passed.
+        delta: At which δ.
+        charges: All that is to be composed, for a noise multiplier: less for a larger one.
 
     Raises:
         ValueError: if a number is out of range.
@@ -101,7 +108,7 @@ def noise_multiplier_for(
         raise ValueError(f"target_epsilon={target_epsilon} is not above 0")
 
     def excess(log_noise: float) -> float:
-        spent = epsilon([Charge(sample_rate, math.exp(log_noise), steps)], delta)
+        spent = epsilon(charges(math.exp(log_noise)), delta)
         # Almost a straight line. Capped from below, where ε is 0, and above, where it is infinite.
         return min(50.0, math.log(max(spent, target_epsilon * 1e-9) / target_epsilon))
 
@@ -110,8 +117,8 @@ def noise_multiplier_for(
         high += math.log(2)
         if high > most:
             raise UserError(
-                f"no noise multiplier up to {LARGEST_NOISE:g} keeps {steps} steps at a sample rate "
-                f"of {sample_rate:g} within ε = {target_epsilon:g} at δ = {delta:g}"
+                f"no noise multiplier up to {LARGEST_NOISE:g} keeps what is planned within "
+                f"ε = {target_epsilon:g} at δ = {delta:g}"
             )
     low = high - math.log(2)
     while low > least and excess(low) <= 0:
@@ -190,7 +197,7 @@ def _prv_epsilon(parts: Parts, delta: float) -> float:
     if not parts:
         return 0.0
     about = _rdp_epsilon(parts, delta)
-    if not math.isfinite(about):
+    if delta < MIN_DELTA or not math.isfinite(about):
         return math.inf
     error = min(MAX_ERROR, max(0.01, about / 1000))
     removed = _opacus().prv.PoissonSubsampledGaussianPRV

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mediffusion_core.privacy.convolution_norms import lengths
 from mediffusion_core.privacy.unit_gradients import TOLERANCE, B, UnitGradients
 
 
@@ -41,20 +42,20 @@ def check_gradients(gradients: UnitGradients[B], batch: B) -> float:
                 for one in torch.arange(len(batch)).split(1)
             ]
         )  # (n, P)
-        lengths = truth.norm(dim=1)  # (n,)
+        norms = lengths(truth)  # (n,)
         # Of a unit that no loss reaches, the error is measured by the others' length.
-        scale = lengths.clamp(min=1e-3 * float(lengths.max()) + 1e-30)
+        scale = norms.clamp(min=1e-3 * float(norms.max()) + 1e-30)
         if gradients.mode == "hooks":
             samples = gradients.samples(batch)
             found = torch.cat([one.flatten(1) for one in samples.values()], dim=1)  # (n, P)
-            errors = (found - truth).norm(dim=1) / scale
+            errors = lengths(found - truth) / scale
         else:
-            errors = (gradients.norms(batch) - lengths).abs() / scale
+            errors = (gradients.norms(batch) - norms).abs() / scale
             clipped = _vector(gradients.clipped_sum(batch))
-            bound = gradients.bound
-            expected = (truth * (bound / lengths.clamp(min=1e-30)).clamp(max=1)[:, None]).sum(dim=0)
-            whole = (clipped - expected).norm() / expected.norm().clamp(min=1e-30)
-            errors = torch.cat([errors, whole[None]])
+            shares = (gradients.bound / norms.clamp(min=1e-30)).clamp(max=1)
+            expected = torch.einsum("n,np->p", shares.float(), truth)
+            whole = lengths((clipped - expected)[None]) / lengths(expected[None]).clamp(min=1e-30)
+            errors = torch.cat([errors, whole])
     largest = float(errors.max())
     if not largest <= TOLERANCE:  # also where it is no number
         raise WrongGradientError(

@@ -5,11 +5,10 @@ learns no more than those counts.
 """
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 from mediffusion_core.errors import UserError
-from mediffusion_core.privacy.accounting import LARGEST_NOISE, Charge, within
+from mediffusion_core.privacy.accounting import Charge, noise_multiplier_for, within
 from mediffusion_core.privacy.mechanism import Mechanism
 from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.settings import Settings
@@ -26,13 +25,22 @@ class Plan:
     units: int
     stages: tuple[tuple[str, float, int], ...]
     """Each stage's name, passes over the units in a round, and rounds."""
+    noise_multiplier: float
+    """σ of every step."""
 
     @classmethod
-    def of(cls, settings: Settings, units: int) -> "Plan":
+    def of(cls, settings: Settings, units: int, noise_multiplier: float | None = None) -> "Plan":
         """The plan of a run.
 
+        Args:
+            settings: Of the run.
+            units: The site's noised count.
+            noise_multiplier: If it is known; else it is the settings', or the least with which the
+                run stays within its ε, which takes seconds to find.
+
         Raises:
-            UserError: if δ is larger than 1 / (10 n), where it promises a single unit too little.
+            UserError: if δ is larger than 1 / (10 n), where it promises a single unit too little,
+                or no noise is enough.
         """
         privacy, training = settings.privacy, settings.training
         units = max(1, units)
@@ -45,7 +53,9 @@ class Plan:
             (AUTOENCODER, training.autoencoder.local_epochs, settings.autoencoder_rounds),
             (JOINT, training.joint.local_epochs, settings.federation.num_rounds),
         )
-        return cls(privacy, units, stages)
+        known = noise_multiplier or privacy.noise_multiplier
+        plan = cls(privacy, units, stages, known or math.nan)
+        return plan if known else replace(plan, noise_multiplier=_least_noise(plan))
 
     @property
     def sample_rate(self) -> float:
@@ -69,62 +79,44 @@ class Plan:
 
     def step_charge(self, steps: int) -> Charge:
         """What so many steps cost, at least one."""
-        return Charge(self.sample_rate, self.noise_multiplier(), steps)
+        return Charge(self.sample_rate, self.noise_multiplier, steps)
 
-    def noise_multiplier(self) -> float:
-        """σ of every step: the settings', or the least that keeps the run within its ε.
+    def releases(self) -> list[Charge]:
+        """What is released beside weights: counts, and where the scale is not a public one sums."""
+        # With a public autoencoder comes its latents' scale.
+        _, _, autoencoder_rounds = self.stages[0]
+        return [self.release] * (2 if autoencoder_rounds else 1)
 
-        Raises:
-            UserError: if no σ does.
-        """
-        return self.privacy.noise_multiplier or _least_noise(self)
-
-    def charges(self, noise_multiplier: float) -> list[Charge]:
+    def charges(self) -> list[Charge]:
         """Everything that the run costs a unit of this site, if no round is made twice."""
         steps = sum(
             self.steps(stage, number)
             for stage, _, rounds in self.stages
             for number in range(1, rounds + 1)
         )
-        training = [Charge(self.sample_rate, noise_multiplier, steps)] if steps else []
-        # With a public autoencoder comes its latents' scale.
-        _, _, autoencoder_rounds = self.stages[0]
-        releases = [self.release] * (2 if autoencoder_rounds else 1)
-        return [*releases, *training]
+        training = [self.step_charge(steps)] if steps else []
+        return [*self.releases(), *training]
 
     def mechanism(self) -> Mechanism:
         """How the site makes each of its steps."""
         return Mechanism(
             self.sample_rate,
-            self.noise_multiplier(),
+            self.noise_multiplier,
             self.privacy.max_grad_norm,
             self.expected_units,
             self.privacy.physical_batch_size,
         )
 
 
-@lru_cache(maxsize=64)
 def _least_noise(plan: Plan) -> float:
-    """By bisection, to 0.1 %, always on the side that stays within."""
-    target = plan.privacy.target_epsilon
+    target, delta = plan.privacy.target_epsilon, plan.privacy.target_delta
     assert target is not None
-
-    def enough(noise: float) -> bool:
-        return within(plan.charges(noise), target, plan.privacy.target_delta)
-
-    high = 1.0
-    while not enough(high):
-        high *= 2
-        if high > LARGEST_NOISE:
-            raise UserError(
-                f"privacy.target_epsilon={target:g} can't be had with "
-                f"privacy.release_noise={plan.privacy.release_noise:g}, whatever the noise of the "
-                "steps: raise either"
-            )
-    low = high / 2
-    while low > 0.05 and enough(low):
-        high, low = low, low / 2
-    while high / low > 1.001:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    if not within(plan.releases(), target, delta):
+        raise UserError(
+            f"privacy.target_epsilon={target:g} can't be had with "
+            f"privacy.release_noise={plan.privacy.release_noise:g}, whatever the noise of the "
+            "steps: raise either"
+        )
+    return noise_multiplier_for(
+        target, delta, lambda noise: replace(plan, noise_multiplier=noise).charges()
+    )

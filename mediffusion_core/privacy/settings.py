@@ -17,8 +17,9 @@ class PrivacySettings(StrictModel):
     `target_epsilon` each site finds the least σ that keeps all rounds of the run within it.
     `batch_size` is the expected number of units a step, `physical_batch_size` how many go through
     the network at once. `release_noise` is the noise multiplier of counts and of latent sums.
-    `ledger` and `max_epsilon` are the simulated sites' own: where they keep what their units have
-    spent, one folder a site, and how much these may spend over all runs.
+    `ledger`, `ledger_heads` and `max_epsilon` are the simulated sites' own: where they keep what
+    their units have spent, one folder a site, the second place for its head, one file a site, and
+    how much these may spend over all runs.
     """
 
     enabled: bool = False
@@ -37,6 +38,7 @@ class PrivacySettings(StrictModel):
     trained: Literal["all", "attention", "head"] = "all"
     public_model: Path | None = None
     ledger: Path | None = None
+    ledger_heads: Path | None = None
     max_epsilon: Positive | None = None
 
     @model_validator(mode="before")

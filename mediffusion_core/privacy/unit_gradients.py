@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mediffusion_core.errors import UserError
+from mediffusion_core.privacy import convolution_norms
+from mediffusion_core.privacy.convolution_norms import lengths
 
 Mode = Literal["hooks", "ghost"]
 Clipping = Literal["flat", "per_layer"]
@@ -80,6 +82,13 @@ class UnitGradients(Generic[B]):
         self._guards = [
             part.register_forward_pre_hook(_contiguous) for part in convolutions if guard
         ]
+        self._first: list[nn.Parameter] = []
+        trained = [
+            part
+            for part in module.modules()
+            if any(p.requires_grad for p in part.parameters(recurse=False))
+        ]
+        self._guards += [part.register_forward_pre_hook(self._note_first) for part in trained]
         self._hooks = _opacus_hooks(module, mode)
 
     def __enter__(self) -> Self:
@@ -106,7 +115,7 @@ class UnitGradients(Generic[B]):
         Raises:
             RuntimeError: if a parameter has a gradient, and none for each unit.
         """
-        _backward(self.losses(batch).sum())
+        self._back_to_units(self.losses(batch).sum())
         found = {}
         for name, p in self.parameters.items():
             sample: Tensor | None = p.grad_sample  # type: ignore[attr-defined]
@@ -123,7 +132,7 @@ class UnitGradients(Generic[B]):
         """Each unit's norm ‖g_i‖, (n,)."""
         if self.mode == "hooks":
             rows = self.samples(batch).values()
-            return _norms([one.flatten(1).norm(dim=1) for one in rows])
+            return _norms([lengths(one) for one in rows])
         losses = self.losses(batch)
         norms = self._ghost_norms(losses)
         self._clear()
@@ -145,7 +154,7 @@ class UnitGradients(Generic[B]):
 
     def _hooked_sum(self, batch: B, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         samples = self.samples(batch)
-        norms = {name: one.flatten(1).norm(dim=1) for name, one in samples.items()}
+        norms = {name: lengths(one) for name, one in samples.items()}
         whole = _norms(list(norms.values()))  # (n,)
         finite = whole.isfinite()
         share = self.bound / len(norms) ** 0.5
@@ -175,7 +184,7 @@ class UnitGradients(Generic[B]):
         return sums
 
     def _ghost_norms(self, losses: Tensor) -> Tensor:
-        _backward(losses.sum(), retain_graph=True)
+        self._back_to_units(losses.sum())
         norms = []
         for name, p in self.parameters.items():
             norm: Tensor | None = getattr(p, "_norm_sample", None)
@@ -183,6 +192,20 @@ class UnitGradients(Generic[B]):
                 raise RuntimeError(f"{name} has no norm of a gradient for each unit")
             norms.append(norm)
         return _norms(norms)
+
+    def _back_to_units(self, loss: Tensor) -> None:
+        """Goes back through all layers for their hooks, without the sums that nobody needs.
+
+        To the layers that nothing trained lies before, and no further: on the way there every
+        layer's hook sees its gradient, while the weights of all other layers get none.
+        """
+        first, self._first = self._first, []
+        if loss.requires_grad:  # not where no unit of the batch has what is trained
+            _backward(loss, retain_graph=self.mode == "ghost", inputs=first)
+
+    def _note_first(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and not any(one.requires_grad for one in inputs):
+            self._first += [p for p in layer.parameters(recurse=False) if p.requires_grad]
 
     def _clear(self) -> None:
         for p in self.parameters.values():
@@ -194,7 +217,7 @@ class UnitGradients(Generic[B]):
 
 def _norms(parts: list[Tensor]) -> Tensor:
     """Whole norms (n,) of vectors whose parts have the given norms (n,)."""
-    whole: Tensor = torch.stack(parts).norm(dim=0)
+    whole: Tensor = torch.stack(parts).double().norm(dim=0)
     return whole
 
 
@@ -206,15 +229,15 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _backward(loss: Tensor, retain_graph: bool = False) -> None:
-    if not loss.requires_grad:  # no unit of the batch has what is trained
-        return
+def _backward(
+    loss: Tensor, retain_graph: bool = False, inputs: Sequence[Tensor] | None = None
+) -> None:
     with _quiet():
-        loss.backward(retain_graph=retain_graph)
+        loss.backward(retain_graph=retain_graph, inputs=inputs)
 
 
 def _factors(norms: Tensor, bound: float) -> Tensor:
-    return (bound / norms.clamp(min=1e-30)).clamp(max=1.0)
+    return (bound / norms.clamp(min=1e-30)).clamp(max=1.0).float()
 
 
 def _contiguous(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -224,6 +247,8 @@ def _contiguous(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor,
 def _opacus_hooks(module: nn.Module, mode: Mode) -> Any:
     try:
         from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+
+        convolution_norms.register()
     except ImportError:
         raise UserError(
             "private training needs Opacus: pip install 'fed-mediffusion[privacy]'"

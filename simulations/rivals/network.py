@@ -10,17 +10,24 @@ from mediffusion_core.model.classifying import symmetries
 from mediffusion_core.training.local import autocast
 
 BATCH = 256
+WIDTHS = (64, 128, 256, 512)
 
 
-def build_resnet(channels: int, num_classes: int, stem_stride: int) -> nn.Module:
+def build_resnet(
+    channels: int, num_classes: int, stem_stride: int, widths: tuple[int, ...] = WIDTHS
+) -> nn.Module:
     """ResNet-18 (arXiv 1512.03385) with a first convolution of 3 pixels and no pooling after it.
 
     With a stride of 1 that is the source's stem for images of 32 pixels (its section 4.2).
+    `widths` are the channels of its four stages.
     """
     # Imported here: it takes seconds, and only this network needs it.
-    from monai.networks.nets.resnet import resnet18
+    from monai.networks.nets.resnet import ResNet
 
-    network: nn.Module = resnet18(
+    network: nn.Module = ResNet(
+        "basic",
+        [2, 2, 2, 2],
+        list(widths),
         spatial_dims=2,
         n_input_channels=channels,
         num_classes=num_classes,

@@ -27,7 +27,7 @@ from mediffusion_core.training.moments import fresh_moments, load_moments, read_
 from server.aggregation import moving_average, weighted_mean
 from server.selection import Judged, Selection, select
 from simulations.rivals.local import train_locally
-from simulations.rivals.network import PixelClassifier, build_resnet
+from simulations.rivals.network import WIDTHS, PixelClassifier, build_resnet
 from simulations.rivals.settings import RivalSettings
 
 StateDict = Mapping[str, Tensor]
@@ -38,7 +38,13 @@ Progress = Callable[[int, int], None]
 class RivalRun:
     """One network, trained at the sites in turn and averaged after each round."""
 
-    def __init__(self, settings: Settings, rival: RivalSettings, hospitals: Hospitals) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rival: RivalSettings,
+        hospitals: Hospitals,
+        widths: tuple[int, ...] = WIDTHS,
+    ) -> None:
         """Takes the images as the settings deal them; draws the first weights from their seed.
 
         Raises:
@@ -51,7 +57,9 @@ class RivalRun:
         self._hospitals = hospitals
         store = hospitals.store
         torch.manual_seed(derive_seed(settings.seed, "weights"))
-        self._network = build_resnet(settings.data.channels, len(store.classes), rival.stem_stride)
+        self._network = build_resnet(
+            settings.data.channels, len(store.classes), rival.stem_stride, widths
+        )
         self._weights: StateDict = _copied(self._network.state_dict())
         self._moments: StateDict = fresh_moments(self._network)
         self._average = self._weights
@@ -66,6 +74,25 @@ class RivalRun:
             the test images.
         """
         begun = time.monotonic()
+        model, selected = self.train(progress)
+        judge = Judge.of_hospitals(self._settings, self._hospitals)
+        logits = judge.logits(model)
+        figures = {
+            **judge.classification_of(model, logits),
+            **selected,
+            "parameters": sum(p.numel() for p in self._network.parameters()),
+            "seconds": round(time.monotonic() - begun, 1),
+            "seed": self._settings.seed,
+            "commit": current_commit(),
+        }
+        return figures, logits
+
+    def train(self, progress: Progress) -> tuple[PixelClassifier, dict[str, Any]]:
+        """Trains.
+
+        Returns:
+            The model that the validation patients prefer, with `auc_pooled` and `selected_round`.
+        """
         selection: Selection | None = None
         kept, kept_auc, temperature = self._average, math.nan, 1.0
         for number in range(1, self._rival.rounds + 1):
@@ -79,18 +106,7 @@ class RivalRun:
         assert selection is not None
         model = self._classifier(kept)
         model.temperature = temperature
-        judge = Judge.of_hospitals(self._settings, self._hospitals)
-        logits = judge.logits(model)
-        figures = {
-            **judge.classification_of(model, logits),
-            "auc_pooled": kept_auc,
-            "selected_round": selection.kept,
-            "parameters": sum(p.numel() for p in self._network.parameters()),
-            "seconds": round(time.monotonic() - begun, 1),
-            "seed": self._settings.seed,
-            "commit": current_commit(),
-        }
-        return figures, logits
+        return model, {"auc_pooled": kept_auc, "selected_round": selection.kept}
 
     def _round(self, number: int) -> None:
         """Each site's round from the same weights, and the mean by labelled images or by all."""

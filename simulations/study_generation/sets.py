@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from mediffusion_core.artifacts.pipeline import JointDiffusionPipeline
@@ -42,14 +44,16 @@ def drawn_by_ddpm(model: TrainedModel, count: int, seed: int) -> SampleSet:
 
 
 def drawn_with_labels(
-    model: TrainedModel, labels: Tensor, steps: int, scale: float, seed: int
+    model: TrainedModel, labels: Tensor, steps: int, scale: float, seed: int, console: Console
 ) -> SampleSet:
-    """Samples that are asked to show what the labels (n, classes) say."""
+    """Samples that are asked to show what the labels (n, classes) say; shows how far it is."""
     settings = model.settings
     noise = torch.randn(
         len(labels), *settings.latent_shape, generator=torch.Generator().manual_seed(seed)
     )
     level = settings.training.joint.noised_max_timestep * (settings.diffusion.timesteps - 1)
+    batches = list(zip(noise.split(BATCH), labels.split(BATCH), strict=True))
+    text = f"drawing {len(labels)} class-guided samples"
     latents = [
         sample_labelled_latents(
             model.joint,
@@ -62,7 +66,7 @@ def drawn_with_labels(
             from_timestep=round(level),
             prediction=settings.diffusion.prediction,
         )
-        for part, wish in zip(noise.split(BATCH), labels.split(BATCH), strict=True)
+        for part, wish in track(batches, text, console=console, transient=True)
     ]
     images = model.decode(torch.cat(latents))
     return SampleSet("guided", f"class-guided, {steps} steps, scale {scale:g}", images, labels)

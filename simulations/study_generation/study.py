@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -20,6 +20,7 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.features import FeatureExtractor, build_extractor
 from mediffusion_core.evaluation.generation import halves_by_group
 from mediffusion_core.training.local import derive_seed
+from simulations.pooled_resnet import training_images
 from simulations.study_generation.measure import Measured, RealImages, measure, obedience
 from simulations.study_generation.sets import (
     SampleSet,
@@ -72,20 +73,16 @@ def study_generation(run: Path, options: Options, output: Path, device: str) -> 
     opened = open_trained_run(run, device, console)
     if not opened.settings.training.joint.diffusion_weight:
         raise UserError(f"the run {run} trained no denoiser (training.joint.diffusion_weight=0)")
-    study = _Study(opened, options, console)
-    rows = [study.row(one, output) for one in study.sets()]
-    results = {
-        "run": run.resolve().name,
-        "seed": opened.settings.seed,
-        "commit": current_commit(),
-        "extractor": opened.settings.evaluation.extractor,
-        "count": study.count,
-        "half_samples": options.half_samples,
-        "training_images": len(study.real.training),
-        "obedience_real": study.obedience_of_real(),
-        "sets": rows,
-        "usefulness": study.usefulness(),
-    }
+    study = _Study(run.resolve().name, opened, options, console)
+    rows: list[dict[str, Any]] = []
+    for one in study.sets():
+        rows.append(study.row(one, output))
+        # After each set, so that what was measured is there where the study is stopped.
+        _write(study.results(rows), output)
+    return _write({**study.results(rows), "usefulness": study.usefulness()}, output)
+
+
+def _write(results: dict[str, Any], output: Path) -> Path:
     write_json(output / "results.json", results)
     page = output / "results.md"
     page.write_text(generation_page(results), encoding="utf-8")
@@ -95,8 +92,9 @@ def study_generation(run: Path, options: Options, output: Path, device: str) -> 
 class _Study:
     """The real images with their features, and what is drawn beside them."""
 
-    def __init__(self, opened: TrainedRun, options: Options, console: Console) -> None:
-        self._opened, self._options, self._console = opened, options, console
+    def __init__(self, run: str, opened: TrainedRun, options: Options, console: Console) -> None:
+        self._run, self._opened = run, opened
+        self._options, self._console = options, console
         self._test = opened.hospitals.test()
         self._groups = opened.hospitals.groups(opened.hospitals.test_rows)
         first, self._second = halves_by_group(self._groups, options.count, self._seed("halves"))
@@ -126,7 +124,6 @@ class _Study:
         self._console.print(f"drawing {self.count} samples")
         yield drawn(model, self.count, options.steps, self._seed("samples"))
         if self._classifies:
-            self._console.print(f"drawing {self.count} class-guided samples")
             yield self._drawn_with(self._test.targets[self._second], "guided")
         if options.ddpm:
             self._console.print(f"drawing {self.count} samples by DDPM")
@@ -152,6 +149,22 @@ class _Study:
             "pictures": self._pictures(images, measured, output),
         }
 
+    def results(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What is known after the sets in the rows."""
+        settings = self._opened.settings
+        return {
+            "run": self._run,
+            "seed": settings.seed,
+            "commit": current_commit(),
+            "extractor": settings.evaluation.extractor,
+            "count": self.count,
+            "half_samples": self._options.half_samples,
+            "training_images": len(self.real.training),
+            "obedience_real": self._obedience_of_real,
+            "sets": rows,
+            "usefulness": None,
+        }
+
     def usefulness(self) -> dict[str, Any] | None:
         """What a classifier learns from drawn images; None where it is not asked for."""
         labelled = self._training.subset(self._training.labelled)
@@ -165,8 +178,9 @@ class _Study:
             self._console.print,
         )
 
-    def obedience_of_real(self) -> float:
-        """What `obedience` is of the real images whose labels were asked for."""
+    @cached_property
+    def _obedience_of_real(self) -> float:
+        """What `obedience` is of the real images whose labels are asked for."""
         floor, labels = self._test.take(self._second), self._test.targets[self._second]
         return obedience(self._opened.model, floor, labels)
 
@@ -192,16 +206,14 @@ class _Study:
 
     def _drawn_with(self, labels: Tensor, what: str) -> SampleSet:
         steps, scale = self._options.steps, self._options.scale
-        return drawn_with_labels(self._opened.model, labels, steps, scale, self._seed(what))
+        seed = self._seed(what)
+        return drawn_with_labels(self._opened.model, labels, steps, scale, seed, self._console)
 
     def _training_images(self) -> ImageSet:
         """Those of all sites, in drawn order."""
-        hospitals = self._opened.hospitals
-        sites = [hospitals.train(site) for site in range(len(hospitals.shards))]
-        rows = np.concatenate([site.rows for site in sites])
-        together = ImageSet(hospitals.pixels, rows, torch.cat([site.targets for site in sites]))
+        images = training_images(self._opened.hospitals)
         generator = torch.Generator().manual_seed(self._seed("training"))
-        return together.subset(torch.randperm(len(rows), generator=generator))
+        return images.subset(torch.randperm(len(images), generator=generator))
 
     def _features_of_training(self, searched: Tensor) -> Tensor:
         parts = track(

@@ -21,11 +21,9 @@ from mediffusion_core.evaluation.classification import (
     macro_draws,
     macro_interval,
 )
-from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.local import derive_seed
-from simulations.rivals.local import train_locally
-from simulations.rivals.network import PixelClassifier, build_resnet
-from simulations.rivals.settings import RivalSettings
+from simulations.pooled_resnet import train_resnet
+from simulations.rivals.network import PixelClassifier
 from simulations.trained_run import TrainedRun
 
 BOOTSTRAPS = 400
@@ -54,7 +52,7 @@ def usefulness(
         opened: The run.
         labelled: The labelled training images, of all sites.
         draw: Maps labels (n, classes) to images (n, C, H, W) that are asked to show them.
-        steps: Of each training, with batches of `RivalSettings`.
+        steps: Of each training, as `train_resnet` takes them.
         tell: Told what is done.
 
     Returns:
@@ -77,7 +75,7 @@ def usefulness(
     judged: dict[str, Judged] = {}
     for name, images in sets.items():
         tell(f"training a ResNet-18 on {len(images)} images: {name}")
-        judged[name] = _judge(opened, _train(opened, images, steps))
+        judged[name] = _judge(opened, train_resnet(opened, images, steps))
     return {
         name: {
             "images": len(sets[name]),
@@ -93,30 +91,6 @@ def images_in_memory(images: Tensor, targets: Tensor) -> ImageSet:
     """Images (N, C, H, W) in [0, 1] with their labels as a set, rounded to bytes as stored ones."""
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return ImageSet(pixels, np.arange(len(pixels)), targets)
-
-
-def _train(opened: TrainedRun, images: ImageSet, steps: int) -> PixelClassifier:
-    settings, model = opened.settings, opened.model
-    batch = RivalSettings().batch_size
-    # A round's steps are its passes, rounded up.
-    epochs = (steps - 0.5) * batch / len(images.labelled)
-    rival = RivalSettings(rounds=1, local_epochs=epochs)
-    torch.manual_seed(derive_seed(settings.seed, "generation", "resnet"))
-    network = build_resnet(settings.data.channels, len(model.classes), rival.stem_stride)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=rival.weight_decay, fused=True)
-    train_locally(
-        network,
-        optimizer,
-        images,
-        rival,
-        augmentation=settings.data.augmentation,
-        multi_label=model.multi_label,
-        precision=settings.training.precision,
-        round_number=1,
-        seed=derive_seed(settings.seed, "generation", "batches"),
-    )
-    free = turns_and_flips(settings.data.augmentation)
-    return PixelClassifier(network, model.multi_label, free, settings.training.precision)
 
 
 def _judge(opened: TrainedRun, classifier: PixelClassifier) -> Judged:

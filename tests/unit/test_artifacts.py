@@ -21,7 +21,7 @@ from mediffusion_core.artifacts.checkpoints import (
 )
 from mediffusion_core.artifacts.run_folder import RunFolder, run_path, write_json
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint
-from mediffusion_core.diffusion.guidance import Target
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import untrained_codec
 from mediffusion_core.settings import RunSettings, Settings

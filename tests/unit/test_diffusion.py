@@ -1,4 +1,4 @@
-"""Noise process, samplers, losses and guidance against closed forms and slow references."""
+"""Noise process, samplers and losses against closed forms and slow references."""
 
 import math
 from itertools import pairwise
@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
+from gaussian import ALPHAS, GaussianData
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mediffusion_core.diffusion.class_guidance import sample_labelled_latents
-from mediffusion_core.diffusion.guidance import Target, counterfactual_latents
+from mediffusion_core.diffusion.external_guidance import externally_guided_latents
 from mediffusion_core.diffusion.losses import (
     classification_loss,
     diffusion_loss,
@@ -22,18 +22,18 @@ from mediffusion_core.diffusion.losses import (
 )
 from mediffusion_core.diffusion.noise_process import (
     add_noise,
-    alphas_cumprod,
     ddim_step,
+    ddpm_step,
     descending_timesteps,
     noise_from,
     predict_clean,
     prediction_target,
 )
 from mediffusion_core.diffusion.sampling import sample_latents
-from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings, Prediction
+from mediffusion_core.diffusion.target import Target
+from mediffusion_core.settings import DiffusionSettings, Prediction
 
 SETTINGS = DiffusionSettings()
-ALPHAS = alphas_cumprod(SETTINGS)
 SCHEDULE = {
     "num_train_timesteps": SETTINGS.timesteps,
     "beta_start": SETTINGS.beta_start,
@@ -41,26 +41,6 @@ SCHEDULE = {
     "beta_schedule": "scaled_linear",
 }
 NAN = float("nan")
-
-
-class GaussianData(nn.Module):
-    """The optimal denoiser of data with independent N(mean, std²) values, and a linear head.
-
-    The head's two logits are the mean over a latent's upper half and that over its lower half,
-    each times ten: known to the last digit, with a gradient everywhere.
-    """
-
-    def __init__(self, mean: float, std: float) -> None:
-        super().__init__()
-        self.mean, self.std = mean, std
-
-    def denoise(self, latents: Tensor, timesteps: Tensor) -> Tensor:
-        alpha_bar = ALPHAS[timesteps].reshape(-1, 1, 1, 1)
-        variance = alpha_bar * self.std**2 + 1 - alpha_bar
-        return (1 - alpha_bar).sqrt() * (latents - alpha_bar.sqrt() * self.mean) / variance
-
-    def classify(self, latents: Tensor, timesteps: Tensor | None = None) -> Tensor:
-        return 10 * latents.unflatten(2, (2, -1)).mean(dim=(1, 3, 4))
 
 
 def test_the_schedule_is_diffusers_scaled_linear() -> None:
@@ -128,6 +108,18 @@ def test_sampling_finds_the_distribution_of_its_denoiser(mean: float, std: float
     assert told == [(done, 999) for done in range(1, 1000)]
 
 
+@pytest.mark.parametrize("t", [0, 1, 400, 999])
+def test_an_ancestral_step_is_diffusers_ddpm_step(t: int) -> None:
+    scheduler = DDPMScheduler(**SCHEDULE, clip_sample=False, variance_type="fixed_small")
+    generator = torch.Generator().manual_seed(t)
+    latents, noise_pred = torch.randn(2, 3, 4, 8, 8, generator=generator)
+    drawn = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    again = torch.Generator().manual_seed(5)
+    expected = scheduler.step(noise_pred, t, latents, generator=again).prev_sample
+    found = ddpm_step(latents, noise_pred, drawn, ALPHAS, t)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_few_steps_shrink_the_spread_but_not_beyond_reason() -> None:
     """Every sample keeps its place: the map from noise to latents stays linear and rising."""
     noise = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -164,6 +156,37 @@ def test_labels_draw_latents_towards_them_and_nothing_else() -> None:
     only = drawn(torch.tensor([[1.0, NAN]]).expand(60, 2), 5.0)
     assert float((only - free)[:, :, :2].mean()) > 0.01
     torch.testing.assert_close(only[:, :, 2:], free[:, :, 2:])
+
+
+def test_an_external_classifier_pulls_through_the_denoiser() -> None:
+    """Towards what it is asked for and no further; without a pull the source comes back."""
+    model = GaussianData(0.0, 1.0)
+    latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    target = Target(torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool), False)
+
+    def made(scale: float, closeness: float = 0.0) -> Tensor:
+        return externally_guided_latents(
+            model,
+            ALPHAS,
+            latents,
+            target,
+            model.classify,
+            start=0.4,
+            steps=100,
+            scale=scale,
+            closeness=closeness,
+            prediction="epsilon",
+        )
+
+    torch.testing.assert_close(made(0.0), latents, rtol=0, atol=0.1)
+    before, after = model.classify(latents), model.classify(made(2.0))
+    there = target.reached(before)
+    assert there.any() and not there.all()
+    assert target.reached(after).all()
+    moved = (made(2.0) - latents).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(made(2.0)[there], made(0.0)[there])
+    near = (made(2.0, closeness=0.2) - latents).square().mean(dim=(1, 2, 3)).sqrt()
+    assert float(near[~there].mean()) < float(moved[~there].mean())
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
@@ -282,111 +305,3 @@ def test_reconstruction_loss_against_loops() -> None:
         means = [sum(values) / len(values) for values in (pixels, across, down)]
         slow.append(means[0] + 0.7 * (means[1] + means[2]))
     assert reconstruction_loss(made, images, 0.7).tolist() == pytest.approx(slow, rel=1e-4)
-
-
-def findings(present: list[bool], index: list[int] | None = None) -> Target:
-    return Target(torch.tensor(index or [0] * len(present)), torch.tensor(present), True)
-
-
-def test_a_finding_is_reached_on_its_own_side_of_one_half() -> None:
-    logits = torch.tensor([[0.1, -9.0], [0.1, -9.0], [-0.1, 9.0], [-0.1, 9.0]])
-    target = findings([True, False, True, False])
-    assert target.reached(logits).tolist() == [True, False, False, True]
-    expected = [1 / (1 + math.exp(-x)) for x in (0.1, 0.1, -0.1, -0.1)]
-    assert target.probability(logits).tolist() == pytest.approx(expected)
-
-
-def test_an_exclusive_class_is_reached_where_it_is_the_largest() -> None:
-    logits = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
-    target = Target(torch.tensor([1, 0]), torch.tensor([True, True]), False)
-    assert target.reached(logits).tolist() == [True, False]
-    total = sum(math.exp(x) for x in (1.0, 2.0, 0.0))
-    assert target.probability(logits).tolist() == pytest.approx(
-        [math.exp(2.0) / total, math.exp(1.0) / total]
-    )
-
-
-def test_the_targets_loss_holds_the_other_findings_where_they_were() -> None:
-    logits, source = torch.tensor([[0.3, -1.2, 2.0]]), torch.tensor([[1.0, 0.5, -0.5]])
-    wanted = [1 / (1 + math.exp(-x)) for x in source[0].tolist()]
-    wanted[1] = 0.0
-    slow = sum(slow_binary(x, y) for x, y in zip(logits[0].tolist(), wanted, strict=True))
-    loss = findings([False], [1]).loss(logits, source)
-    assert loss.tolist() == pytest.approx([slow], rel=1e-5)
-    exclusive = Target(torch.tensor([2]), torch.tensor([True]), False)
-    total = sum(math.exp(x) for x in logits[0].tolist())
-    assert exclusive.loss(logits, source).tolist() == pytest.approx([math.log(total) - 2.0])
-
-
-def guided(
-    latents: Tensor, target: Target, scale: float = 2.0, closeness: float = 0.0, steps: int = 40
-) -> Tensor:
-    settings = CounterfactualSettings(start=0.4, steps=steps, scale=scale, closeness=closeness)
-    return counterfactual_latents(
-        GaussianData(0.0, 1.0), ALPHAS, latents, target, settings, "epsilon"
-    )
-
-
-def sources(count: int = 4) -> Tensor:
-    return torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(3))
-
-
-def test_without_guidance_the_way_leads_back_to_the_source() -> None:
-    latents = sources()
-    made = guided(latents, findings([True] * 4), scale=1e-9)
-    assert float((made - latents).square().mean().sqrt()) < 0.05
-
-
-def test_full_closeness_is_the_source_itself() -> None:
-    latents = sources()
-    made = guided(latents, findings([True] * 4), scale=50.0, closeness=1.0)
-    torch.testing.assert_close(made, latents, rtol=1e-3, atol=1e-3)
-
-
-def test_guidance_reaches_findings_both_ways_and_leaves_others() -> None:
-    latents = sources()
-    head = GaussianData(0.0, 1.0)
-    before = head.classify(latents)
-    present = [bool(logit < 0) for logit in before[:, 0]]
-    target = findings(present)
-    assert not target.reached(before).any()
-    after = head.classify(guided(latents, target))
-    assert target.reached(after).all()
-    assert float((after - before)[:, 1].abs().max()) < 0.5 * float(
-        (after - before)[:, 0].abs().min()
-    )
-
-
-def test_guidance_reaches_an_exclusive_class() -> None:
-    latents = sources()
-    head = GaussianData(0.0, 1.0)
-    wanted = 1 - head.classify(latents).argmax(dim=1)
-    target = Target(wanted, torch.ones(4, dtype=torch.bool), False)
-    assert target.reached(head.classify(guided(latents, target))).all()
-
-
-def test_who_is_already_sure_is_not_pulled() -> None:
-    latents = sources(2)
-    latents[:, :, :4] += 2.0
-    sure = findings([True, True])
-    assert (GaussianData(0.0, 1.0).classify(latents)[:, 0] > 10).all()
-    torch.testing.assert_close(guided(latents, sure), guided(latents, sure, scale=1e-9))
-
-
-def test_closeness_keeps_the_image_nearer() -> None:
-    latents = sources()
-    target = findings([bool(x < 0) for x in GaussianData(0.0, 1.0).classify(latents)[:, 0]])
-    far = (guided(latents, target) - latents).abs().mean()
-    near = (guided(latents, target, closeness=0.3) - latents).abs().mean()
-    assert near < 0.8 * far
-
-
-@given(st.permutations(range(4)))
-@hypothesis_settings(max_examples=5, deadline=None)
-def test_an_images_counterfactual_does_not_depend_on_its_company(order: list[int]) -> None:
-    latents, target = sources(), findings([True, False, True, False], [0, 0, 1, 1])
-    together = guided(latents, target, steps=8)
-    moved = findings(target.present[order].tolist(), target.index[order].tolist())
-    torch.testing.assert_close(guided(latents[order], moved, steps=8), together[order])
-    alone = findings([False], [1])
-    torch.testing.assert_close(guided(latents[3:], alone, steps=8), together[3:])

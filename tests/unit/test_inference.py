@@ -15,7 +15,7 @@ from mediffusion_core.data.images import fit
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 from simulations import inference
-from simulations.inference import predict_folder
+from simulations.inference import explain_image, predict_folder
 
 
 class FakeModel:
@@ -79,3 +79,19 @@ def test_only_files_that_can_be_decoded_are_looked_for(
     rows = list(csv.reader(written.open()))
     assert [row[0] for row in rows] == ["image", "d.PNG", "e.jpg", "f.jpeg"]
     assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["MEL", "MELL"], "unknown class 'MELL', did you mean MEL"),
+        (["MEL", "MEL"], "a class is named twice: MEL, MEL"),
+        (["MEL", "NV"], "MEL and NV exclude each other; choose one class"),
+    ],
+)
+def test_what_an_image_cannot_become_is_said_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: list[str], message: str
+) -> None:
+    use(monkeypatch, DataSettings(source="isic2019", image_size=16, channels=3))
+    with pytest.raises(UserError, match=message):
+        explain_image(tmp_path, tmp_path / "none.png", targets, tmp_path, "cpu")

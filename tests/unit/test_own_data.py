@@ -13,7 +13,7 @@ from client.app import app
 from client.site import open_site
 from configs.compose import compose, flatten
 from mediffusion_core import protocol
-from mediffusion_core.privacy.site_ledger import ledger_places
+from mediffusion_core.privacy.site_ledger import ledger_places, open_site_ledger
 from mediffusion_core.site_file import SiteFile
 from simulations.in_process import FIRST_SITE, RUN, order
 
@@ -29,6 +29,12 @@ RUN_OF = (
     "model=tiny32",
     "device=cuda:7",
 )
+
+
+@pytest.fixture(autouse=True)
+def _own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes a ledger into the home of whoever runs it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
 def hospital(folder: Path, name: str, classes: Sequence[str] = CLASSES) -> dict[str, Any]:
@@ -111,19 +117,29 @@ def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
 
 
 def test_the_ledger_and_its_limit_are_the_sites(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     node = hospital(tmp_path, "uni")
     file = Path(node["site-file"])
     file.write_text(f"{file.read_text()}max_epsilon = 2.0\n")
-    more = ("privacy.ledger=/server/only", "privacy.max_epsilon=50")
+    elsewhere = ("privacy.ledger=/server/only", "privacy.ledger_heads=/server/only")
+    more = (*elsewhere, "privacy.max_epsilon=50")
     site = open_site(context(node, (*RUN_OF, *PRIVATE, *more)))
     own = site.settings.privacy
     assert own.ledger is not None
     assert own.ledger / site.name == ledger_places(SiteFile.read(file))[0]
     assert own.ledger.is_relative_to(tmp_path / "data")
     assert own.max_epsilon == 2.0
+
+
+def test_what_a_run_charges_is_what_the_hospital_reads(
+    tmp_path: Path,
+) -> None:
+    node = hospital(tmp_path, "uni")
+    content = census(node, (*RUN_OF, *PRIVATE))
+    assert protocol.FAILURE not in content
+    ledger = open_site_ledger(SiteFile.read(Path(node["site-file"])), begin=False)
+    assert [entry.stage for entry in ledger.entries()] == ["census"]
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,15 @@ from torch import Tensor, nn
 from configs.compose import compose
 from mediffusion_core.artifacts import pipeline
 from mediffusion_core.artifacts.export import export_run
+from mediffusion_core.artifacts.model_card import model_card
 from mediffusion_core.artifacts.pipeline import JointDiffusionPipeline
 from mediffusion_core.artifacts.run_folder import RunFolder, write_json
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint
 from mediffusion_core.data.images import fit
-from mediffusion_core.diffusion.guidance import Target
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.diffusion.sampling import sample_latents
 from mediffusion_core.diffusion.scheduler import build_scheduler
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
 from mediffusion_core.model import untrained_codec
@@ -294,6 +295,7 @@ def test_the_folder_is_a_diffusers_pipeline_with_a_card(
         ".md",
         ".safetensors",
     }
+    assert len({path.stat().st_mode for path in exported.rglob("*") if path.is_file()}) == 1
     unet = load_file(exported / "unet" / "diffusion_pytorch_model.safetensors")
     assert unet.keys() == model.joint.unet.state_dict().keys()
     card = (exported / "README.md").read_text()
@@ -301,6 +303,21 @@ def test_the_folder_is_a_diffusers_pipeline_with_a_card(
         assert text in card
     assert "| images | 1,234 |" in card
     assert "| FID | not measured |  |" in card
+
+
+def test_the_card_tells_the_largest_budget(tiny: tuple[str, ...]) -> None:
+    private = compose("config", [*tiny, "privacy=dp"])
+    sites = {"st-anna": {"epsilon": 3.456}, "mercy": {"epsilon": 7.891}}
+
+    def card(sites: dict[str, dict[str, float | None]]) -> str:
+        summary = {**SUMMARY, "privacy": {"unit": "patient", "sites": sites}}
+        return model_card(summary, private, CLASSES, True)
+
+    assert "one patient more or less" in card(sites)
+    assert "at most ε = 7.89 at δ = 1e-05" in card(sites)
+    assert "3.46" not in card(sites) and "without differential privacy" not in card(sites)
+    unknown = {**sites, "third": {"epsilon": None}}
+    assert "ε = not measured" in card(unknown)
 
 
 def test_no_site_is_named(exported: Path) -> None:

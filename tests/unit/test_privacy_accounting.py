@@ -146,6 +146,11 @@ def test_order_and_division_into_charges_do_not_matter(
     assert sum(part.steps for part in merged(charges)) == len(single)
 
 
+def test_rounding_is_not_trusted_at_a_tiny_delta() -> None:
+    charge = Charge(0.1, 2.0, 10)
+    assert epsilon([charge], 1e-9) == accounting._rdp_epsilon((charge,), 1e-9)
+
+
 def test_nothing_spent_and_nothing_hidden() -> None:
     assert epsilon([], DELTA) == 0
     assert epsilon([Charge(0.01, 0.0, 1)], DELTA) == math.inf
@@ -157,9 +162,12 @@ def test_nothing_spent_and_nothing_hidden() -> None:
 def test_noise_solved_for_a_target_meets_it_and_wastes_nothing(
     target: float, rate: float, steps: int
 ) -> None:
-    noise = noise_multiplier_for(target, DELTA, rate, steps)
-    assert epsilon([Charge(rate, noise, steps)], DELTA) <= target
-    assert epsilon([Charge(rate, noise * 0.998, steps)], DELTA) > target * 0.999
+    def planned(noise: float) -> list[Charge]:
+        return [Charge(1.0, 50.0, 1), Charge(rate, noise, steps)]
+
+    noise = noise_multiplier_for(target, DELTA, planned)
+    assert epsilon(planned(noise), DELTA) <= target
+    assert epsilon(planned(noise * 0.998), DELTA) > target * 0.999
 
 
 def test_within_is_a_comparison_with_epsilon() -> None:
@@ -171,8 +179,8 @@ def test_within_is_a_comparison_with_epsilon() -> None:
 
 def test_a_target_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "LARGEST_NOISE", 4.0)
-    with pytest.raises(UserError, match="no noise multiplier up to 4 keeps 9 steps"):
-        noise_multiplier_for(1e-3, DELTA, 1.0, 9)
+    with pytest.raises(UserError, match="no noise multiplier up to 4 keeps what is planned"):
+        noise_multiplier_for(1e-3, DELTA, lambda noise: [Charge(1.0, noise, 9)])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import Autoencoder, JointUNet
 from mediffusion_core.privacy.autoencoder_rows import draw_rows, unit_losses
+from mediffusion_core.privacy.convolution_norms import convolution_norms, lengths
 from mediffusion_core.privacy.gradient_check import WrongGradientError, check_gradients
 from mediffusion_core.privacy.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.unit_gradients import UnitGradients
@@ -200,6 +201,26 @@ def test_clipping_per_layer_bounds_the_whole() -> None:
         share = 0.01 / len(one) ** 0.5
         assert max(float(part.norm()) for part in one.values()) <= share
         assert float(torch.cat([part.flatten() for part in one.values()]).norm()) <= 0.01
+
+
+def test_a_long_gradient_is_not_taken_for_a_shorter_one() -> None:
+    """Summed in single precision, these squares are too few by parts in a thousand."""
+    assert float(lengths(torch.full((1, 20_000_000), 0.1))) == pytest.approx(0.1 * 2e7**0.5, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 1, 1, 0), (3, 16, 2, 1, 1), (5, 16, 1, 2, 2)])
+def test_norms_of_a_convolutions_gradients_need_no_gradients(shape: tuple[int, ...]) -> None:
+    kernel, side, stride, dilation, padding = shape
+    layer = nn.Conv2d(64, 48, kernel, stride, padding, dilation)
+    inputs = torch.randn(3, 64, side, side, generator=generator()).relu()
+    outputs = layer(inputs)
+    behind = torch.randn(outputs.shape, generator=generator(1))
+    norms = convolution_norms(layer, [inputs], behind)
+    for i in range(3):
+        loss = (layer(inputs[i : i + 1]) * behind[i]).sum()
+        gradients = torch.autograd.grad(loss, layer.parameters())
+        for p, gradient in zip(layer.parameters(), gradients, strict=True):
+            assert float(norms[p][i]) == pytest.approx(float(gradient.double().norm()), rel=1e-5)
 
 
 def test_ghost_clipping_cannot_clip_per_layer() -> None:

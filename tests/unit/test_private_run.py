@@ -1,6 +1,7 @@
 """A whole federation with differential privacy, and what leaves its sites."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from configs.compose import compose
 from mediffusion_core import protocol
+from mediffusion_core.artifacts.checkpoints import list_checkpoints
 from mediffusion_core.artifacts.trained import build_joint
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.model import Autoencoder, LatentCodec
@@ -61,7 +63,12 @@ def test_a_private_federation_costs_what_it_promises_and_goes_on_without_spent_s
     ledgers = {site: Ledger.open(tmp_path / "ledgers" / f"site-{site}") for site in range(3)}
     # One site may not even be counted, another one's patients have nothing left for training.
     spend(ledgers[1], overrides, 1, Charge(1.0, 0.1, 1))
-    spend(ledgers[2], overrides, 2, Charge(1.0, noise_multiplier_for(19.7, 1e-4, 1.0, 1), 1))
+    spend(
+        ledgers[2],
+        overrides,
+        2,
+        Charge(1.0, noise_multiplier_for(19.7, 1e-4, lambda noise: [Charge(1.0, noise, 1)]), 1),
+    )
     kept = [f"privacy.ledger='{tmp_path / 'ledgers'}'", "privacy.max_epsilon=20"]
     folder = run_in_process("config", [*overrides, *kept])
     summary = json.loads((folder.path / "summary.json").read_text())
@@ -73,6 +80,9 @@ def test_a_private_federation_costs_what_it_promises_and_goes_on_without_spent_s
     assert stages[0] == ["census", "autoencoder", "latents", "joint", "joint"]
     assert stages[1] == ["joint"]
     assert stages[2][:2] == ["joint", "census"] and "joint" not in stages[2][2:]
+    newest = list_checkpoints(folder.checkpoints)[-1]
+    known = bytes(newest.load("ledger_site-0")["head"].tolist()).decode()
+    assert known == str(ledgers[0].verify())
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     rounds = [line["sites"] for line in lines if line["stage"] == "joint"]
     told = {"images_seen", "labelled_seen", "steps"}
@@ -137,7 +147,7 @@ def test_every_kind_of_message_is_charged_empty_or_refused(
             failure = content.config_records[protocol.FAILURE]
             assert failure["code"] == "refused"
         elif kind == protocol.ENCODE:
-            assert not set(content) and not charged
+            assert set(content) == {protocol.LEDGER_HEAD} and not charged
         else:
             assert protocol.FAILURE not in content and len(charged) == 1
     assert entries == ["census", "autoencoder", "latents", "joint"]
@@ -185,6 +195,20 @@ def test_a_site_at_its_cap_answers_with_a_code_and_does_nothing(
     content = asked(protocol.TRAIN_AUTOENCODER, given, sending)
     assert set(content) == {protocol.FAILURE}
     assert content.config_records[protocol.FAILURE]["code"] == protocol.BUDGET
+
+
+def test_a_ledger_older_than_the_servers_knowledge_is_refused(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    told = asked(protocol.CENSUS, overrides, {}).array_records[protocol.LEDGER_HEAD]
+    head = unpack(told[FORMAT].data)
+    again = asked(protocol.CENSUS, overrides, {protocol.LEDGER_HEAD: head})
+    assert protocol.FAILURE not in again
+    ledger = tmp_path / "run" / "sites" / "site-0" / "ledger"
+    shutil.rmtree(ledger)
+    ledger.with_name("ledger.head").unlink()
+    content = asked(protocol.CENSUS, overrides, {protocol.LEDGER_HEAD: head})
+    assert content.config_records[protocol.FAILURE]["code"] == "ledger-behind"
 
 
 def test_too_large_a_delta_is_refused(overrides: list[str]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from mediffusion_core.errors import UserError
-from simulations.results import BEGIN, END, write_results
+from simulations.results import write_results
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 FIGURES: dict[str, Any] = {
     "status": "completed",

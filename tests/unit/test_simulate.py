@@ -141,7 +141,7 @@ def test_what_is_resumed_cannot_be_changed(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "launch.json").write_text(text)
-    with pytest.raises(UserError, match="holds no run to resume"):
+    with pytest.raises(UserError, match="holds no run of simulate"):
         simulate("config", [], tmp_path)
 
 

@@ -69,7 +69,7 @@ def test_a_seed_gives_the_same_samples(tmp_path: Path, tiny: tuple[str, ...]) ->
     labels = torch.tensor([[1.0, 0, 0, 0, torch.nan]] * 3)
     for draw in (
         lambda seed: drawn_by_ddpm(model, 3, seed),
-        lambda seed: drawn_with_labels(model, labels, 4, 2.0, seed),
+        lambda seed: drawn_with_labels(model, labels, 4, 2.0, seed, Console(stderr=True)),
     ):
         first, again, other = (draw(seed).images for seed in (0, 0, 1))
         assert torch.equal(first, again) and not torch.equal(first, other)

@@ -56,7 +56,25 @@ def without_finding(seed: int, image_id: str, finding: str, size: int) -> NDArra
         finding: What to leave out.
         size: Pixels a side.
     """
-    site, patient = (int(part.rpartition("-")[2]) for part in image_id.split("/"))
+    site, patient = _numbers(image_id)
     findings = phantom.findings_of(seed, site, patient) - {finding}
     drawn = phantom.render(seed, site, patient, findings, max(size, phantom.SMALLEST_SIZE))
     return fit(drawn, size, 1)[..., 0]
+
+
+def finding_mask(seed: int, image_id: str, finding: str, size: int) -> NDArray[np.bool_]:
+    """Pixels that one finding changes in a phantom patient, bool (size, size).
+
+    Args as `without_finding`.
+    """
+    site, patient = _numbers(image_id)
+    findings = phantom.findings_of(seed, site, patient)
+    drawn = phantom.change_mask(
+        seed, site, patient, findings, finding, max(size, phantom.SMALLEST_SIZE)
+    )
+    return fit(drawn.astype(np.uint8) * 255, size, 1)[..., 0] > 127
+
+
+def _numbers(image_id: str) -> tuple[int, int]:
+    site, patient = (int(part.rpartition("-")[2]) for part in image_id.split("/"))
+    return site, patient

@@ -1,0 +1,50 @@
+"""A ResNet-18 that is trained once on labelled images in one place: a yardstick, not a rival."""
+
+import numpy as np
+import torch
+
+from mediffusion_core.data.hospitals import Hospitals
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.training.augmentation import turns_and_flips
+from mediffusion_core.training.local import derive_seed
+from simulations.rivals.local import train_locally
+from simulations.rivals.network import PixelClassifier, build_resnet
+from simulations.rivals.settings import RivalSettings
+from simulations.trained_run import TrainedRun
+
+
+def training_images(hospitals: Hospitals) -> ImageSet:
+    """The training images of all sites, with the labels that these know."""
+    sites = [hospitals.train(site) for site in range(len(hospitals.shards))]
+    rows = np.concatenate([site.rows for site in sites])
+    return ImageSet(hospitals.pixels, rows, torch.cat([site.targets for site in sites]))
+
+
+def train_resnet(opened: TrainedRun, images: ImageSet, steps: int) -> PixelClassifier:
+    """Trains for a number of steps, with augmentation as the run has it; the last weights count.
+
+    Args:
+        opened: The run whose classes, seed and precision are used.
+        images: At least one with a label.
+        steps: Of `RivalSettings().batch_size` images.
+    """
+    settings, model = opened.settings, opened.model
+    # A round's steps are its passes, rounded up.
+    epochs = (steps - 0.5) * RivalSettings().batch_size / len(images.labelled)
+    rival = RivalSettings(rounds=1, local_epochs=epochs)
+    torch.manual_seed(derive_seed(settings.seed, "pooled", "weights"))
+    network = build_resnet(settings.data.channels, len(model.classes), rival.stem_stride)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=rival.weight_decay, fused=True)
+    train_locally(
+        network,
+        optimizer,
+        images,
+        rival,
+        augmentation=settings.data.augmentation,
+        multi_label=model.multi_label,
+        precision=settings.training.precision,
+        round_number=1,
+        seed=derive_seed(settings.seed, "pooled", "batches"),
+    )
+    free = turns_and_flips(settings.data.augmentation)
+    return PixelClassifier(network, model.multi_label, free, settings.training.precision)

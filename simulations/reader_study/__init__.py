@@ -1,0 +1,1 @@
+"""Which of two explanations do readers prefer? Blinded pairs on a page, and what came back."""

@@ -1,0 +1,118 @@
+"""The page that a reader opens: it holds everything, works offline and sends nothing."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mediffusion_core.artifacts.page import render_page
+from mediffusion_core.artifacts.style import as_batch, as_tile, tile_size
+from simulations.reader_study.pairs import Item, Pairs
+
+QUESTIONS = {
+    "change": "Which shows better what was asked for?",
+    "rest": "Which leaves better alone what was not asked for?",
+    "real": "Which looks more like a real image?",
+}
+CHOICES = {"left": "left", "equal": "no difference", "right": "right"}
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Reader study</title>
+<style>
+{{ style | safe }}
+.item { padding: 18px; margin: 18px 0; border: 1px solid var(--rule); border-radius: 10px;
+  background: var(--paper); }
+.images { display: flex; flex-wrap: wrap; gap: 16px; }
+.images figure { margin: 0; border: 0; }
+.images img { width: 256px; max-width: 100%; display: block; }
+figcaption { color: var(--muted); font-size: .85rem; }
+fieldset { border: 0; padding: 0; margin: 12px 0 0; }
+label { margin-right: 18px; }
+button { font: inherit; padding: 8px 18px; }
+</style>
+</head>
+<body>
+<main>
+<h1>Reader study</h1>
+<p>Each item shows an image, and two changed versions of it that a computer drew. Please answer the
+questions for every item, then save your answers and send the file back. Nothing is sent by this
+page.</p>
+<form id="form" data-study="{{ study }}">
+<p><label>Your name or number <input name="reader" required maxlength="80"></label></p>
+{% for item in items %}
+<section class="item">
+  <h2>{{ loop.index }} of {{ items | length }}. {{ item.asked }}</h2>
+  <div class="images">
+  {% for name, image in item.images %}
+    <figure><img alt="{{ name }}" src="data:image/png;base64,{{ image }}">
+    <figcaption>{{ name }}</figcaption></figure>
+  {% endfor %}
+  </div>
+  {% set number = loop.index0 %}
+  {% for key, question in questions.items() %}
+  <fieldset><legend>{{ question }}</legend>
+    {% for choice, text in choices.items() %}
+    <label><input type="radio" name="{{ number }}.{{ key }}" value="{{ choice }}" required>
+    {{ text }}</label>
+    {% endfor %}
+  </fieldset>
+  {% endfor %}
+</section>
+{% endfor %}
+<p><button type="submit">Save answers</button></p>
+</form>
+</main>
+<script>
+const form = document.getElementById("form");
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const given = Object.fromEntries(new FormData(form));
+  const reader = given.reader;
+  delete given.reader;
+  const text = JSON.stringify({study: form.dataset.study, reader: reader, answers: given}, null, 2);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  link.download = "answers-" + reader.replace(/[^A-Za-z0-9-]+/g, "_") + ".json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+});
+</script>
+</body>
+</html>
+"""
+
+
+def reader_page(study: str, items: Sequence[Item], pairs: Pairs, asked: Sequence[str]) -> str:
+    """The page as HTML, which does not tell which method made which image.
+
+    Args:
+        study: Identity of the study, which the answers carry.
+        items: What is shown, in this order.
+        pairs: The images.
+        asked: What each pair was asked to become.
+    """
+    shown = [
+        {
+            "asked": asked[item.pair],
+            "images": [
+                ("image", _picture(pairs.sources[item.pair])),
+                ("left", _picture(pairs.made[item.left][item.pair])),
+                ("right", _picture(pairs.made[item.right][item.pair])),
+            ],
+        }
+        for item in items
+    ]
+    return render_page(PAGE, study=study, items=shown, questions=QUESTIONS, choices=CHOICES)
+
+
+def _picture(image: Tensor) -> str:
+    """A PNG of an image (C, H, W), in base64."""
+    [pixels] = as_batch(image[None])
+    written = io.BytesIO()
+    as_tile(pixels, tile_size(*pixels.shape[1:])).save(written, format="PNG", optimize=True)
+    return base64.b64encode(written.getvalue()).decode()

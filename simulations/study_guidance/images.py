@@ -1,0 +1,140 @@
+"""The images that the study changes, and everything that is known of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.data.hospitals import Hospitals
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.known import finding_regions, patients_without
+from mediffusion_core.diffusion.target import Target
+from mediffusion_core.errors import UserError
+from mediffusion_core.evaluation.counterfactual_figures import Known
+from mediffusion_core.evaluation.counterfactuals import Panel, choose_panel
+from mediffusion_core.settings import Settings
+from mediffusion_core.training.local import derive_seed
+
+
+@dataclass(frozen=True)
+class StudyImages:
+    """Images to change, n of them, and real ones to hold them against, as many or fewer."""
+
+    images: Tensor
+    """(n, C, H, W) in [0, 1]."""
+    panel: Panel
+    groups: tuple[str, ...]
+    known: Known
+    real: Tensor
+    """Images of other patients, (m, C, H, W)."""
+    real_labels: Tensor
+    """(m, classes), nan where missing."""
+
+    @property
+    def target(self) -> Target:
+        """What each image is to become."""
+        return self.panel.target
+
+
+def validation_images(hospitals: Hospitals) -> ImageSet:
+    """The validation patients of all sites."""
+    parts = [hospitals.validation(site) for site in range(len(hospitals.shards))]
+    return ImageSet(
+        hospitals.pixels,
+        np.concatenate([part.rows for part in parts]),
+        torch.cat([part.targets for part in parts]),
+    )
+
+
+def choose_images(
+    model: TrainedModel,
+    images: ImageSet,
+    settings: Settings,
+    hospitals: Hospitals,
+    per_wish: int,
+    name: str,
+) -> StudyImages:
+    """Chooses images that the model classifies as they are labelled, by the run's seed.
+
+    An image that the model gets wrong has nothing to flip. Each finding is removed from `per_wish`
+    images and added to as many; exclusive classes are changed between the two most frequent.
+
+    Args:
+        model: The trained model.
+        images: To choose from.
+        settings: The run's, with the place of its images.
+        hospitals: The images as these settings deal them.
+        per_wish: How many images a wish, at most.
+        name: Of the choice; draws with the run's seed.
+
+    Raises:
+        UserError: fewer than four images fit, or none is left to compare with.
+    """
+    classes, multi_label = model.classes, model.multi_label
+    logits = model.logits(model.encode(images.take(torch.arange(len(images)))))
+    seen = _as_seen(logits, multi_label)
+    right = torch.where(seen == images.targets, images.targets, torch.nan)
+    seed = derive_seed(settings.seed, "guidance", name)
+    wishes = 2 * len(classes) if multi_label else 2
+    panel = choose_panel(right, classes, multi_label, per_wish * wishes, seed)
+    others = _others(images, hospitals, panel.positions, seed)
+    if len(panel.positions) < 4 or len(others) < 4:
+        raise UserError(
+            f"only {len(panel.positions)} {name} images are classified as labelled and "
+            f"{len(others)} others are left; four of each are needed"
+        )
+    rows = images.rows[panel.positions.numpy()]
+    chosen = others[: len(rows)]
+    return StudyImages(
+        images.take(panel.positions),
+        panel,
+        hospitals.groups(rows),
+        _known(settings, hospitals, rows.tolist(), panel.target, classes),
+        images.take(chosen),
+        images.targets[chosen],
+    )
+
+
+def _as_seen(logits: Tensor, multi_label: bool) -> Tensor:
+    """What the model would label the images, (n, classes) in {0, 1}."""
+    if multi_label:
+        return (logits > 0).float()
+    return torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+
+
+def _others(images: ImageSet, hospitals: Hospitals, chosen: Tensor, seed: int) -> Tensor:
+    """Positions of images of patients that are not among the chosen, in drawn order."""
+    groups = hospitals.groups(images.rows)
+    taken = {groups[position] for position in chosen.tolist()}
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor([at for at in order.tolist() if groups[at] not in taken], dtype=torch.long)
+
+
+def _known(
+    settings: Settings,
+    hospitals: Hospitals,
+    rows: Sequence[int],
+    target: Target,
+    classes: tuple[str, ...],
+) -> Known:
+    """Masks and truth of what is to go; what is to come may come anywhere."""
+    size, channels = settings.data.image_size, settings.data.channels
+    masks = torch.zeros(len(rows), size, size, dtype=torch.bool)
+    truth = torch.full((len(rows), channels, size, size), torch.nan)
+    where = finding_regions(settings, hospitals)
+    without = patients_without(settings, hospitals)
+    for at, row in enumerate(rows):
+        is_added = target.multi_label and bool(target.present[at])
+        finding = classes[int(target.index[at])]
+        if is_added:
+            continue
+        mask = None if where is None else where(row, finding)
+        if mask is not None:
+            masks[at] = torch.from_numpy(mask.copy())
+        pixels = None if without is None else without(row, finding)
+        if pixels is not None:
+            truth[at] = torch.from_numpy(pixels.astype(np.float32) / 255)
+    return Known(masks, truth)

@@ -1,0 +1,109 @@
+"""What is compared: our guidance at many settings, and the published procedure."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from torch import Tensor
+
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.diffusion.target import Target
+from mediffusion_core.settings import CounterfactualSettings
+from mediffusion_core.training.local import derive_seed
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our guidance with some settings."""
+
+    name: str
+    guidance: CounterfactualSettings
+
+    def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
+        """Latents of counterfactuals."""
+        return model.explain(latents, target, self.guidance)
+
+    def described(self) -> dict[str, Any]:
+        """Its settings, as the table and the results have them."""
+        return self.guidance.model_dump(mode="json", exclude={"panel", "count"})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The published procedure: all steps from `start`, one scale, nothing kept."""
+
+    name: str
+    start: float
+    scale: float
+
+    def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
+        """Latents of counterfactuals."""
+        seed = derive_seed(model.settings.seed, "reference")
+        return model.explain_as_published(
+            latents, target, start=self.start, scale=self.scale, seed=seed
+        )
+
+    def described(self) -> dict[str, Any]:
+        """Its settings, as the table and the results have them."""
+        return {"scale": self.scale, "start": self.start, "steps": None}
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The source itself: the best closeness and FID that there are, and no flip."""
+
+    name: str = "source"
+
+    def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
+        """The latents as they are."""
+        return latents
+
+    def described(self) -> dict[str, Any]:
+        """Its settings: none."""
+        return {"scale": None, "start": None, "steps": None}
+
+
+Method = Ours | Reference | Nothing
+
+
+def grid(
+    base: CounterfactualSettings,
+    scales: Sequence[float],
+    starts: Sequence[float],
+    steps: Sequence[int],
+) -> list[Ours]:
+    """One attempt at each scale, start and number of steps: what the search searches through."""
+    return [
+        Ours(
+            f"s {scale:g}, t {start:g}, {count} steps",
+            base.model_copy(update={"scale": scale, "start": start, "steps": count, "attempts": 1}),
+        )
+        for scale, start, count in product(scales, starts, steps)
+    ]
+
+
+def ablations(base: CounterfactualSettings) -> list[Ours]:
+    """Our guidance, and the same with one part left out or exchanged, of those that are in use."""
+    changes: dict[str, dict[str, Any]] = {
+        "ours": {},
+        "without search": {"attempts": 1},
+        "without mask": {"mask_threshold": 0.0},
+        "without closeness": {"closeness": 0.0},
+        "others not held": {"hold": 0.0},
+        "noised, not inverted": {"inversion": not base.inversion},
+    }
+    if not base.inversion:
+        changes["inverted, not noised"] = changes.pop("noised, not inverted")
+    methods = [Ours(name, base.model_copy(update=change)) for name, change in changes.items()]
+    return methods[:1] + [one for one in methods if one.guidance != base]
+
+
+def timed(
+    method: Method, model: TrainedModel, latents: Tensor, target: Target
+) -> tuple[Tensor, float]:
+    """The counterfactuals' latents, and the seconds an image that they took."""
+    begun = time.perf_counter()
+    made = method.make(model, latents, target)
+    return made, (time.perf_counter() - begun) / len(latents)

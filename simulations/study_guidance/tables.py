@@ -1,0 +1,106 @@
+"""The study's results as a page of Markdown that a reader can hold against `results.json`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mediffusion_core.artifacts.provenance import shorten
+from mediffusion_core.evaluation.resampling import Estimate
+from simulations.figures import format_figure
+from simulations.study_guidance.measure import Row
+
+Column = tuple[str, str, str]
+"""Heading, name of the figure, and how Python's `format` writes it."""
+
+MAIN: tuple[Column, ...] = (
+    ("flipped", "flipped", ".0%"),
+    ("independent", "independent_flipped", ".0%"),
+    ("target", "target_change", "+.2f"),
+    ("others", "off_target", ".3f"),
+    ("L1", "l1", ".4f"),
+    ("L2", "l2", ".4f"),
+    ("SSIM", "ssim", ".3f"),
+)
+WHERE: tuple[Column, ...] = (
+    ("energy inside", "energy_inside", ".0%"),
+    ("IoU", "iou", ".2f"),
+    ("pointing", "pointing", ".0%"),
+    ("to the patient without", "truth_l1", ".4f"),
+    ("source to that", "truth_l1_source", ".4f"),
+    ("change inside : outside", "inside_outside", ".1f"),
+    ("COUT", "cout", "+.2f"),
+    ("minimality", "minimality", ".2f"),
+)
+
+
+def guidance_page(results: Mapping[str, Any], grid: Sequence[Row], rows: Sequence[Row]) -> str:
+    """The page, from the results as they are written and the rows that they are of."""
+    parts = [
+        "# Guidance of counterfactuals",
+        _introduction(results),
+        "## Ours and the reference, test patients",
+        _table(rows, MAIN, costs=True),
+        "*flipped*: by the model; *independent*: by the other classifier, of images that both saw "
+        "right; *target*: change of the probability asked for; *others*: mean change of the "
+        "probabilities of the other classes.",
+        "## Where the change is, and what it needs",
+        _table(rows, WHERE, costs=False),
+        "Of findings that were to go, where their pixels are known.",
+        "## Each wish, ours",
+        _wishes(rows),
+        "## Grid, validation patients",
+        _table(grid, MAIN, costs=True, marked=results["knee"]),
+        "The knee of flips against L1 is in bold. One attempt a point, without the search.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(results: Mapping[str, Any]) -> str:
+    independent, images = results["independent"], results["images"]
+    return (
+        f"Run `{results['run']}`, seed {results['seed']}, commit {shorten(results['commit'])}. "
+        f"{images['test']} test and {images['validation']} validation images that the model "
+        "classifies as they are labelled. The independent classifier is a "
+        f"{independent['architecture']} trained on {independent['labelled_images']} labelled "
+        f"images; its macro AUC is {format_figure(independent['auc_macro'])}. Intervals are 95 % "
+        "over patients, with the number of images. FID is to as many images of other patients; "
+        f"that of the images as they are is {results['fid_floor']:.0f}."
+    )
+
+
+def _table(
+    rows: Sequence[Row], columns: Sequence[Column], *, costs: bool, marked: str | None = None
+) -> str:
+    shown = [one for one in columns if any(row.figures[one[1]].count for row in rows)]
+    headings = [heading for heading, _, _ in shown] + (["FID", "s an image"] if costs else [])
+    lines = []
+    for row in rows:
+        name = row.method.name
+        cells = [f"**{name}**" if name == marked else name]
+        cells += [_cell(row.figures[figure], spec) for _, figure, spec in shown]
+        if costs:
+            cells += [f"{row.fid:.0f}", f"{row.seconds:.2f}"]
+        lines.append(cells)
+    return _markdown(["method", *headings], lines)
+
+
+def _wishes(rows: Sequence[Row]) -> str:
+    ours = next(row for row in rows if row.method.name == "ours")
+    columns = [*MAIN, WHERE[0]]
+    lines = [
+        [wish, *(_cell(figures[figure], spec) for _, figure, spec in columns)]
+        for wish, figures in ours.wishes.items()
+    ]
+    return _markdown(["wish", *(heading for heading, _, _ in columns)], lines)
+
+
+def _cell(estimate: Estimate, spec: str) -> str:
+    if math.isnan(estimate.value):
+        return "-"
+    bounds = f"{estimate.low:{spec}} to {estimate.high:{spec}}"
+    return f"{estimate.value:{spec}} ({bounds}; {estimate.count})"
+
+
+def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(headings)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines))

@@ -1,0 +1,115 @@
+"""What a private step costs beside the plain one, in time and memory: one JSON line a figure.
+
+python tests/benchmarks/bench_privacy.py
+
+The same network, images and logical batch of 64, one core; a private step draws its units by
+Poisson sampling and sends 16 at once through the network. Each side is timed in turn, after a call
+that warms up. Memory is the peak of a process of its own, less what it had before its first step.
+"""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from bench_training import CLASSES, IMAGES, latents, ours, report, settings_of
+
+from mediffusion_core.artifacts.trained import build_joint
+from mediffusion_core.diffusion.noise_process import alphas_cumprod
+from mediffusion_core.privacy.joint_rows import UnitLosses, UnitRows
+from mediffusion_core.privacy.mechanism import Mechanism, private_gradients
+from mediffusion_core.privacy.unit_gradients import UnitGradients
+from mediffusion_core.settings import Settings
+from mediffusion_core.training.joint_stage import joint_optimizer
+
+STEPS, ROUNDS, BATCH, LABELLED = 2, 3, 64, 13
+SIDES = ("plain", "hooks", "ghost")
+
+
+def private(settings: Settings, mode: str) -> Callable[[], None]:
+    """STEPS private steps of the joint stage as a site makes them; no check before them."""
+    torch.manual_seed(0)
+    model = build_joint(settings, CLASSES).train()
+    training, prediction = settings.training.joint, settings.diffusion.prediction
+    optimizer = joint_optimizer(model, training)
+    rows = UnitRows(
+        latents(settings),
+        torch.arange(IMAGES),
+        IMAGES,
+        training,
+        alphas_cumprod(settings.diffusion),
+        prediction,
+        torch.device("cpu"),
+        torch.Generator().manual_seed(0),
+    )
+    losses = UnitLosses(model, training, prediction, multi_label=True)
+    single = mode == "ghost"
+    gradients = UnitGradients(model, losses.single if single else losses.joint, mode)
+    mechanism = Mechanism(BATCH / IMAGES, 1.0, 1.0, BATCH, 16)
+
+    def run() -> None:
+        for _ in range(STEPS):
+            private_gradients(
+                gradients,
+                rows.single if single else lambda units: rows.joint(units, 1, losses.weights),
+                mechanism,
+                IMAGES,
+            )
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def side(name: str, overrides: tuple[str, ...]) -> Callable[[], None]:
+    epochs = f"training.joint.local_epochs={STEPS * BATCH / IMAGES}"
+    settings = settings_of(BATCH, LABELLED, "training.precision=fp32", epochs, *overrides)
+    return ours(settings) if name == "plain" else private(settings, name)
+
+
+def peak(name: str, overrides: tuple[str, ...]) -> float:
+    """MB by which a process of its own grows in its first steps."""
+    call = [sys.executable, __file__, "--peak", name, *overrides]
+    done = subprocess.run(call, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def grown(name: str, overrides: tuple[str, ...]) -> float:
+    run = side(name, overrides)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def bench(preset: str) -> None:
+    overrides = (f"model={preset}",)
+    sides = {name: side(name, overrides) for name in SIDES}
+    taken: dict[str, list[float]] = {name: [] for name in SIDES}
+    for run in sides.values():
+        run()
+    for _ in range(ROUNDS):
+        for name, run in sides.items():
+            began = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - began)
+    seconds = {name: statistics.median(times) for name, times in taken.items()}
+    memory = {name: peak(name, overrides) for name in SIDES}
+    report("plain joint step in fp32", seconds["plain"] / STEPS, "s", model=preset)
+    for name in SIDES[1:]:
+        report(
+            f"private step, {name} / plain", seconds[name] / seconds["plain"], "ratio", model=preset
+        )
+        report(
+            f"memory of it, {name} / plain", memory[name] / memory["plain"], "ratio", model=preset
+        )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # as a simulated site
+    if sys.argv[1:2] == ["--peak"]:
+        print(grown(sys.argv[2], tuple(sys.argv[3:])))
+    else:
+        bench("tiny")

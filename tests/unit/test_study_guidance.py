@@ -1,0 +1,165 @@
+"""The study of guidance: its knee, its options, its page, and the whole of it on a tiny run."""
+
+import json
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from configs.compose import compose
+from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.data.phantom import FINDINGS
+from mediffusion_core.errors import UserError
+from mediffusion_core.model import untrained_codec
+from mediffusion_core.settings import CounterfactualSettings
+from simulations import independent_classifier
+from simulations.rivals.settings import RivalSettings
+from simulations.study_guidance.knee import knee, pareto_front
+from simulations.study_guidance.methods import ablations, grid
+from simulations.study_guidance.options import parse_options
+from simulations.study_guidance.study import study_guidance
+
+POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12)
+
+
+@given(POINTS)
+def test_no_point_of_the_front_is_beaten_and_every_other_is(points: list[tuple[int, int]]) -> None:
+    costs, gains = [cost for cost, _ in points], [gain for _, gain in points]
+    front = pareto_front(costs, gains)
+    for at in range(len(points)):
+        beaten = any(
+            costs[one] <= costs[at] and gains[one] >= gains[at] and points[one] != points[at]
+            for one in range(len(points))
+        )
+        if at in front:
+            assert not beaten
+        elif not beaten:
+            assert points[at] in [points[one] for one in front]
+    assert knee(costs, gains) in front
+
+
+def test_the_knee_is_where_the_curve_bends() -> None:
+    costs, gains = [1.0, 2.0, 3.0, 8.0, 2.5], [0.0, 0.8, 0.9, 1.0, 0.1]
+    assert knee(costs, gains) == 1
+    assert knee([], []) is None
+    assert knee([0.1, 1.0, 2.0], [math.nan, 0.5, 0.4]) == 1
+    assert knee([3.0], [0.0]) == 0
+
+
+def test_the_grid_searches_nothing_and_keeps_the_rest() -> None:
+    base = CounterfactualSettings(attempts=7, closeness=0.3)
+    points = grid(base, (1.0, 2.0), (0.2,), (5, 10))
+    assert [(p.guidance.scale, p.guidance.start, p.guidance.steps) for p in points] == [
+        (1.0, 0.2, 5),
+        (1.0, 0.2, 10),
+        (2.0, 0.2, 5),
+        (2.0, 0.2, 10),
+    ]
+    assert {(p.guidance.attempts, p.guidance.closeness) for p in points} == {(1, 0.3)}
+
+
+@pytest.mark.parametrize("inversion", [True, False])
+def test_each_ablation_changes_one_part(inversion: bool) -> None:
+    base = CounterfactualSettings(attempts=4, closeness=0.1, inversion=inversion)
+    whole, *others = ablations(base)
+    assert whole.name == "ours" and whole.guidance == base
+    for one in others:
+        pairs = zip(base.model_dump().items(), one.guidance.model_dump().values(), strict=True)
+        assert len([name for (name, before), after in pairs if before != after]) == 1, one.name
+    names = [one.name for one in others]
+    assert len(names) == 5
+    bare = base.model_copy(update={"closeness": 0.0})
+    assert "without closeness" not in [one.name for one in ablations(bare)]
+    assert ("noised, not inverted" in names) == inversion
+
+
+def test_options_are_numbers_and_pairs() -> None:
+    options = parse_options("1,2.5", "0.2", "5,10", "200:0.2,500:0.5", 2, 3, ["steps=5"])
+    assert options.scales == (1.0, 2.5) and options.starts == (0.2,) and options.steps == (5, 10)
+    assert options.reference == ((200.0, 0.2), (500.0, 0.5))
+    assert parse_options("1", "1", "1", "", 1, 1, []).reference == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("x", "0.2", "5", ""), "--scales 'x': allowed are numbers above 0, up to 1e"),
+        (("1", "1.2", "5", ""), "--starts '1.2': allowed are numbers above 0, up to 1"),
+        (("1", "0.2", "2.5", ""), "--steps '2.5': allowed are whole numbers above 0, up to 1000"),
+        (("1", "0.2", "5", "200"), "--reference '': allowed are numbers above 0, up to 1"),
+    ],
+)
+def test_what_is_no_number_is_named(given: tuple[str, str, str, str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_options(*given, 1, 1, [])
+    assert str(caught.value).startswith(message)
+
+
+@pytest.fixture(scope="module")
+def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run's folder with a model that nobody has trained."""
+    folder = tmp_path_factory.mktemp("guidance")
+    settings = compose("config", (*tiny, "data.validation_fraction=0.3"))
+    torch.manual_seed(0)
+    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
+    model = TrainedModel(settings, FINDINGS, True, codec, build_joint(settings, 5))
+    model.save(folder / "run" / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FED_MEDIFFUSION_STORE", str(folder / "store"))
+        recipe = RivalSettings(rounds=2, local_epochs=0.3, every=2)
+        patch.setattr(independent_classifier, "RECIPE", recipe)
+        yield folder / "run"
+
+
+def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -> None:
+    options = parse_options("1,4", "0.1", "2", "200:0.01", 1, 1, ["steps=2", "attempts=2"])
+    page = study_guidance(run, options, tmp_path / "out", "cpu")
+    results = json.loads((page.parent / "results.json").read_text())
+    methods = [row["method"] for row in results["rows"]]
+    assert methods[:2] == ["source", "ours"] and methods[-1] == "reference, s 200, t 0.01"
+    assert len(results["grid"]) == 2 and results["knee"] in [r["method"] for r in results["grid"]]
+    source, ours = results["rows"][:2]
+    assert source["figures"]["l1"]["value"] == 0 and source["figures"]["flipped"]["value"] == 0
+    assert ours["settings"]["steps"] == 2 and ours["settings"]["attempts"] == 2
+    assert ours["figures"]["l1"]["value"] > 0
+    assert 0 < ours["figures"]["iou"]["count"] < results["images"]["test"]
+    assert ours["figures"]["truth_l1"]["count"] == ours["figures"]["iou"]["count"]
+    assert results["independent"]["labelled_images"] > 60
+    text = page.read_text()
+    assert "reference, s 200, t 0.01" in text and f"**{results['knee']}**" in text
+    assert {path.name for path in page.parent.iterdir()} == {
+        "results.md",
+        "results.json",
+        "grid.png",
+        "panel_ours.png",
+        "panel_reference-s-200-t-0.01.png",
+    }
+
+
+def test_the_independent_classifier_is_trained_once(run: Path) -> None:
+    settings = TrainedModel.load(run / "model", torch.device("cpu")).settings
+    hospitals = open_hospitals(settings)
+    images = hospitals.test().take(torch.arange(4))
+    asked = partial(
+        independent_classifier.independent_classifier, run, settings, hospitals, Console()
+    )
+    first, figures = asked()
+    [folder] = (run / "independent").iterdir()
+    written = (folder / "state.json").stat().st_mtime_ns
+    again, same = asked()
+    assert (folder / "state.json").stat().st_mtime_ns == written
+    assert same == figures
+    torch.testing.assert_close(first.logits(images), again.logits(images))
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    options = parse_options("1", "0.1", "2", "", 1, 1, [])
+    with pytest.raises(UserError, match="does not exist"):
+        study_guidance(tmp_path / "none", options, tmp_path / "out", "cpu")
