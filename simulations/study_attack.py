@@ -46,8 +46,10 @@ def study_attack(run: Path, output: Path, device: str) -> Path:
     """
     settings = compose(*launched(run.resolve()))
     model = TrainedModel.load(run / "model", resolve_device(device))
-    if model.settings.fingerprint() != settings.fingerprint():
-        raise UserError(f"{run}: the model was made with other settings than the run's")
+    if _dealt(model.settings) != _dealt(settings):
+        raise UserError(
+            f"{run}: the model was trained on images dealt in another way than the run's"
+        )
     hospitals = open_hospitals(settings)
     if not len(hospitals.test_rows):
         raise UserError(f"{run} has no test set, and so nobody who was not trained on")
@@ -68,6 +70,13 @@ def study_attack(run: Path, output: Path, device: str) -> Path:
     write_json(output, figures)
     console.print(_table(attacks, ceiling))
     return output
+
+
+def _dealt(settings: Settings) -> tuple[object, ...]:
+    """What decides who trains: all else may have got other defaults since the run."""
+    federation = settings.federation
+    parts = federation.num_sites, federation.pool_sites, federation.only_site
+    return settings.seed, settings.shared()["data"], parts
 
 
 class _Losses:
