@@ -36,7 +36,7 @@ def census(site: Site) -> dict[str, int | list[int]]:
 
     Raises:
         UserError: if the settings promise too little to so few units.
-        BudgetSpentError: if the site's units have spent what they may.
+        BudgetSpent: if the site's units have spent what they may.
     """
     counts, _ = _counted(site)
     return {"train": counts.units, "labelled": counts.labelled}

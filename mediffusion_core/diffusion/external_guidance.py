@@ -1,7 +1,6 @@
 """Counterfactuals by a classifier that is no part of the model: what ours are held against."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from mediffusion_core.diffusion.noise_process import (
     noise_from,
     predict_clean,
 )
+from mediffusion_core.diffusion.source_path import inverted_path
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import Prediction
@@ -33,10 +33,9 @@ def externally_guided_latents(
     """Latents of counterfactuals that another classifier pulls.
 
     ε̂ ← ε̂ + s √(1 - ᾱ_t) √d g/‖g‖, with g = ∇_{z_t} loss(f(ẑ_0(z_t)), target) through the denoiser:
-    forward guidance (arXiv 2302.07121, equation 6). All else is as our guidance has it, so that the
-    two differ in whose gradient it is: the source is inverted and not noised, the gradient is
-    normalised, ẑ_0 is moved by `closeness` towards the source, and an image that f already gives to
-    the target is not pulled.
+    forward guidance (arXiv 2302.07121, equation 6). As in our guidance the source is inverted and
+    not noised, the gradient is normalised, and ẑ_0 is moved by `closeness` towards the source; an
+    image that f already gives to the target is not pulled. There is no mask and no search.
 
     Args:
         model: The joint UNet, in evaluation mode; its head is not asked.
@@ -56,7 +55,7 @@ def externally_guided_latents(
     timesteps = descending_timesteps(round(start * (len(alphas_cumprod) - 1)), steps)
     with torch.no_grad():
         source_logits = classifier(latents)
-    current = _inverted(model, alphas_cumprod, latents, timesteps, prediction)
+    current = inverted_path(model, alphas_cumprod, latents, timesteps, prediction).latents[0]
     for now, after in zip(timesteps, [*timesteps[1:], -1], strict=True):
         at = torch.full((len(latents),), now, device=latents.device)
         alpha_bar = alphas_cumprod[now]
@@ -76,23 +75,3 @@ def externally_guided_latents(
         previous = alphas_cumprod[after] if after >= 0 else alphas_cumprod.new_ones(())
         current = ddim_step(current, noise_pred, alpha_bar, previous)
     return current.detach()
-
-
-@torch.no_grad()
-def _inverted(
-    model: JointUNet,
-    alphas_cumprod: Tensor,
-    latents: Tensor,
-    timesteps: list[int],
-    prediction: Prediction,
-) -> Tensor:
-    """DDIM run backwards from the clean latents to the first timestep (2010.02502, s. 4.3)."""
-    current, clean_level = latents, alphas_cumprod.new_ones(())
-    for now, after in pairwise([-1, *reversed(timesteps)]):
-        level = alphas_cumprod[now] if now >= 0 else clean_level
-        asked = max(now, 0)  # the clean latent is taken for the first noise level
-        at = torch.full((len(latents),), asked, device=latents.device)
-        output = model.denoise(current, at)
-        noise_pred = noise_from(output, current, alphas_cumprod[asked], prediction)
-        current = ddim_step(current, noise_pred, level, alphas_cumprod[after])
-    return current

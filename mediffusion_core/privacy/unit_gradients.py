@@ -147,6 +147,7 @@ class UnitGradients(Generic[B]):
             with _quiet():
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         self._hooks.enable_hooks()
+        self._first = []
         return {
             name: torch.zeros_like(p) if gradient is None else gradient
             for (name, p), gradient in zip(self.parameters.items(), gradients, strict=True)

@@ -28,7 +28,7 @@ class Pairs:
 def make_pairs(
     model: TrainedModel, external: PixelClassifier, images: Tensor, target: Target
 ) -> Pairs:
-    """Makes both counterfactuals of each image, with the same guidance but for whose it is.
+    """Makes both counterfactuals of each image, with noise level, steps and scale of the run.
 
     Args:
         model: The trained model.
