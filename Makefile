@@ -27,7 +27,7 @@ simulate: $(VENV)/.installed ## run a simulation, on built-in data unless ARGS="
 	@$(BIN)/fed-mediffusion simulate $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit -k name"
-	@$(BIN)/pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile)
+	@$(BIN)/pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile --no-loadscope-reorder)
 
 bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, and training
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
