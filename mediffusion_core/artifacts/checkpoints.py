@@ -5,7 +5,6 @@ under a temporary name, flushed to disk and renamed, so a folder with a final na
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from mediffusion_core.durable import sync
 
 StateDict = dict[str, Tensor]
 
@@ -76,13 +77,13 @@ def write_folder(
         save_file(contiguous, temporary / f"{name}.safetensors")
     (temporary / "state.json").write_text(json.dumps(state, indent=2))
     for path in [*temporary.iterdir(), temporary]:
-        _flush(path)
+        sync(path)
     replaced = final.with_name(f".{final.name}.old")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         final.rename(replaced)
     temporary.rename(final)
-    _flush(final.parent)
+    sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -107,11 +108,3 @@ def prune_checkpoints(root: Path, keep_last: int) -> None:
     checkpoints = list_checkpoints(root)
     for checkpoint in checkpoints[: max(0, len(checkpoints) - keep_last)]:
         shutil.rmtree(checkpoint.folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

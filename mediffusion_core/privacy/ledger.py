@@ -37,10 +37,11 @@ import numpy as np
 from filelock import FileLock
 
 from mediffusion_core.data.pseudonyms import hashed, salt_path, site_salt
+from mediffusion_core.durable import sync
 from mediffusion_core.errors import BudgetSpent, LedgerError, UserError
 from mediffusion_core.privacy import ledger_file
 from mediffusion_core.privacy.accounting import Charge, epsilon, within
-from mediffusion_core.privacy.head import Head, read_head, sync_folder, write_head
+from mediffusion_core.privacy.head import Head, read_head, write_head
 from mediffusion_core.privacy.ledger_file import Content, Entry
 from mediffusion_core.privacy.membership import from_bits, largest_compositions
 
@@ -255,7 +256,7 @@ class Ledger:
             )
         salt = site_salt(self.folder, SALT_NAME)
         ledger_file.create_tables(self._path)
-        sync_folder(self.folder)
+        sync(self.folder)
         write_head(self._head_path, Head(0, ledger_file.empty_digest(salt)))
 
     def _head_of_nothing(self) -> None:
