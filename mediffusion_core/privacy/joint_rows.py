@@ -6,35 +6,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.losses import classification_loss, diffusion_loss, min_snr_weight
-from mediffusion_core.diffusion.noise_process import add_noise, prediction_target
+from mediffusion_core.diffusion.losses import classification_loss
 from mediffusion_core.model import JointUNet
 from mediffusion_core.model.joint_unet import NONE
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import JointTraining, Prediction
+from mediffusion_core.training.denoising import Denoising
 from mediffusion_core.training.latent_set import LatentSet
 
 WEIGHTS = tuple[float, float]
 """Of the diffusion loss and of the classification loss."""
-
-
-@dataclass(frozen=True)
-class Noised:
-    """Latents at some noise level, one row a unit."""
-
-    inputs: Tensor
-    """z_t (n, c, h, w)."""
-    timesteps: Tensor
-    """(n,)."""
-    alpha_bar: Tensor
-    """ᾱ_t (n,)."""
-    target: Tensor
-    """What the network is to predict, (n, c, h, w)."""
-
-    def take(self, units: Tensor) -> Self:
-        """Some of the rows."""
-        parts = (self.inputs, self.timesteps, self.alpha_bar, self.target)
-        return type(self)(*(part[units.to(part.device)] for part in parts))
 
 
 @dataclass(frozen=True)
@@ -60,7 +41,7 @@ class JointRows:
     """Of each unit K noised rows and, where it has a label, K rows to classify."""
 
     units: int
-    denoised: tuple[Noised, ...]
+    denoised: tuple[Denoising, ...]
     classified: tuple[Labelled, ...]
 
     def __len__(self) -> int:
@@ -78,7 +59,7 @@ class JointRows:
 class SingleRows:
     """Of each unit one row, of which both losses are taken."""
 
-    noised: Noised
+    noised: Denoising
     targets: Tensor
     """(n, C); NaN where there is no label, or the row is too noisy to classify."""
 
@@ -151,7 +132,7 @@ class UnitRows:
         latents = self._data.latents[images].float()
         return SingleRows(self._noised(latents, timesteps), targets.to(self._device))
 
-    def _noised_rows(self, units: Tensor) -> Noised:
+    def _noised_rows(self, units: Tensor) -> Denoising:
         images = self._images.draw(units, self._generator)
         return self._noised(self._data.latents[images].float(), self._any_level(len(units)))
 
@@ -177,23 +158,18 @@ class UnitRows:
     def _uniform(self, count: int) -> Tensor:
         return torch.rand(count, generator=self._generator)
 
-    def _noised(self, latents: Tensor, timesteps: Tensor) -> Noised:
+    def _noised(self, latents: Tensor, timesteps: Tensor) -> Denoising:
         noise = torch.randn(latents.shape, generator=self._generator).to(self._device)
-        latents, alpha_bar = latents.to(self._device), self._alphas[timesteps].to(self._device)
-        target = prediction_target(latents, noise, alpha_bar, self._prediction)
-        inputs = add_noise(latents, noise, alpha_bar)
-        return Noised(inputs, timesteps.to(self._device), alpha_bar, target)
+        latents = latents.to(self._device)
+        return Denoising.of(latents, timesteps, noise, self._alphas, self._prediction)
 
 
 class UnitLosses:
     """w · (diffusion) + λ · (classification, where labelled) of each unit, its mean over K rows."""
 
-    def __init__(
-        self, model: JointUNet, settings: JointTraining, prediction: Prediction, multi_label: bool
-    ) -> None:
+    def __init__(self, model: JointUNet, settings: JointTraining, multi_label: bool) -> None:
         """Takes the network, and what its losses need."""
-        self._model, self._settings, self._prediction = model, settings, prediction
-        self._multi_label = multi_label
+        self._model, self._settings, self._multi_label = model, settings, multi_label
         self.weights: WEIGHTS = (settings.diffusion_weight, settings.classification_weight)
         """Of both losses; the second may rise during the stage."""
 
@@ -202,7 +178,8 @@ class UnitLosses:
         losses = torch.zeros(len(rows), device=next(self._model.parameters()).device)
         for noised in rows.denoised:
             output, _ = self._model(noised.inputs, noised.timesteps, classify=NONE)
-            losses = losses + self.weights[0] * self._diffusion(output, noised) / len(rows.denoised)
+            errors = noised.losses(output, self._settings.min_snr_gamma)
+            losses = losses + self.weights[0] * errors / len(rows.denoised)
         for one in rows.classified:
             if not len(one.inputs):
                 continue
@@ -216,11 +193,5 @@ class UnitLosses:
         """(n,); calls the network once."""
         output, logits = self._model(rows.noised.inputs, rows.noised.timesteps)
         classified = classification_loss(logits, rows.targets, self._multi_label)
-        return self.weights[0] * self._diffusion(output, rows.noised) + self.weights[1] * classified
-
-    def _diffusion(self, output: Tensor, noised: Noised) -> Tensor:
-        losses = diffusion_loss(output, noised.target)
-        gamma = self._settings.min_snr_gamma
-        if gamma is None:
-            return losses
-        return losses * min_snr_weight(noised.alpha_bar, self._prediction, gamma)
+        errors = rows.noised.losses(output, self._settings.min_snr_gamma)
+        return self.weights[0] * errors + self.weights[1] * classified

@@ -67,7 +67,7 @@ def train_private_joint(
     proximal = Proximal(model, settings.proximal_weight)
     behind = steps_behind(optimizer)
     model.train()
-    losses = UnitLosses(model, settings, prediction, data.multi_label)
+    losses = UnitLosses(model, settings, data.multi_label)
 
     def rows_of(latents: LatentSet, units: Tensor, count: int, seed: int) -> UnitRows:
         generator = torch.Generator().manual_seed(seed)

@@ -1,29 +1,15 @@
 """What the joint stage minimises: its parts, each a mean over a batch, and their weighted sum."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.losses import classification_loss, diffusion_loss, min_snr_weight
-from mediffusion_core.diffusion.noise_process import add_noise, prediction_target
+from mediffusion_core.diffusion.losses import classification_loss
+from mediffusion_core.diffusion.noise_process import add_noise
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import JointTraining, Prediction
-
-
-@dataclass(frozen=True)
-class Denoising:
-    """Latents of one batch, noised, and what the network is to predict of them."""
-
-    inputs: Tensor
-    """(B, c, h, w)."""
-    timesteps: Tensor
-    """(B,)."""
-    alpha_bar: Tensor
-    """ᾱ_t (B,)."""
-    target: Tensor
-    """(B, c, h, w)."""
+from mediffusion_core.training.denoising import Denoising
 
 
 class JointObjective:
@@ -68,10 +54,8 @@ class JointObjective:
     def denoising(self, latents: Tensor) -> Denoising:
         """Noises a batch of clean latents (B, c, h, w), each at a random level."""
         timesteps = torch.randint(0, len(self._alphas), (len(latents),), generator=self._generator)
-        alpha_bar = self._alphas[timesteps].to(latents.device)
-        noised, noise = self._noised(latents, alpha_bar)
-        target = prediction_target(latents, noise, alpha_bar, self._prediction)
-        return Denoising(noised, timesteps, alpha_bar, target)
+        noise = self._noise_for(latents)
+        return Denoising.of(latents, timesteps, noise, self._alphas, self._prediction)
 
     def losses(
         self,
@@ -95,26 +79,15 @@ class JointObjective:
         inputs, timesteps = (torch.cat(parts) for parts in zip(*passed, strict=True))
         denoised = 0 if denoising is None else len(denoising.inputs)
         output, logits = model(
-            inputs,
-            timesteps.to(inputs.device),
-            denoise=slice(denoised),
-            classify=slice(denoised, None),
+            inputs, timesteps, denoise=slice(denoised), classify=slice(denoised, None)
         )
         losses = {}
         if denoising is not None:
-            losses["diffusion_loss"] = self._diffusion(output, denoising)
+            errors = denoising.losses(output, self._settings.min_snr_gamma)
+            losses["diffusion_loss"] = errors.sum() / self._settings.batch_size
         if rows:
             losses |= self._classification(logits, rows, multi_label)
         return losses
-
-    def _diffusion(self, output: Tensor, denoising: Denoising) -> Tensor:
-        """Mean squared error; with `min_snr_gamma` each row's is weighted by its noise level."""
-        losses = diffusion_loss(output.float(), denoising.target)
-        if self._settings.min_snr_gamma is not None:
-            losses = losses * min_snr_weight(
-                denoising.alpha_bar, self._prediction, self._settings.min_snr_gamma
-            )
-        return losses.sum() / self._settings.batch_size
 
     def _classification(
         self, logits: Tensor, rows: Mapping[str, tuple[Tensor, Tensor]], multi_label: bool
@@ -136,8 +109,9 @@ class JointObjective:
         bound = max(1, round(self._settings.noised_max_timestep * len(self._alphas)))
         timesteps = torch.randint(0, bound, (len(latents),), generator=self._generator)
         timesteps[:clean] = 0
-        noised, _ = self._noised(latents, self._alphas[timesteps].to(latents.device))
-        return torch.cat([latents[:clean], noised[clean:]]), timesteps
+        noise = self._noise_for(latents)
+        noised = add_noise(latents, noise, self._alphas[timesteps].to(latents.device))
+        return torch.cat([latents[:clean], noised[clean:]]), timesteps.to(latents.device)
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """The logits (B, C) that the classifier's losses are taken of: shifted by τ · log π."""
@@ -162,9 +136,8 @@ class JointObjective:
         parts = [weight * losses[name] for name, weight in weights.items() if name in losses]
         return torch.stack(parts).sum()
 
-    def _noised(self, latents: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-        noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)
-        return add_noise(latents, noise, alpha_bar), noise
+    def _noise_for(self, latents: Tensor) -> Tensor:
+        return torch.randn(latents.shape, generator=self._generator).to(latents.device)
 
 
 def risen(progress: float, warmup: float) -> float:

@@ -45,7 +45,7 @@ def private(settings: Settings, mode: str) -> Callable[[], None]:
         torch.device("cpu"),
         torch.Generator().manual_seed(0),
     )
-    losses = UnitLosses(model, training, prediction, multi_label=True)
+    losses = UnitLosses(model, training, multi_label=True)
     single = mode == "ghost"
     gradients = UnitGradients(model, losses.single if single else losses.joint, mode)
     mechanism = Mechanism(BATCH / IMAGES, 1.0, 1.0, BATCH, 16)

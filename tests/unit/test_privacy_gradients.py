@@ -62,7 +62,7 @@ def latent_rows(memory: torch.memory_format = torch.contiguous_format) -> UnitRo
 
 
 def joint_gradients(network: JointUNet, mode: str, guard: bool = True) -> UnitGradients:
-    losses = UnitLosses(network, joint_training(), "velocity", multi_label=False)
+    losses = UnitLosses(network, joint_training(), multi_label=False)
     called = losses.joint if mode == "hooks" else losses.single
     return UnitGradients(network, called, mode, guard=guard)
 
@@ -195,7 +195,7 @@ def test_a_gradient_that_is_no_number_adds_nothing_and_leaves_the_others(
 
 def test_clipping_per_layer_bounds_the_whole() -> None:
     network, rows = joint_network(), joint_batch("hooks")
-    losses = UnitLosses(network, joint_training(), "velocity", multi_label=False)
+    losses = UnitLosses(network, joint_training(), multi_label=False)
     with UnitGradients(network, losses.joint, "hooks", "per_layer", 0.01) as gradients:
         one = gradients.clipped_sum(rows.take(torch.tensor([0])))
         share = 0.01 / len(one) ** 0.5
