@@ -1,10 +1,9 @@
 """A ResNet-18 that is trained once on labelled images in one place: a yardstick, not a rival."""
 
-import numpy as np
 import torch
 
 from mediffusion_core.data.hospitals import Hospitals
-from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.image_set import ImageSet, joined
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.local import derive_seed
 from simulations.rivals.local import train_locally
@@ -15,9 +14,7 @@ from simulations.trained_run import TrainedRun
 
 def training_images(hospitals: Hospitals) -> ImageSet:
     """The training images of all sites, with the labels that these know."""
-    sites = [hospitals.train(site) for site in range(len(hospitals.shards))]
-    rows = np.concatenate([site.rows for site in sites])
-    return ImageSet(hospitals.pixels, rows, torch.cat([site.targets for site in sites]))
+    return joined([hospitals.train(site) for site in range(len(hospitals.shards))])
 
 
 def train_resnet(opened: TrainedRun, images: ImageSet, steps: int) -> PixelClassifier:

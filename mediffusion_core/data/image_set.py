@@ -1,5 +1,6 @@
 """A selection of a store's images with labels, read as they are needed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,12 @@ class ImageSet:
     def unlabelled(self) -> Tensor:
         """Positions of the images of which nothing is known, (u,)."""
         return unlabelled_positions(self.targets)
+
+
+def joined(parts: Sequence[ImageSet]) -> ImageSet:
+    """The images of several sets of one store, one set after the other."""
+    rows = np.concatenate([part.rows for part in parts])
+    return ImageSet(parts[0].pixels, rows, torch.cat([part.targets for part in parts]))
 
 
 def labelled_positions(targets: Tensor) -> Tensor:
