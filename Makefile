@@ -8,7 +8,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DOCKER_BUILD ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# Modules are compiled as they are first imported; all of them would be half of the installation.
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile
 TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 export FLWR_TELEMETRY_ENABLED ?= 0
@@ -64,13 +65,13 @@ $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV), once; this takes minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname -s)" = Linux ] && ! nvidia-smi >/dev/null 2>&1; then \
-	    $(PIP) install --no-deps --retries 1 --timeout 15 \
+	    $(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
 	        --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu' \
 	    || echo "no CPU build of torch $(TORCH) found, taking what the package index has" >&2; \
 	fi
-	@$(PIP) install --editable '.[federated]'
+	@$(PIP_INSTALL) --editable '.[federated]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) install --editable '.[dev]'
+	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
