@@ -42,7 +42,8 @@ class _EfficientNetLite0:
     dim = 1280
 
     def __init__(self, model: EfficientNet, resolution: int, device: torch.device | str) -> None:
-        self._model = model.to(device).eval()
+        # Its depthwise convolutions are up to twice as fast on a CPU in this memory format.
+        self._model = model.to(device, memory_format=torch.channels_last).eval()
         self._resolution = resolution
         self._device = device
         self._mean = torch.tensor(_IMAGENET_MEAN, device=device)[:, None, None]
@@ -63,7 +64,8 @@ class _EfficientNetLite0:
             mode="bilinear",
             antialias=True,
         )  # (B, 3, R, R)
-        return (batch - self._mean) / self._std
+        normalised = (batch - self._mean) / self._std
+        return normalised.contiguous(memory_format=torch.channels_last)
 
 
 class _Inception:
