@@ -5,11 +5,9 @@ keeps the environment and the folder of its first run, outlives it, and serves w
 next. Ours has its own home, port and empty working folder, and ends with the run.
 """
 
-import atexit
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import socket
@@ -17,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import urllib.error
 import urllib.request
 import uuid
@@ -29,8 +26,9 @@ from typing import BinaryIO, Literal
 
 import tomli_w
 
+from simulations.flower_environment import flower_environment
+from simulations.flower_log import ERROR_PREFIX, error_line, refusal
 from simulations.processes import (
-    MARKER_VARIABLE,
     is_alive,
     marked_processes,
     memory_of,
@@ -38,10 +36,9 @@ from simulations.processes import (
     send_signal,
     simulation_process,
 )
+from simulations.temporary import temporary_root
 
 ERROR_FILE = "error.txt"
-ERROR_PREFIX = "fed-mediffusion: "
-APP_PACKAGES = ("client", "configs", "mediffusion_core", "server")
 
 _CONNECTION = "launcher"
 _TICK = 0.2  # seconds between two looks at the run
@@ -49,19 +46,6 @@ _MEMORY_PERIOD = 5.0  # seconds between two readings of the processes' memory
 _START_LIMIT = 90.0  # seconds the SuperLink may take to answer
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _LOST_LIMIT = 10.0  # seconds a run may stay unfinished without its simulation process
-_OBJECT_STORE_BYTES = 500_000_000
-_LONGEST_TEMPORARY_ROOT = 20  # Ray's socket paths below it must stay under 108 characters
-
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_WORKER_PREFIX = re.compile(r"^\(\w+ pid=\d+[^)]*\)\s?")
-_EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(\(\w+\))?:")
-_WRAPPERS = (
-    "An error was encountered. Ending simulation",
-    "Simulation Runtime crashed",
-    "ray.exceptions.RayTaskError",
-    "flwr.clientapp.client_app.ClientAppException",
-)
-_REFUSAL = re.compile(r"╭─ Error ─*╮\n(.*?)\n╰", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -114,7 +98,7 @@ def launch(launch: Launch, on_tick: Callable[[], None] | None = None) -> RunOutc
     """
     launch.run_folder.mkdir(parents=True, exist_ok=True)
     (launch.run_folder / ERROR_FILE).unlink(missing_ok=True)
-    base = Path(tempfile.mkdtemp(prefix="fedmed-", dir=_temporary_root()))
+    base = Path(tempfile.mkdtemp(prefix="fedmed-", dir=temporary_root()))
     try:
         with noted_signals() as received, launch.log_file.open("ab") as log:
             federation = _Federation(launch, base, log, received, on_tick)
@@ -126,42 +110,9 @@ def launch(launch: Launch, on_tick: Callable[[], None] | None = None) -> RunOutc
         shutil.rmtree(base, ignore_errors=True)
 
 
-def app_folder() -> Path:
-    """Assemble the Flower app from the packages beside this one; removed at exit.
-
-    The same for a checkout and an installed wheel. A checkout is not handed to ``flwr run``
-    itself because Flower walks every file below it, virtual environment included, before it
-    applies ``.gitignore``. The ``pyproject.toml`` is the repository's, or the copy that the
-    wheel carries in this package.
-
-    Raises:
-        FileNotFoundError: if neither describes a Flower app.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="fedmed-app-", dir=_temporary_root()))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    _assemble_app(Path(__file__).resolve().parents[1], folder)
-    return folder
-
-
 def concurrent_sites(num_sites: int, cpus_per_site: float, cores: int) -> int:
     """Number of sites that work at the same time on ``cores`` cores, at least one."""
     return max(1, min(num_sites, math.floor(cores / cpus_per_site + 1e-9)))
-
-
-def error_line(log_text: str) -> str | None:
-    """The line of a log that says best what went wrong.
-
-    The last line that the project wrote for its user, else the last exception that is not
-    one of Flower's wrappers around another, else None.
-    """
-    lines = [_plain(line) for line in log_text.splitlines()]
-    for line in reversed(lines):
-        if line.startswith(ERROR_PREFIX):
-            return line.removeprefix(ERROR_PREFIX)
-    for line in reversed(lines):
-        if _EXCEPTION_LINE.match(line) and not any(text in line for text in _WRAPPERS):
-            return line
-    return None
 
 
 @dataclass
@@ -191,7 +142,9 @@ class _Federation:
         # A file, since Flower's own parser of key=value strings knows no escaped quotes.
         self.run_config = self.base / "run_config.toml"
         self.run_config.write_text(tomli_w.dumps(dict(self.launch.run_config)))
-        self.environment = _environment(self.base, home, self.marker, self.launch.cpus_per_site)
+        self.environment = flower_environment(
+            self.base, home, self.marker, self.launch.cpus_per_site
+        )
 
     def follow(self) -> RunOutcome:
         try:
@@ -285,7 +238,8 @@ class _Federation:
                 if time.monotonic() - lost_since > _LOST_LIMIT:
                     return True
         if submission.returncode != 0:
-            raise _FailedError(f"flwr run refused the run: {self._refusal()}")
+            said = refusal(self._log_text()) or f"see {self.launch.log_file}"
+            raise _FailedError(f"flwr run refused the run: {said}")
         return False
 
     def _wait_for_status(self, superlink: "subprocess.Popen[bytes]", lost: bool) -> tuple[str, str]:
@@ -332,73 +286,6 @@ class _Federation:
             return text.splitlines()[0].removeprefix(ERROR_PREFIX)
         return error_line(self._log_text()) or " ".join(otherwise.split())
 
-    def _refusal(self) -> str:
-        """What ``flwr`` says in its box, on one line."""
-        boxes = _REFUSAL.findall(_ANSI.sub("", self._log_text()))
-        text = boxes[-1].replace("│", " ") if boxes else f"see {self.launch.log_file}"
-        return " ".join(text.split())
-
-
-def _assemble_app(root: Path, folder: Path) -> None:
-    candidates = (root / "pyproject.toml", root / "simulations" / "pyproject.toml")
-    description = next((path for path in candidates if _describes_app(path)), None)
-    if description is None:
-        raise FileNotFoundError(
-            f"no pyproject.toml with [tool.flwr.app] at {root} or in simulations"
-        )
-    shutil.copy(description, folder / "pyproject.toml")
-    for package in APP_PACKAGES:
-        shutil.copytree(
-            root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
-
-
-def _describes_app(path: Path) -> bool:
-    # Some distributions leave a pyproject.toml of theirs in site-packages.
-    if not path.is_file():
-        return False
-    return "app" in tomllib.loads(path.read_text()).get("tool", {}).get("flwr", {})
-
-
-def _environment(base: Path, home: Path, marker: str, cpus_per_site: float) -> dict[str, str]:
-    environment = dict(os.environ)
-    # Either would lead away from our own SuperLink and our own Ray.
-    for name in ("RAY_ADDRESS", "RAY_OVERRIDE_RESOURCES"):
-        environment.pop(name, None)
-    threads = str(max(1, math.floor(cpus_per_site)))
-    programs = str(Path(sys.executable).parent)
-    environment |= {
-        MARKER_VARIABLE: marker,
-        "SPT_NOENV": "1",  # else Ray's process titles overwrite the environment we search
-        "PATH": os.pathsep.join((programs, environment.get("PATH", os.defpath))),
-        "PYTHONUNBUFFERED": "1",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "COLUMNS": "300",  # else Flower breaks its messages, and paths in them, at 80 characters
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "RAY_TMPDIR": str(base),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(_OBJECT_STORE_BYTES),
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a site's own settings choose its device
-        "RAY_worker_niceness": "0",
-        # Kept rather than given back to the system, whose fresh pages cost a third of the time.
-        "MALLOC_MMAP_THRESHOLD_": "33554432",
-        "MALLOC_TRIM_THRESHOLD_": "1073741824",
-        "MALLOC_TOP_PAD_": "67108864",
-        # The workers that Ray starts ahead lack Flower's environment and are never used.
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_enable_metrics_collection": "0",
-        # Threads that wait actively block each other wherever a core is taken by someone else.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-    }
-    return environment
-
 
 def _answers(port: int) -> bool:
     try:
@@ -416,12 +303,3 @@ def _free_port() -> int:
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _temporary_root() -> str:
-    root = tempfile.gettempdir()
-    return root if len(root) <= _LONGEST_TEMPORARY_ROOT else "/tmp"
-
-
-def _plain(line: str) -> str:
-    return _WORKER_PREFIX.sub("", _ANSI.sub("", line))

@@ -19,8 +19,9 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation import build_extractor
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import resolve_device
+from simulations.app_bundle import app_folder
 from simulations.figures import format_figure
-from simulations.launcher import Launch, app_folder, launch
+from simulations.launcher import Launch, launch
 from simulations.live import LiveView
 from simulations.preparation import prepare_images
 

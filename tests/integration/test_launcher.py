@@ -11,14 +11,10 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.utils import collect_files
 
-from simulations.launcher import (
-    MARKER_VARIABLE,
-    Launch,
-    _assemble_app,
-    concurrent_sites,
-    error_line,
-    launch,
-)
+from simulations.app_bundle import assemble_app
+from simulations.flower_log import error_line
+from simulations.launcher import Launch, concurrent_sites, launch
+from simulations.processes import MARKER_VARIABLE
 
 AWKWARD = "sites=[1,2] name='St. \"Anna\"' path=C:\\new x=${y} = é"
 
@@ -281,7 +277,7 @@ def test_the_assembled_app_is_what_flower_bundles(tmp_path: Path, described_at: 
     (root / ".venv").mkdir()
     (root / ".venv" / "module.py").touch()
 
-    _assemble_app(root, folder)
+    assemble_app(root, folder)
 
     assert sorted(collect_files(folder)) == [
         "client/__init__.py",
@@ -296,4 +292,4 @@ def test_the_assembled_app_is_what_flower_bundles(tmp_path: Path, described_at: 
 
 def test_without_a_description_of_the_app_nothing_is_assembled(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"tool\.flwr\.app"):
-        _assemble_app(tmp_path, tmp_path / "app")
+        assemble_app(tmp_path, tmp_path / "app")
