@@ -108,7 +108,7 @@ def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
     return RecordDict(
         {
             protocol.AUTOENCODER: _record(weights),
-            protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
+            protocol.METRICS: MetricRecord(protocol.allowed(metrics, site.allowed_metrics)),
         }
     )
 
@@ -138,7 +138,7 @@ def train_joint(site: Site, content: RecordDict) -> RecordDict:
     return RecordDict(
         {
             **{component: _record(state) for component, state in trained.items()},
-            protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
+            protocol.METRICS: MetricRecord(protocol.allowed(metrics, site.allowed_metrics)),
         }
     )
 
