@@ -41,6 +41,12 @@ LABEL_COUNTS = "label_counts"
 JOINT = (UNET, HEAD, UNET_MOMENTS, HEAD_MOMENTS)
 """What the joint stage trains, and what travels in each of its rounds."""
 
+TRAINING = (TRAIN_AUTOENCODER, TRAIN_JOINT)
+"""Kinds of message of which there is one for each round."""
+COMPRESSED = frozenset({AUTOENCODER, *JOINT, EMA_UNET, EMA_HEAD})
+"""Components that `federation.compression` holds for, in messages of `TRAINING`. What is judged,
+encoded or counted travels whole, as do control variates."""
+
 CONTROLS = {UNET: "unet_control", HEAD: "head_control"}
 """SCAFFOLD's part of each component: to a site goes what is added to its gradients, back comes the
 mean of its gradients before that."""

@@ -312,6 +312,10 @@ class ServerSettings(StrictModel):
     head: ServerOptimizer = ServerOptimizer()
 
 
+Compression = Literal["none", "bf16", "int8"]
+"""How weights travel in rounds of training: whole, in half of the bytes, or in a quarter."""
+
+
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
@@ -329,6 +333,7 @@ class FederationSettings(StrictModel):
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     server: ServerSettings = ServerSettings()
     local_normalisation: bool = False
+    compression: Compression = "none"
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0
