@@ -322,7 +322,8 @@ class FederationSettings(StrictModel):
     `participation` is the share of the sites, drawn anew for each round of training. A round ends
     without the sites that are silent once `min_replies` have answered; by default it needs all of
     those asked. What a federation is held against has the same splits and labels: `pool_sites`
-    trains on all images in one place, `only_site` at one site alone.
+    trains on all images in one place, `only_site` at one site alone. `compression` holds for rounds
+    of training.
     """
 
     num_sites: Count
