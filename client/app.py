@@ -15,9 +15,11 @@ from flwr.clientapp import ClientApp
 from client import budget, encoding, tasks
 from client.site import Site, open_site, site_log
 from mediffusion_core import protocol
+from mediffusion_core.compression import arrived, change
 from mediffusion_core.errors import BudgetSpent, LedgerError, RefusedError, UserError
 from mediffusion_core.payload import FORMAT, pack, unpack
 from mediffusion_core.privacy.gradient_check import WrongGradientError
+from mediffusion_core.settings import Compression
 
 app = ClientApp()
 
@@ -73,13 +75,33 @@ def _failure(error: Exception, folder: Path | None) -> RecordDict:
     return RecordDict({protocol.FAILURE: ConfigRecord({"code": code, "id": identity})})
 
 
-def _state(content: RecordDict, component: str) -> tasks.StateDict:
+def _state(content: RecordDict, component: str, method: Compression = "none") -> tasks.StateDict:
     # The message's own bytes are let go of as they are decoded.
-    return unpack(content.array_records[component].pop(FORMAT).data)
+    state = unpack(content.array_records[component].pop(FORMAT).data)
+    return arrived(state, method) if component in protocol.COMPRESSED else state
 
 
 def _record(state: tasks.StateDict) -> ArrayRecord:
     return ArrayRecord({FORMAT: Array(*pack(state))})
+
+
+def _trained(
+    site: Site,
+    sent: Mapping[str, tasks.StateDict],
+    trained: Mapping[str, tasks.StateDict],
+    metrics: Mapping[str, float],
+) -> RecordDict:
+    """The answer to a message of training: weights by the run's compression, allowed metrics."""
+    method = site.settings.federation.compression
+    travelling = {
+        component: change(state, sent[component], method)
+        if component in protocol.COMPRESSED
+        else state
+        for component, state in trained.items()
+    }
+    allowed = protocol.allowed(metrics, site.allowed_metrics)
+    records = {component: _record(state) for component, state in travelling.items()}
+    return RecordDict({**records, protocol.METRICS: MetricRecord(allowed)})
 
 
 def _round(content: RecordDict) -> int:
@@ -102,15 +124,10 @@ def census(site: Site, content: RecordDict) -> RecordDict:
 @_answer
 def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
     """Replies with the autoencoder after a local round."""
-    weights, metrics = tasks.autoencoder_round(
-        site, _state(content, protocol.AUTOENCODER), _round(content)
-    )
-    return RecordDict(
-        {
-            protocol.AUTOENCODER: _record(weights),
-            protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
-        }
-    )
+    sent = _state(content, protocol.AUTOENCODER, site.settings.federation.compression)
+    weights, metrics = tasks.autoencoder_round(site, sent, _round(content))
+    autoencoder = protocol.AUTOENCODER
+    return _trained(site, {autoencoder: sent}, {autoencoder: weights}, metrics)
 
 
 @app.query("latents")
@@ -133,14 +150,10 @@ def encode(site: Site, content: RecordDict) -> RecordDict:
 @_answer
 def train_joint(site: Site, content: RecordDict) -> RecordDict:
     """Replies with UNet, head and their moments after a local round."""
-    sent = {component: _state(content, component) for component in content.array_records}
+    method = site.settings.federation.compression
+    sent = {component: _state(content, component, method) for component in content.array_records}
     trained, metrics = tasks.joint_round(site, sent, _round(content))
-    return RecordDict(
-        {
-            **{component: _record(state) for component, state in trained.items()},
-            protocol.METRICS: MetricRecord(protocol.allowed(metrics)),
-        }
-    )
+    return _trained(site, sent, trained, metrics)
 
 
 @app.evaluate("joint")

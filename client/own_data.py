@@ -6,11 +6,12 @@ from pathlib import Path
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.errors import RefusedError, UserError
 from mediffusion_core.privacy.site_ledger import ledger_places
+from mediffusion_core.protocol import WEIGHTED_BY
 from mediffusion_core.settings import Settings
 from mediffusion_core.site_file import SiteFile
 
 
-def open_own(settings: Settings, path: Path) -> tuple[Settings, Hospitals]:
+def open_own(settings: Settings, path: Path) -> tuple[Settings, Hospitals, frozenset[str]]:
     """Opens what a site file names, prepared and split as the run says.
 
     Where the images lie and how they are read is the site's to say; their size, the shares of the
@@ -21,8 +22,8 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, Hospitals]:
         path: The site file.
 
     Returns:
-        The run's settings with the site's device, ledger and limit of ε, and the images as those of
-        the only site.
+        The run's settings with the site's device, ledger and limit of ε; the images as those of
+        the only site; and the metrics that may leave.
 
     Raises:
         RefusedError: if the run asks for more than the site agrees to.
@@ -57,12 +58,16 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, Hospitals]:
         raise UserError(f"the images are of the classes {held}, the run is of {wanted}")
     (shard,) = hospitals.shards
     shards = (replace(shard, site=file.name),)
-    return agreed, replace(hospitals, shards=shards, centres=shards)
+    hospitals = replace(hospitals, shards=shards, centres=shards)
+    return agreed, hospitals, file.policy.allowed_metrics
 
 
 def _agreed(settings: Settings, file: SiteFile) -> Settings:
     """The run's settings with the site's device and ledger, and within what the site agrees to."""
     policy, privacy = file.policy, settings.privacy
+    if kept_back := set(WEIGHTED_BY.values()) - policy.allowed_metrics:
+        names = " and ".join(sorted(kept_back))
+        raise RefusedError(f"policy.allowed_metrics lacks {names}, which weigh this site's reply")
     private = policy.max_epsilon is not None or policy.min_noise_multiplier is not None
     if private and not privacy.enabled:
         raise RefusedError("this site takes part in no run without differential privacy")

@@ -25,6 +25,7 @@ from configs.compose import compose, split
 from mediffusion_core.artifacts.run_folder import run_path
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.errors import UserError
+from mediffusion_core.protocol import ALLOWED_METRICS
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import Progress, resolve_device
 
@@ -37,6 +38,8 @@ class Site:
     hospitals: Hospitals
     index: int
     folder: Path
+    allowed_metrics: frozenset[str] = ALLOWED_METRICS
+    """By its own policy; what else it computes does not leave."""
 
     @property
     def name(self) -> str:
@@ -76,7 +79,9 @@ def open_site(context: Context) -> Site:
     """
     config, node = context.run_config, context.node_config
     own = tuple((key, node[key]) for key in (FOLDER, SITE_FILE, DATA_ROOT, DEVICE) if key in node)
-    settings, hospitals = _opened(str(config["config-name"]), str(config["overrides"]), own)
+    settings, hospitals, metrics = _opened(
+        str(config["config-name"]), str(config["overrides"]), own
+    )
     torch.set_num_threads(own_threads(settings, node))
     index = 0 if SITE_FILE in node else int(node["partition-id"])
     if index >= len(hospitals.shards):
@@ -84,18 +89,18 @@ def open_site(context: Context) -> Site:
     shared = run_path(settings.run, context.run_id)
     folder = (own_folder(settings, node) or shared) / "sites" / hospitals.shards[index].site
     folder.mkdir(parents=True, exist_ok=True)
-    return Site(settings, hospitals, index, folder)
+    return Site(settings, hospitals, index, folder, metrics)
 
 
 @lru_cache(maxsize=1)
 def _opened(
     config_name: str, overrides: str, own: tuple[tuple[str, Any], ...]
-) -> tuple[Settings, Hospitals]:
+) -> tuple[Settings, Hospitals, frozenset[str]]:
     node = dict(own)
     settings = own_settings(compose(config_name, split(overrides)), node)
     if SITE_FILE in node:
         return open_own(settings, Path(node[SITE_FILE]))
-    return settings, open_hospitals(settings)
+    return settings, open_hospitals(settings), ALLOWED_METRICS
 
 
 def site_log(folder: Path | None) -> logging.Logger:

@@ -3,7 +3,7 @@
 Neither side imports the other; this is the one place where they agree.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 CENSUS = "query.census"
@@ -40,6 +40,12 @@ LABEL_COUNTS = "label_counts"
 
 JOINT = (UNET, HEAD, UNET_MOMENTS, HEAD_MOMENTS)
 """What the joint stage trains, and what travels in each of its rounds."""
+
+TRAINING = (TRAIN_AUTOENCODER, TRAIN_JOINT)
+"""Kinds of message of which there is one for each round."""
+COMPRESSED = frozenset({AUTOENCODER, *JOINT, EMA_UNET, EMA_HEAD})
+"""Components that `federation.compression` holds for, in messages of `TRAINING`. What is judged,
+encoded or counted travels whole, as do control variates."""
 
 CONTROLS = {UNET: "unet_control", HEAD: "head_control"}
 """SCAFFOLD's part of each component: to a site goes what is added to its gradients, back comes the
@@ -90,9 +96,12 @@ ALLOWED_METRICS = frozenset(
 """A metric is a way out of the hospital: what is not named here is dropped at the site."""
 
 
-def allowed(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that may leave a site."""
-    return {name: float(value) for name, value in metrics.items() if name in ALLOWED_METRICS}
+def allowed(
+    metrics: Mapping[str, float], by_site: Collection[str] = ALLOWED_METRICS
+) -> dict[str, float]:
+    """The metrics that may leave a site: those of the list, as far as the site's own has them."""
+    names = ALLOWED_METRICS & set(by_site)
+    return {name: float(value) for name, value in metrics.items() if name in names}
 
 
 BOOTSTRAP_THRESHOLDS = 400

@@ -312,13 +312,18 @@ class ServerSettings(StrictModel):
     head: ServerOptimizer = ServerOptimizer()
 
 
+Compression = Literal["none", "bf16", "int8"]
+"""How weights travel in rounds of training: whole, in half of the bytes, or in a quarter."""
+
+
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
     `participation` is the share of the sites, drawn anew for each round of training. A round ends
     without the sites that are silent once `min_replies` have answered; by default it needs all of
     those asked. What a federation is held against has the same splits and labels: `pool_sites`
-    trains on all images in one place, `only_site` at one site alone.
+    trains on all images in one place, `only_site` at one site alone. `compression` holds for rounds
+    of training.
     """
 
     num_sites: Count
@@ -329,6 +334,7 @@ class FederationSettings(StrictModel):
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     server: ServerSettings = ServerSettings()
     local_normalisation: bool = False
+    compression: Compression = "none"
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0

@@ -38,6 +38,7 @@ def main(grid: Grid, context: Context) -> None:
         settings.num_participants,
         settings.federation.round_timeout,
         settings.federation.min_replies,
+        settings.federation.compression,
     )
     serve(federation, settings, RunFolder(run_path(settings.run, context.run_id)))
 

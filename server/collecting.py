@@ -6,7 +6,7 @@ is never looked at.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -20,7 +20,7 @@ GONE = {
 }
 """Flower's words for a site that went with a message or a reply; any other error is the site's."""
 PAUSE = 1.0
-"""Seconds between two looks at who is there."""
+"""Seconds between two looks at who is there and what has come."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class Collected:
 
     replies: list[Message]
     missing: set[int]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    node: int
+    since: str
+    """When the node had come, as it was asked."""
 
 
 def collect(
@@ -49,16 +56,36 @@ def collect(
     """
     deadline = time.monotonic() + timeout
     missing, replies = set(nodes), list[Message]()
-    while missing and (left := deadline - time.monotonic()) > 0:
-        there = missing & set(grid.get_node_ids())
-        if not there and len(replies) >= needed:
-            break
-        if not there:
-            time.sleep(min(PAUSE, left))
-            continue
-        asked = [message(node) for node in sorted(there)]
-        for reply in grid.send_and_receive(asked, timeout=left):
+    asked: dict[str, _Asked] = {}
+    while missing:
+        there = {node.node_id: node.last_activated_at for node in grid.get_nodes()}
+        asked = _still_with_their_site(asked, there)
+        silent = {one.node for one in asked.values()}
+        fresh = sorted((missing & there.keys()) - silent)
+        ids = grid.push_messages([message(node) for node in fresh]) if fresh else ()
+        # One that Flower did not take has no id, and is sent again at the next look.
+        asked |= {
+            sent: _Asked(node, there[node]) for sent, node in zip(ids, fresh, strict=False) if sent
+        }
+        for reply in grid.pull_messages(set(asked)) if asked else ():
+            answered = asked.pop(reply.metadata.reply_to_message_id)
             if not (reply.has_error() and reply.error.code in GONE):
                 replies.append(reply)
-                missing.discard(reply.metadata.src_node_id)
+                missing.discard(answered.node)
+        enough = len(replies) >= needed and not asked and not missing & there.keys()
+        left = deadline - time.monotonic()
+        if not missing or enough or left <= 0:
+            break
+        time.sleep(min(PAUSE, left))
     return Collected(replies, missing)
+
+
+def _still_with_their_site(
+    asked: Mapping[str, _Asked], there: Mapping[int, str]
+) -> dict[str, _Asked]:
+    """The messages whose site is still the process that was asked.
+
+    A site that was killed has forgotten its message. Where it is back before Flower takes it for
+    gone, no error ever tells of that; that it came anew does.
+    """
+    return {sent: one for sent, one in asked.items() if there.get(one.node, one.since) == one.since}

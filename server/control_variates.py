@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mediffusion_core.protocol import CONTROLS, WEIGHTED_BY
 from server.aggregation import weighted_mean
-from server.federation import Reply
+from server.messages import Reply
 
 StateDict = Mapping[str, Tensor]
 

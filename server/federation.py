@@ -1,70 +1,28 @@
 """Asking the sites: one kind of message to all of them, and their replies in a fixed order."""
 
-import math
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from mediffusion_core import protocol
-from mediffusion_core.payload import FORMAT, pack, unpack
+from mediffusion_core.compression import method_for
+from mediffusion_core.settings import Compression
 from server.collecting import collect
+from server.messages import (
+    Reply,
+    SiteError,
+    array_records,
+    check_success,
+    is_spent,
+    request,
+    size_of,
+)
 
 StateDict = Mapping[str, Tensor]
-
-
-class SiteError(Exception):
-    """A site could not answer; the text names the site and a code, never what it saw."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What one site sent back: its arrays as tensors, decoded once."""
-
-    site: str
-    content: RecordDict
-    components: Mapping[str, StateDict]
-
-    @classmethod
-    def of(cls, site: str, content: RecordDict) -> Self:
-        """Decodes a site's message and lets go of the bytes that came.
-
-        Raises:
-            SiteError: if its arrays cannot be read, or hold a number that is none.
-        """
-        components: dict[str, StateDict] = {}
-        for component, record in content.array_records.items():
-            try:
-                components[component] = unpack(record.pop(FORMAT).data)
-            except (KeyError, ValueError) as error:
-                raise SiteError(f"{site} sent arrays of {component} that cannot be read") from error
-            for name, values in components[component].items():
-                if not _all_finite(values):
-                    raise SiteError(f"{site} sent a value in {component} {name} that is no number")
-        reply = cls(site, content, components)
-        for metric, value in reply._metrics.items():
-            numbers = value if isinstance(value, list) else [value]
-            if not all(math.isfinite(float(str(one))) for one in numbers):
-                raise SiteError(f"{site} sent a metric {metric} that is no number")
-        return reply
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The site's metrics of a round."""
-        return {name: float(str(value)) for name, value in self._metrics.items()}
-
-    @property
-    def census(self) -> dict[str, int | list[int]]:
-        """The site's counts."""
-        return {name: _integers(value) for name, value in self._metrics.items()}
-
-    @property
-    def _metrics(self) -> Mapping[str, object]:
-        return dict(self.content.metric_records.get(protocol.METRICS, {}))
 
 
 class Sites(Protocol):
@@ -102,6 +60,7 @@ class Federation:
         num_sites: int,
         round_timeout: float,
         min_replies: int | None = None,
+        compression: Compression = "none",
     ) -> None:
         """Takes Flower's grid and what every message carries.
 
@@ -111,26 +70,27 @@ class Federation:
             num_sites: How many sites take part; the run waits for all of them.
             round_timeout: Seconds that a site may take to reply.
             min_replies: So many end a round without the sites that are silent; all by default.
+            compression: How weights travel in rounds of training.
         """
         self._grid = grid
         self._hash = settings_hash
         self._num_sites = num_sites
         self._timeout = round_timeout
         self._spared = 0 if min_replies is None else max(0, num_sites - min_replies)
+        self._compression = compression
         self._names: dict[int, str] = {}
 
     def census(self) -> list[Reply]:
         """Waits for the sites, and asks each for its name and its counts."""
-        nodes = self._wait()
-        replies = self._collect(protocol.CENSUS, nodes, 0, {}, {})
+        replies = self._collect(protocol.CENSUS, 0, {node: {} for node in self._wait()})
         if not replies:
             raise SiteError("every site's privacy budget is spent")
         for message in replies:
             name = str(message.content.config_records[protocol.IDENTITY]["site"])
-            self._names[message.metadata.src_node_id] = name
+            self._names[_node(message)] = name
         if len(set(self._names.values())) != len(replies):
             raise SiteError(f"two sites have one name: {sorted(self._names.values())}")
-        return self._ordered(replies)
+        return _ordered(Reply.of(self._name(_node(reply)), reply.content) for reply in replies)
 
     @property
     def sites(self) -> list[str]:
@@ -159,8 +119,23 @@ class Federation:
         Raises:
             SiteError: if a site fails or sends a number that is none, or too few answer in time.
         """
-        nodes = [node for node, name in self._names.items() if sites is None or name in sites]
-        return self._ordered(self._collect(kind, nodes, round_number, components, own or {}))
+        method = method_for(kind, self._compression)
+        shared = array_records(components, method)
+        records = {
+            node: {**shared, **array_records((own or {}).get(name, {}))}
+            for node, name in self._names.items()
+            if sites is None or name in sites
+        }
+        return _ordered(
+            Reply.of(
+                self._name(_node(reply)),
+                reply.content,
+                components,
+                method,
+                size_of(records[_node(reply)]),
+            )
+            for reply in self._collect(kind, round_number, records)
+        )
 
     def _wait(self) -> list[int]:
         deadline = time.monotonic() + self._timeout
@@ -173,20 +148,17 @@ class Federation:
     def _collect(
         self,
         kind: str,
-        nodes: Sequence[int],
         round_number: int,
-        components: Mapping[str, StateDict],
-        own: Mapping[str, Mapping[str, StateDict]],
+        records: Mapping[int, Mapping[str, ArrayRecord]],
     ) -> list[Message]:
-        arrays = array_records(components)
+        """Sends each node its records, and returns the replies of those that have not spent all."""
 
         def message(node: int) -> Message:
-            alone = array_records(own.get(self._name(node), {}))
-            content = request(self._hash, round_number, {**arrays, **alone})
+            content = request(self._hash, round_number, records[node])
             return Message(content, message_type=kind, dst_node_id=node, group_id=str(round_number))
 
-        needed = self._needed(kind, len(nodes))
-        collected = collect(self._grid, nodes, message, needed, self._timeout)
+        needed = self._needed(kind, len(records))
+        collected = collect(self._grid, records.keys(), message, needed, self._timeout)
         for reply in collected.replies:
             self._check(reply, kind)
         if len(collected.replies) < needed:
@@ -194,7 +166,7 @@ class Federation:
             raise SiteError(f"no reply to {kind} within {self._timeout:.0f} s from {names}")
         spent = [reply for reply in collected.replies if is_spent(reply.content)]
         for reply in spent:
-            self._names.pop(reply.metadata.src_node_id, None)
+            self._names.pop(_node(reply), None)
         return [reply for reply in collected.replies if reply not in spent]
 
     def _needed(self, kind: str, asked: int) -> int:
@@ -208,59 +180,19 @@ class Federation:
         return max(0 if kind == protocol.ENCODE else min(1, asked), asked - self._spared)
 
     def _check(self, reply: Message, kind: str) -> None:
-        name = self._name(reply.metadata.src_node_id)
+        name = self._name(_node(reply))
         if reply.has_error():
             raise SiteError(f"{name} was lost during {kind} (Flower's code {reply.error.code})")
         if not is_spent(reply.content):
             check_success(name, kind, reply.content)
 
-    def _ordered(self, messages: Sequence[Message]) -> list[Reply]:
-        replies = [Reply.of(self._names[m.metadata.src_node_id], m.content) for m in messages]
-        return sorted(replies, key=lambda reply: reply.site)
-
     def _name(self, node: int) -> str:
         return self._names.get(node, f"site at node {node}")
 
 
-def request(
-    settings_hash: str, round_number: int, records: Mapping[str, ArrayRecord]
-) -> RecordDict:
-    """What the server sends to a site, whatever carries it."""
-    instructions = ConfigRecord({"settings_hash": settings_hash, "round": round_number})
-    return RecordDict({protocol.INSTRUCTIONS: instructions, **records})
+def _node(reply: Message) -> int:
+    return int(reply.metadata.src_node_id)
 
 
-def array_records(components: Mapping[str, StateDict]) -> dict[str, ArrayRecord]:
-    """Components as they travel."""
-    return {name: ArrayRecord({FORMAT: Array(*pack(state))}) for name, state in components.items()}
-
-
-def is_spent(content: RecordDict) -> bool:
-    """Whether a site answers no more, since its patients have spent what it allows."""
-    failure = content.config_records.get(protocol.FAILURE)
-    return failure is not None and failure["code"] == protocol.BUDGET
-
-
-def check_success(name: str, kind: str, content: RecordDict) -> None:
-    """Refuses what a site sent that could not do its work.
-
-    Raises:
-        SiteError: naming site, kind of message, code and id.
-    """
-    failure = content.config_records.get(protocol.FAILURE)
-    if failure is not None:
-        raise SiteError(
-            f"{name} failed during {kind}: code {failure['code']}, id {failure['id']}; "
-            "the text is in that site's site.log"
-        )
-
-
-def _all_finite(values: Tensor) -> bool:
-    """Whether no value is nan or infinite, in one pass and without a mask of the same size."""
-    if not values.numel():
-        return True
-    return all(math.isfinite(float(bound)) for bound in values.aminmax())
-
-
-def _integers(value: object) -> int | list[int]:
-    return [int(one) for one in value] if isinstance(value, list) else int(str(value))
+def _ordered(replies: Iterable[Reply]) -> list[Reply]:
+    return sorted(replies, key=lambda reply: reply.site)

@@ -13,7 +13,7 @@ from mediffusion_core.privacy.accounting import epsilon
 from mediffusion_core.privacy.plan import Plan
 from mediffusion_core.protocol import AUTOENCODER, HEAD, LEDGER_HEAD, UNET
 from mediffusion_core.settings import Settings
-from server.federation import Reply
+from server.messages import Reply
 
 SCALE = "latent_scale"
 HEAD_OF = "ledger_"

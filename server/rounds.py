@@ -37,7 +37,8 @@ from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.control_variates import corrections, remembered
-from server.federation import Reply, SiteError, Sites
+from server.federation import Sites
+from server.messages import Reply, SiteError
 from server.optimizers import server_step
 from server.privacy import SCALE, known_heads, nothing_pooled, promised, told_heads
 from server.selection import Judged, select
@@ -341,4 +342,8 @@ def _losses(replies: list[Reply]) -> dict[str, Any]:
         for name in LOSSES
         if any(name in site for site in metrics)
     }
-    return {**means, "sites": {reply.site: reply.metrics for reply in replies}}
+    return {
+        **means,
+        "sites": {reply.site: reply.metrics for reply in replies},
+        "traffic": {reply.site: reply.traffic for reply in replies},
+    }

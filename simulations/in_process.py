@@ -15,9 +15,19 @@ from client.app import app
 from configs.compose import compose, flatten
 from mediffusion_core import protocol
 from mediffusion_core.artifacts.run_folder import RunFolder
+from mediffusion_core.compression import method_for
 from mediffusion_core.errors import UserError
+from mediffusion_core.settings import Compression, Settings
 from server.app import serve
-from server.federation import Reply, SiteError, array_records, check_success, is_spent, request
+from server.messages import (
+    Reply,
+    SiteError,
+    array_records,
+    check_success,
+    is_spent,
+    request,
+    size_of,
+)
 
 StateDict = Mapping[str, Tensor]
 
@@ -45,7 +55,7 @@ def run_in_process(config_name: str, overrides: Sequence[str]) -> RunFolder:
         raise UserError("a run in this process needs a run.folder")
     folder = RunFolder(settings.run.folder)
     with folder.held():
-        sites = SitesHere(config_name, overrides, settings.fingerprint(), settings.num_participants)
+        sites = SitesHere(config_name, overrides, settings)
         serve(sites, settings, folder)
     return folder
 
@@ -53,13 +63,12 @@ def run_in_process(config_name: str, overrides: Sequence[str]) -> RunFolder:
 class SitesHere:
     """The sites of one run, asked one after the other in this process."""
 
-    def __init__(
-        self, config_name: str, overrides: Sequence[str], settings_hash: str, num_sites: int
-    ) -> None:
-        """Takes what each site composes its settings of, and how many sites there are."""
+    def __init__(self, config_name: str, overrides: Sequence[str], settings: Settings) -> None:
+        """Takes what each site composes its settings of, and what the server composed of it."""
         self._run_config = {"config-name": config_name, "overrides": flatten(overrides)}
-        self._hash = settings_hash
-        self._num_sites = num_sites
+        self._hash = settings.fingerprint()
+        self._num_sites = settings.num_participants
+        self._compression = settings.federation.compression
         self._names: dict[str, int] = {}
 
     @property
@@ -71,7 +80,8 @@ class SitesHere:
         """Asks each site for its name and its counts."""
         replies = []
         for index in range(self._num_sites):
-            content = self._content(protocol.CENSUS, index, 0, {})
+            message = order(protocol.CENSUS, self._hash, {}, index, 0)
+            content = self._content(message, index)
             if is_spent(content):
                 continue
             name = str(content.config_records[protocol.IDENTITY]["site"])
@@ -98,24 +108,24 @@ class SitesHere:
             SiteError: if a site fails, or sends a number that is none.
         """
         replies = []
+        method = method_for(kind, self._compression)
         for name in self.sites:
             if sites is not None and name not in sites:
                 continue
-            sent = {**components, **(own or {}).get(name, {})}
-            content = self._content(kind, self._names[name], round_number, sent)
+            index, sent = self._names[name], {**components, **(own or {}).get(name, {})}
+            message = order(kind, self._hash, sent, index, round_number, method)
+            received = size_of(message.content.array_records)
+            content = self._content(message, index)
             if is_spent(content):
                 del self._names[name]
             else:
-                replies.append(Reply.of(name, content))
+                replies.append(Reply.of(name, content, components, method, received))
         return replies
 
-    def _content(
-        self, kind: str, index: int, round_number: int, components: Mapping[str, StateDict]
-    ) -> RecordDict:
-        message = order(kind, self._hash, components, index, round_number)
+    def _content(self, message: Message, index: int) -> RecordDict:
         content = answer(message, index, self._num_sites, self._run_config).content
         if not is_spent(content):
-            check_success(f"site {index}", kind, content)
+            check_success(f"site {index}", message.metadata.message_type, content)
         return content
 
 
@@ -125,6 +135,7 @@ def order(
     components: Mapping[str, StateDict],
     index: int = 0,
     round_number: int = 1,
+    method: Compression = "none",
 ) -> Message:
     """The server's message of one kind to one site."""
     # Spelled out, since Flower otherwise takes it from a task that runs in this process.
@@ -140,7 +151,7 @@ def order(
         message_type=kind,
     )
     # Encoded for each site anew: a site lets go of a message's arrays as it decodes them.
-    content = request(settings_hash, round_number, array_records(components))
+    content = request(settings_hash, round_number, array_records(components, method))
     return Message(content, metadata=metadata)
 
 

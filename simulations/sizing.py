@@ -8,25 +8,29 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mediffusion_core.compression import outward
 from mediffusion_core.protocol import AUTOENCODER, EMA_HEAD, EMA_UNET, HEAD, JOINT, UNET
 from mediffusion_core.settings import Settings
 from server.state import fresh_state
 
 StateDict = Mapping[str, Tensor]
 
-COPIES = 2
-"""Of each site's reply at the server while it is averaged: as it came, and decoded."""
 MEGABIT = 125_000
 """Bytes a second."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of weights and moments, without the few hundred of a message's own."""
+    """Bytes of weights and moments, without names, shapes and the few hundred of a message's own.
+
+    `autoencoder` is what goes each way in a round of its stage, `codec` the same weights whole.
+    """
 
     autoencoder: int
+    codec: int
     joint_down: int
     joint_up: int
+    decoded: int
     evaluation: int
     checkpoint: int
 
@@ -36,24 +40,33 @@ class Sizes:
         with torch.device("meta"):
             components = fresh_state(settings, num_classes).components
         average = (EMA_UNET, EMA_HEAD) if settings.training.joint.needs_average else ()
-        joint = _bytes(components, JOINT)
+        method = settings.federation.compression
+        travelling = {name: outward(components[name], method) for name in (AUTOENCODER, *JOINT)}
+        travelling |= {name: outward(components[name], method) for name in average}
+        joint = _bytes(travelling, JOINT)
         return cls(
-            autoencoder=_bytes(components, (AUTOENCODER,)),
-            joint_down=joint + _bytes(components, average),
+            autoencoder=_bytes(travelling, (AUTOENCODER,)),
+            codec=_bytes(components, (AUTOENCODER,)),
+            joint_down=joint + _bytes(travelling, average),
             joint_up=joint,
+            decoded=_bytes(components, JOINT),
             evaluation=_bytes(components, (UNET, HEAD)),
             checkpoint=_bytes(components, components),
         )
 
     def memory(self, sites: int) -> int:
-        """Bytes at the server in a joint round: its own state, and every site's reply."""
-        return self.checkpoint + COPIES * sites * self.joint_up
+        """Bytes at the server in a joint round: its own state, and every site's reply.
+
+        Replies are there as they came, and decoded.
+        """
+        return self.checkpoint + sites * (self.joint_up + self.decoded)
 
     def traffic(self, settings: Settings) -> int:
         """Bytes that one site receives and sends in a whole run."""
         federation, every = settings.federation, settings.evaluation.every
         judgements = 1 + -(-federation.num_rounds // every)
-        stages = 2 * self.autoencoder * federation.autoencoder_rounds + 2 * self.autoencoder
+        # The codec goes out twice more: for the sums of latents, and to encode with.
+        stages = 2 * self.autoencoder * settings.autoencoder_rounds + 2 * self.codec
         rounds = (self.joint_down + self.joint_up) * federation.num_rounds
         return stages + rounds + judgements * self.evaluation
 

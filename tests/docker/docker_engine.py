@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 APP = "/opt/fed-mediffusion/app"
 SITES = ("site-0", "site-1", "site-2")
+RUNS = "/var/lib/fed-mediffusion/runs"
 TAG = "test"
 USER = 10001
 """Of the containers' user."""
@@ -91,39 +92,72 @@ class Federation:
         print(self.flwr("run", APP, "deployment", "--stream", "-c", config, timeout=timeout))
         return self.last_status()
 
-    def start(self, overrides: str, signature: str = "") -> None:
-        """Starts a run and does not wait for it."""
+    def start(self, overrides: str, signature: str = "") -> str:
+        """Starts a run, does not wait for it, and returns its folder at the server."""
         config = f'overrides="{overrides}" signature="{signature}"'
         self.flwr("run", APP, "deployment", "-c", config)
+        return f"{RUNS}/flwr-{self._last_run()['run-id']}"
 
     def last_status(self) -> str:
-        runs = json.loads(self.flwr("list", "deployment", "--format", "json"))["runs"]
-        return str(runs[0]["status"])
+        return str(self._last_run()["status"])
 
-    def wait_for_end(self, seconds: float) -> str:
+    def _last_run(self) -> dict[str, object]:
+        return dict(json.loads(self.flwr("list", "deployment", "--format", "json"))["runs"][0])
+
+    def wait_for_end(self, folder: str, seconds: float) -> str:
+        """How the newest run ended, once its folder at the server says that it did."""
         deadline = time.monotonic() + seconds
-        while not (status := self.last_status()).startswith("finished"):
-            assert time.monotonic() < deadline, f"still {status}\n{self.logs()}"
-            time.sleep(5)
-        return status
+        summary = f"cat {folder}/summary.json"
+        while not self.inside("server", summary).stdout or self.last_status() == "running":
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(2)
+        return self.last_status()
 
     def flwr(self, *arguments: str, timeout: float = 600) -> str:
         return self.compose("exec", "-T", "server", "flwr", *arguments, timeout=timeout)
 
     def online(self) -> int:
-        """How many sites the SuperLink sees."""
-        nodes = json.loads(self.flwr("supernode", "list", "deployment", "--format", "json"))
-        return sum(node["status"] == "online" for node in nodes["nodes"])
+        """How many sites the SuperLink sees; none where it is not there itself."""
+        found = json.loads(self.flwr("supernode", "list", "deployment", "--format", "json"))
+        return sum(node["status"] == "online" for node in found.get("nodes", ()))
 
     def logs(self, *services: str) -> str:
         return self.compose("logs", "--no-color", "--tail", "200", *services)
 
-    def wait_for_log(self, service: str, pattern: str, seconds: float = 120) -> str:
+    def wait_for_log(
+        self, service: str, pattern: str, seconds: float = 120, since: str = "0"
+    ) -> str:
+        """The service's log once it has the pattern, of a line after the given time."""
         deadline = time.monotonic() + seconds
-        while not re.search(pattern, text := self.logs(service)):
+        log = ("logs", "--no-color", "--since", since, service)
+        while not re.search(pattern, text := self.compose(*log)):
             assert time.monotonic() < deadline, f"no {pattern!r} in\n{text}"
-            time.sleep(2)
+            time.sleep(0.5)
         return text
+
+    def received(self, service: str) -> int:
+        """Bytes that have come to the service's container, as the kernel counts them."""
+        return int(self.inside(service, "cat /sys/class/net/eth0/statistics/rx_bytes").stdout)
+
+    def container(self, service: str) -> str:
+        """Id of the service's container."""
+        return self.compose("ps", "--all", "--quiet", service).strip()
+
+    def process(self, service: str) -> int:
+        """Number of the service's first process on the engine's machine."""
+        return int(docker("inspect", "--format={{.State.Pid}}", self.container(service)))
+
+    def wait_until_all_are_there(self, seconds: float = 600) -> None:
+        """Until the server answers and sees all sites, whatever happened to them."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if self.online() == len(SITES):
+                    return
+            except (AssertionError, ValueError):  # the server itself is not back yet
+                pass
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(2)
 
     def inside(self, service: str, script: str) -> "subprocess.CompletedProcess[str]":
         """A shell script within a service's container, as its user."""

@@ -14,7 +14,7 @@ from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.moments import fresh_moments, load_moments, read_moments
 from server.aggregation import weighted_mean
 from server.control_variates import CONTROL, WEIGHT, corrections, remembered
-from server.federation import Reply
+from server.messages import Reply
 
 # Each site's loss is a / 2 (x - b)² in each of two coordinates: other optima, other curvatures.
 CURVATURE = {"one": torch.tensor([4.0, 1.0]), "other": torch.tensor([1.0, 2.0])}

@@ -7,7 +7,8 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from mediffusion_core.protocol import CENSUS, COUNTS, ENCODE, METRICS, TRAIN_JOINT, UNET
-from server.federation import Federation, Reply, SiteError, array_records
+from server.federation import Federation
+from server.messages import Reply, SiteError, array_records
 
 
 def test_a_reply_holds_its_arrays_as_they_were_sent() -> None:

@@ -9,7 +9,7 @@ import pytest
 from configs.compose import compose
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.errors import UserError
-from server.federation import SiteError
+from server.messages import SiteError
 from simulations.in_process import run_in_process
 
 SHORT = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")

@@ -15,6 +15,7 @@ from configs.compose import compose, flatten
 from mediffusion_core import protocol
 from mediffusion_core.privacy.site_ledger import ledger_places, open_site_ledger
 from mediffusion_core.site_file import SiteFile
+from server.state import fresh_state
 from simulations.in_process import FIRST_SITE, RUN, order
 
 PATIENTS = 24
@@ -103,6 +104,7 @@ PRIVATE = (
         ("min_noise_multiplier = 1.5", PRIVATE, "refused"),
         ("max_epsilon = 8.0", (*PRIVATE, "privacy.target_delta=1e-3"), "refused"),
         ("max_epsilon = 8.0\nmin_noise_multiplier = 0.5", PRIVATE, None),
+        ('allowed_metrics = ["images_seen", "loss"]', (), "refused"),
     ],
 )
 def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
@@ -114,6 +116,21 @@ def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
     content = census(node, (*RUN_OF, *asked))
     failure = content.config_records.get(protocol.FAILURE)
     assert (failure and failure["code"]) == code
+
+
+def test_a_metric_that_the_site_does_not_allow_stays_there(tmp_path: Path) -> None:
+    node = hospital(tmp_path, "uni")
+    file = Path(node["site-file"])
+    file.write_text(
+        f'{file.read_text()}allowed_metrics = ["images_seen", "labelled_seen", "steps"]\n'
+    )
+    settings = compose("config", RUN_OF)
+    weights = {protocol.AUTOENCODER: fresh_state(settings, len(CLASSES)).components["autoencoder"]}
+    message = order(protocol.TRAIN_AUTOENCODER, settings.fingerprint(), weights)
+    content = app(message, context(node, RUN_OF)).content
+    assert protocol.AUTOENCODER in content.array_records
+    sent = content.metric_records[protocol.METRICS]
+    assert set(sent) == {"images_seen", "labelled_seen", "steps"}
 
 
 def test_the_ledger_and_its_limit_are_the_sites(

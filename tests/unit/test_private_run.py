@@ -91,6 +91,18 @@ def test_a_private_federation_costs_what_it_promises_and_goes_on_without_spent_s
     ] * 2
 
 
+def test_compression_costs_no_privacy(overrides: list[str], tmp_path: Path) -> None:
+    """What is rounded has its noise already."""
+    short = ("federation.num_rounds=1", "evaluation.every=1", "federation.compression=int8")
+    kept = f"privacy.ledger='{tmp_path / 'ledgers'}'"
+    folder = run_in_process("config", [*overrides, *short, kept])
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    for site, promised in summary["privacy"]["sites"].items():
+        ledger = Ledger.open(tmp_path / "ledgers" / site)
+        assert ledger.worst(1e-4) == pytest.approx(promised["epsilon"], rel=1e-6)
+
+
 @pytest.fixture
 def codec(overrides: list[str]) -> LatentCodec:
     settings = compose("config", overrides)

@@ -17,7 +17,7 @@ from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.evaluation.calibration import best_temperature, temperature_losses
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.settings import Settings
-from server.federation import Reply
+from server.messages import Reply
 from server.rounds import FederatedRun
 from server.state import fresh_state
 

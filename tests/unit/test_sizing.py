@@ -1,5 +1,7 @@
 """Sizes from the settings are those of the messages that a run sends."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -8,6 +10,7 @@ from mediffusion_core.payload import pack
 from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
 from server.state import fresh_state
 from simulations.cli import app
+from simulations.in_process import run_in_process
 from simulations.sizing import Sizes
 
 
@@ -33,6 +36,23 @@ def test_a_teacher_goes_to_the_sites_and_does_not_come_back(tiny: tuple[str, ...
 def test_memory_grows_by_the_replies(tiny: tuple[str, ...]) -> None:
     sizes = Sizes.of(compose("config", tiny), 5)
     assert sizes.memory(30) - sizes.memory(3) == 27 * 2 * sizes.joint_up
+
+
+@pytest.mark.parametrize("compression", ["none", "int8"])
+def test_a_run_moves_what_was_said(tiny: tuple[str, ...], tmp_path: Path, compression: str) -> None:
+    places = (f"run.folder='{tmp_path / 'run'}'", f"data.store='{tmp_path / 'store'}'")
+    short = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")
+    overrides = (*tiny, *short, *places, f"federation.compression={compression}")
+    folder = run_in_process("config", overrides)
+    sizes = Sizes.of(compose("config", overrides), 5)
+    moved = {line["stage"]: line["traffic"] for line in folder.history() if "traffic" in line}
+    said = {"autoencoder": (sizes.autoencoder,) * 2, "joint": (sizes.joint_down, sizes.joint_up)}
+    for stage, (down, up) in said.items():
+        assert set(moved[stage]) == {"site-0", "site-1", "site-2"}
+        for site in moved[stage].values():
+            # Names and shapes, a hundred bytes a tensor, weigh in so small a network.
+            assert down < site["bytes_received"] < 1.35 * down
+            assert up < site["bytes_sent"] < 1.35 * up
 
 
 def test_the_paper_is_sized_without_allocating_it() -> None:
