@@ -361,6 +361,30 @@ def guidance(
     print(study_guidance(run, options, output or run / "guidance", device))
 
 
+@study.command(epilog="Example: fed-mediffusion study explanations runs/latest --images 20")
+def explanations(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Test images a finding.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; study-explanations in the run by default."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold counterfactuals against Grad-CAM, integrated gradients, SHAP and external guidance.
+
+    On the same test images: deletion, insertion, place and agreement of the maps. The last line
+    printed is the page of results.
+    """
+    from simulations.study_explanations.study import study_explanations
+
+    folder = output or run / "study-explanations"
+    print(study_explanations(run, images, overrides or [], folder, device))
+
+
 @app.command(
     epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
 )

@@ -23,7 +23,13 @@ class Panel:
 
 
 def choose_panel(
-    targets: Tensor, classes: tuple[str, ...], multi_label: bool, count: int, seed: int
+    targets: Tensor,
+    classes: tuple[str, ...],
+    multi_label: bool,
+    count: int,
+    seed: int,
+    *,
+    additions: bool = True,
 ) -> Panel:
     """Chooses a panel of up to `count` images from a test set's labels.
 
@@ -37,10 +43,11 @@ def choose_panel(
         multi_label: Whether the classes are independent.
         count: How many images at most.
         seed: Chooses among the images that fit.
+        additions: Whether findings are also added; without, every image has what is asked about.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(targets), generator=generator)
-    wishes = _multi_label_wishes(classes) if multi_label else _exclusive_wishes(targets)
+    wishes = _multi_label_wishes(classes, additions) if multi_label else _exclusive_wishes(targets)
     pools = {wish: order[targets[order, wish[0]] == wish[1]].tolist() for wish in wishes}
     chosen: list[tuple[int, int, bool, str]] = []
     used: set[int] = set()
@@ -70,9 +77,9 @@ Wish = tuple[int, int, int]
 """An image whose label at the first index has the given value shall change at the last index."""
 
 
-def _multi_label_wishes(classes: tuple[str, ...]) -> list[Wish]:
+def _multi_label_wishes(classes: tuple[str, ...], additions: bool) -> list[Wish]:
     removed = [(index, 1, index) for index in range(len(classes))]
-    added = [(index, 0, index) for index in range(len(classes))]
+    added = [(index, 0, index) for index in range(len(classes)) if additions]
     return removed + added
 
 

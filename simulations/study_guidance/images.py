@@ -51,6 +51,8 @@ def choose_images(
     hospitals: Hospitals,
     per_wish: int,
     name: str,
+    *,
+    additions: bool = True,
 ) -> StudyImages:
     """Chooses images that the model classifies as they are labelled, by the run's seed.
 
@@ -64,6 +66,7 @@ def choose_images(
         hospitals: The images as these settings deal them.
         per_wish: How many images a wish, at most.
         name: Of the choice; draws with the run's seed.
+        additions: Whether findings are also added.
 
     Raises:
         UserError: fewer than four images fit, or none is left to compare with.
@@ -73,8 +76,10 @@ def choose_images(
     seen = _as_seen(logits, multi_label)
     right = torch.where(seen == images.targets, images.targets, torch.nan)
     seed = derive_seed(settings.seed, "guidance", name)
-    wishes = 2 * len(classes) if multi_label else 2
-    panel = choose_panel(right, classes, multi_label, per_wish * wishes, seed)
+    wishes = len(classes) * (1 + additions) if multi_label else 2
+    panel = choose_panel(
+        right, classes, multi_label, per_wish * wishes, seed, additions=additions
+    )
     others = _others(images, hospitals, panel.positions, seed)
     if len(panel.positions) < 4 or len(others) < 4:
         raise UserError(

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from configs.compose import compose
 from mediffusion_core.errors import UserError
+from mediffusion_core.settings import CounterfactualSettings
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ def parse_options(
         images=images,
         overrides=tuple(overrides),
     )
+
+
+def changed_guidance(
+    guidance: CounterfactualSettings, overrides: Sequence[str]
+) -> CounterfactualSettings:
+    """A run's guidance with changes on top, checked as all settings are."""
+    keys = [f"evaluation.counterfactual.{one}" for one in overrides]
+    changes = compose("config", keys).evaluation.counterfactual if keys else guidance
+    names = {one.partition("=")[0] for one in overrides}
+    return guidance.model_copy(update={name: getattr(changes, name) for name in names})
 
 
 def _numbers(name: str, text: str, most: float, whole: bool = False) -> tuple[float, ...]:

@@ -7,19 +7,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from configs.compose import compose
 from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.features import build_extractor
-from mediffusion_core.settings import CounterfactualSettings
 from mediffusion_core.training.local import derive_seed
 from simulations.independent_classifier import independent_classifier
 from simulations.study_guidance.images import choose_images, validation_images
 from simulations.study_guidance.knee import knee
 from simulations.study_guidance.measure import Bench, Row
 from simulations.study_guidance.methods import Method, Nothing, Ours, Reference, ablations, grid
-from simulations.study_guidance.options import Options
+from simulations.study_guidance.options import Options, changed_guidance
 from simulations.study_guidance.pictures import save_chart, save_panel
 from simulations.study_guidance.tables import guidance_page
 from simulations.trained_run import TrainedRun, open_trained_run
@@ -49,7 +47,7 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     if not joint.diffusion_weight or not joint.classification_weight:
         raise UserError(f"the run {run} trained one half of the network; guidance needs both")
     benches, opinion = _benches(run, opened, options, console)
-    base = _changed(opened.settings.evaluation.counterfactual, options.overrides)
+    base = changed_guidance(opened.settings.evaluation.counterfactual, options.overrides)
     points = grid(base, options.scales, options.starts, options.steps)
     grid_rows = _measure(benches["validation"], points, False, "grid", console)
     best = knee(
@@ -130,11 +128,3 @@ def _measure(
             rows.append(bench.measure(method, effects=effects))
             progress.advance(task)
     return rows
-
-
-def _changed(guidance: CounterfactualSettings, overrides: Sequence[str]) -> CounterfactualSettings:
-    """The run's guidance with changes on top, checked as all settings are."""
-    keys = [f"evaluation.counterfactual.{one}" for one in overrides]
-    changes = compose("config", keys).evaluation.counterfactual if keys else guidance
-    names = {one.partition("=")[0] for one in overrides}
-    return guidance.model_copy(update={name: getattr(changes, name) for name in names})

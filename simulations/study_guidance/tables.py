@@ -1,12 +1,10 @@
 """The study's results as a page of Markdown that a reader can hold against `results.json`."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mediffusion_core.artifacts.provenance import shorten
-from mediffusion_core.evaluation.resampling import Estimate
-from simulations.figures import format_figure
+from simulations.figures import format_estimate, format_figure, markdown_table
 from simulations.study_guidance.measure import Row
 
 Column = tuple[str, str, str]
@@ -77,30 +75,18 @@ def _table(
     for row in rows:
         name = row.method.name
         cells = [f"**{name}**" if name == marked else name]
-        cells += [_cell(row.figures[figure], spec) for _, figure, spec in shown]
+        cells += [format_estimate(row.figures[figure], spec) for _, figure, spec in shown]
         if costs:
             cells += [f"{row.fid:.0f}", f"{row.seconds:.2f}"]
         lines.append(cells)
-    return _markdown(["method", *headings], lines)
+    return markdown_table(["method", *headings], lines)
 
 
 def _wishes(rows: Sequence[Row]) -> str:
     ours = next(row for row in rows if row.method.name == "ours")
     columns = [*MAIN, WHERE[0]]
     lines = [
-        [wish, *(_cell(figures[figure], spec) for _, figure, spec in columns)]
+        [wish, *(format_estimate(figures[figure], spec) for _, figure, spec in columns)]
         for wish, figures in ours.wishes.items()
     ]
-    return _markdown(["wish", *(heading for heading, _, _ in columns)], lines)
-
-
-def _cell(estimate: Estimate, spec: str) -> str:
-    if math.isnan(estimate.value):
-        return "-"
-    bounds = f"{estimate.low:{spec}} to {estimate.high:{spec}}"
-    return f"{estimate.value:{spec}} ({bounds}; {estimate.count})"
-
-
-def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] * len(headings)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines))
+    return markdown_table(["wish", *(heading for heading, _, _ in columns)], lines)

@@ -1,0 +1,96 @@
+"""`fed-mediffusion study explanations`: several methods' maps of the same decisions, by figures."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from mediffusion_core.artifacts.provenance import current_commit
+from mediffusion_core.artifacts.run_folder import write_json
+from mediffusion_core.errors import UserError
+from mediffusion_core.training.local import derive_seed
+from simulations.independent_classifier import independent_classifier
+from simulations.study_explanations.measure import agreement, measure
+from simulations.study_explanations.methods import Case, explanations
+from simulations.study_explanations.pictures import save_curves, save_maps
+from simulations.study_explanations.tables import explanations_page
+from simulations.study_guidance.images import choose_images
+from simulations.study_guidance.options import changed_guidance
+from simulations.trained_run import open_trained_run
+
+BOOTSTRAPS = 400
+
+
+def study_explanations(
+    run: Path, images: int, overrides: Sequence[str], output: Path, device: str
+) -> Path:
+    """Explains test images by every method and measures the maps.
+
+    Args:
+        run: Folder of a finished run.
+        images: Images a finding, or a way between the two most frequent exclusive classes.
+        overrides: Changes of our guidance, as `steps=10`.
+        output: Folder to write.
+        device: As `resolve_device` takes it.
+
+    Returns:
+        The written page, `results.md`; beside it stand `results.json` and two pictures.
+
+    Raises:
+        UserError: captum is not installed, there is no run, its images cannot be found, too few
+            of them fit, or one half of its network is not trained.
+    """
+    _check_captum()
+    console = Console(stderr=True, soft_wrap=True)
+    opened = open_trained_run(run, device, console)
+    model, settings, hospitals = opened.model, opened.settings, opened.hospitals
+    joint = settings.training.joint
+    if not joint.diffusion_weight or not joint.classification_weight:
+        raise UserError(f"the run {run} trained one half of its network, which explains nothing")
+    guidance = changed_guidance(settings.evaluation.counterfactual, overrides)
+    chosen = choose_images(
+        model, hospitals.test(), settings, hospitals, images, "explanations", additions=False
+    )
+    independent, opinion = independent_classifier(run, settings, hospitals, console)
+    seed = derive_seed(settings.seed, "explanations")
+    latents = model.encode(chosen.images)
+    case = Case(model, independent, guidance, latents, chosen.target, chosen.real, seed)
+    console.print(f"explaining {len(latents)} images")
+    found = explanations(case)
+    masks, groups = chosen.known.masks, chosen.groups
+    rows = [
+        measure(case, one, masks, groups, BOOTSTRAPS, seed)
+        for one in track(found, "measuring", console=console, transient=True)
+    ]
+    pairs = agreement(found, groups, BOOTSTRAPS, seed)
+    results = {
+        "run": run.resolve().name,
+        "seed": settings.seed,
+        "commit": current_commit(),
+        "images": len(latents),
+        "masks": int(masks.flatten(1).any(dim=1).sum()),
+        "guidance": guidance.model_dump(mode="json", exclude={"panel", "count"}),
+        "independent": opinion,
+        "rows": [row.described() for row in rows],
+        "agreement": [
+            {"methods": list(names), **asdict(one)} for names, one in pairs.items()
+        ],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "results.json", results)
+    save_curves(rows, output / "curves.png")
+    save_maps(case, rows, chosen.panel.names, masks, output / "panel.png")
+    page = output / "results.md"
+    page.write_text(explanations_page(results, rows, pairs), encoding="utf-8")
+    return page
+
+
+def _check_captum() -> None:
+    try:
+        import captum  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"captum cannot be imported ({error}); run `pip install 'fed-mediffusion[explanations]'`"
+        ) from error
