@@ -358,6 +358,10 @@ class FederationSettings(StrictModel):
         return self
 
 
+Solver = Literal["ddim", "dpmsolver++"]
+"""How a guided step is taken: to first order, or to second with the step before."""
+
+
 class CounterfactualSettings(StrictModel):
     """Guided counterfactuals: how far the image is noised and how hard the head pulls.
 
@@ -365,7 +369,8 @@ class CounterfactualSettings(StrictModel):
     reaches both in `attempts` steps, and leaves an image where its target has `confidence`. What
     is less salient than `mask_threshold` of the largest is kept, the other findings are held with
     weight `hold`, and `closeness` moves towards the source at every step. The noise level is
-    reached by `inversion` of the source, or else by noise that `noise_seed` draws.
+    reached by `inversion` of the source, or else by noise that `noise_seed` draws; `solver` takes
+    the steps back.
     """
 
     panel: Count = 8
@@ -380,6 +385,7 @@ class CounterfactualSettings(StrictModel):
     hold: Annotated[float, Field(ge=0.0)] = 1.0
     inversion: bool = True
     noise_seed: Annotated[int, Field(ge=0)] = 0
+    solver: Solver = "ddim"
 
 
 class EvaluationSettings(StrictModel):

@@ -84,6 +84,7 @@ TINY = (
     "evaluation.counterfactual.hold=1.0",
     "evaluation.counterfactual.inversion=true",
     "evaluation.counterfactual.noise_seed=0",
+    "evaluation.counterfactual.solver=ddim",
 )
 
 

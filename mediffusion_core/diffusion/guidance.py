@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.diffusion.noise_process import (
-    ddim_step,
     descending_timesteps,
     noise_from,
     predict_clean,
 )
+from mediffusion_core.diffusion.solvers import solver_steps
 from mediffusion_core.diffusion.source_path import (
     change_mask,
     inverted_path,
@@ -113,8 +113,8 @@ def guided_latents(
     source_logits, saliency = logits_along(model, path, target)
     mask = change_mask(saliency, settings.mask_threshold)  # (B, 1, h, w)
     current = path.latents[0]
-    after = [*timesteps[1:], -1]
-    for step, (now, then) in enumerate(zip(timesteps, after, strict=True)):
+    taken = solver_steps(settings.solver, alphas_cumprod, timesteps)
+    for step, now in enumerate(timesteps):
         alpha_bar = alphas_cumprod[now]
         output, pull = _pulled(model, current, now, target, source_logits[step], mask, settings)
         noise_pred = noise_from(output, current, alpha_bar, prediction)
@@ -122,8 +122,7 @@ def guided_latents(
         clean = predict_clean(current, noise_pred, alpha_bar)
         clean = clean + settings.closeness * (latents - clean)
         noise_pred = (current - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-        previous = alphas_cumprod[then] if then >= 0 else alphas_cumprod.new_ones(())
-        current = ddim_step(current, noise_pred, alpha_bar, previous)
+        current = taken(step, current, noise_pred)
         current = mask * current + (1 - mask) * path.latents[step + 1]
     return current
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.image_set import ImageSet, joined
-from mediffusion_core.data.known import finding_regions, patients_without
+from mediffusion_core.data.known import finding_regions, patients_with, patients_without
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactual_figures import Known
@@ -28,6 +28,9 @@ class StudyImages:
     panel: Panel
     groups: tuple[str, ...]
     known: Known
+    shown: Tensor
+    """The same patients as they were asked to become, (n, C, H, W), with a finding that was to come
+    in one of many ways to have it; nan where not known. For the eye: no figure is of additions."""
     real: Tensor
     """Images of other patients, (m, C, H, W)."""
     real_labels: Tensor
@@ -88,11 +91,13 @@ def choose_images(
         )
     rows = images.rows[panel.positions.numpy()]
     chosen = others[: len(rows)]
+    known, shown = _known(settings, hospitals, rows.tolist(), panel.target, classes)
     return StudyImages(
         images.take(panel.positions),
         panel,
         hospitals.groups(rows),
-        _known(settings, hospitals, rows.tolist(), panel.target, classes),
+        known,
+        shown,
         images.take(chosen),
         images.targets[chosen],
     )
@@ -119,22 +124,23 @@ def _known(
     rows: Sequence[int],
     target: Target,
     classes: tuple[str, ...],
-) -> Known:
-    """Masks and truth of what is to go; what is to come may come anywhere."""
+) -> tuple[Known, Tensor]:
+    """Masks and truth of what is to go; of what is to come one way to have it, (n, C, H, W)."""
     size, channels = settings.data.image_size, settings.data.channels
     masks = torch.zeros(len(rows), size, size, dtype=torch.bool)
-    truth = torch.full((len(rows), channels, size, size), torch.nan)
+    shown = torch.full((len(rows), channels, size, size), torch.nan)
+    added = target.present & target.multi_label
     where = finding_regions(settings, hospitals)
     without = patients_without(settings, hospitals)
+    with_it = patients_with(settings, hospitals)
     for at, row in enumerate(rows):
-        is_added = target.multi_label and bool(target.present[at])
         finding = classes[int(target.index[at])]
-        if is_added:
-            continue
-        mask = None if where is None else where(row, finding)
+        redraw = with_it if bool(added[at]) else without
+        pixels = None if redraw is None else redraw(row, finding)
+        if pixels is not None:
+            shown[at] = torch.from_numpy(pixels.astype(np.float32) / 255)
+        mask = None if where is None or bool(added[at]) else where(row, finding)
         if mask is not None:
             masks[at] = torch.from_numpy(mask.copy())
-        pixels = None if without is None else without(row, finding)
-        if pixels is not None:
-            truth[at] = torch.from_numpy(pixels.astype(np.float32) / 255)
-    return Known(masks, truth)
+    truth = torch.where(added.reshape(-1, 1, 1, 1), torch.nan, shown)
+    return Known(masks, truth), shown

@@ -109,6 +109,7 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
         "without closeness": {"closeness": 0.0},
         "others not held": {"hold": 0.0},
         "noised, not inverted": {"inversion": not base.inversion},
+        "by DPM-Solver++": {"solver": "dpmsolver++"},
     }
     if not base.inversion:
         changes["inverted, not noised"] = changes.pop("noised, not inverted")

@@ -28,7 +28,7 @@ def save_panel(
     order = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(seed))
     rows = []
     for at in sorted(order[:SHOWN].tolist()):
-        truth = images.known.truth[at]
+        truth = images.shown[at]
         rows.append(
             CounterfactualRow(
                 source=row.made.sources[at].numpy(),

@@ -57,6 +57,13 @@ def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> 
     torch.testing.assert_close(made.after, model.classify(made.images))
 
 
+def test_features_are_what_the_head_reads(model: TrainedModel) -> None:
+    images = torch.rand(5, 1, 32, 32)
+    features = model.features(images)
+    logits = model.joint.head[1:](features)
+    torch.testing.assert_close(logits, model.logits(model.encode(images)))
+
+
 def test_a_temperature_changes_how_sure_a_model_is_but_not_what_flips(model: TrainedModel) -> None:
     images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     panel = choose_panel(torch.ones(4, 5), tuple("abcde"), True, 4, seed=0)

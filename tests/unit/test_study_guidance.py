@@ -17,6 +17,7 @@ from mediffusion_core.artifacts.trained import TrainedModel, build_joint
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.data.phantom import FINDINGS
 from mediffusion_core.errors import UserError
+from mediffusion_core.evaluation.perceptual import lpips
 from mediffusion_core.model import untrained_codec
 from mediffusion_core.settings import CounterfactualSettings
 from simulations import independent_classifier
@@ -74,7 +75,7 @@ def test_each_ablation_changes_one_part(inversion: bool) -> None:
         pairs = zip(base.model_dump().items(), one.guidance.model_dump().values(), strict=True)
         assert len([name for (name, before), after in pairs if before != after]) == 1, one.name
     names = [one.name for one in others]
-    assert len(names) == 5
+    assert len(names) == 6
     bare = base.model_copy(update={"closeness": 0.0})
     assert "without closeness" not in [one.name for one in ablations(bare)]
     assert ("noised, not inverted" in names) == inversion
@@ -129,6 +130,13 @@ def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -
     assert source["figures"]["l1"]["value"] == 0 and source["figures"]["flipped"]["value"] == 0
     assert ours["settings"]["steps"] == 2 and ours["settings"]["attempts"] == 2
     assert ours["figures"]["l1"]["value"] > 0
+    drawn = results["rows"][methods.index("noised, not inverted")]
+    assert drawn["sfid"] > 0
+    if lpips() is not None:
+        assert source["figures"]["lpips"]["value"] == ours["figures"]["diversity"]["value"] == 0
+        assert ours["figures"]["lpips"]["value"] > 0
+        assert drawn["figures"]["diversity"]["value"] > 0
+    assert 0 < ours["figures"]["extent"]["count"] == ours["figures"]["iou"]["count"]
     assert 0 < ours["figures"]["iou"]["count"] < results["images"]["test"]
     assert ours["figures"]["truth_l1"]["count"] == ours["figures"]["iou"]["count"]
     assert results["independent"]["labelled_images"] > 60
