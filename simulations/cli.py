@@ -343,6 +343,9 @@ def guidance(
         int, typer.Option(min=1, help="Validation images a wish, for the grid.")
     ] = 4,
     images: Annotated[int, typer.Option(min=1, help="Test images a wish.")] = 10,
+    ours: Annotated[
+        bool, typer.Option("--ours", help="Ours alone: no grid, no part left out, no reference.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; guidance in the run by default.")
     ] = None,
@@ -357,7 +360,9 @@ def guidance(
     from simulations.study_guidance.options import parse_options
     from simulations.study_guidance.study import study_guidance
 
-    options = parse_options(scales, starts, steps, reference, grid_images, images, overrides or [])
+    options = parse_options(
+        scales, starts, steps, reference, grid_images, images, overrides or [], ours_alone=ours
+    )
     print(study_guidance(run, options, output or run / "guidance", device))
 
 
@@ -370,7 +375,8 @@ def explanations(
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Test images a finding.")] = 10,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write; study-explanations in the run by default."),
+        Path | None,
+        typer.Option(help="Folder to write; study-explanations in the run by default."),
     ] = None,
     device: Device = "auto",
 ) -> None:

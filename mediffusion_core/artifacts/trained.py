@@ -80,7 +80,8 @@ class TrainedModel:
     def features(self, images: Tensor) -> Tensor:
         """What the head reads of clean images (N, C, H, W): pooled maps (N, F), on the CPU."""
         found: list[Tensor] = []
-        hook = self.joint.head.pooling.register_forward_hook(
+        pooling = self.joint.head.get_submodule("pooling")
+        hook = pooling.register_forward_hook(
             lambda _module, _maps, pooled: found.append(pooled.cpu())
         )
         try:

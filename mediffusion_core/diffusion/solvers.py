@@ -40,8 +40,9 @@ def _ddim(alphas_cumprod: Tensor, timesteps: Sequence[int]) -> Step:
 
 
 def _dpm_solver(alphas_cumprod: Tensor, timesteps: Sequence[int]) -> Step:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) as diffusers has it; the last step is of
-    first order, as the source has it for few steps.
+    """DPM-Solver++(2M) as diffusers has it (arXiv 2211.01095, algorithm 2).
+
+    The last step is of first order: to second order the way to a noise of 0 is not defined.
     """
     alphas = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod]).double()
     scheduler = DPMSolverMultistepScheduler(

@@ -48,7 +48,7 @@ def grad_cam(model: TrainedModel, images: Tensor, index: Tensor) -> Tensor:
     from captum.attr import LayerGradCam
 
     classifier = ImageClassifier(model)
-    inputs = images.to(model.device).requires_grad_(True)
+    inputs = images.detach().clone().to(model.device).requires_grad_(True)
     total = torch.zeros(len(images), 1, *images.shape[2:])
     for block in model.joint.unet.down_blocks:
         layer = LayerGradCam(classifier, block.resnets[-1])

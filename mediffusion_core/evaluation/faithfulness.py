@@ -56,4 +56,5 @@ def rank_agreement(first: Tensor, second: Tensor) -> Tensor:
         for maps in (first, second)
     ]
     one, two = (rank - rank.mean(dim=1, keepdim=True) for rank in ranks)
-    return (one * two).sum(dim=1) / (one.norm(dim=1) * two.norm(dim=1))
+    agreement: Tensor = (one * two).sum(dim=1) / (one.norm(dim=1) * two.norm(dim=1))
+    return agreement

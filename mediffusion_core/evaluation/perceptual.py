@@ -78,7 +78,9 @@ def lpips() -> PerceptualDistance | None:
 def _prepared(images: Tensor) -> Tensor:
     images = images.float().expand(-1, 3, -1, -1)
     if min(images.shape[2:]) < SMALLEST:
-        images = F.interpolate(images, scale_factor=SMALLEST / min(images.shape[2:]), mode="bilinear")
+        images = F.interpolate(
+            images, scale_factor=SMALLEST / min(images.shape[2:]), mode="bilinear"
+        )
     shift, scale = (torch.tensor(values)[:, None, None] for values in (SHIFT, SCALE))
     return (2 * images - 1 - shift) / scale
 

@@ -16,7 +16,7 @@ from mediffusion_core.evaluation.faithfulness import (
 )
 from mediffusion_core.evaluation.localisation import energy_inside, overlap, pointing_game
 from mediffusion_core.evaluation.resampling import Estimate, estimate_mean
-from simulations.study_explanations.methods import Case, Explanation
+from simulations.study_explanations.methods import OURS, Case, Explanation
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Row:
     """Mean probability of the class along the deletion, (steps + 1,)."""
     insertion: Tensor
     """And along the insertion."""
-    pointed: Tensor
-    """1 where the highest pixel of a map lies in the mask, else 0, nan without one, (n,)."""
+    columns: Mapping[str, Tensor]
+    """The figures of each image, (n,), nan where there is none."""
 
     def described(self) -> dict[str, Any]:
         """As the results have it."""
@@ -90,8 +90,23 @@ def measure(
         },
         deletion.mean(dim=0),
         insertion.mean(dim=0),
-        columns["pointing"],
+        columns,
     )
+
+
+def differences(
+    rows: Sequence[Row], groups: Sequence[str], num_bootstraps: int, seed: int
+) -> dict[str, dict[str, Estimate]]:
+    """By how much ours is above each other method, image by image, with intervals over patients."""
+    [ours] = [row for row in rows if row.explanation.name == OURS]
+    return {
+        row.explanation.name: {
+            name: estimate_mean(ours.columns[name] - values, groups, num_bootstraps, seed)
+            for name, values in row.columns.items()
+        }
+        for row in rows
+        if row is not ours
+    }
 
 
 def agreement(

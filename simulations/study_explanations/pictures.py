@@ -102,7 +102,7 @@ def _map(axes: Axes, row: Row, at: int) -> None:
     top = max(float(values.flatten().quantile(0.995)), 1e-12)
     axes.imshow(values.numpy(), cmap=HEAT, vmin=0, vmax=top)
     words = []
-    pointed, flipped = row.pointed[at], row.explanation.flipped
+    pointed, flipped = row.columns["pointing"][at], row.explanation.flipped
     if bool(pointed.isfinite()):
         words.append("hit" if bool(pointed) else "miss")
     if flipped is not None:

@@ -12,7 +12,7 @@ from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
 from mediffusion_core.training.local import derive_seed
 from simulations.independent_classifier import independent_classifier
-from simulations.study_explanations.measure import agreement, measure
+from simulations.study_explanations.measure import agreement, differences, measure
 from simulations.study_explanations.methods import Case, explanations
 from simulations.study_explanations.pictures import save_curves, save_maps
 from simulations.study_explanations.tables import explanations_page
@@ -65,6 +65,7 @@ def study_explanations(
         for one in track(found, "measuring", console=console, transient=True)
     ]
     pairs = agreement(found, groups, BOOTSTRAPS, seed)
+    ahead = differences(rows, groups, BOOTSTRAPS, seed)
     results = {
         "run": run.resolve().name,
         "seed": settings.seed,
@@ -74,16 +75,18 @@ def study_explanations(
         "guidance": guidance.model_dump(mode="json", exclude={"panel", "count"}),
         "independent": opinion,
         "rows": [row.described() for row in rows],
-        "agreement": [
-            {"methods": list(names), **asdict(one)} for names, one in pairs.items()
-        ],
+        "ours_less": {
+            name: {figure: asdict(one) for figure, one in figures.items()}
+            for name, figures in ahead.items()
+        },
+        "agreement": [{"methods": list(names), **asdict(one)} for names, one in pairs.items()],
     }
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
     save_curves(rows, output / "curves.png")
     save_maps(case, rows, chosen.panel.names, masks, output / "panel.png")
     page = output / "results.md"
-    page.write_text(explanations_page(results, rows, pairs), encoding="utf-8")
+    page.write_text(explanations_page(results, rows, ahead, pairs), encoding="utf-8")
     return page
 
 
@@ -92,5 +95,5 @@ def _check_captum() -> None:
         import captum  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"captum cannot be imported ({error}); run `pip install 'fed-mediffusion[explanations]'`"
+            f"captum cannot be imported ({error}); run `pip install 'captum>=0.9,<1'`"
         ) from error

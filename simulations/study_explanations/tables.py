@@ -17,9 +17,12 @@ COLUMNS = (
     ("flipped", "flipped", ".0%"),
 )
 Agreement = Mapping[tuple[str, str], Estimate]
+Differences = Mapping[str, Mapping[str, Estimate]]
 
 
-def explanations_page(results: Mapping[str, Any], rows: Sequence[Row], pairs: Agreement) -> str:
+def explanations_page(
+    results: Mapping[str, Any], rows: Sequence[Row], ahead: Differences, pairs: Agreement
+) -> str:
     """The page, from the results as they are written and what they are of."""
     parts = [
         "# Explanations",
@@ -33,6 +36,8 @@ def explanations_page(results: Mapping[str, Any], rows: Sequence[Row], pairs: Ag
         "*IoU*: of the mask and as many of the highest pixels; *flipped*: counterfactuals in which "
         "the model no longer sees the class. *Chance* ranks pixels by lot.",
         "![Curves](curves.png)",
+        "## Ours less each other, image by image",
+        _differences(ahead),
         "## Do they agree?",
         "Mean Spearman correlation of two maps' pixels.",
         _agreement([row.explanation.name for row in rows], pairs),
@@ -66,6 +71,15 @@ def _figures(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return markdown_table(["method", *(heading for heading, *_ in shown), "s an image"], lines)
+
+
+def _differences(ahead: Differences) -> str:
+    columns = [one for one in COLUMNS if any(figures[one[1]].count for figures in ahead.values())]
+    lines = [
+        [name, *(format_estimate(figures[key], f"+{spec}") for _, key, spec in columns)]
+        for name, figures in ahead.items()
+    ]
+    return markdown_table(["ours less", *(heading for heading, *_ in columns)], lines)
 
 
 def _agreement(names: Sequence[str], pairs: Agreement) -> str:

@@ -1,6 +1,6 @@
 """The study's page, in Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mediffusion_core.artifacts.provenance import shorten
@@ -73,7 +73,9 @@ def _useful(rows: Mapping[str, Any]) -> list[str]:
         table.append([name, str(row["images"]), auc, paired])
     return [
         "## Training on drawn images",
-        markdown_table(["trained on", "images", "macro AUC on real test images", "against real"], table),
+        markdown_table(
+            ["trained on", "images", "macro AUC on real test images", "against real"], table
+        ),
         "A ResNet-18 for equally many steps on the labelled training images of all sites, on as "
         "many class-guided samples with labels drawn from theirs, and on both "
         "([1905.10887](https://arxiv.org/abs/1905.10887)); differences are paired over resampled "

@@ -80,9 +80,7 @@ def choose_images(
     right = torch.where(seen == images.targets, images.targets, torch.nan)
     seed = derive_seed(settings.seed, "guidance", name)
     wishes = len(classes) * (1 + additions) if multi_label else 2
-    panel = choose_panel(
-        right, classes, multi_label, per_wish * wishes, seed, additions=additions
-    )
+    panel = choose_panel(right, classes, multi_label, per_wish * wishes, seed, additions=additions)
     others = _others(images, hospitals, panel.positions, seed)
     if len(panel.positions) < 4 or len(others) < 4:
         raise UserError(

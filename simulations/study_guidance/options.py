@@ -24,6 +24,8 @@ class Options:
     """Test images a wish."""
     overrides: tuple[str, ...]
     """Changes of our guidance, as `steps=10`."""
+    ours_alone: bool = False
+    """Without grid, without parts left out, without the published procedure."""
 
 
 def parse_options(
@@ -34,6 +36,8 @@ def parse_options(
     grid_images: int,
     images: int,
     overrides: Sequence[str],
+    *,
+    ours_alone: bool = False,
 ) -> Options:
     """The options as the command line has them: numbers with commas, the reference as `s:t`.
 
@@ -55,6 +59,7 @@ def parse_options(
         grid_images=grid_images,
         images=images,
         overrides=tuple(overrides),
+        ours_alone=ours_alone,
     )
 
 

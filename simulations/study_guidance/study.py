@@ -12,6 +12,7 @@ from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.features import build_extractor, spatial_efficientnet_lite0
 from mediffusion_core.evaluation.perceptual import lpips
+from mediffusion_core.settings import CounterfactualSettings
 from mediffusion_core.training.local import derive_seed
 from simulations.independent_classifier import independent_classifier
 from simulations.study_guidance.images import choose_images, validation_images
@@ -49,19 +50,15 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
         raise UserError(f"the run {run} trained one half of the network; guidance needs both")
     benches, opinion = _benches(run, opened, options, console)
     base = changed_guidance(opened.settings.evaluation.counterfactual, options.overrides)
-    points = grid(base, options.scales, options.starts, options.steps)
+    points: list[Ours] = []
+    if not options.ours_alone:
+        points = grid(base, options.scales, options.starts, options.steps)
     grid_rows = _measure(benches["validation"], points, False, "grid", console)
     best = knee(
         [row.figures["l1"].value for row in grid_rows],
         [row.figures["flipped"].value for row in grid_rows],
     )
-    methods: list[Method] = [Nothing(), *ablations(base)]
-    if best is not None:
-        methods.append(Ours("knee of the grid", points[best].guidance))
-    methods += [
-        Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
-        for scale, start in options.reference
-    ]
+    methods = _compared(base, None if best is None else points[best], options)
     rows = _measure(benches["test"], methods, True, "test patients", console)
     results = {
         "run": run.resolve().name,
@@ -75,6 +72,19 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
         "grid": [row.described() for row in grid_rows],
     }
     return _write(results, rows, grid_rows, benches["test"], output)
+
+
+def _compared(base: CounterfactualSettings, best: Ours | None, options: Options) -> list[Method]:
+    """What is measured on test patients; `best` is the grid's knee."""
+    if options.ours_alone:
+        return [Nothing(), Ours("ours", base)]
+    methods: list[Method] = [Nothing(), *ablations(base)]
+    if best is not None:
+        methods.append(Ours("knee of the grid", best.guidance))
+    return methods + [
+        Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
+        for scale, start in options.reference
+    ]
 
 
 def _benches(
@@ -111,7 +121,8 @@ def _write(
 ) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
-    save_chart(grid_rows, results["knee"], output / "grid.png")
+    if grid_rows:
+        save_chart(grid_rows, results["knee"], output / "grid.png")
     seed = derive_seed(results["seed"], "guidance", "panel")
     for row in rows:
         if row.method.name == "ours" or isinstance(row.method, Reference):

@@ -56,10 +56,13 @@ def guidance_page(results: Mapping[str, Any], grid: Sequence[Row], rows: Sequenc
         f"{DRAWS} draws, of {REDRAWN} images; 0 where nothing is drawn.",
         "## Each wish, ours",
         _wishes(rows),
-        "## Grid, validation patients",
-        _table(grid, MAIN, costs=True, marked=results["knee"]),
-        "The knee of flips against L1 is in bold. One attempt a point, without the search.",
     ]
+    if grid:
+        parts += [
+            "## Grid, validation patients",
+            _table(grid, MAIN, costs=True, marked=results["knee"]),
+            "The knee of flips against L1 is in bold. One attempt a point, without the search.",
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,7 +83,9 @@ def _table(
     rows: Sequence[Row], columns: Sequence[Column], *, costs: bool, marked: str | None = None
 ) -> str:
     shown = [one for one in columns if any(row.figures[one[1]].count for row in rows)]
-    headings = [heading for heading, _, _ in shown] + (["FID", "sFID", "s an image"] if costs else [])
+    headings = [heading for heading, _, _ in shown] + (
+        ["FID", "sFID", "s an image"] if costs else []
+    )
     lines = []
     for row in rows:
         name = row.method.name

@@ -79,8 +79,7 @@ def visited(folder: Path, choices: dict[str, str], reader: str) -> dict[str, str
     body = re.search(r"<body([^>]*)>", done.stdout)
     assert body is not None, done.stdout[:500]
     return {
-        name: html.unescape(value)
-        for name, value in re.findall(r'data-(\w+)="([^"]*)"', body[1])
+        name: html.unescape(value) for name, value in re.findall(r'data-(\w+)="([^"]*)"', body[1])
     }
 
 

@@ -32,9 +32,7 @@ def linear() -> Any:
     """A model without an autoencoder, whose two findings are ten times the mean of either half."""
     codec = SimpleNamespace(encode=lambda images: images)
     head = GaussianData(0.0, 1.0)
-    return SimpleNamespace(
-        codec=codec, joint=head, multi_label=True, device=torch.device("cpu")
-    )
+    return SimpleNamespace(codec=codec, joint=head, multi_label=True, device=torch.device("cpu"))
 
 
 INDEX = torch.tensor([0, 1, 0])
@@ -85,7 +83,8 @@ class Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second = nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 1)
+        self.first = nn.Conv2d(1, 3, 1, bias=False)
+        self.second = nn.Conv2d(3, 2, 1, bias=False)
         blocks = [SimpleNamespace(resnets=[self.first]), SimpleNamespace(resnets=[self.second])]
         self.unet = SimpleNamespace(down_blocks=blocks)
 
@@ -112,6 +111,7 @@ def test_grad_cam_weighs_each_map_by_its_mean_gradient() -> None:
         slope = 1 / (3 * 16) + joint.second.weight[:, :, 0, 0].sum(dim=0) / (2 * 16)
         expected = (first * slope[:, None, None]).sum(dim=1) + second.sum(dim=1) / (2 * 16)
     torch.testing.assert_close(maps, expected.relu(), rtol=1e-4, atol=1e-6)
+    assert not images.requires_grad and not maps.requires_grad
     assert (maps == 0).any() and (maps > 0).any()
 
 
@@ -140,7 +140,9 @@ def test_curves_of_the_best_and_the_worst_map() -> None:
 def test_agreement_is_spearmans_with_ties(seed: int) -> None:
     first = (draw(2, 4, 5, seed=seed) * 4).round()
     second = draw(2, 4, 5, seed=seed + 1) + 0.2 * first
-    slow = [spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(first, second, strict=True)]
+    slow = [
+        spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(first, second, strict=True)
+    ]
     assert rank_agreement(first, second).tolist() == pytest.approx(slow, nan_ok=True)
     assert rank_agreement(first, -2 * first).tolist() == pytest.approx([-1.0, -1.0])
     assert rank_agreement(first * 0, second).isnan().all()

@@ -40,6 +40,14 @@ def test_no_image_is_asked_for_twice_and_each_has_what_shall_change(
         assert bool(targets[position, index]) != present
 
 
+def test_without_additions_every_image_has_what_is_asked_about() -> None:
+    targets = torch.tensor([[1.0, 0.0, NAN], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    panel = choose_panel(targets, ("a", "b", "c"), True, 9, seed=0, additions=False)
+    assert not panel.target.present.any()
+    assert len(panel.positions) == 3  # the last image has nothing
+    assert (targets[panel.positions, panel.target.index] == 1).all()
+
+
 @pytest.fixture(scope="module")
 def model(tiny: tuple[str, ...]) -> TrainedModel:
     settings = compose("config", tiny)
@@ -60,7 +68,10 @@ def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> 
 def test_features_are_what_the_head_reads(model: TrainedModel) -> None:
     images = torch.rand(5, 1, 32, 32)
     features = model.features(images)
-    logits = model.joint.head[1:](features)
+    _, *layers = model.joint.head
+    logits = features
+    for layer in layers:
+        logits = layer(logits)
     torch.testing.assert_close(logits, model.logits(model.encode(images)))
 
 

@@ -29,7 +29,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def test_the_weights_of_its_channels_are_the_published_ones(distance: PerceptualDistance) -> None:
     """As torchmetrics has them; AlexNet itself comes with torchvision there."""
-    published = torch.load(HEADS, weights_only=True)
+    published = torch.load(HEADS, map_location="cpu", weights_only=True)
     for number, (_, _, weight) in enumerate(distance._layers):
         torch.testing.assert_close(weight[None], published[f"lin{number}.model.1.weight"])
 

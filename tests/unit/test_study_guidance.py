@@ -151,6 +151,17 @@ def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -
     }
 
 
+def test_ours_can_be_measured_alone(run: Path, tmp_path: Path) -> None:
+    given = ["steps=1", "attempts=1"]
+    options = parse_options("1", "0.1", "2", "200:0.01", 1, 1, given, ours_alone=True)
+    page = study_guidance(run, options, tmp_path / "out", "cpu")
+    results = json.loads((page.parent / "results.json").read_text())
+    assert [row["method"] for row in results["rows"]] == ["source", "ours"]
+    assert results["grid"] == [] and results["knee"] is None
+    assert "Grid" not in page.read_text()
+    assert not (page.parent / "grid.png").exists()
+
+
 def test_the_independent_classifier_is_trained_once(run: Path) -> None:
     settings = TrainedModel.load(run / "model", torch.device("cpu")).settings
     hospitals = open_hospitals(settings)
