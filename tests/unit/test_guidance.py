@@ -1,6 +1,7 @@
 """Guided counterfactuals, ours and the published ones, where the model is known exactly."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,7 +31,9 @@ PLAIN = {
     "closeness": 0.0,
     "attempts": 1,
     "confidence": 0.95,
+    "tolerance": 1.0,
     "mask_threshold": 0.0,
+    "inversion": True,
 }
 """One attempt in which everything may change."""
 
@@ -272,7 +275,7 @@ def _sign(target: Target, latents: Tensor) -> Tensor:
 def test_of_what_never_flips_the_nearest_attempt_is_kept() -> None:
     latents = sources(1)
     target = opposite(latents)
-    sure = iter([0.3, 0.4, 0.2])
+    sure = iter([0.1, 0.3, 0.4, 0.2])  # of the source, and of three attempts
     looked: list[Tensor] = []
 
     def look(made: Tensor) -> Tensor:
@@ -285,7 +288,35 @@ def test_of_what_never_flips_the_nearest_attempt_is_kept() -> None:
     found = counterfactual_latents(
         GaussianData(0.0, 1.0), ALPHAS, latents, target, settings, "epsilon", look
     )
-    assert torch.equal(found, looked[1])
+    assert torch.equal(found, looked[2])
+
+
+def seen_as(*rows: tuple[float, float]) -> Callable[[Tensor], Tensor]:
+    """Says the probabilities of two findings in turn, of the source first."""
+    told = iter(rows)
+    return lambda _: torch.tensor([next(told)]).logit()
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ([(0.9, 0.5), (0.2, 0.5), (0.04, 0.9), (0.04, 0.6), (0.01, 0.7)], 3),  # the others least
+        ([(0.9, 0.5), (0.2, 0.5), (0.04, 0.51), (0.0, 0.5), (0.0, 0.5)], 2),  # good enough: stop
+        ([(0.9, 0.5), (0.2, 0.5), (0.1, 0.9), (0.3, 0.5), (0.4, 0.5)], 2),  # none is sure: nearest
+    ],
+)
+def test_each_attempt_draws_its_noise_and_the_best_is_kept(
+    told: list[tuple[float, float]], kept: int
+) -> None:
+    latents, target = sources(1), findings([False])
+    changes = {"inversion": False, "attempts": 4, "tolerance": 0.02, "noise_seed": 5}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
+    model = GaussianData(0.0, 1.0)
+    found = counterfactual_latents(
+        model, ALPHAS, latents, target, settings, "epsilon", seen_as(*told)
+    )
+    once = settings.model_copy(update={"noise_seed": 5 + kept - 1})
+    assert torch.equal(found, guided_latents(model, ALPHAS, latents, target, once, "epsilon"))
 
 
 @given(st.permutations(range(4)))
