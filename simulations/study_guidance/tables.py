@@ -92,7 +92,7 @@ def _table(
         cells = [f"**{name}**" if name == marked else name]
         cells += [format_estimate(row.figures[figure], spec) for _, figure, spec in shown]
         if costs:
-            cells += [f"{row.fid:.0f}", f"{row.sfid:.1f}", f"{row.seconds:.2f}"]
+            cells += [f"{row.fid:.0f}", f"{row.sfid:.0f}", f"{row.seconds:.2f}"]
         lines.append(cells)
     return markdown_table(["method", *headings], lines)
 
