@@ -114,10 +114,8 @@ class _Search:
         wish = self._target.rows(rows)
         seen = self._seen(made, wish)
         sure, moved = wish.confidence(seen), self._others_moved(wish, seen, self._before[rows])
-        enough, was_enough = (
-            sure >= self._settings.confidence,
-            (self._sure[rows] >= self._settings.confidence),
-        )
+        enough = sure >= self._settings.confidence
+        was_enough = self._sure[rows] >= self._settings.confidence
         nearer = torch.where(enough, moved < self._moved[rows], sure > self._sure[rows])
         better = (enough & ~was_enough) | ((enough == was_enough) & nearer)
         self.found[rows[better]] = made[better]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mediffusion_core.artifacts.style import (
@@ -56,40 +57,37 @@ def save_maps(
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(case.seed))
     chosen = sorted(order[:SHOWN].tolist())
     shown = [row for row in rows if row.explanation.name != CHANCE]
-    width = LABEL + (len(shown) + 1) * TILE + 0.15
-    height = HEAD + len(chosen) * ROW
+    width, height = LABEL + (len(shown) + 1) * TILE + 0.15, HEAD + len(chosen) * ROW
     with house_type():
         figure = new_figure(width, height)
         for line, at in enumerate(chosen):
             top = HEAD + line * ROW
-            seen = float(case.probabilities[at, case.index[at]])
-            figure.text(
-                0.1 / width, 1 - (top + 0.1) / height, names[at], weight="bold", va="top", size=7.5
-            )
-            figure.text(
-                0.1 / width, 1 - (top + 0.28) / height, f"p = {seen:.2f}", color=MUTED, va="top"
-            )
+            seen = f"p = {float(case.probabilities[at, case.index[at]]):.2f}"
+            left = 0.1 / width
+            figure.text(left, 1 - (top + 0.1) / height, names[at], weight="bold", size=7.5)
+            figure.text(left, 1 - (top + 0.28) / height, seen, color=MUTED, size=7.5)
             for column in range(len(shown) + 1):
-                box = (LABEL + column * TILE, top, TILE - 0.06, TILE - 0.06)
-                axes = figure.add_axes(
-                    (
-                        box[0] / width,
-                        1 - (box[1] + box[3]) / height,
-                        box[2] / width,
-                        box[3] / height,
-                    )
-                )
-                axes.set(xticks=[], yticks=[])
-                axes.spines[:].set(visible=True, color=RULE)
-                if not column:
-                    _image(axes, case.sources[at])
-                else:
+                axes = _tile(figure, LABEL + column * TILE, top)
+                if column:
                     _map(axes, shown[column - 1], at)
+                else:
+                    _image(axes, case.sources[at])
                 if bool(masks[at].any()):
                     axes.contour(masks[at].numpy(), levels=[0.5], colors=[INK], linewidths=0.7)
                 if not line:
-                    axes.set_title("image" if not column else shown[column - 1].explanation.name)
+                    title = shown[column - 1].explanation.name if column else "image"
+                    axes.set_title(title, size=7.5)
         save_figure(figure, path)
+
+
+def _tile(figure: Figure, left: float, top: float) -> Axes:
+    """Axes without ticks, a tile wide, at inches from the upper left corner."""
+    width, height = figure.get_size_inches()
+    side = TILE - 0.06
+    axes = figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=RULE)
+    return axes
 
 
 def _image(axes: Axes, image: Tensor) -> None:

@@ -1,8 +1,9 @@
 """`fed-mediffusion study explanations`: several methods' maps of the same decisions, by figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -16,7 +17,7 @@ from simulations.study_explanations.measure import agreement, differences, measu
 from simulations.study_explanations.methods import Case, explanations
 from simulations.study_explanations.pictures import save_curves, save_maps
 from simulations.study_explanations.tables import explanations_page
-from simulations.study_guidance.images import choose_images
+from simulations.study_guidance.images import StudyImages, choose_images
 from simulations.study_guidance.options import changed_guidance
 from simulations.trained_run import open_trained_run
 
@@ -45,35 +46,50 @@ def study_explanations(
     _check_captum()
     console = Console(stderr=True, soft_wrap=True)
     opened = open_trained_run(run, device, console)
-    model, settings, hospitals = opened.model, opened.settings, opened.hospitals
-    joint = settings.training.joint
+    joint = opened.settings.training.joint
     if not joint.diffusion_weight or not joint.classification_weight:
         raise UserError(f"the run {run} trained one half of its network, which explains nothing")
-    guidance = changed_guidance(settings.evaluation.counterfactual, overrides)
+    guidance = changed_guidance(opened.settings.evaluation.counterfactual, overrides)
     chosen = choose_images(
-        model, hospitals.test(), settings, hospitals, images, "explanations", additions=False
+        opened.model,
+        opened.hospitals.test(),
+        opened.settings,
+        opened.hospitals,
+        images,
+        "explanations",
+        additions=False,
     )
-    independent, opinion = independent_classifier(run, settings, hospitals, console)
-    seed = derive_seed(settings.seed, "explanations")
-    latents = model.encode(chosen.images)
-    case = Case(model, independent, guidance, latents, chosen.target, chosen.real, seed)
-    console.print(f"explaining {len(latents)} images")
-    found = explanations(case)
-    masks, groups = chosen.known.masks, chosen.groups
-    rows = [
-        measure(case, one, masks, groups, BOOTSTRAPS, seed)
-        for one in track(found, "measuring", console=console, transient=True)
-    ]
-    pairs = agreement(found, groups, BOOTSTRAPS, seed)
-    ahead = differences(rows, groups, BOOTSTRAPS, seed)
-    results = {
+    independent, opinion = independent_classifier(run, opened.settings, opened.hospitals, console)
+    seed = derive_seed(opened.settings.seed, "explanations")
+    latents = opened.model.encode(chosen.images)
+    case = Case(opened.model, independent, guidance, latents, chosen.target, chosen.real, seed)
+    about = {
         "run": run.resolve().name,
-        "seed": settings.seed,
+        "seed": opened.settings.seed,
         "commit": current_commit(),
         "images": len(latents),
-        "masks": int(masks.flatten(1).any(dim=1).sum()),
+        "masks": int(chosen.known.masks.flatten(1).any(dim=1).sum()),
         "guidance": guidance.model_dump(mode="json", exclude={"panel", "count"}),
         "independent": opinion,
+    }
+    return _compare(case, chosen, about, output, console)
+
+
+def _compare(
+    case: Case, chosen: StudyImages, about: Mapping[str, Any], output: Path, console: Console
+) -> Path:
+    """Explains, measures, and writes the page with what is known about the study."""
+    console.print(f"explaining {len(case.latents)} images")
+    masks, groups = chosen.known.masks, chosen.groups
+    found = explanations(case)
+    rows = [
+        measure(case, one, masks, groups, BOOTSTRAPS, case.seed)
+        for one in track(found, "measuring", console=console, transient=True)
+    ]
+    pairs = agreement(found, groups, BOOTSTRAPS, case.seed)
+    ahead = differences(rows, groups, BOOTSTRAPS, case.seed)
+    results = {
+        **about,
         "rows": [row.described() for row in rows],
         "ours_less": {
             name: {figure: asdict(one) for figure, one in figures.items()}
