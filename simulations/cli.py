@@ -26,6 +26,12 @@ Overrides = Annotated[
     typer.Argument(help="Settings to change, for example data=isic2019 federation.num_rounds=3."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Between = Annotated[
+    str,
+    typer.Option(
+        help="Two classes that exclude each other, as NV,MEL; the most frequent ones by default."
+    ),
+]
 
 
 @app.command(
@@ -346,6 +352,7 @@ def guidance(
     ours: Annotated[
         bool, typer.Option("--ours", help="Ours alone: no grid, no part left out, no reference.")
     ] = False,
+    between: Between = "",
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; guidance in the run by default.")
     ] = None,
@@ -361,7 +368,15 @@ def guidance(
     from simulations.study_guidance.study import study_guidance
 
     options = parse_options(
-        scales, starts, steps, reference, grid_images, images, overrides or [], ours_alone=ours
+        scales,
+        starts,
+        steps,
+        reference,
+        grid_images,
+        images,
+        overrides or [],
+        ours_alone=ours,
+        between=between,
     )
     print(study_guidance(run, options, output or run / "guidance", device))
 
@@ -374,6 +389,7 @@ def explanations(
         typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Test images a finding.")] = 10,
+    between: Between = "",
     output: Annotated[
         Path | None,
         typer.Option(help="Folder to write; study-explanations in the run by default."),
@@ -386,9 +402,10 @@ def explanations(
     printed is the page of results.
     """
     from simulations.study_explanations.study import study_explanations
+    from simulations.study_guidance.options import class_names
 
     folder = output or run / "study-explanations"
-    print(study_explanations(run, images, overrides or [], folder, device))
+    print(study_explanations(run, images, overrides or [], folder, device, class_names(between)))
 
 
 @app.command(

@@ -18,6 +18,8 @@ from mediffusion_core.evaluation.classification import class_scores
 
 ROWS = 128
 """Images in a pass forward and back."""
+CELLS = 7
+"""A side of the maps that Grad-CAM is taken from, at least."""
 
 
 class ImageClassifier(nn.Module):
@@ -37,8 +39,9 @@ def grad_cam(model: TrainedModel, images: Tensor, index: Tensor) -> Tensor:
     """Grad-CAM, (B, H, W), not negative.
 
     ReLU Σ_k α_k A_k, where α_k is the mean gradient of the score by map k (arXiv 1610.02391,
-    equations 1 and 2). The head reads the maps of every level of the encoder and not a last one
-    alone, so the sums at the last residual block of each level are enlarged and added up.
+    equations 1 and 2), enlarged. The head reads the maps of every level of the encoder, and the
+    last ones may have two cells a side; taken is the last residual block of the deepest level that
+    has maps of at least 7 x 7, the size in the networks that the method was made for.
 
     Args:
         model: The trained model.
@@ -49,12 +52,13 @@ def grad_cam(model: TrainedModel, images: Tensor, index: Tensor) -> Tensor:
 
     classifier = ImageClassifier(model)
     inputs = images.detach().clone().to(model.device).requires_grad_(True)
-    total = torch.zeros(len(images), 1, *images.shape[2:])
+    found: list[Tensor] = []
     for block in model.joint.unet.down_blocks:
         layer = LayerGradCam(classifier, block.resnets[-1])
         maps = layer.attribute(inputs, index.to(model.device)).detach().cpu()  # (B, 1, h, w)
-        total += F.interpolate(maps, size=images.shape[2:], mode="bilinear")
-    return total[:, 0].relu()
+        if not found or min(maps.shape[2:]) >= CELLS:
+            found = [maps]
+    return F.interpolate(found[0], size=images.shape[2:], mode="bilinear")[:, 0].relu()
 
 
 def integrated_gradients(

@@ -25,7 +25,7 @@ from simulations.study_explanations.measure import Row
 from simulations.study_explanations.methods import CHANCE, EXTERNAL, OURS, Case
 
 SHOWN = 8
-TILE, LABEL, HEAD, ROW = 1.35, 1.25, 0.55, 1.62
+TILE, LABEL, HEAD, ROW = 1.35, 1.65, 0.4, 1.62
 """Inches: side of a tile, width of the rows' names, height above the tiles, and of each row."""
 
 COLOURS = {

@@ -25,16 +25,22 @@ BOOTSTRAPS = 400
 
 
 def study_explanations(
-    run: Path, images: int, overrides: Sequence[str], output: Path, device: str
+    run: Path,
+    images: int,
+    overrides: Sequence[str],
+    output: Path,
+    device: str,
+    between: Sequence[str] = (),
 ) -> Path:
     """Explains test images by every method and measures the maps.
 
     Args:
         run: Folder of a finished run.
-        images: Images a finding, or a way between the two most frequent exclusive classes.
+        images: Images a finding, or a way between two exclusive classes.
         overrides: Changes of our guidance, as `steps=10`.
         output: Folder to write.
         device: As `resolve_device` takes it.
+        between: The two exclusive classes; without, the most frequent ones.
 
     Returns:
         The written page, `results.md`; beside it stand `results.json` and two pictures.
@@ -58,6 +64,7 @@ def study_explanations(
         images,
         "explanations",
         additions=False,
+        between=between,
     )
     independent, opinion = independent_classifier(run, opened.settings, opened.hospitals, console)
     seed = derive_seed(opened.settings.seed, "explanations")

@@ -15,6 +15,7 @@ from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactual_figures import Known
 from mediffusion_core.evaluation.counterfactuals import Panel, choose_panel
+from mediffusion_core.evaluation.wish import class_index
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 
@@ -56,11 +57,12 @@ def choose_images(
     name: str,
     *,
     additions: bool = True,
+    between: Sequence[str] = (),
 ) -> StudyImages:
     """Chooses images that the model classifies as they are labelled, by the run's seed.
 
     An image that the model gets wrong has nothing to flip. Each finding is removed from `per_wish`
-    images and added to as many; exclusive classes are changed between the two most frequent.
+    images and added to as many; exclusive classes are changed into each other, two of them.
 
     Args:
         model: The trained model.
@@ -70,9 +72,11 @@ def choose_images(
         per_wish: How many images a wish, at most.
         name: Of the choice; draws with the run's seed.
         additions: Whether findings are also added.
+        between: The two exclusive classes; without, the most frequent ones.
 
     Raises:
-        UserError: fewer than four images fit, or none is left to compare with.
+        UserError: `between` does not name two exclusive classes, fewer than four images fit, or
+            none is left to compare with.
     """
     classes, multi_label = model.classes, model.multi_label
     logits = model.logits(model.encode(images.take(torch.arange(len(images)))))
@@ -80,7 +84,15 @@ def choose_images(
     right = torch.where(seen == images.targets, images.targets, torch.nan)
     seed = derive_seed(settings.seed, "guidance", name)
     wishes = len(classes) * (1 + additions) if multi_label else 2
-    panel = choose_panel(right, classes, multi_label, per_wish * wishes, seed, additions=additions)
+    panel = choose_panel(
+        right,
+        classes,
+        multi_label,
+        per_wish * wishes,
+        seed,
+        additions=additions,
+        between=_two(between, classes, multi_label),
+    )
     others = _others(images, hospitals, panel.positions, seed)
     if len(panel.positions) < 4 or len(others) < 4:
         raise UserError(
@@ -99,6 +111,19 @@ def choose_images(
         images.take(chosen),
         images.targets[chosen],
     )
+
+
+def _two(
+    between: Sequence[str], classes: tuple[str, ...], multi_label: bool
+) -> tuple[int, int] | None:
+    if not between:
+        return None
+    if multi_label or len(set(between)) != 2 or len(between) != 2:
+        raise UserError(
+            f"--between {','.join(between)}: allowed are two classes that exclude each other"
+        )
+    first, second = (class_index(name, classes) for name in between)
+    return first, second
 
 
 def _as_seen(logits: Tensor, multi_label: bool) -> Tensor:

@@ -26,6 +26,8 @@ class Options:
     """Changes of our guidance, as `steps=10`."""
     ours_alone: bool = False
     """Without grid, without parts left out, without the published procedure."""
+    between: tuple[str, ...] = ()
+    """Two exclusive classes; the most frequent ones where none is named."""
 
 
 def parse_options(
@@ -38,6 +40,7 @@ def parse_options(
     overrides: Sequence[str],
     *,
     ours_alone: bool = False,
+    between: str = "",
 ) -> Options:
     """The options as the command line has them: numbers with commas, the reference as `s:t`.
 
@@ -60,7 +63,13 @@ def parse_options(
         images=images,
         overrides=tuple(overrides),
         ours_alone=ours_alone,
+        between=class_names(between),
     )
+
+
+def class_names(between: str) -> tuple[str, ...]:
+    """Names with commas."""
+    return tuple(between.split(",")) if between else ()
 
 
 def changed_guidance(

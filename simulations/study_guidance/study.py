@@ -105,7 +105,9 @@ def _benches(
     }
     benches = {}
     for name, (images, per_wish) in sets.items():
-        chosen = choose_images(model, images, settings, hospitals, per_wish, name)
+        chosen = choose_images(
+            model, images, settings, hospitals, per_wish, name, between=options.between
+        )
         benches[name] = Bench(
             model, chosen, independent, extractor, spatial, perceptual, BOOTSTRAPS
         )

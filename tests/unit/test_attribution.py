@@ -78,23 +78,27 @@ def test_the_draws_are_the_seeds_and_nobody_elses() -> None:
 
 
 class Pooled(nn.Module):
-    """Two convolutions of one pixel, each followed by a mean; the logit is the sum of both."""
+    """Three convolutions, the last on half of the positions; the logit is the sum of all means."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first = nn.Conv2d(1, 3, 1, bias=False)
         self.second = nn.Conv2d(3, 2, 1, bias=False)
-        blocks = [SimpleNamespace(resnets=[self.first]), SimpleNamespace(resnets=[self.second])]
+        self.third = nn.Conv2d(2, 2, 2, stride=2, bias=False)
+        layers = (self.first, self.second, self.third)
+        blocks = [SimpleNamespace(resnets=[layer]) for layer in layers]
         self.unet = SimpleNamespace(down_blocks=blocks)
 
     def classify(self, latents: Tensor) -> Tensor:
         first = self.first(latents)
         second = self.second(first)
-        return first.mean(dim=(1, 2, 3))[:, None] + second.mean(dim=(1, 2, 3))[:, None]
+        maps = (first, second, self.third(second))
+        return torch.stack([one.mean(dim=(1, 2, 3)) for one in maps]).sum(dim=0)[:, None]
 
 
-def test_grad_cam_weighs_each_map_by_its_mean_gradient() -> None:
+def test_grad_cam_weighs_the_deepest_maps_that_show_a_place() -> None:
+    """Of 8 x 8 and not of 4 x 4, each map by its mean gradient."""
     joint = Pooled()
     model: Any = SimpleNamespace(
         codec=SimpleNamespace(encode=lambda images: images),
@@ -102,14 +106,13 @@ def test_grad_cam_weighs_each_map_by_its_mean_gradient() -> None:
         multi_label=True,
         device=torch.device("cpu"),
     )
-    images = draw(2, 1, 4, 4) * 4 - 2
+    images = draw(2, 1, 8, 8) * 4 - 2
     maps = grad_cam(model, images, torch.zeros(2, dtype=torch.long))
     with torch.no_grad():
-        first = joint.first(images)
-        second = joint.second(first)
-        # Of the first map, directly and through the second: every position has the same slope.
-        slope = 1 / (3 * 16) + joint.second.weight[:, :, 0, 0].sum(dim=0) / (2 * 16)
-        expected = (first * slope[:, None, None]).sum(dim=1) + second.sum(dim=1) / (2 * 16)
+        second = joint.second(joint.first(images))  # (2, 2, 8, 8)
+        # Directly, and through the third convolution, which has a quarter of the positions.
+        slope = 1 / (2 * 64) + joint.third.weight.sum(dim=(0, 2, 3)) / 4 / (2 * 16)
+        expected = (second * slope[:, None, None]).sum(dim=1)
     torch.testing.assert_close(maps, expected.relu(), rtol=1e-4, atol=1e-6)
     assert not images.requires_grad and not maps.requires_grad
     assert (maps == 0).any() and (maps > 0).any()

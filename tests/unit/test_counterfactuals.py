@@ -48,6 +48,17 @@ def test_without_additions_every_image_has_what_is_asked_about() -> None:
     assert (targets[panel.positions, panel.target.index] == 1).all()
 
 
+def test_exclusive_classes_are_those_that_are_named_or_the_most_frequent() -> None:
+    targets = torch.eye(3)[[0, 0, 0, 1, 1, 2, 2]]
+    targets[4] = NAN
+
+    def asked(between: tuple[int, int] | None) -> set[str]:
+        return set(choose_panel(targets, ("a", "b", "c"), False, 9, 0, between=between).names)
+
+    assert asked(None) == {"a → c", "c → a"}
+    assert asked((1, 0)) == {"a → b", "b → a"}
+
+
 @pytest.fixture(scope="module")
 def model(tiny: tuple[str, ...]) -> TrainedModel:
     settings = compose("config", tiny)

@@ -178,6 +178,13 @@ def test_the_independent_classifier_is_trained_once(run: Path) -> None:
     torch.testing.assert_close(first.logits(images), again.logits(images))
 
 
+def test_findings_are_not_changed_between(run: Path, tmp_path: Path) -> None:
+    options = parse_options("1", "0.1", "2", "", 1, 1, [], between="Nodule,Effusion")
+    assert options.between == ("Nodule", "Effusion")
+    with pytest.raises(UserError, match="--between Nodule,Effusion: allowed are two classes that"):
+        study_guidance(run, options, tmp_path / "out", "cpu")
+
+
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     options = parse_options("1", "0.1", "2", "", 1, 1, [])
     with pytest.raises(UserError, match="does not exist"):
