@@ -43,7 +43,8 @@ def guidance_page(results: Mapping[str, Any], grid: Sequence[Row], rows: Sequenc
         _table(rows, [*MAIN, PERCEIVED], costs=True),
         "*flipped*: by the model; *independent*: by the other classifier, of images that both saw "
         "right; *target*: change of the probability asked for; *others*: mean change of the "
-        "probabilities of the other classes; *LPIPS* with AlexNet, to the source "
+        "probabilities of the other classes, of exclusive ones that which was there among them; "
+        "*LPIPS* with AlexNet, to the source "
         "([1801.03924](https://arxiv.org/abs/1801.03924)); *sFID* by maps that know where things "
         "are ([2103.03841](https://arxiv.org/abs/2103.03841)), of EfficientNet-Lite0.",
         "## Where the change is, and what it needs",
