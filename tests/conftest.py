@@ -80,10 +80,12 @@ TINY = (
     "evaluation.counterfactual.closeness=0.1",
     "evaluation.counterfactual.attempts=2",
     "evaluation.counterfactual.confidence=0.95",
+    "evaluation.counterfactual.tolerance=1.0",
     "evaluation.counterfactual.mask_threshold=0.5",
     "evaluation.counterfactual.hold=1.0",
     "evaluation.counterfactual.inversion=true",
     "evaluation.counterfactual.noise_seed=0",
+    "evaluation.counterfactual.solver=ddim",
 )
 
 

@@ -19,7 +19,7 @@ from mediffusion_core.data.images import ImageError, fit, to_8_bit
 from mediffusion_core.diffusion.scheduler import EvenDDIMScheduler, build_scheduler
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import Counterfactuals, make_counterfactuals
-from mediffusion_core.evaluation.wish import class_index, wish_for
+from mediffusion_core.evaluation.wish import class_indices, wish_for
 from mediffusion_core.model import Autoencoder, JointUNet, LatentCodec
 from mediffusion_core.model.joint_unet import map_widths
 from mediffusion_core.settings import CounterfactualSettings, Settings
@@ -189,7 +189,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
     def explain(
         self,
         images: Pictures,
-        target: str,
+        target: str | Sequence[str],
         present: bool | None = None,
         guidance: CounterfactualSettings | None = None,
     ) -> Counterfactuals:
@@ -197,9 +197,10 @@ class JointDiffusionPipeline(DiffusionPipeline):
 
         Args:
             images: N images.
-            target: A class. If classes exclude each other, what the images should become.
-            present: Of several findings, whether the images should have it; by default it is
-                removed where the model sees it and added where it does not.
+            target: A class. If classes exclude each other, what the images should become; else it
+                may be several, which change at once while the others are held.
+            present: Of findings, whether the images should have them; by default each is removed
+                where the model sees it and added where it does not.
             guidance: How hard the classifier pulls; as the run's settings say by default.
 
         Returns:
@@ -208,12 +209,14 @@ class JointDiffusionPipeline(DiffusionPipeline):
             which have `flipped` (N,).
 
         Raises:
-            UserError: as `classify`; if the target is no class, or an exclusive one to be absent.
+            UserError: as `classify`; if the target is no class, names one twice or several that
+                exclude each other, or if an exclusive one is to be absent.
         """
-        index = class_index(target, self.classes)
         model = self.trained
+        names = [target] if isinstance(target, str) else target
+        indices = class_indices(names, self.classes, model.multi_label)
         batch = _as_batch(images, model.settings)
-        wish = wish_for(index, model.classify(batch), model.multi_label, present)
+        wish = wish_for(indices, model.classify(batch), model.multi_label, present)
         guidance = guidance or model.settings.evaluation.counterfactual
         return make_counterfactuals(model, batch, wish, guidance)
 

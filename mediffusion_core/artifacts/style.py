@@ -32,6 +32,8 @@ DIFFERENCE = LinearSegmentedColormap.from_list(
 )
 """Darker than before is blue, brighter is terracotta; told apart with every colour vision."""
 
+HEAT = LinearSegmentedColormap.from_list("heat", [PAPER, "#f6dfc4", OCHRE, TERRACOTTA, "#5c1a12"])
+
 SMALLEST_TILE, LARGEST_TILE = 128, 256
 
 TYPE: Mapping[str, Any] = {

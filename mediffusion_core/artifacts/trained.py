@@ -76,6 +76,21 @@ class TrainedModel:
         """Calibrated probabilities (N, classes) of images (N, C, H, W)."""
         return self.probabilities(self.logits(self.encode(images)))
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the head reads of clean images (N, C, H, W): pooled maps (N, F), on the CPU."""
+        found: list[Tensor] = []
+        pooling = self.joint.head.get_submodule("pooling")
+        hook = pooling.register_forward_hook(
+            lambda _module, _maps, pooled: found.append(pooled.cpu())
+        )
+        try:
+            for part in images.split(BATCH):
+                self.joint.classify(self.encode(part))
+        finally:
+            hook.remove()
+        return torch.cat(found)
+
     def sample(self, count: int, steps: int, seed: int) -> Tensor:
         """New images (count, C, H, W), the same for the same seed."""
         generator = torch.Generator().manual_seed(seed)

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.images import ImageError, fit
 from mediffusion_core.data.readers import read_source
-from mediffusion_core.data.readers.phantom import finding_mask, without_finding
+from mediffusion_core.data.readers.phantom import finding_mask, with_finding, without_finding
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Settings
 
 Truth = Callable[[int, str], NDArray[np.uint8] | None]
-"""Row of the store and a finding, to the pixels (S, S) of the same patient without it."""
+"""Row of the store and a finding, to the pixels (S, S) of the same patient without or with it."""
 
 Where = Callable[[int, str], NDArray[np.bool_] | None]
 """Row of the store and a finding, to the pixels (S, S) where it is."""
@@ -21,14 +21,26 @@ Where = Callable[[int, str], NDArray[np.bool_] | None]
 
 def patients_without(settings: Settings, hospitals: Hospitals) -> Truth | None:
     """The same patients without a finding, as their scanners show them; None but for phantoms."""
+    return _redrawn(settings, hospitals, without_finding)
+
+
+def patients_with(settings: Settings, hospitals: Hospitals) -> Truth | None:
+    """The same patients with a finding: one of many ways to have it; None but for phantoms."""
+    return _redrawn(settings, hospitals, with_finding)
+
+
+def _redrawn(
+    settings: Settings,
+    hospitals: Hospitals,
+    draw: Callable[[int, str, str, int], NDArray[np.uint8]],
+) -> Truth | None:
     if settings.data.source != "phantom":
         return None
     ids = hospitals.store.image_ids
     size = settings.data.image_size
 
     def truth(row: int, finding: str) -> NDArray[np.uint8]:
-        drawn = without_finding(settings.seed, ids[row], finding, size)
-        return hospitals.as_scanned(row, drawn)
+        return hospitals.as_scanned(row, draw(settings.seed, ids[row], finding, size))
 
     return truth
 

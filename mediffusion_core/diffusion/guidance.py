@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.diffusion.noise_process import (
-    ddim_step,
     descending_timesteps,
     noise_from,
     predict_clean,
 )
+from mediffusion_core.diffusion.solvers import solver_steps
 from mediffusion_core.diffusion.source_path import (
+    SourcePath,
     change_mask,
     inverted_path,
     logits_along,
     noised_path,
+    seen_along,
 )
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.model import JointUNet
@@ -44,12 +46,14 @@ def counterfactual_latents(
     prediction: Prediction,
     look: Look | None = None,
 ) -> Tensor:
-    """Latents of near images that the classifier assigns to the target, by a search for the least.
+    """Latents of near images that the classifier assigns to the target, by a search.
 
-    Attempt k of `settings.attempts` starts at k / attempts of the noise level and pulls with as
-    much of the scale, so that most images are changed no more than they need to be; only images
-    that no attempt has brought to `settings.confidence` go on to the next. Of an image that none
-    has, the attempt that came nearest is kept.
+    With inversion, attempt k of `settings.attempts` starts at k / attempts of the noise level and
+    pulls with as much of the scale: the search for the least change that is enough. With drawn
+    noise each attempt draws another one, at full strength. Only images that no attempt has brought
+    to `settings.confidence`, with the other findings moved by no more than `settings.tolerance` in
+    the mean, go on to the next. Of several attempts with the confidence the one that moved the
+    others least is kept, of none the one that came nearest.
 
     Args:
         model: The joint UNet, in evaluation mode.
@@ -63,25 +67,71 @@ def counterfactual_latents(
     Returns:
         (B, c, h, w).
     """
-    look = look or model.classify
-    found = latents.clone()
-    best = torch.full((len(latents),), -1.0, device=latents.device)
+    search = _Search(latents, target, settings, look or model.classify)
+    mask = None
+    if not settings.inversion:  # then it is the same for every draw
+        mask = source_mask(model, alphas_cumprod, latents, target, settings, prediction)
     for attempt in range(1, settings.attempts + 1):
-        open_rows = (best < settings.confidence).nonzero().flatten()
-        if not len(open_rows):
+        rows = search.open_rows()
+        if not len(rows):
             break
-        part = attempt / settings.attempts
-        tried = settings.model_copy(
-            update={"start": settings.start * part, "scale": settings.scale * part}
-        )
-        wish = target.rows(open_rows)
-        made = guided_latents(model, alphas_cumprod, latents[open_rows], wish, tried, prediction)
-        with torch.no_grad():
-            sure = wish.confidence(wish.probabilities(look(made).to(made.device)))
-        better = sure > best[open_rows]
-        found[open_rows[better]] = made[better]
-        best[open_rows[better]] = sure[better]
-    return found
+        tried, wish = _of_attempt(settings, attempt), target.rows(rows)
+        part = None if mask is None else mask[rows]
+        made = guided_latents(model, alphas_cumprod, latents[rows], wish, tried, prediction, part)
+        search.keep_better(rows, made)
+    return search.found
+
+
+def _of_attempt(settings: CounterfactualSettings, attempt: int) -> CounterfactualSettings:
+    """What the k-th attempt of a search is made with, k from 1."""
+    if not settings.inversion:
+        return settings.model_copy(update={"noise_seed": settings.noise_seed + attempt - 1})
+    part = attempt / settings.attempts
+    return settings.model_copy(
+        update={"start": settings.start * part, "scale": settings.scale * part}
+    )
+
+
+class _Search:
+    """The best that has been found for each image so far."""
+
+    def __init__(
+        self, latents: Tensor, target: Target, settings: CounterfactualSettings, look: Look
+    ) -> None:
+        self.found = latents.clone()
+        self._target, self._settings, self._look = target, settings, look
+        self._before = self._seen(latents, target)
+        self._sure = torch.full((len(latents),), -1.0, device=latents.device)
+        self._moved = torch.full((len(latents),), torch.inf, device=latents.device)
+
+    def open_rows(self) -> Tensor:
+        """Positions of the images that are not yet as was asked, (n,)."""
+        done = (self._sure >= self._settings.confidence) & (self._moved <= self._settings.tolerance)
+        return (~done).nonzero().flatten()
+
+    def keep_better(self, rows: Tensor, made: Tensor) -> None:
+        """Takes latents (n, c, h, w) of images at positions (n,), where they are an improvement."""
+        wish = self._target.rows(rows)
+        seen = self._seen(made, wish)
+        sure, moved = wish.confidence(seen), self._others_moved(wish, seen, self._before[rows])
+        enough = sure >= self._settings.confidence
+        was_enough = self._sure[rows] >= self._settings.confidence
+        nearer = torch.where(enough, moved < self._moved[rows], sure > self._sure[rows])
+        better = (enough & ~was_enough) | ((enough == was_enough) & nearer)
+        self.found[rows[better]] = made[better]
+        self._sure[rows[better]], self._moved[rows[better]] = sure[better], moved[better]
+
+    @torch.no_grad()
+    def _seen(self, latents: Tensor, target: Target) -> Tensor:
+        return target.probabilities(self._look(latents).to(latents.device))
+
+    @staticmethod
+    def _others_moved(target: Target, seen: Tensor, before: Tensor) -> Tensor:
+        """Mean change of the other findings, (n,); of exclusive classes none is held, 0."""
+        others = ~target.named(seen.shape[1])
+        if not target.multi_label or not bool(others.any()):
+            return torch.zeros(len(seen), device=seen.device)
+        return ((seen - before).abs() * others).sum(dim=1) / others.sum(dim=1)
 
 
 def guided_latents(
@@ -91,6 +141,7 @@ def guided_latents(
     target: Target,
     settings: CounterfactualSettings,
     prediction: Prediction,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """One attempt: up to `start` and back under guidance, for all images alike.
 
@@ -101,20 +152,59 @@ def guided_latents(
     outside the mask each step ends on the source's path (arXiv 2201.09865, eq. 8). An image whose
     target is sure is not pulled.
 
-    Takes and returns what `counterfactual_latents` does.
+    Takes and returns what `counterfactual_latents` does, and takes the mask (B, 1, h, w) where it
+    is known, as `source_mask` finds it.
     """
+    timesteps = _timesteps(alphas_cumprod, settings)
+    if settings.inversion:
+        path = inverted_path(model, alphas_cumprod, latents, timesteps, prediction)
+        source_logits, saliency = logits_along(model, path, target)
+        mask = change_mask(saliency, settings.mask_threshold)
+    else:
+        path = noised_path(alphas_cumprod, latents, timesteps, settings.noise_seed)
+        source_logits = seen_along(model, path)
+        if mask is None:
+            mask = source_mask(model, alphas_cumprod, latents, target, settings, prediction)
+    return _way_back(model, alphas_cumprod, path, source_logits, mask, target, settings, prediction)
+
+
+def source_mask(
+    model: JointUNet,
+    alphas_cumprod: Tensor,
+    latents: Tensor,
+    target: Target,
+    settings: CounterfactualSettings,
+    prediction: Prediction,
+) -> Tensor:
+    """Where the images may change, (B, 1, h, w): where the head looks along their inverted paths.
+
+    A drawn noise would draw the mask, too. Takes what `counterfactual_latents` does.
+    """
+    timesteps = _timesteps(alphas_cumprod, settings)
+    path = inverted_path(model, alphas_cumprod, latents, timesteps, prediction)
+    return change_mask(logits_along(model, path, target)[1], settings.mask_threshold)
+
+
+def _timesteps(alphas_cumprod: Tensor, settings: CounterfactualSettings) -> list[int]:
     start = round(settings.start * (len(alphas_cumprod) - 1))
-    timesteps = descending_timesteps(start, settings.steps)
-    path = (
-        inverted_path(model, alphas_cumprod, latents, timesteps, prediction)
-        if settings.inversion
-        else noised_path(alphas_cumprod, latents, timesteps, settings.noise_seed)
-    )
-    source_logits, saliency = logits_along(model, path, target)
-    mask = change_mask(saliency, settings.mask_threshold)  # (B, 1, h, w)
+    return descending_timesteps(start, settings.steps)
+
+
+def _way_back(
+    model: JointUNet,
+    alphas_cumprod: Tensor,
+    path: SourcePath,
+    source_logits: list[Tensor],
+    mask: Tensor,
+    target: Target,
+    settings: CounterfactualSettings,
+    prediction: Prediction,
+) -> Tensor:
+    """From the path's noisiest level to clean latents (B, c, h, w), step by step."""
+    timesteps, latents = path.timesteps, path.latents[-1]
     current = path.latents[0]
-    after = [*timesteps[1:], -1]
-    for step, (now, then) in enumerate(zip(timesteps, after, strict=True)):
+    taken = solver_steps(settings.solver, alphas_cumprod, timesteps)
+    for step, now in enumerate(timesteps):
         alpha_bar = alphas_cumprod[now]
         output, pull = _pulled(model, current, now, target, source_logits[step], mask, settings)
         noise_pred = noise_from(output, current, alpha_bar, prediction)
@@ -122,8 +212,7 @@ def guided_latents(
         clean = predict_clean(current, noise_pred, alpha_bar)
         clean = clean + settings.closeness * (latents - clean)
         noise_pred = (current - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-        previous = alphas_cumprod[then] if then >= 0 else alphas_cumprod.new_ones(())
-        current = ddim_step(current, noise_pred, alpha_bar, previous)
+        current = taken(step, current, noise_pred)
         current = mask * current + (1 - mask) * path.latents[step + 1]
     return current
 

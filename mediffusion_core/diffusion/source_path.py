@@ -82,6 +82,15 @@ def logits_along(model: JointUNet, path: SourcePath, target: Target) -> tuple[li
     return logits, total / len(path.timesteps)
 
 
+@torch.no_grad()
+def seen_along(model: JointUNet, path: SourcePath) -> list[Tensor]:
+    """What the head says of the source at each level, K logits (B, C)."""
+    return [
+        model.classify(latents, torch.full((len(latents),), now, device=latents.device))
+        for now, latents in zip(path.timesteps, path.latents, strict=False)
+    ]
+
+
 def change_mask(saliency: Tensor, threshold: float) -> Tensor:
     """Where a counterfactual may differ from its source, 1, and where it must not, 0.
 

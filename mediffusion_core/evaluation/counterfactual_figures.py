@@ -87,11 +87,15 @@ def effect_figures(
 ) -> Columns:
     """How little of the image the effect needs: `cout` and `minimality`, after `transition`.
 
+    Minimality holds the change against the ways to other patients' images, by the features that
+    the head reads. By latents it would be log(1 + e) for everyone: two patients differ at every
+    place, so that no counterfactual comes near another one, or near the target's.
+
     Args:
         model: Whose counterfactuals they are.
         made: The counterfactuals.
         target: What was asked for; of several findings, real images are compared by the first.
-        real: Latents of real images, (m, c, h, w).
+        real: Real images, (m, C, H, W).
         labels: Of the real images, (m, classes), nan where missing.
     """
 
@@ -111,7 +115,9 @@ def effect_figures(
 def _minimality(
     model: TrainedModel, made: Counterfactuals, target: Target, real: Tensor, labels: Tensor
 ) -> Tensor:
-    sources, changed = model.encode(made.sources).cpu(), model.encode(made.images).cpu()
+    sources, changed, others = (
+        model.features(images) for images in (made.sources, made.images, real)
+    )
     index = target.index.reshape(len(sources), -1)[:, 0]
     present = target.present.reshape(len(sources), -1)[:, 0].to(labels.dtype)
     found = torch.full((len(sources),), torch.nan, dtype=torch.float64)
@@ -123,7 +129,7 @@ def _minimality(
         if bool(as_asked.any()) and bool(as_it_was.any()):
             one = slice(row, row + 1)
             found[one] = latent_divergence(
-                sources[one], changed[one], real[as_it_was], real[as_asked]
+                sources[one], changed[one], others[as_it_was], others[as_asked]
             )
     return found
 
@@ -131,13 +137,19 @@ def _minimality(
 def summarise(
     columns: Mapping[str, Tensor], groups: Sequence[str], num_bootstraps: int, seed: int
 ) -> dict[str, Estimate]:
-    """Mean of each figure with its interval over patients; `inside_outside` is a ratio of means."""
+    """Mean of each figure with its interval over patients, and two ratios of means.
+
+    `inside_outside`: the change of a pixel inside the mask and outside. `extent`: the change, and
+    that which the same patient as asked for would have been; 1 is as much as it takes.
+    """
     figures = {
         name: estimate_mean(values, groups, num_bootstraps, seed)
         for name, values in columns.items()
     }
     inside, outside = columns["inside"], columns["outside"]
     figures["inside_outside"] = estimate_ratio(inside, outside, groups, num_bootstraps, seed)
+    change, true_change = columns["l1"], columns["truth_l1_source"]
+    figures["extent"] = estimate_ratio(change, true_change, groups, num_bootstraps, seed)
     return figures
 
 

@@ -23,13 +23,20 @@ class Panel:
 
 
 def choose_panel(
-    targets: Tensor, classes: tuple[str, ...], multi_label: bool, count: int, seed: int
+    targets: Tensor,
+    classes: tuple[str, ...],
+    multi_label: bool,
+    count: int,
+    seed: int,
+    *,
+    additions: bool = True,
+    between: tuple[int, int] | None = None,
 ) -> Panel:
     """Chooses a panel of up to `count` images from a test set's labels.
 
     Multi-label: every class in turn, removed from an image that has it, then added to one that
-    has not. Exclusive: between the two most frequent classes, both ways in turn. No image is
-    asked for twice.
+    has not. Exclusive: between two classes, by default the most frequent ones, both ways in turn.
+    No image is asked for twice.
 
     Args:
         targets: (N, C) in {0, 1}, NaN where missing.
@@ -37,10 +44,15 @@ def choose_panel(
         multi_label: Whether the classes are independent.
         count: How many images at most.
         seed: Chooses among the images that fit.
+        additions: Whether findings are also added; without, every image has what is asked about.
+        between: The two exclusive classes.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(targets), generator=generator)
-    wishes = _multi_label_wishes(classes) if multi_label else _exclusive_wishes(targets)
+    if multi_label:
+        wishes = _multi_label_wishes(classes, additions)
+    else:
+        wishes = _exclusive_wishes(between or _most_frequent(targets))
     pools = {wish: order[targets[order, wish[0]] == wish[1]].tolist() for wish in wishes}
     chosen: list[tuple[int, int, bool, str]] = []
     used: set[int] = set()
@@ -70,16 +82,20 @@ Wish = tuple[int, int, int]
 """An image whose label at the first index has the given value shall change at the last index."""
 
 
-def _multi_label_wishes(classes: tuple[str, ...]) -> list[Wish]:
+def _multi_label_wishes(classes: tuple[str, ...], additions: bool) -> list[Wish]:
     removed = [(index, 1, index) for index in range(len(classes))]
-    added = [(index, 0, index) for index in range(len(classes))]
+    added = [(index, 0, index) for index in range(len(classes)) if additions]
     return removed + added
 
 
-def _exclusive_wishes(targets: Tensor) -> list[Wish]:
-    frequent = targets.nan_to_num().sum(dim=0).argsort(descending=True)[:2].tolist()
-    first, second = frequent
+def _exclusive_wishes(between: tuple[int, int]) -> list[Wish]:
+    first, second = between
     return [(second, 1, first), (first, 1, second)]
+
+
+def _most_frequent(targets: Tensor) -> tuple[int, int]:
+    first, second, *_ = targets.nan_to_num().sum(dim=0).argsort(descending=True).tolist()
+    return first, second
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,28 @@ from torch import Tensor
 STEPS = 10
 
 
-def transition_images(sources: Tensor, made: Tensor, steps: int = STEPS) -> Tensor:
-    """From source to counterfactual, the pixels that change most first; (steps + 1, B, C, H, W).
+def replaced_by_rank(images: Tensor, others: Tensor, maps: Tensor, steps: int) -> Tensor:
+    """From one image to another, pixel by pixel; (steps + 1, B, C, H, W).
 
-    Image k has the k / steps of the pixels that change most from the counterfactual, and the rest
-    from the source.
+    Image k has the k / steps of the pixels with the largest values in the map from the other image,
+    and the rest from the first.
+
+    Args:
+        images: (B, C, H, W).
+        others: (B, C, H, W).
+        maps: Which pixels come first, (B, H, W); of equal ones the upper left.
+        steps: How many parts the way has.
     """
-    change = (made - sources).abs().sum(dim=1).flatten(1)  # (B, H·W)
-    rank = change.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    pixels = rank.reshape(len(sources), 1, *sources.shape[2:])
-    limits = torch.linspace(0, change.shape[1], steps + 1).round()
-    return torch.stack([torch.where(pixels < limit, made, sources) for limit in limits])
+    flat = maps.flatten(1)  # (B, H·W)
+    rank = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    pixels = rank.reshape(len(images), 1, *images.shape[2:])
+    limits = torch.linspace(0, flat.shape[1], steps + 1).round()
+    return torch.stack([torch.where(pixels < limit, others, images) for limit in limits])
+
+
+def transition_images(sources: Tensor, made: Tensor, steps: int = STEPS) -> Tensor:
+    """From source to counterfactual, the pixels that change most first; (steps + 1, B, C, H, W)."""
+    return replaced_by_rank(sources, made, (made - sources).abs().sum(dim=1), steps)
 
 
 def transition_score(
@@ -52,13 +63,13 @@ def latent_divergence(
     source, S_target those of the source to real images that are as was asked, and S_source to
     real images that are as the source was. Between log 2 and log 2e, small where the change stays
     below the way to a real image of the target and beyond that to one's own kind. Distances are
-    L1 between latents, without a model of their spread.
+    L1 between features, without a model of their spread.
 
     Args:
-        sources: Latents (B, c, h, w).
-        made: Latents of the counterfactuals (B, c, h, w).
-        like_source: Latents of real images (M, c, h, w).
-        like_target: Latents of real images (N, c, h, w).
+        sources: Features (B, ...).
+        made: Features of the counterfactuals (B, ...).
+        like_source: Features of real images (M, ...).
+        like_target: Features of real images (N, ...).
 
     Returns:
         (B,), nan where there are no such real images.

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.artifacts.trained import TrainedModel
-from mediffusion_core.diffusion.external_guidance import externally_guided_latents
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.evaluation.counterfactuals import Panel, make_counterfactuals
-from simulations.rivals.network import PixelClassifier, normalised
+from simulations.external_guidance import external_latents
+from simulations.rivals.network import PixelClassifier
 
 OURS, EXTERNAL = "ours", "external"
 METHODS = (OURS, EXTERNAL)
@@ -38,25 +38,7 @@ def make_pairs(
     """
     guidance = model.settings.evaluation.counterfactual
     ours = make_counterfactuals(model, images, target, guidance)
-    latents = model.encode(images)
-    network = external.network.to(model.device).eval()
-
-    def classifier(clean: Tensor) -> Tensor:
-        logits: Tensor = network(normalised(model.codec.decode(clean)))
-        return logits
-
-    made = externally_guided_latents(
-        model.joint,
-        model.alphas_cumprod,
-        latents,
-        target.to(model.device),
-        classifier,
-        start=guidance.start,
-        steps=guidance.steps,
-        scale=guidance.scale,
-        closeness=guidance.closeness,
-        prediction=model.settings.diffusion.prediction,
-    )
+    made = external_latents(model, external, model.encode(images), target)
     return Pairs(ours.sources, {OURS: ours.images, EXTERNAL: model.decode(made)})
 
 

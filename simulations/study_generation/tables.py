@@ -1,10 +1,10 @@
 """The study's page, in Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mediffusion_core.artifacts.provenance import shorten
-from simulations.figures import format_figure
+from simulations.figures import format_figure, markdown_table
 
 DIGITS = {"fid": ".0f", "kid": ".4f"}
 HEADS = {
@@ -26,14 +26,14 @@ def generation_page(results: Mapping[str, Any]) -> str:
         f"set has {results['count']} images and is held against {results['count']} real test "
         f"images by {results['extractor']} features; intervals are 95 %, from "
         f"{results['half_samples']} half-samples (delete-half jackknife, by patients).",
-        _table(["images", *HEADS.values()], [_distances(row) for row in rows]),
+        markdown_table(["images", *HEADS.values()], [_distances(row) for row in rows]),
         "*Real* are other patients' test images: what a perfect generator would score. FID, "
         "[1706.08500](https://arxiv.org/abs/1706.08500); KID, "
         "[1801.01401](https://arxiv.org/abs/1801.01401); precision and recall, k = 3, "
         "[1904.06991](https://arxiv.org/abs/1904.06991); density and coverage, k = 5, "
         "[2002.09797](https://arxiv.org/abs/2002.09797).",
         "## Copies of training images",
-        _table(
+        markdown_table(
             [
                 "images",
                 "distance to the nearest training image, median",
@@ -73,7 +73,9 @@ def _useful(rows: Mapping[str, Any]) -> list[str]:
         table.append([name, str(row["images"]), auc, paired])
     return [
         "## Training on drawn images",
-        _table(["trained on", "images", "macro AUC on real test images", "against real"], table),
+        markdown_table(
+            ["trained on", "images", "macro AUC on real test images", "against real"], table
+        ),
         "A ResNet-18 for equally many steps on the labelled training images of all sites, on as "
         "many class-guided samples with labels drawn from theirs, and on both "
         "([1905.10887](https://arxiv.org/abs/1905.10887)); differences are paired over resampled "
@@ -98,8 +100,3 @@ def _copies(row: Mapping[str, Any]) -> list[str]:
 def _pictures(row: Mapping[str, Any]) -> str:
     lines = [f"![{row['name']}]({name})" for name in row["pictures"]]
     return f"### {row['name']}\n\n" + "\n\n".join(lines)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

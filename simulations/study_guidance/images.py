@@ -10,11 +10,12 @@ from torch import Tensor
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.image_set import ImageSet, joined
-from mediffusion_core.data.known import finding_regions, patients_without
+from mediffusion_core.data.known import finding_regions, patients_with, patients_without
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactual_figures import Known
 from mediffusion_core.evaluation.counterfactuals import Panel, choose_panel
+from mediffusion_core.evaluation.wish import class_index
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 
@@ -28,6 +29,9 @@ class StudyImages:
     panel: Panel
     groups: tuple[str, ...]
     known: Known
+    shown: Tensor
+    """The same patients as they were asked to become, (n, C, H, W), with a finding that was to come
+    in one of many ways to have it; nan where not known. For the eye: no figure is of additions."""
     real: Tensor
     """Images of other patients, (m, C, H, W)."""
     real_labels: Tensor
@@ -51,11 +55,14 @@ def choose_images(
     hospitals: Hospitals,
     per_wish: int,
     name: str,
+    *,
+    additions: bool = True,
+    between: Sequence[str] = (),
 ) -> StudyImages:
     """Chooses images that the model classifies as they are labelled, by the run's seed.
 
     An image that the model gets wrong has nothing to flip. Each finding is removed from `per_wish`
-    images and added to as many; exclusive classes are changed between the two most frequent.
+    images and added to as many; exclusive classes are changed into each other, two of them.
 
     Args:
         model: The trained model.
@@ -64,17 +71,28 @@ def choose_images(
         hospitals: The images as these settings deal them.
         per_wish: How many images a wish, at most.
         name: Of the choice; draws with the run's seed.
+        additions: Whether findings are also added.
+        between: The two exclusive classes; without, the most frequent ones.
 
     Raises:
-        UserError: fewer than four images fit, or none is left to compare with.
+        UserError: `between` does not name two exclusive classes, fewer than four images fit, or
+            none is left to compare with.
     """
     classes, multi_label = model.classes, model.multi_label
     logits = model.logits(model.encode(images.take(torch.arange(len(images)))))
     seen = _as_seen(logits, multi_label)
     right = torch.where(seen == images.targets, images.targets, torch.nan)
     seed = derive_seed(settings.seed, "guidance", name)
-    wishes = 2 * len(classes) if multi_label else 2
-    panel = choose_panel(right, classes, multi_label, per_wish * wishes, seed)
+    wishes = len(classes) * (1 + additions) if multi_label else 2
+    panel = choose_panel(
+        right,
+        classes,
+        multi_label,
+        per_wish * wishes,
+        seed,
+        additions=additions,
+        between=_two(between, classes, multi_label),
+    )
     others = _others(images, hospitals, panel.positions, seed)
     if len(panel.positions) < 4 or len(others) < 4:
         raise UserError(
@@ -83,14 +101,29 @@ def choose_images(
         )
     rows = images.rows[panel.positions.numpy()]
     chosen = others[: len(rows)]
+    known, shown = _known(settings, hospitals, rows.tolist(), panel.target, classes)
     return StudyImages(
         images.take(panel.positions),
         panel,
         hospitals.groups(rows),
-        _known(settings, hospitals, rows.tolist(), panel.target, classes),
+        known,
+        shown,
         images.take(chosen),
         images.targets[chosen],
     )
+
+
+def _two(
+    between: Sequence[str], classes: tuple[str, ...], multi_label: bool
+) -> tuple[int, int] | None:
+    if not between:
+        return None
+    if multi_label or len(set(between)) != 2 or len(between) != 2:
+        raise UserError(
+            f"--between {','.join(between)}: allowed are two classes that exclude each other"
+        )
+    first, second = (class_index(name, classes) for name in between)
+    return first, second
 
 
 def _as_seen(logits: Tensor, multi_label: bool) -> Tensor:
@@ -114,22 +147,23 @@ def _known(
     rows: Sequence[int],
     target: Target,
     classes: tuple[str, ...],
-) -> Known:
-    """Masks and truth of what is to go; what is to come may come anywhere."""
+) -> tuple[Known, Tensor]:
+    """Masks and truth of what is to go; of what is to come one way to have it, (n, C, H, W)."""
     size, channels = settings.data.image_size, settings.data.channels
     masks = torch.zeros(len(rows), size, size, dtype=torch.bool)
-    truth = torch.full((len(rows), channels, size, size), torch.nan)
+    shown = torch.full((len(rows), channels, size, size), torch.nan)
+    added = target.present & target.multi_label
     where = finding_regions(settings, hospitals)
     without = patients_without(settings, hospitals)
+    with_it = patients_with(settings, hospitals)
     for at, row in enumerate(rows):
-        is_added = target.multi_label and bool(target.present[at])
         finding = classes[int(target.index[at])]
-        if is_added:
-            continue
-        mask = None if where is None else where(row, finding)
+        redraw = with_it if bool(added[at]) else without
+        pixels = None if redraw is None else redraw(row, finding)
+        if pixels is not None:
+            shown[at] = torch.from_numpy(pixels.astype(np.float32) / 255)
+        mask = None if where is None or bool(added[at]) else where(row, finding)
         if mask is not None:
             masks[at] = torch.from_numpy(mask.copy())
-        pixels = None if without is None else without(row, finding)
-        if pixels is not None:
-            truth[at] = torch.from_numpy(pixels.astype(np.float32) / 255)
-    return Known(masks, truth)
+    truth = torch.where(added.reshape(-1, 1, 1, 1), torch.nan, shown)
+    return Known(masks, truth), shown

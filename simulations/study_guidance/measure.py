@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mediffusion_core.artifacts.trained import TrainedModel
@@ -22,6 +24,9 @@ from mediffusion_core.training.local import derive_seed
 from simulations.study_guidance.images import StudyImages
 from simulations.study_guidance.methods import Method, timed
 
+DRAWS, REDRAWN = 3, 8
+"""Counterfactuals of one image, each from another draw, and of how many images."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,6 +35,7 @@ class Row:
     method: Method
     figures: Mapping[str, Estimate]
     fid: float
+    sfid: float
     seconds: float
     made: Counterfactuals
     wishes: Mapping[str, Mapping[str, Estimate]]
@@ -42,6 +48,7 @@ class Row:
             "settings": self.method.described(),
             "seconds_per_image": self.seconds,
             "fid": self.fid,
+            "sfid": self.sfid,
             "figures": {name: asdict(one) for name, one in self.figures.items()},
             "wishes": {
                 wish: {name: asdict(one) for name, one in figures.items()}
@@ -58,6 +65,10 @@ class Bench:
     images: StudyImages
     independent: Opinion
     extractor: Callable[[Tensor], Tensor]
+    spatial: Callable[[Tensor], Tensor]
+    """Features that know where things are, for sFID."""
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None
+    """LPIPS, where its weights are installed."""
     num_bootstraps: int
 
     def measure(self, method: Method, *, effects: bool) -> Row:
@@ -67,8 +78,9 @@ class Bench:
         made = compare(self.model, self._latents, made_latents, target)
         columns = image_figures(made, target, self._known, self.independent)
         if effects:
-            real, labels = self._real_latents, self.images.real_labels
+            real, labels = self.images.real, self.images.real_labels
             columns |= effect_figures(self.model, made, target, real, labels)
+            columns |= self._perceived(method, made)
         seed = derive_seed(self.model.settings.seed, "guidance", "bootstrap")
         groups, names = self.images.groups, self.images.panel.names
         wishes = {}
@@ -83,7 +95,8 @@ class Bench:
         return Row(
             method,
             summarise(columns, groups, self.num_bootstraps, seed),
-            self._distance(self.extractor(made.images)),
+            self._distance(self.extractor(made.images), self._real_features),
+            self._distance(self.spatial(made.images), self._real_spatial),
             seconds,
             made,
             wishes,
@@ -91,24 +104,47 @@ class Bench:
 
     def floor(self) -> float:
         """FID of the images to be changed, as they are, without the autoencoder."""
-        return self._distance(self.extractor(self.images.images))
+        return self._distance(self.extractor(self.images.images), self._real_features)
 
-    def _distance(self, features: Tensor) -> float:
+    def _distance(self, features: Tensor, real: Tensor) -> float:
         """To the real images; both sets as large as the smaller one."""
-        count = min(len(features), len(self._real_features))
-        return frechet_distance(features[:count], self._real_features[:count])
+        count = min(len(features), len(real))
+        return frechet_distance(features[:count], real[:count])
+
+    def _perceived(self, method: Method, made: Counterfactuals) -> dict[str, Tensor]:
+        """`lpips` to the source; `diversity`: mean LPIPS of pairs from several draws (2203.15636).
+
+        Of a method that draws nothing the latter is 0.
+        """
+        nothing = torch.full((len(made.images),), torch.nan)
+        if self.perceptual is None:
+            return {"lpips": nothing, "diversity": nothing}
+        few = torch.arange(min(REDRAWN, len(made.images)))
+        target, latents = self.images.target.rows(few), self._latents[few]
+        sets = [made.images[few]]
+        for number in range(1, DRAWS):
+            again = method.redrawn(number)
+            sets.append(
+                sets[0]
+                if again is None
+                else self.model.decode(again.make(self.model, latents, target))
+            )
+        pairs = [self.perceptual(one, two) for one, two in combinations(sets, 2)]
+        diversity = nothing.clone()
+        diversity[few] = torch.stack(pairs).mean(dim=0)
+        return {"lpips": self.perceptual(made.images, made.sources), "diversity": diversity}
 
     @cached_property
     def _latents(self) -> Tensor:
         return self.model.encode(self.images.images)
 
     @cached_property
-    def _real_latents(self) -> Tensor:
-        return self.model.encode(self.images.real).cpu()
-
-    @cached_property
     def _real_features(self) -> Tensor:
         return self.extractor(self.images.real)
+
+    @cached_property
+    def _real_spatial(self) -> Tensor:
+        return self.spatial(self.images.real)
 
     @cached_property
     def _known(self) -> Known:

@@ -25,6 +25,13 @@ class Ours:
         """Latents of counterfactuals."""
         return model.explain(latents, target, self.guidance)
 
+    def redrawn(self, number: int) -> "Ours | None":
+        """The same with another draw; None where nothing is drawn."""
+        if self.guidance.inversion:
+            return None
+        seed = self.guidance.noise_seed + number
+        return Ours(self.name, self.guidance.model_copy(update={"noise_seed": seed}))
+
     def described(self) -> dict[str, Any]:
         """Its settings, as the table and the results have them."""
         return self.guidance.model_dump(mode="json", exclude={"panel", "count"})
@@ -37,13 +44,18 @@ class Reference:
     name: str
     start: float
     scale: float
+    draw: int = 0
 
     def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
         """Latents of counterfactuals."""
-        seed = derive_seed(model.settings.seed, "reference")
+        seed = derive_seed(model.settings.seed, "reference", self.draw)
         return model.explain_as_published(
             latents, target, start=self.start, scale=self.scale, seed=seed
         )
+
+    def redrawn(self, number: int) -> "Reference":
+        """The same with another draw."""
+        return Reference(self.name, self.start, self.scale, number)
 
     def described(self) -> dict[str, Any]:
         """Its settings, as the table and the results have them."""
@@ -59,6 +71,10 @@ class Nothing:
     def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
         """The latents as they are."""
         return latents
+
+    def redrawn(self, number: int) -> None:
+        """Nothing is drawn."""
+        return None
 
     def described(self) -> dict[str, Any]:
         """Its settings: none."""
@@ -93,6 +109,7 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
         "without closeness": {"closeness": 0.0},
         "others not held": {"hold": 0.0},
         "noised, not inverted": {"inversion": not base.inversion},
+        "by DPM-Solver++": {"solver": "dpmsolver++"},
     }
     if not base.inversion:
         changes["inverted, not noised"] = changes.pop("noised, not inverted")

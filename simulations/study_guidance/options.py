@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from configs.compose import compose
 from mediffusion_core.errors import UserError
+from mediffusion_core.settings import CounterfactualSettings
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class Options:
     """Test images a wish."""
     overrides: tuple[str, ...]
     """Changes of our guidance, as `steps=10`."""
+    ours_alone: bool = False
+    """Without grid, without parts left out, without the published procedure."""
+    between: tuple[str, ...] = ()
+    """Two exclusive classes; the most frequent ones where none is named."""
 
 
 def parse_options(
@@ -32,6 +38,9 @@ def parse_options(
     grid_images: int,
     images: int,
     overrides: Sequence[str],
+    *,
+    ours_alone: bool = False,
+    between: str = "",
 ) -> Options:
     """The options as the command line has them: numbers with commas, the reference as `s:t`.
 
@@ -53,7 +62,24 @@ def parse_options(
         grid_images=grid_images,
         images=images,
         overrides=tuple(overrides),
+        ours_alone=ours_alone,
+        between=class_names(between),
     )
+
+
+def class_names(between: str) -> tuple[str, ...]:
+    """Names with commas."""
+    return tuple(between.split(",")) if between else ()
+
+
+def changed_guidance(
+    guidance: CounterfactualSettings, overrides: Sequence[str]
+) -> CounterfactualSettings:
+    """A run's guidance with changes on top, checked as all settings are."""
+    keys = [f"evaluation.counterfactual.{one}" for one in overrides]
+    changes = compose("config", keys).evaluation.counterfactual if keys else guidance
+    names = {one.partition("=")[0] for one in overrides}
+    return guidance.model_copy(update={name: getattr(changes, name) for name in names})
 
 
 def _numbers(name: str, text: str, most: float, whole: bool = False) -> tuple[float, ...]:

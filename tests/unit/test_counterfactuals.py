@@ -40,6 +40,25 @@ def test_no_image_is_asked_for_twice_and_each_has_what_shall_change(
         assert bool(targets[position, index]) != present
 
 
+def test_without_additions_every_image_has_what_is_asked_about() -> None:
+    targets = torch.tensor([[1.0, 0.0, NAN], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    panel = choose_panel(targets, ("a", "b", "c"), True, 9, seed=0, additions=False)
+    assert not panel.target.present.any()
+    assert len(panel.positions) == 3  # the last image has nothing
+    assert (targets[panel.positions, panel.target.index] == 1).all()
+
+
+def test_exclusive_classes_are_those_that_are_named_or_the_most_frequent() -> None:
+    targets = torch.eye(3)[[0, 0, 0, 1, 1, 2, 2]]
+    targets[4] = NAN
+
+    def asked(between: tuple[int, int] | None) -> set[str]:
+        return set(choose_panel(targets, ("a", "b", "c"), False, 9, 0, between=between).names)
+
+    assert asked(None) == {"a → c", "c → a"}
+    assert asked((1, 0)) == {"a → b", "b → a"}
+
+
 @pytest.fixture(scope="module")
 def model(tiny: tuple[str, ...]) -> TrainedModel:
     settings = compose("config", tiny)
@@ -55,6 +74,16 @@ def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> 
     made = make_counterfactuals(model, images, panel.target, guidance)
     torch.testing.assert_close(made.before, model.classify(made.sources))
     torch.testing.assert_close(made.after, model.classify(made.images))
+
+
+def test_features_are_what_the_head_reads(model: TrainedModel) -> None:
+    images = torch.rand(5, 1, 32, 32)
+    features = model.features(images)
+    _, *layers = model.joint.head
+    logits = features
+    for layer in layers:
+        logits = layer(logits)
+    torch.testing.assert_close(logits, model.logits(model.encode(images)))
 
 
 def test_a_temperature_changes_how_sure_a_model_is_but_not_what_flips(model: TrainedModel) -> None:

@@ -12,7 +12,7 @@ from configs.compose import compose
 from mediffusion_core.data import Shard, Store, partition
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.data.partition import labels_to_server
-from mediffusion_core.data.readers.phantom import without_finding
+from mediffusion_core.data.readers.phantom import with_finding, without_finding
 from mediffusion_core.data.scanner import ScannedImages, Scanner, draw_scanner
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
@@ -245,6 +245,12 @@ def test_the_truth_is_seen_through_the_scanner_of_its_patient(
         assert np.array_equal(at_sites.as_scanned(row, drawn), shown)
         assert np.array_equal(at_server.pixels[np.array([row])][0, ..., 0], shown)
         assert not np.array_equal(drawn, shown)
+        more = with_finding(settings.seed, name, absent, settings.data.image_size)
+        assert not np.array_equal(more, drawn)
+        if at_sites.store.labels[row].any():
+            there = at_sites.store.classes[int(np.argmax(at_sites.store.labels[row]))]
+            same = with_finding(settings.seed, name, there, settings.data.image_size)
+            assert np.array_equal(same, drawn)
 
 
 def test_a_scanner_renders_its_formula() -> None:

@@ -16,6 +16,7 @@ from mediffusion_core.evaluation import (
     frechet_distance,
     inception,
 )
+from mediffusion_core.evaluation.features import spatial_efficientnet_lite0
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,21 @@ def test_features_have_the_shape_and_type_promised(extractor: FeatureExtractor) 
     assert features.isfinite().all()
     assert not features.requires_grad
     assert extractor(torch.zeros(0, 1, 8, 8)).shape == (0, 1280)
+
+
+def test_spatial_features_know_where_something_is() -> None:
+    """A mirrored image is as far off as another one, where the pooled features hardly notice."""
+    pooled, spatial = efficientnet_lite0(), spatial_efficientnet_lite0()
+    images = torch.zeros(2, 1, 64, 64)
+    images[0, :, 8:24, 8:24] = 1.0
+    images[1, :, 40:60, 10:40] = 1.0
+    apart = []
+    for extractor in (pooled, spatial):
+        one, other = extractor(images)
+        mirrored = extractor(images.flip(3))[0]
+        apart.append(float((one - mirrored).norm() / (one - other).norm()))
+    assert spatial(images).shape == (2, spatial.dim) == (2, 1280)
+    assert apart[1] > 1.5 * apart[0]
 
 
 def test_grey_is_the_same_as_three_equal_channels(extractor: FeatureExtractor) -> None:

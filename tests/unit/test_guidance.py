@@ -1,6 +1,7 @@
 """Guided counterfactuals, ours and the published ones, where the model is known exactly."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from mediffusion_core.diffusion.guidance import counterfactual_latents, guided_latents
 from mediffusion_core.diffusion.noise_process import descending_timesteps
 from mediffusion_core.diffusion.reference_guidance import reference_counterfactual_latents
+from mediffusion_core.diffusion.solvers import solver_steps
 from mediffusion_core.diffusion.source_path import (
     change_mask,
     inverted_path,
@@ -29,7 +31,9 @@ PLAIN = {
     "closeness": 0.0,
     "attempts": 1,
     "confidence": 0.95,
+    "tolerance": 1.0,
     "mask_threshold": 0.0,
+    "inversion": True,
 }
 """One attempt in which everything may change."""
 
@@ -106,19 +110,48 @@ def test_without_a_pull_the_way_leads_back_to_the_source() -> None:
     assert float((made - latents).square().mean().sqrt()) < 0.05
 
 
+@pytest.mark.parametrize(("solver", "error"), [("ddim", 0.06), ("dpmsolver++", 0.01)])
+def test_a_solver_of_second_order_stays_nearer_to_the_way(solver: str, error: float) -> None:
+    """Of data with N(0, 1/4) it is known: a latent over its standard deviation stays the same."""
+    timesteps = descending_timesteps(600, 8)
+    model = GaussianData(0.0, 0.5)
+    spread = (0.25 * ALPHAS + 1 - ALPHAS).sqrt()
+    current = sources() * spread[600]
+    step = solver_steps(solver, ALPHAS, timesteps)
+    for number, now in enumerate(timesteps[:-1]):
+        noise_pred = model.denoise(current, torch.full((len(current),), now))
+        current = step(number, current, noise_pred)
+    ratio = current / sources() / spread[timesteps[-1]]
+    assert 0.5 * error < float((ratio - 1).abs().mean()) < error
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
+def test_the_last_step_is_the_clean_estimate(solver: str) -> None:
+    latents = sources()
+    step = solver_steps(solver, ALPHAS, [600, 300])
+    current = step(0, latents, torch.zeros_like(latents))
+    torch.testing.assert_close(current, latents * (ALPHAS[300] / ALPHAS[600]).sqrt())
+    made = step(1, current, torch.ones_like(latents))
+    clean = (current - (1 - ALPHAS[300]).sqrt()) / ALPHAS[300].sqrt()
+    torch.testing.assert_close(made, clean, rtol=1e-4, atol=1e-5)
+
+
 def test_full_closeness_is_the_source_itself() -> None:
     latents = sources()
     made = guided(latents, opposite(latents), scale=50.0, closeness=1.0)
     torch.testing.assert_close(made, latents, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("inversion", [True, False])
-def test_guidance_reaches_findings_both_ways_and_leaves_others(inversion: bool) -> None:
+def test_guidance_reaches_findings_both_ways_and_leaves_others(
+    inversion: bool, solver: str
+) -> None:
     latents = sources()
     head = GaussianData(0.0, 1.0)
     before, target = head.classify(latents), opposite(latents)
     assert not target.reached(before).any()
-    made = guided(latents, target, inversion=inversion, mask_threshold=0.5)
+    made = guided(latents, target, inversion=inversion, mask_threshold=0.5, solver=solver)
     after = head.classify(made)
     assert target.reached(after).all()
     assert float((after - before)[:, 1].abs().max()) < 0.5 * float(
@@ -242,7 +275,7 @@ def _sign(target: Target, latents: Tensor) -> Tensor:
 def test_of_what_never_flips_the_nearest_attempt_is_kept() -> None:
     latents = sources(1)
     target = opposite(latents)
-    sure = iter([0.3, 0.4, 0.2])
+    sure = iter([0.1, 0.3, 0.4, 0.2])  # of the source, and of three attempts
     looked: list[Tensor] = []
 
     def look(made: Tensor) -> Tensor:
@@ -255,7 +288,35 @@ def test_of_what_never_flips_the_nearest_attempt_is_kept() -> None:
     found = counterfactual_latents(
         GaussianData(0.0, 1.0), ALPHAS, latents, target, settings, "epsilon", look
     )
-    assert torch.equal(found, looked[1])
+    assert torch.equal(found, looked[2])
+
+
+def seen_as(*rows: tuple[float, float]) -> Callable[[Tensor], Tensor]:
+    """Says the probabilities of two findings in turn, of the source first."""
+    told = iter(rows)
+    return lambda _: torch.tensor([next(told)]).logit()
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ([(0.9, 0.5), (0.2, 0.5), (0.04, 0.9), (0.04, 0.6), (0.01, 0.7)], 3),  # the others least
+        ([(0.9, 0.5), (0.2, 0.5), (0.04, 0.51), (0.0, 0.5), (0.0, 0.5)], 2),  # good enough: stop
+        ([(0.9, 0.5), (0.2, 0.5), (0.1, 0.9), (0.3, 0.5), (0.4, 0.5)], 2),  # none is sure: nearest
+    ],
+)
+def test_each_attempt_draws_its_noise_and_the_best_is_kept(
+    told: list[tuple[float, float]], kept: int
+) -> None:
+    latents, target = sources(1), findings([False])
+    changes = {"inversion": False, "attempts": 4, "tolerance": 0.02, "noise_seed": 5}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
+    model = GaussianData(0.0, 1.0)
+    found = counterfactual_latents(
+        model, ALPHAS, latents, target, settings, "epsilon", seen_as(*told)
+    )
+    once = settings.model_copy(update={"noise_seed": 5 + kept - 1})
+    assert torch.equal(found, guided_latents(model, ALPHAS, latents, target, once, "epsilon"))
 
 
 @given(st.permutations(range(4)))

@@ -356,9 +356,29 @@ def test_what_is_there_is_not_overwritten(run: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_a_target_must_be_a_class(pipe: JointDiffusionPipeline) -> None:
-    with pytest.raises(UserError, match="unknown class 'Mas', did you mean Mass"):
-        pipe.explain(images(1), "Mas")
+def test_several_findings_change_at_once(pipe: JointDiffusionPipeline, model: TrainedModel) -> None:
+    given = images(4)
+    made = pipe.explain(given, [CLASSES[2], CLASSES[0]])
+    present = model.classify(given)[:, [2, 0]] < 0.5
+    target = Target(torch.tensor([[2, 0]] * 4), present, True)
+    expected = make_counterfactuals(model, given, target, model.settings.evaluation.counterfactual)
+    assert torch.equal(made.images, expected.images)
+    assert torch.equal(made.flipped, expected.flipped)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("Mas", "unknown class 'Mas', did you mean Mass"),
+        (["Mass", "Mass"], "a class is named twice: Mass, Mass"),
+        ([], "no class is named"),
+    ],
+)
+def test_a_target_must_be_a_class(
+    pipe: JointDiffusionPipeline, target: str | list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        pipe.explain(images(1), target)
 
 
 def test_half_precision_is_refused(exported: Path) -> None:
@@ -372,6 +392,8 @@ def test_exclusive_classes_cannot_be_removed(tmp_path: Path, tiny: tuple[str, ..
     opened = JointDiffusionPipeline.from_pretrained(export_run(run, tmp_path / "out"))
     with pytest.raises(UserError, match="exclude each other"):
         opened.explain(images(1), "Mass", present=False)
+    with pytest.raises(UserError, match="exclude each other; choose one"):
+        opened.explain(images(1), list(CLASSES[:2]))
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_where_weights_lie_is_not_hashed_either() -> None:
         "diffusion.timesteps=500",
         "training.joint.classification_weight=0.1",
         "federation.ema_decay=0.5",
-        "evaluation.counterfactual.scale=2",
+        "evaluation.counterfactual.scale=3",
         "federation.compression=int8",
     ],
 )

@@ -17,6 +17,7 @@ from mediffusion_core.artifacts.trained import TrainedModel, build_joint
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.data.phantom import FINDINGS
 from mediffusion_core.errors import UserError
+from mediffusion_core.evaluation.perceptual import lpips
 from mediffusion_core.model import untrained_codec
 from mediffusion_core.settings import CounterfactualSettings
 from simulations import independent_classifier
@@ -74,7 +75,7 @@ def test_each_ablation_changes_one_part(inversion: bool) -> None:
         pairs = zip(base.model_dump().items(), one.guidance.model_dump().values(), strict=True)
         assert len([name for (name, before), after in pairs if before != after]) == 1, one.name
     names = [one.name for one in others]
-    assert len(names) == 5
+    assert len(names) == 6
     bare = base.model_copy(update={"closeness": 0.0})
     assert "without closeness" not in [one.name for one in ablations(bare)]
     assert ("noised, not inverted" in names) == inversion
@@ -129,6 +130,13 @@ def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -
     assert source["figures"]["l1"]["value"] == 0 and source["figures"]["flipped"]["value"] == 0
     assert ours["settings"]["steps"] == 2 and ours["settings"]["attempts"] == 2
     assert ours["figures"]["l1"]["value"] > 0
+    drawn = results["rows"][methods.index("noised, not inverted")]
+    assert drawn["sfid"] > 0
+    if lpips() is not None:
+        assert source["figures"]["lpips"]["value"] == ours["figures"]["diversity"]["value"] == 0
+        assert ours["figures"]["lpips"]["value"] > 0
+        assert drawn["figures"]["diversity"]["value"] > 0
+    assert 0 < ours["figures"]["extent"]["count"] == ours["figures"]["iou"]["count"]
     assert 0 < ours["figures"]["iou"]["count"] < results["images"]["test"]
     assert ours["figures"]["truth_l1"]["count"] == ours["figures"]["iou"]["count"]
     assert results["independent"]["labelled_images"] > 60
@@ -141,6 +149,17 @@ def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -
         "panel_ours.png",
         "panel_reference-s-200-t-0.01.png",
     }
+
+
+def test_ours_can_be_measured_alone(run: Path, tmp_path: Path) -> None:
+    given = ["steps=1", "attempts=1"]
+    options = parse_options("1", "0.1", "2", "200:0.01", 1, 1, given, ours_alone=True)
+    page = study_guidance(run, options, tmp_path / "out", "cpu")
+    results = json.loads((page.parent / "results.json").read_text())
+    assert [row["method"] for row in results["rows"]] == ["source", "ours"]
+    assert results["grid"] == [] and results["knee"] is None
+    assert "Grid" not in page.read_text()
+    assert not (page.parent / "grid.png").exists()
 
 
 def test_the_independent_classifier_is_trained_once(run: Path) -> None:
@@ -157,6 +176,13 @@ def test_the_independent_classifier_is_trained_once(run: Path) -> None:
     assert (folder / "state.json").stat().st_mtime_ns == written
     assert same == figures
     torch.testing.assert_close(first.logits(images), again.logits(images))
+
+
+def test_findings_are_not_changed_between(run: Path, tmp_path: Path) -> None:
+    options = parse_options("1", "0.1", "2", "", 1, 1, [], between="Nodule,Effusion")
+    assert options.between == ("Nodule", "Effusion")
+    with pytest.raises(UserError, match="--between Nodule,Effusion: allowed are two classes that"):
+        study_guidance(run, options, tmp_path / "out", "cpu")
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

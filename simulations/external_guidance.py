@@ -1,0 +1,40 @@
+"""Counterfactuals that a classifier of pixels pulls, through the model's own denoiser."""
+
+from torch import Tensor
+
+from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.diffusion.external_guidance import externally_guided_latents
+from mediffusion_core.diffusion.target import Target
+from simulations.rivals.network import PixelClassifier, normalised
+
+
+def external_latents(
+    model: TrainedModel, external: PixelClassifier, latents: Tensor, target: Target
+) -> Tensor:
+    """Latents (B, c, h, w), with noise level, steps, scale and closeness of the run's guidance.
+
+    Args:
+        model: The trained model, whose head is not asked.
+        external: The classifier that pulls.
+        latents: Of the sources, (B, c, h, w).
+        target: What each should become.
+    """
+    guidance = model.settings.evaluation.counterfactual
+    network = external.network.to(model.device).eval()
+
+    def classifier(clean: Tensor) -> Tensor:
+        logits: Tensor = network(normalised(model.codec.decode(clean)))
+        return logits
+
+    return externally_guided_latents(
+        model.joint,
+        model.alphas_cumprod,
+        latents.to(model.device),
+        target.to(model.device),
+        classifier,
+        start=guidance.start,
+        steps=guidance.steps,
+        scale=guidance.scale,
+        closeness=guidance.closeness,
+        prediction=model.settings.diffusion.prediction,
+    )

@@ -1,0 +1,115 @@
+"""The readers' page in a real browser: what a reader clicks is what the score reads."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mediffusion_core.artifacts.run_folder import write_json
+from simulations.reader_study.page import QUESTIONS, reader_page
+from simulations.reader_study.pairs import EXTERNAL, OURS, Item, Pairs
+from simulations.reader_study.score import score_answers
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed"),
+]
+
+ITEMS = [Item(0, OURS), Item(1, EXTERNAL), Item(0, EXTERNAL)]
+READER = """
+<script>
+const choices = {choices};
+const linked = new Promise((resolve) => {{ URL.createObjectURL = (blob) => {{
+  blob.text().then(resolve);
+  return "about:blank#saved";
+}}; }});
+HTMLAnchorElement.prototype.click = function () {{ document.body.dataset.file = this.download; }};
+form.querySelector("[name=reader]").value = {reader};
+for (const [name, value] of Object.entries(choices)) {{
+  form.querySelector(`[name="${{name}}"][value="${{value}}"]`).click();
+}}
+form.querySelector("button").click();
+document.body.dataset.invalid = form.querySelectorAll("fieldset input:invalid").length;
+linked.then((text) => {{ document.body.dataset.saved = text; }});
+</script>
+"""
+"""Stands in for a reader, and for the folder into which a browser saves."""
+
+
+def page() -> str:
+    generator = torch.Generator().manual_seed(0)
+
+    def images() -> torch.Tensor:
+        return torch.rand(2, 1, 16, 16, generator=generator)
+
+    return reader_page(
+        "abc", ITEMS, Pairs(images(), {OURS: images(), EXTERNAL: images()}), ["one", "two"]
+    )
+
+
+def visited(folder: Path, choices: dict[str, str], reader: str) -> dict[str, str]:
+    """What the page has done after a reader has made the choices and pressed the button."""
+    assert BROWSER is not None
+    script = READER.format(choices=json.dumps(choices), reader=json.dumps(reader))
+    path = folder / "page.html"
+    path.write_text(page().replace("</body>", script + "</body>"), encoding="utf-8")
+    done = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=3000",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    body = re.search(r"<body([^>]*)>", done.stdout)
+    assert body is not None, done.stdout[:500]
+    return {
+        name: html.unescape(value) for name, value in re.findall(r'data-(\w+)="([^"]*)"', body[1])
+    }
+
+
+def answers(side_of_ours: bool) -> dict[str, str]:
+    """Ours wherever it stands, or always the other one."""
+    sides = {True: "left", False: "right"}
+    return {
+        f"{number}.{question}": sides[(item.left == OURS) == side_of_ours]
+        for number, item in enumerate(ITEMS)
+        for question in QUESTIONS
+    }
+
+
+def test_what_a_reader_clicks_is_scored(tmp_path: Path) -> None:
+    given = visited(tmp_path, answers(side_of_ours=True), "Dr. Ada / 1")
+    assert given["file"] == "answers-Dr_Ada_1.json" and given["invalid"] == "0"
+    saved = tmp_path / given["file"]
+    saved.write_text(given["saved"], encoding="utf-8")
+    shown = [{"pair": item.pair, "left": item.left} for item in ITEMS]
+    write_json(tmp_path / "key.json", {"study": "abc", "seed": 0, "pairs": 2, "items": shown})
+    score_answers(tmp_path, [saved])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    for question in QUESTIONS:
+        assert scores["all"][question]["preference"] == 1.0
+        figures = scores["readers"]["Dr. Ada / 1"][question]
+        assert (figures["ours"], figures["repeated_alike"], figures["unanswered"]) == (2, 1, 0)
+
+
+def test_nothing_is_saved_while_a_question_is_open(tmp_path: Path) -> None:
+    some = dict(list(answers(side_of_ours=True).items())[:-1])
+    given = visited(tmp_path, some, "Ada")
+    assert "saved" not in given and "file" not in given
+    assert given["invalid"] == "3"  # the three choices of one question
