@@ -97,7 +97,6 @@ def figures(run: Finished) -> dict[str, Any]:
         "fid": summary["fid"],
         "fid_floor": summary["fid_floor"],
         "kid": summary["kid"],
-        "l1": summary["counterfactual"]["l1"],
     }
 
 
@@ -105,8 +104,8 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Counts must be equal; other machines and numbers of threads add in another order.
 
     A class has a handful of test images and the scores of a network after so few steps lie close
-    together, so that on another processor two pairs may change places: 0.05 of a class's AUC. Where
-    a probability is about a half, another one may then be what a counterfactual is to become.
+    together, so that on another processor two pairs may change places: 0.05 of a class's AUC. What
+    a counterfactual is to become then differs as well, so that none of its figures is compared.
     """
     for exact in ("stages", "census", "parameters", "seen"):
         assert found[exact] == expected[exact], exact
@@ -117,7 +116,6 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found["fid"] == pytest.approx(expected["fid"], rel=0.02)
     assert found["fid_floor"] == pytest.approx(expected["fid_floor"], rel=1e-3)
     assert found["kid"] == pytest.approx(expected["kid"], rel=0.05)
-    assert found["l1"] == pytest.approx(expected["l1"], rel=0.15)
 
 
 def test_the_server_alone_may_hold_the_labels(
