@@ -261,6 +261,11 @@ class JointTraining(StrictModel):
     max_grad_norm: Positive = 1.0
 
     @property
+    def trains_both_halves(self) -> bool:
+        """Whether the network learns to denoise and to classify, as counterfactuals need."""
+        return self.diffusion_weight > 0 and self.classification_weight > 0
+
+    @property
     def needs_label_counts(self) -> bool:
         """Whether sites must know how often each class occurs at all of them."""
         adaptive = self.consistency.weight and self.consistency.thresholds == "adaptive"

@@ -208,8 +208,7 @@ class Judge:
         half of the network is not trained.
         """
         joint = self._settings.training.joint
-        halves_are_trained = joint.diffusion_weight and joint.classification_weight
-        if not len(self._panel.positions) or not halves_are_trained:
+        if not len(self._panel.positions) or not joint.trains_both_halves:
             return {}
         settings = self._settings.evaluation.counterfactual
         images = self._test.take(self._panel.positions)

@@ -44,8 +44,8 @@ def export_reader_study(
         raise UserError(f"{output} exists; remove it, or name a folder that does not exist")
     console = Console(stderr=True, soft_wrap=True)
     opened = open_trained_run(run, device, console)
-    joint, model = opened.settings.training.joint, opened.model
-    if not joint.diffusion_weight or not joint.classification_weight:
+    model = opened.model
+    if not opened.settings.training.joint.trains_both_halves:
         raise UserError(f"the run {run} trained one half of its network, which explains nothing")
     test = opened.hospitals.test()
     draw = derive_seed(opened.settings.seed, "readers", seed)

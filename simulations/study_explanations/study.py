@@ -52,8 +52,7 @@ def study_explanations(
     _check_captum()
     console = Console(stderr=True, soft_wrap=True)
     opened = open_trained_run(run, device, console)
-    joint = opened.settings.training.joint
-    if not joint.diffusion_weight or not joint.classification_weight:
+    if not opened.settings.training.joint.trains_both_halves:
         raise UserError(f"the run {run} trained one half of its network, which explains nothing")
     guidance = changed_guidance(opened.settings.evaluation.counterfactual, overrides)
     chosen = choose_images(

@@ -45,8 +45,7 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     """
     console = Console(stderr=True, soft_wrap=True)
     opened = open_trained_run(run, device, console)
-    joint = opened.settings.training.joint
-    if not joint.diffusion_weight or not joint.classification_weight:
+    if not opened.settings.training.joint.trains_both_halves:
         raise UserError(f"the run {run} trained one half of the network; guidance needs both")
     benches, opinion = _benches(run, opened, options, console)
     base = changed_guidance(opened.settings.evaluation.counterfactual, options.overrides)
