@@ -29,8 +29,7 @@ def deletion_curve(
         probability: Of the class.
         steps: Parts of the image that go one after the other.
     """
-    way = replaced_by_rank(images, substitute.expand_as(images), maps, steps)
-    return torch.stack([probability(one) for one in way], dim=1)
+    return _along(images, substitute.expand_as(images), maps, probability, steps)
 
 
 def insertion_curve(
@@ -40,7 +39,13 @@ def insertion_curve(
 
     From the substitute to the image, else as `deletion_curve`. The sooner it rises, the better.
     """
-    way = replaced_by_rank(substitute.expand_as(images), images, maps, steps)
+    return _along(substitute.expand_as(images), images, maps, probability, steps)
+
+
+def _along(
+    images: Tensor, others: Tensor, maps: Tensor, probability: Probability, steps: int
+) -> Tensor:
+    way = replaced_by_rank(images, others, maps, steps)
     return torch.stack([probability(one) for one in way], dim=1)
 
 

@@ -53,10 +53,15 @@ class _EfficientNetLite0:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         features = [
-            self._model.extract_features(self._prepare(batch)).mean(dim=(2, 3)).cpu()
+            self._features(self._prepare(batch)).cpu()
             for batch in torch.split(_checked(images), _BATCH_SIZE)
         ]
         return torch.cat([torch.empty(0, self.dim), *features])
+
+    def _features(self, batch: Tensor) -> Tensor:
+        """The last maps, averaged over the image, (B, 1280)."""
+        pooled: Tensor = self._model.extract_features(batch).mean(dim=(2, 3))
+        return pooled
 
     def _prepare(self, batch: Tensor) -> Tensor:
         batch = nn.functional.interpolate(
@@ -72,21 +77,13 @@ class _EfficientNetLite0:
 class _SpatialEfficientNetLite0(_EfficientNetLite0):
     name = "efficientnet-lite0, spatial"
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        features = [
-            self._maps(self._prepare(batch)).flatten(1).cpu()
-            for batch in torch.split(_checked(images), _BATCH_SIZE)
-        ]
-        return torch.cat([torch.empty(0, self.dim), *features])
-
-    def _maps(self, batch: Tensor) -> Tensor:
-        """The first channels of the last maps at a sixteenth of the size, (B, 20, 8, 8)."""
+    def _features(self, batch: Tensor) -> Tensor:
+        """The first 20 channels of the last maps at a sixteenth of the size, (B, 20 · 8 · 8)."""
         maps = self._model._swish(self._model._bn0(self._model._conv_stem(batch)))
         for block in self._model._blocks[: _LAST_SPATIAL_BLOCK + 1]:
             maps = block(maps)
-        first: Tensor = maps[:, :_SPATIAL_CHANNELS]
-        return first
+        first: Tensor = maps[:, :_SPATIAL_CHANNELS]  # (B, 20, 8, 8)
+        return first.flatten(1)
 
 
 class _Inception:
