@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from client import budget, encoding, tasks
 from client.site import Site, open_site, site_log
 from mediffusion_core import protocol
-from mediffusion_core.compression import arrived, change
+from mediffusion_core.compression import arrived, change, method_of
 from mediffusion_core.errors import BudgetSpent, LedgerError, RefusedError, UserError
 from mediffusion_core.payload import FORMAT, pack, unpack
 from mediffusion_core.privacy.gradient_check import WrongGradientError
@@ -78,7 +78,7 @@ def _failure(error: Exception, folder: Path | None) -> RecordDict:
 def _state(content: RecordDict, component: str, method: Compression = "none") -> tasks.StateDict:
     # The message's own bytes are let go of as they are decoded.
     state = unpack(content.array_records[component].pop(FORMAT).data)
-    return arrived(state, method) if component in protocol.COMPRESSED else state
+    return arrived(state, method_of(component, method))
 
 
 def _record(state: tasks.StateDict) -> ArrayRecord:
@@ -93,14 +93,11 @@ def _trained(
 ) -> RecordDict:
     """The answer to a message of training: weights by the run's compression, allowed metrics."""
     method = site.settings.federation.compression
-    travelling = {
-        component: change(state, sent[component], method)
-        if component in protocol.COMPRESSED
-        else state
+    records = {
+        component: _record(change(state, sent.get(component, {}), method_of(component, method)))
         for component, state in trained.items()
     }
     allowed = protocol.allowed(metrics, site.allowed_metrics)
-    records = {component: _record(state) for component, state in travelling.items()}
     return RecordDict({**records, protocol.METRICS: MetricRecord(allowed)})
 
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mediffusion_core.protocol import TRAINING
+from mediffusion_core.protocol import COMPRESSED, TRAINING
 from mediffusion_core.settings import Compression
 from mediffusion_core.training.moments import MEAN, SQUARE
 
@@ -38,6 +38,11 @@ SMALLEST = 2.0**-9
 def method_for(kind: str, compression: Compression) -> Compression:
     """How a run's messages of one kind travel."""
     return compression if kind in TRAINING else "none"
+
+
+def method_of(component: str, method: Compression) -> Compression:
+    """How one component of a message travels that itself goes by a method."""
+    return method if component in COMPRESSED else "none"
 
 
 def outward(state: StateDict, method: Compression) -> StateDict:

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from mediffusion_core import protocol
-from mediffusion_core.compression import changed, outward
+from mediffusion_core.compression import changed, method_of, outward
 from mediffusion_core.payload import FORMAT, pack, unpack
 from mediffusion_core.settings import Compression
 
@@ -58,8 +58,8 @@ class Reply:
         for component, record in content.array_records.items():
             try:
                 state: StateDict = unpack(record.pop(FORMAT).data)
-                if component in protocol.COMPRESSED:
-                    state = changed((asked or {}).get(component, {}), state, method)
+                before = (asked or {}).get(component, {})
+                state = changed(before, state, method_of(component, method))
             except (KeyError, ValueError) as error:
                 raise SiteError(f"{site} sent arrays of {component} that cannot be read") from error
             components[component] = state
@@ -101,8 +101,7 @@ def array_records(
 ) -> dict[str, ArrayRecord]:
     """Components as they travel to the sites."""
     travelling = {
-        name: outward(state, method) if name in protocol.COMPRESSED else state
-        for name, state in components.items()
+        name: outward(state, method_of(name, method)) for name, state in components.items()
     }
     return {name: ArrayRecord({FORMAT: Array(*pack(state))}) for name, state in travelling.items()}
 
