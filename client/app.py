@@ -81,6 +81,12 @@ def _state(content: RecordDict, component: str, method: Compression = "none") ->
     return arrived(state, method_of(component, method))
 
 
+def _components(site: Site, content: RecordDict) -> dict[str, tasks.StateDict]:
+    """All that came with a message of training."""
+    method = site.settings.federation.compression
+    return {name: _state(content, name, method) for name in content.array_records}
+
+
 def _record(state: tasks.StateDict) -> ArrayRecord:
     return ArrayRecord({FORMAT: Array(*pack(state))})
 
@@ -120,11 +126,10 @@ def census(site: Site, content: RecordDict) -> RecordDict:
 @app.train("autoencoder")
 @_answer
 def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
-    """Replies with the autoencoder after a local round."""
-    sent = _state(content, protocol.AUTOENCODER, site.settings.federation.compression)
-    weights, metrics = tasks.autoencoder_round(site, sent, _round(content))
-    autoencoder = protocol.AUTOENCODER
-    return _trained(site, {autoencoder: sent}, {autoencoder: weights}, metrics)
+    """Replies with the autoencoder and its moments after a local round."""
+    sent = _components(site, content)
+    trained, metrics = tasks.autoencoder_round(site, sent, _round(content))
+    return _trained(site, sent, trained, metrics)
 
 
 @app.query("latents")
@@ -147,8 +152,7 @@ def encode(site: Site, content: RecordDict) -> RecordDict:
 @_answer
 def train_joint(site: Site, content: RecordDict) -> RecordDict:
     """Replies with UNet, head and their moments after a local round."""
-    method = site.settings.federation.compression
-    sent = {component: _state(content, component, method) for component in content.array_records}
+    sent = _components(site, content)
     trained, metrics = tasks.joint_round(site, sent, _round(content))
     return _trained(site, sent, trained, metrics)
 

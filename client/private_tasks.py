@@ -42,8 +42,13 @@ def census(site: Site) -> dict[str, int | list[int]]:
     return {"train": counts.units, "labelled": counts.labelled}
 
 
-def autoencoder_round(site: Site, autoencoder: Autoencoder, round_number: int) -> Metrics:
-    """One private round of the autoencoder stage, in place; see `tasks.autoencoder_round`."""
+def autoencoder_round(
+    site: Site, autoencoder: Autoencoder, optimizer: torch.optim.AdamW, round_number: int
+) -> Metrics:
+    """One private round of the autoencoder stage, in place; see `tasks.autoencoder_round`.
+
+    Adam's moments are of noised gradients, so that they may leave as the weights do.
+    """
     settings = site.settings
     _, plan = _counted(site)
     steps = plan.steps(AUTOENCODER, round_number)
@@ -52,6 +57,7 @@ def autoencoder_round(site: Site, autoencoder: Autoencoder, round_number: int) -
         unit_of, count = _units(site)
         train_private_autoencoder(
             autoencoder,
+            optimizer,
             site.hospitals.train(site.index),
             UnitIndex(unit_of, count),
             settings.training.autoencoder,
@@ -88,7 +94,7 @@ def joint_round(
 ) -> Metrics:
     """One private round of the joint stage, in place; see `tasks.joint_round`.
 
-    Adam's moments are of noised gradients, so that they may leave as the weights do.
+    Moments leave as those of the autoencoder do.
     """
     settings = site.settings
     counts, plan = _counted(site)

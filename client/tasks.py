@@ -20,6 +20,8 @@ from mediffusion_core.evaluation.classification import (
 )
 from mediffusion_core.model import Autoencoder, JointUNet
 from mediffusion_core.protocol import (
+    AUTOENCODER,
+    AUTOENCODER_MOMENTS,
     BOOTSTRAP_THRESHOLDS,
     CONTROLS,
     EMA_HEAD,
@@ -30,7 +32,7 @@ from mediffusion_core.protocol import (
     UNET,
     UNET_MOMENTS,
 )
-from mediffusion_core.training.autoencoder_stage import train_autoencoder
+from mediffusion_core.training.autoencoder_stage import autoencoder_optimizer, train_autoencoder
 from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
@@ -79,27 +81,45 @@ def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
 
 
 def autoencoder_round(
-    site: Site, weights: StateDict, round_number: int
-) -> tuple[StateDict, Metrics]:
-    """One round of the autoencoder stage on all of the site's images."""
+    site: Site, components: Mapping[str, StateDict], round_number: int
+) -> tuple[dict[str, StateDict], Metrics]:
+    """One round of the autoencoder stage on all of the site's images.
+
+    Args:
+        site: Whose images.
+        components: Weights and moments, those of `protocol.AUTOENCODING`.
+        round_number: Of the stage, from 1.
+
+    Returns:
+        The same after the round, and metrics.
+    """
     settings = site.settings
     autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
-    autoencoder.load_state_dict(dict(weights))
+    autoencoder.load_state_dict(dict(components[AUTOENCODER]))
+    autoencoder.to(site.device)
+    optimizer = autoencoder_optimizer(autoencoder, settings.training.autoencoder)
+    load_moments(optimizer, autoencoder, components[AUTOENCODER_MOMENTS])
     if settings.privacy.enabled:
-        metrics = private_tasks.autoencoder_round(site, autoencoder.to(site.device), round_number)
-        return autoencoder.state_dict(), metrics
-    begun = time.perf_counter()
-    report = train_autoencoder(
-        autoencoder.to(site.device),
-        site.hospitals.train(site.index),
-        settings.training.autoencoder,
-        precision=settings.training.precision,
-        round_number=round_number,
-        rounds=settings.federation.autoencoder_rounds,
-        seed=derive_seed(settings.seed, "autoencoder", site.name, round_number),
-        on_step=site.progress("autoencoder", round_number),
-    )
-    return autoencoder.state_dict(), _metrics(report, begun)
+        metrics = private_tasks.autoencoder_round(site, autoencoder, optimizer, round_number)
+    else:
+        begun = time.perf_counter()
+        report = train_autoencoder(
+            autoencoder,
+            optimizer,
+            site.hospitals.train(site.index),
+            settings.training.autoencoder,
+            precision=settings.training.precision,
+            round_number=round_number,
+            rounds=settings.federation.autoencoder_rounds,
+            seed=derive_seed(settings.seed, "autoencoder", site.name, round_number),
+            on_step=site.progress("autoencoder", round_number),
+        )
+        metrics = _metrics(report, begun)
+    trained = {
+        AUTOENCODER: autoencoder.state_dict(),
+        AUTOENCODER_MOMENTS: read_moments(optimizer, autoencoder),
+    }
+    return trained, metrics
 
 
 def joint_round(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 CENSUS = "query.census"
 """Site replies with its counts, and nothing else."""
 TRAIN_AUTOENCODER = "train.autoencoder"
-"""Server sends the autoencoder; site trains it on all its images and replies with the weights."""
+"""Server sends `AUTOENCODING`; site trains it on all its images and replies with the same."""
 LATENT_CENSUS = "query.latents"
 """Server sends the trained autoencoder; site replies with per-channel sums over its latents."""
 ENCODE = "query.encode"
@@ -24,8 +24,9 @@ counts, and losses at several temperatures."""
 AUTOENCODER = "autoencoder"
 UNET = "unet"
 HEAD = "head"
+AUTOENCODER_MOMENTS = "autoencoder_moments"
+"""Adam's moments of the autoencoder, named as in `training.moments`."""
 UNET_MOMENTS = "unet_moments"
-"""Adam's moments of the UNet, named as in `training.moments`."""
 HEAD_MOMENTS = "head_moments"
 
 EMA = "ema_"
@@ -38,12 +39,14 @@ LABEL_COUNTS = "label_counts"
 """Sums over the sites' census, named as in `training.label_counts`. Goes to the sites beside
 `JOINT` where the objective needs it."""
 
+AUTOENCODING = (AUTOENCODER, AUTOENCODER_MOMENTS)
+"""What the autoencoder stage trains, and what travels in each of its rounds."""
 JOINT = (UNET, HEAD, UNET_MOMENTS, HEAD_MOMENTS)
-"""What the joint stage trains, and what travels in each of its rounds."""
+"""The same of the joint stage."""
 
 TRAINING = (TRAIN_AUTOENCODER, TRAIN_JOINT)
 """Kinds of message of which there is one for each round."""
-COMPRESSED = frozenset({AUTOENCODER, *JOINT, EMA_UNET, EMA_HEAD})
+COMPRESSED = frozenset({*AUTOENCODING, *JOINT, EMA_UNET, EMA_HEAD})
 """Components that `federation.compression` holds for, in messages of `TRAINING`. What is judged,
 encoded or counted travels whole, as do control variates."""
 
@@ -75,6 +78,7 @@ WEIGHTED_BY = {
     AUTOENCODER: "images_seen",
     UNET: "images_seen",
     HEAD: "labelled_seen",
+    AUTOENCODER_MOMENTS: "images_seen",
     UNET_MOMENTS: "images_seen",
     HEAD_MOMENTS: "labelled_seen",
 }
@@ -154,13 +158,15 @@ ANSWERS = {
     ),
     TRAIN_AUTOENCODER: Answer(
         name="autoencoder round",
-        records=frozenset({AUTOENCODER, METRICS}),
+        records=frozenset({*AUTOENCODING, METRICS}),
         fields=ALLOWED_METRICS,
-        carries="weights of the autoencoder; allow-listed metrics",
+        carries="weights of the autoencoder, and Adam's moments of them; allow-listed metrics",
         betrays="every training patient: images can be reconstructed from a change of weights, "
-        "most of all after few steps, and membership can be told from it",
+        "most of all after few steps, and from moments, averages of few gradients, more readily; "
+        "membership can be told from both",
         protected="nothing",
-        private="weights after DP-SGD; expected, not realised, images; steps",
+        private="weights after DP-SGD, Adam's moments of the noised gradients; expected, not "
+        "realised, images; steps",
         charged="(q, σ) for each step",
     ),
     LATENT_CENSUS: Answer(

@@ -24,6 +24,7 @@ from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import scale_from_sums
 from mediffusion_core.protocol import (
     AUTOENCODER,
+    AUTOENCODING,
     EMA,
     EMA_HEAD,
     EMA_UNET,
@@ -118,10 +119,11 @@ class FederatedRun:
         replies = self._ask(
             protocol.TRAIN_AUTOENCODER,
             number,
-            {AUTOENCODER: state.components[AUTOENCODER]},
+            {name: state.components[name] for name in AUTOENCODING},
             self._participants(AUTOENCODER, number),
         )
-        self._take(AUTOENCODER, replies)
+        for component in AUTOENCODING:
+            self._take(component, replies)
         state.autoencoder_rounds = number
         codec = state.codec(self._settings).to(self._device)
         psnr = self._judge.reconstruction(codec, self._folder.pictures)

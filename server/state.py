@@ -16,7 +16,15 @@ from mediffusion_core.artifacts.run_folder import RunFolder
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint, restore_joint
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import Autoencoder, LatentCodec
-from mediffusion_core.protocol import AUTOENCODER, EMA, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
+from mediffusion_core.protocol import (
+    AUTOENCODER,
+    AUTOENCODER_MOMENTS,
+    EMA,
+    HEAD,
+    HEAD_MOMENTS,
+    UNET,
+    UNET_MOMENTS,
+)
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed
 from mediffusion_core.training.moments import fresh_moments
@@ -94,7 +102,8 @@ def fresh_state(settings: Settings, num_classes: int) -> RunState:
         components |= public
         unet, head = components[UNET], components[HEAD]
     components |= {EMA + UNET: unet, EMA + HEAD: head}
-    components |= {UNET_MOMENTS: fresh_moments(joint.unet), HEAD_MOMENTS: fresh_moments(joint.head)}
+    trained = {AUTOENCODER_MOMENTS: autoencoder, UNET_MOMENTS: joint.unet, HEAD_MOMENTS: joint.head}
+    components |= {name: fresh_moments(module) for name, module in trained.items()}
     return RunState(components=dict(components))
 
 

@@ -9,7 +9,15 @@ from rich.table import Table
 from torch import Tensor
 
 from mediffusion_core.compression import outward
-from mediffusion_core.protocol import AUTOENCODER, EMA_HEAD, EMA_UNET, HEAD, JOINT, UNET
+from mediffusion_core.protocol import (
+    AUTOENCODER,
+    AUTOENCODING,
+    EMA_HEAD,
+    EMA_UNET,
+    HEAD,
+    JOINT,
+    UNET,
+)
 from mediffusion_core.settings import Settings
 from server.state import fresh_state
 
@@ -23,7 +31,7 @@ MEGABIT = 125_000
 class Sizes:
     """Bytes of weights and moments, without names, shapes and the few hundred of a message's own.
 
-    `autoencoder` is what goes each way in a round of its stage, `codec` the same weights whole.
+    `autoencoder` is what goes each way in a round of its stage, `codec` its weights whole.
     """
 
     autoencoder: int
@@ -41,11 +49,11 @@ class Sizes:
             components = fresh_state(settings, num_classes).components
         average = (EMA_UNET, EMA_HEAD) if settings.training.joint.needs_average else ()
         method = settings.federation.compression
-        travelling = {name: outward(components[name], method) for name in (AUTOENCODER, *JOINT)}
+        travelling = {name: outward(components[name], method) for name in (*AUTOENCODING, *JOINT)}
         travelling |= {name: outward(components[name], method) for name in average}
         joint = _bytes(travelling, JOINT)
         return cls(
-            autoencoder=_bytes(travelling, (AUTOENCODER,)),
+            autoencoder=_bytes(travelling, AUTOENCODING),
             codec=_bytes(components, (AUTOENCODER,)),
             joint_down=joint + _bytes(travelling, average),
             joint_up=joint,

@@ -13,11 +13,14 @@ from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.privacy.unit_gradients import UnitGradients
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import AutoencoderTraining
-from mediffusion_core.training.local import Progress, Proximal, cosine
+from mediffusion_core.training.autoencoder_stage import set_rate
+from mediffusion_core.training.local import Progress, Proximal
+from mediffusion_core.training.moments import steps_behind
 
 
 def train_private_autoencoder(
     autoencoder: Autoencoder,
+    optimizer: torch.optim.AdamW,
     images: ImageSet,
     index: UnitIndex,
     settings: AutoencoderTraining,
@@ -34,6 +37,7 @@ def train_private_autoencoder(
 
     Args:
         autoencoder: Trained in place, in fp32, on the device it stands on.
+        optimizer: Of `autoencoder_optimizer`; its moments are of noised gradients alone.
         images: The site's training images.
         index: Which are of which unit.
         settings: Rates and weights; its batch size is the plain stage's.
@@ -50,8 +54,8 @@ def train_private_autoencoder(
     """
     device = next(autoencoder.parameters()).device
     generator = torch.Generator().manual_seed(secret_seed())
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate, fused=True)
     proximal = Proximal(autoencoder, settings.proximal_weight)
+    behind = steps_behind(optimizer)
     autoencoder.train()
 
     def losses(rows: ImageRows) -> Tensor:
@@ -66,9 +70,7 @@ def train_private_autoencoder(
     ) as gradients:
         check_gradients(gradients, _made_up(images, privacy, latent_shape, device))
         for step in range(steps):
-            rate = cosine(settings.learning_rate, (round_number - 1 + step / steps) / rounds)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+            set_rate(optimizer, settings, behind + step, (round_number - 1 + step / steps) / rounds)
             private_gradients(gradients, draw, mechanism, len(index.counts))
             proximal.add_gradients()
             optimizer.step()

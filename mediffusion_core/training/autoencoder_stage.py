@@ -15,10 +15,12 @@ from mediffusion_core.training.local import (
     cosine,
     local_steps,
 )
+from mediffusion_core.training.moments import steps_behind
 
 
 def train_autoencoder(
     autoencoder: Autoencoder,
+    optimizer: torch.optim.AdamW,
     images: ImageSet,
     settings: AutoencoderTraining,
     *,
@@ -35,6 +37,8 @@ def train_autoencoder(
 
     Args:
         autoencoder: Trained in place, on the device it stands on.
+        optimizer: Of `autoencoder_optimizer`; its moments, fresh or of earlier rounds, are
+            continued.
         images: The site's training images.
         settings: Steps, batch and rates.
         precision: "auto", "fp32" or "bf16".
@@ -50,14 +54,12 @@ def train_autoencoder(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     order = Shuffled(torch.arange(len(images)), generator)
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate, fused=True)
     proximal = Proximal(autoencoder, settings.proximal_weight)
+    behind = steps_behind(optimizer)
     steps = local_steps(len(images), settings.local_epochs, settings.batch_size, round_number)
     autoencoder.train()
     for step in range(steps):
-        rate = cosine(settings.learning_rate, (round_number - 1 + step / steps) / rounds)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        set_rate(optimizer, settings, behind + step, (round_number - 1 + step / steps) / rounds)
         batch = images.take(order.next(settings.batch_size)).to(device)  # (B, C, H, W)
         with autocast(precision, device):
             posterior = autoencoder.encode(batch)
@@ -74,3 +76,19 @@ def train_autoencoder(
         report.add(loss=float(loss.detach()))
         on_step(step + 1, steps, float(loss.detach()))
     return report
+
+
+def autoencoder_optimizer(
+    autoencoder: Autoencoder, settings: AutoencoderTraining
+) -> torch.optim.AdamW:
+    """AdamW over all of the autoencoder."""
+    return torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate, fused=True)
+
+
+def set_rate(
+    optimizer: torch.optim.AdamW, settings: AutoencoderTraining, step: float, progress: float
+) -> None:
+    """Cosine over the stage's rounds, after a rise over the optimizer's first steps."""
+    warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+    for group in optimizer.param_groups:
+        group["lr"] = cosine(settings.learning_rate, progress) * warm

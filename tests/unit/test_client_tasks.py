@@ -20,6 +20,7 @@ from mediffusion_core.model import Autoencoder, LatentCodec, scale_from_sums
 from mediffusion_core.payload import FORMAT, unpack
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.moments import STEPS, fresh_moments
+from server.state import fresh_state
 
 Overrides = tuple[str, ...]
 Weights = Mapping[str, Tensor]
@@ -53,6 +54,12 @@ def autoencoder(settings: Settings) -> Weights:
     torch.manual_seed(0)
     model = Autoencoder(settings.model.autoencoder, settings.data.channels)
     return dict(model.state_dict())
+
+
+@pytest.fixture(scope="module")
+def autoencoding(settings: Settings) -> dict[str, Weights]:
+    components = fresh_state(settings, 5).components
+    return {name: dict(components[name]) for name in protocol.AUTOENCODING}
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +128,17 @@ def test_the_census_says_of_how_many_images_a_finding_is_known_where_that_is_nee
 
 
 def test_an_autoencoder_round_returns_weights_and_listed_metrics(
-    ask: Asking, autoencoder: Weights
+    ask: Asking, autoencoding: dict[str, Weights]
 ) -> None:
-    content = ask(protocol.TRAIN_AUTOENCODER, {protocol.AUTOENCODER: autoencoder})
-    assert set(content) == {protocol.AUTOENCODER, protocol.METRICS}
+    content = ask(protocol.TRAIN_AUTOENCODER, autoencoding)
+    assert set(content) == {*protocol.AUTOENCODING, protocol.METRICS}
+    autoencoder = autoencoding[protocol.AUTOENCODER]
     trained = numbers(content.array_records[protocol.AUTOENCODER])
     assert trained.keys() == autoencoder.keys()
     assert any(not torch.equal(trained[name], autoencoder[name]) for name in trained)
+    moments = numbers(content.array_records[protocol.AUTOENCODER_MOMENTS])
     metrics = dict(content.metric_records[protocol.METRICS])
+    assert moments[STEPS] == metrics["steps"]
     assert set(metrics) == {"images_seen", "labelled_seen", "steps", "seconds", "loss"}
 
 
@@ -319,9 +329,9 @@ def test_a_partition_that_is_not_there_is_a_failure(
 
 
 def test_a_site_keeps_its_progress_where_the_server_cannot_see_it(
-    ask: Asking, autoencoder: Weights, settings: Settings
+    ask: Asking, autoencoding: dict[str, Weights], settings: Settings
 ) -> None:
-    ask(protocol.TRAIN_AUTOENCODER, {protocol.AUTOENCODER: autoencoder}, site=1)
+    ask(protocol.TRAIN_AUTOENCODER, autoencoding, site=1)
     assert settings.run.folder is not None
     written = json.loads((settings.run.folder / "sites/site-1/progress.json").read_text())
     assert (written["site"], written["stage"], written["round"]) == ("site-1", "autoencoder", 1)

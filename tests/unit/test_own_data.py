@@ -125,7 +125,8 @@ def test_a_metric_that_the_site_does_not_allow_stays_there(tmp_path: Path) -> No
         f'{file.read_text()}allowed_metrics = ["images_seen", "labelled_seen", "steps"]\n'
     )
     settings = compose("config", RUN_OF)
-    weights = {protocol.AUTOENCODER: fresh_state(settings, len(CLASSES)).components["autoencoder"]}
+    components = fresh_state(settings, len(CLASSES)).components
+    weights = {name: components[name] for name in protocol.AUTOENCODING}
     message = order(protocol.TRAIN_AUTOENCODER, settings.fingerprint(), weights)
     content = app(message, context(node, RUN_OF)).content
     assert protocol.AUTOENCODER in content.array_records

@@ -117,6 +117,7 @@ def components(overrides: list[str], codec: LatentCodec) -> dict[str, Weights]:
         protocol.AUTOENCODER: codec.autoencoder.state_dict(),
         protocol.UNET: joint.unet.state_dict(),
         protocol.HEAD: joint.head.state_dict(),
+        protocol.AUTOENCODER_MOMENTS: fresh_moments(codec.autoencoder),
         protocol.UNET_MOMENTS: fresh_moments(joint.unet),
         protocol.HEAD_MOMENTS: fresh_moments(joint.head),
     }
@@ -131,7 +132,7 @@ def asked(
 
 SENT = {
     protocol.CENSUS: (),
-    protocol.TRAIN_AUTOENCODER: (protocol.AUTOENCODER,),
+    protocol.TRAIN_AUTOENCODER: protocol.AUTOENCODING,
     protocol.LATENT_CENSUS: (protocol.AUTOENCODER,),
     protocol.ENCODE: (),
     protocol.TRAIN_JOINT: protocol.JOINT,
@@ -203,7 +204,7 @@ def test_a_site_at_its_cap_answers_with_a_code_and_does_nothing(
 ) -> None:
     given = [*overrides, "privacy.max_epsilon=0.5"]
     weights = components(given, codec)
-    sending = {protocol.AUTOENCODER: weights[protocol.AUTOENCODER]}
+    sending = {name: weights[name] for name in protocol.AUTOENCODING}
     content = asked(protocol.TRAIN_AUTOENCODER, given, sending)
     assert set(content) == {protocol.FAILURE}
     assert content.config_records[protocol.FAILURE]["code"] == protocol.BUDGET

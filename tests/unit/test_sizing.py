@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from configs.compose import compose
 from mediffusion_core.payload import pack
-from mediffusion_core.protocol import AUTOENCODER, HEAD, JOINT, UNET
+from mediffusion_core.protocol import AUTOENCODING, HEAD, JOINT, UNET
 from server.state import fresh_state
 from simulations.cli import app
 from simulations.in_process import run_in_process
@@ -22,7 +22,7 @@ def test_sizes_are_those_of_the_packed_components(tiny: tuple[str, ...]) -> None
         return sum(len(pack(components[name])[-1]) for name in names)
 
     sizes = Sizes.of(settings, 5)
-    assert sizes.autoencoder == pytest.approx(packed(AUTOENCODER), rel=0.1)
+    assert sizes.autoencoder == pytest.approx(packed(*AUTOENCODING), rel=0.1)
     assert sizes.joint_down == sizes.joint_up == pytest.approx(packed(*JOINT), rel=0.1)
     assert sizes.evaluation == pytest.approx(packed(UNET, HEAD), rel=0.1)
 

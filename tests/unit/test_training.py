@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from mediffusion_core.settings import (
     Prediction,
 )
 from mediffusion_core.training.augmentation import RANGES, augment, turns_and_flips
-from mediffusion_core.training.autoencoder_stage import train_autoencoder
+from mediffusion_core.training.autoencoder_stage import autoencoder_optimizer, train_autoencoder
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
 from mediffusion_core.training.latent_set import LatentSet
@@ -42,6 +43,7 @@ from mediffusion_core.training.moments import (
     fresh_moments,
     load_moments,
     read_moments,
+    steps_behind,
 )
 from mediffusion_core.training.objective import JointObjective
 
@@ -84,12 +86,24 @@ def run_joint(
     return train_toy(model, data, settings, seed=seed, optimizer=optimizer, on_step=on_step)
 
 
-def run_autoencoder(model: nn.Module, data: ImageSet, seed: int = 5, **changes: object):  # type: ignore[no-untyped-def]
+def autoencoder_training(**changes: object) -> AutoencoderTraining:
     given: dict[str, object] = {"local_epochs": 2, "batch_size": 4, "learning_rate": 2e-3}
+    return AutoencoderTraining(**(given | changes))  # type: ignore[arg-type]
+
+
+def run_autoencoder(
+    model: Autoencoder,
+    data: ImageSet,
+    seed: int = 5,
+    optimizer: torch.optim.AdamW | None = None,
+    **changes: object,
+) -> LocalReport:
+    settings = autoencoder_training(**changes)
     return train_autoencoder(
         model,
+        optimizer or autoencoder_optimizer(model, settings),
         data,
-        AutoencoderTraining(**(given | changes)),  # type: ignore[arg-type]
+        settings,
         precision="fp32",
         round_number=1,
         rounds=2,
@@ -291,6 +305,27 @@ def test_the_autoencoder_stage_is_determined_by_its_seed() -> None:
 
     assert same(trained(1), trained(1))
     assert not same(trained(1), trained(2))
+
+
+def test_an_autoencoder_round_continues_from_the_moments_of_the_last() -> None:
+    """Warmed up, its rate is whole at once, and its first step is no longer as long as the rate."""
+
+    def first_change(optimizer: torch.optim.AdamW, model: Autoencoder) -> float:
+        before = copied(model)
+        run_autoencoder(model, images(4), 7, optimizer, local_epochs=1, warmup_steps=1)
+        return sum(float((copied(model)[name] - before[name]).abs().mean()) for name in before)
+
+    torch.manual_seed(0)
+    model = Autoencoder(AUTOENCODER, 1)
+    settings = autoencoder_training()
+    optimizer = autoencoder_optimizer(model, settings)
+    run_autoencoder(model, images(12), optimizer=optimizer)
+    one, other = deepcopy(model), deepcopy(model)
+    fresh, continued = (autoencoder_optimizer(each, settings) for each in (one, other))
+    load_moments(continued, other, read_moments(optimizer, model))
+    assert steps_behind(continued) == 6
+    assert first_change(continued, other) < 0.8 * first_change(fresh, one)
+    assert steps_behind(continued) == 7
 
 
 def test_the_proximal_term_adds_the_gradient_that_autograd_finds() -> None:
