@@ -110,11 +110,16 @@ class DataSettings(TableSettings):
         return self
 
 
+PASSAGE = 4
+"""Channels by which one number passes an autoencoder with `linear_start`."""
+
+
 class AutoencoderSettings(StrictModel):
     """Widths of diffusers' `AutoencoderKL`; each width after the first halves the resolution.
 
     Before the first convolution, patches of `patch_size` pixels a side become channels; `attention`
-    says whether the middle blocks attend.
+    says whether the middle blocks attend, `linear_start` whether the first weights are those of a
+    cosine transform (`model.linear_start`).
     """
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
@@ -123,6 +128,29 @@ class AutoencoderSettings(StrictModel):
     norm_groups: Count = 32
     patch_size: Count = 1
     attention: bool = True
+    linear_start: bool = False
+
+    @model_validator(mode="after")
+    def _numbers_can_pass(self) -> Self:
+        if not self.linear_start:
+            return self
+        if len(self.channels) > 1:
+            raise ValueError(
+                "model.autoencoder.linear_start needs a network of one level; "
+                "patch_size can take the place of others"
+            )
+        if self.channels[0] % (PASSAGE * self.norm_groups):
+            raise ValueError(
+                f"model.autoencoder.norm_groups {self.norm_groups}: with linear_start "
+                f"{self.channels[0]} channels make groups of {PASSAGE} or a multiple of that"
+            )
+        most = self.channels[0] // PASSAGE
+        if self.latent_channels > most:
+            raise ValueError(
+                f"model.autoencoder.latent_channels {self.latent_channels}: with linear_start "
+                f"{self.channels[0]} channels carry {most}"
+            )
+        return self
 
     @property
     def downsampling(self) -> int:
@@ -446,6 +474,12 @@ class Settings(StrictModel):
             raise ValueError(
                 f"data.image_size {self.data.image_size} is not a multiple of {coarsest}, "
                 f"which model={self.model.name} needs"
+            )
+        values = self.data.channels * self.model.autoencoder.patch_size**2
+        if self.model.autoencoder.linear_start and self.latent_shape[0] > values:
+            raise ValueError(
+                f"model.autoencoder.latent_channels {self.latent_shape[0]}: with linear_start at "
+                f"most {values}, the values of a patch"
             )
         phantom_sites = len(self.data.phantom.patients_per_site)
         if self.data.source == "phantom" and self.federation.num_sites != phantom_sites:

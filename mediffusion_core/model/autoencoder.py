@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from mediffusion_core.model.linear_start import start_linear
 from mediffusion_core.settings import AutoencoderSettings
 
 
@@ -41,6 +42,8 @@ class Autoencoder(nn.Module):
             mid_block_add_attention=settings.attention,
             scaling_factor=1.0,
         )
+        if settings.linear_start:
+            start_linear(self.kl, image_channels, settings.patch_size)
 
     @classmethod
     def of(cls, kl: AutoencoderKL, patch_size: int) -> Self:

@@ -32,6 +32,8 @@ from simulations.rivals.settings import RivalSettings
 from simulations.study_labels.methods import Method, Trial
 
 DESCRIPTION, FIGURES, PREDICTIONS = "cell.json", "figures.json", "predictions.safetensors"
+FEW_COUNTERFACTUALS = tuple(f"evaluation.counterfactual.{name}=1" for name in ("count", "attempts"))
+"""The study compares none of their figures."""
 KEPT = (
     "auc_macro",
     "auc_macro_interval",
@@ -146,7 +148,8 @@ def cells_of(
     rounds = [
         f"federation.autoencoder_rounds={method.rounds[0]}",
         f"federation.num_rounds={method.rounds[1]}",
-        f"evaluation.every={max(1, -(-method.rounds[1] // 4))}",
+        f"evaluation.every={method.rounds[1]}",
+        *FEW_COUNTERFACTUALS,
     ]
     dealt = (*base, f"data.labelled_fraction={fraction:g}", f"seed={seed}", *method.overrides)
     own = [*dealt]
