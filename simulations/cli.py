@@ -409,24 +409,45 @@ def explanations(
 
 
 @app.command(
-    epilog="Example: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
+    epilog="Examples: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
+    "\n\nfed-mediffusion results --counterfactuals runs/latest/guidance README.md"
 )
 def results(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of completed runs.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of completed runs.")] = None,
     document: Annotated[
-        Path, typer.Argument(help="Markdown file with the marks of a section of results.")
-    ],
+        Path, typer.Argument(help="Markdown file with the marks of the sections.")
+    ] = Path("README.md"),
     study_folder: Annotated[
         Path | None, typer.Option("--study", help="Folder of a study of unlabelled images.")
     ] = None,
     labels_folder: Annotated[
         Path | None, typer.Option("--labels", help="Folder of a study of labels.")
     ] = None,
+    counterfactuals: Annotated[
+        list[Path] | None, typer.Option(help="Folders of studies of guidance.")
+    ] = None,
+    explanations: Annotated[
+        list[Path] | None, typer.Option(help="Folders of studies of explanations.")
+    ] = None,
+    samples: Annotated[
+        list[Path] | None, typer.Option(help="Folders of studies of generation.")
+    ] = None,
 ) -> None:
-    """Write tables of the runs' figures into a document. The last line printed is the document."""
-    from simulations.results import write_results
+    """Write tables of the figures of runs and studies into a document.
 
-    print(write_results(runs, study_folder, document, labels_folder))
+    Sections of which nothing is named stay as they are. The last line printed is the document.
+    """
+    from simulations.results import Sources, write_results
+
+    sources = Sources(
+        runs or (),
+        study_folder,
+        labels_folder,
+        counterfactuals or (),
+        explanations or (),
+        samples or (),
+    )
+    print(write_results(sources, document))
 
 
 add_commands(app)

@@ -1,7 +1,7 @@
 """How figures are written where a user reads them; one that was not measured is null."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mediffusion_core.evaluation.resampling import Estimate
 
@@ -31,6 +31,12 @@ def format_estimate(estimate: Estimate, spec: str, *, counted: bool = True) -> s
         return "-"
     bounds = f"{estimate.low:{spec}} to {estimate.high:{spec}}"
     return f"{estimate.value:{spec}} ({bounds}{f'; {estimate.count}' if counted else ''})"
+
+
+def format_interval(figure: Mapping[str, float | None], spec: str) -> str:
+    """A figure of a study's JSON, `value` with `low` and `high`."""
+    low, high = (format_figure(figure[end], spec) for end in ("low", "high"))
+    return f"{format_figure(figure['value'], spec)} ({low} to {high})"
 
 
 def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mediffusion_core.protocol import ALLOWED_METRICS, ANSWERS, WITH_ANY
-from simulations.marked_section import replace_section
+from simulations.marked_sections import replace_sections
 
 OPEN = ("message", "what the site sends", "whom it could betray", "what protects it")
 PRIVATE = ("message", "what the site sends", "charged, as (q, σ)")
@@ -35,7 +35,7 @@ def write_message_tables(document: Path) -> Path:
     Raises:
         UserError: if the document has no such marks.
     """
-    replace_section(document, "messages", message_tables())
+    replace_sections(document, {"messages": message_tables()})
     return document
 
 

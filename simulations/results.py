@@ -1,43 +1,69 @@
 """`fed-mediffusion results`: the README's section of results, written from runs on disk."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mediffusion_core.artifacts.provenance import shorten
 from mediffusion_core.errors import UserError
 from simulations.figures import NOT_MEASURED, format_comparison, format_figure
-from simulations.marked_section import replace_section
+from simulations.marked_sections import replace_sections
 from simulations.simulate import LAUNCH
 from simulations.study_labels.comparison import NOT_RUN, row_cells
+from simulations.study_results import (
+    counterfactual_tables,
+    explanation_tables,
+    made_by,
+    read_finished,
+    sample_tables,
+)
 
 LOCAL = ("run.folder=", "data.store=", "evaluation.inception_weights=")
 
 
-def write_results(
-    runs: Sequence[Path], study: Path | None, document: Path, labels: Path | None = None
-) -> Path:
-    """Replaces what stands between the document's two marks by tables of the runs' figures.
+@dataclass(frozen=True)
+class Sources:
+    """Folders of what is to stand in a document."""
 
-    Args:
-        runs: Folders of completed runs.
-        study: `results.json` of a study of unlabelled images, or its folder.
-        document: A Markdown file with both marks.
-        labels: `results.json` of a study of labels, or its folder.
+    runs: Sequence[Path] = ()
+    study: Path | None = None
+    """Of unlabelled images."""
+    labels: Path | None = None
+    counterfactuals: Sequence[Path] = ()
+    """Studies of guidance."""
+    explanations: Sequence[Path] = ()
+    samples: Sequence[Path] = ()
+    """Studies of generation."""
+
+
+def write_results(sources: Sources, document: Path) -> Path:
+    """Replaces what stands between a document's marks by tables of what is given.
+
+    A section nothing is given of is left as it is: `results` has runs and the studies that train
+    their own, the others are named as in `Sources`.
 
     Returns:
         The document.
 
     Raises:
-        UserError: the document has no marks, or a run or study is not there or not completed.
+        UserError: the document lacks the marks, or a run or study is not there or not completed.
     """
-    parts = [_run_table(runs)]
-    if study is not None:
-        parts.append(_study_table(study))
-    if labels is not None:
-        parts.append(_labels_tables(labels))
-    replace_section(document, "results", "\n\n".join(parts))
+    parts = [_run_table(sources.runs)] if sources.runs else []
+    if sources.study is not None:
+        parts.append(_study_table(sources.study))
+    if sources.labels is not None:
+        parts.append(_labels_tables(sources.labels))
+    sections = {"results": "\n\n".join(parts)}
+    if sources.counterfactuals:
+        sections["counterfactuals"] = counterfactual_tables(sources.counterfactuals)
+    if sources.explanations:
+        sections["explanations"] = explanation_tables(sources.explanations)
+    if sources.samples:
+        sections["samples"] = sample_tables(sources.samples)
+    written = {name: section for name, section in sections.items() if section}
+    if not written:
+        raise UserError("no run and no study is named, of which a table could be written")
+    replace_sections(document, written)
     return document
 
 
@@ -47,7 +73,7 @@ def _run_table(runs: Sequence[Path]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
-        figures = _read(run / "summary.json", "run")
+        figures = read_finished(run / "summary.json", "run")
         if figures.get("status") != "completed":
             raise UserError(f"{run} is no completed run (status {figures.get('status')})")
         distances = [figures[name] for name in ("fid", "fid_untrained", "fid_floor")]
@@ -58,7 +84,7 @@ def _run_table(runs: Sequence[Path]) -> str:
             format_figure(figures["psnr"], ".1f", " dB"),
             _flipped(figures["counterfactual"]),
             f"{figures['seconds'] / 60:.1f}",
-            _made_by(figures),
+            made_by(figures),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -78,7 +104,7 @@ def _flipped(counterfactual: dict[str, Any] | None) -> str:
 
 
 def _study_table(study: Path) -> str:
-    results = _read(study / "results.json" if study.is_dir() else study, "study")
+    results = read_finished(study / "results.json" if study.is_dir() else study, "study")
     command = " ".join(["fed-mediffusion study unlabelled", *_shown(results["overrides"])])
     lines = [
         f"Macro AUC with and without the unlabelled images, same labels, `{command}`:",
@@ -89,7 +115,7 @@ def _study_table(study: Path) -> str:
     rows = results["runs"]
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         cells = [str(first["seed"]), *format_comparison(first["auc_macro"], second["auc_macro"])]
-        lines.append(f"| {' | '.join([*cells, _made_by(first)])} |")
+        lines.append(f"| {' | '.join([*cells, made_by(first)])} |")
     means = results["mean_auc_macro"]
     cells = ["mean", *format_comparison(means["with"], means["without"]), ""]
     lines.append(f"| {' | '.join(cells)} |")
@@ -98,7 +124,7 @@ def _study_table(study: Path) -> str:
 
 def _labels_tables(study: Path) -> str:
     """The study's methods and, folded away, each of its runs and trials."""
-    results = _read(study / "results.json" if study.is_dir() else study, "study")
+    results = read_finished(study / "results.json" if study.is_dir() else study, "study")
     command = " ".join(
         ["fed-mediffusion study labels", *_shown(results["overrides"]), *results["options"]]
     )
@@ -129,7 +155,7 @@ def _run_cells(run: dict[str, Any]) -> list[str]:
     site = f" at {run['site']}" if run["site"] else ""
     auc = _auc(run) if run["auc_macro"] is not None else "-"
     share, minutes = f"{run['fraction']:.0%}", f"{run['seconds'] / 60:.1f}"
-    return [run["method"] + site, share, auc, minutes, _made_by(run)]
+    return [run["method"] + site, share, auc, minutes, made_by(run)]
 
 
 def _trial_cells(trial: dict[str, Any]) -> list[str]:
@@ -139,13 +165,8 @@ def _trial_cells(trial: dict[str, Any]) -> list[str]:
     return [trial["method"] + site, settings, auc, "yes" if trial["chosen"] else ""]
 
 
-def _made_by(figures: dict[str, Any]) -> str:
-    made_by = f"seed {figures['seed']}, commit {shorten(figures['commit'])}"
-    return f"{made_by}, settings {figures['settings_hash'][:8]}"
-
-
 def _command(run: Path) -> str:
-    launched = _read(run / LAUNCH, "run")
+    launched = read_finished(run / LAUNCH, "run")
     name = launched["config_name"]
     chosen = [] if name == "config" else [f"--config-name {name}"]
     return " ".join(["fed-mediffusion simulate", *chosen, *_shown(launched["overrides"])])
@@ -156,13 +177,3 @@ def _shown(overrides: Sequence[str]) -> list[str]:
     kept = [one for one in overrides if not one.startswith(LOCAL)]
     shown = ["data.root=PATH" if one.startswith("data.root=") else one for one in kept]
     return list(dict.fromkeys(shown))
-
-
-def _read(path: Path, what: str) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
-    except (OSError, ValueError):
-        raise UserError(
-            f"{path.parent} holds no finished {what} (no readable {path.name})"
-        ) from None

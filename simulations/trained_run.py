@@ -3,10 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from configs.compose import compose
+from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.errors import UserError
@@ -24,6 +26,16 @@ class TrainedRun:
     settings: Settings
     """The model's, with the place of the images."""
     hospitals: Hospitals
+
+    def provenance(self, run: Path) -> dict[str, Any]:
+        """What a study of the run in a folder says of where its figures come from."""
+        return {
+            "run": run.resolve().name,
+            "data": self.settings.data.source,
+            "seed": self.settings.seed,
+            "commit": current_commit(),
+            "settings_hash": self.model.settings.fingerprint(),
+        }
 
 
 def open_trained_run(run: Path, device: str, console: Console) -> TrainedRun:

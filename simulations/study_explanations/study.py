@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
 from mediffusion_core.training.local import derive_seed
@@ -70,9 +69,7 @@ def study_explanations(
     latents = opened.model.encode(chosen.images)
     case = Case(opened.model, independent, guidance, latents, chosen.target, chosen.real, seed)
     about = {
-        "run": run.resolve().name,
-        "seed": opened.settings.seed,
-        "commit": current_commit(),
+        **opened.provenance(run),
         "images": len(latents),
         "masks": int(chosen.known.masks.flatten(1).any(dim=1).sum()),
         "guidance": guidance.model_dump(mode="json", exclude={"panel", "count"}),

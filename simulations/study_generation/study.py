@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mediffusion_core.artifacts.neighbours_picture import save_neighbours
 from mediffusion_core.artifacts.pictures import save_sample_grid
-from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.errors import UserError
@@ -73,7 +72,7 @@ def study_generation(run: Path, options: Options, output: Path, device: str) -> 
     opened = open_trained_run(run, device, console)
     if not opened.settings.training.joint.diffusion_weight:
         raise UserError(f"the run {run} trained no denoiser (training.joint.diffusion_weight=0)")
-    study = _Study(run.resolve().name, opened, options, console)
+    study = _Study(run, opened, options, console)
     rows: list[dict[str, Any]] = []
     for one in study.sets():
         rows.append(study.row(one, output))
@@ -92,7 +91,7 @@ def _write(results: dict[str, Any], output: Path) -> Path:
 class _Study:
     """The real images with their features, and what is drawn beside them."""
 
-    def __init__(self, run: str, opened: TrainedRun, options: Options, console: Console) -> None:
+    def __init__(self, run: Path, opened: TrainedRun, options: Options, console: Console) -> None:
         self._run, self._opened = run, opened
         self._options, self._console = options, console
         self._test = opened.hospitals.test()
@@ -153,9 +152,7 @@ class _Study:
         """What is known after the sets in the rows."""
         settings = self._opened.settings
         return {
-            "run": self._run,
-            "seed": settings.seed,
-            "commit": current_commit(),
+            **self._opened.provenance(self._run),
             "extractor": settings.evaluation.extractor,
             "count": self.count,
             "half_samples": self._options.half_samples,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mediffusion_core.artifacts.provenance import shorten
-from simulations.figures import format_figure, markdown_table
+from simulations.figures import format_figure, format_interval, markdown_table
 
 DIGITS = {"fid": ".0f", "kid": ".4f"}
 HEADS = {
@@ -68,7 +68,7 @@ def _useful(rows: Mapping[str, Any]) -> list[str]:
     for name, row in rows.items():
         low, high = (format_figure(end) for end in row["interval"])
         against = row["against_real"]
-        paired = "-" if against is None else _with_interval(against, "+.3f")
+        paired = "-" if against is None else format_interval(against, "+.3f")
         auc = f"{format_figure(row['auc'])} ({low} to {high})"
         table.append([name, str(row["images"]), auc, paired])
     return [
@@ -84,12 +84,7 @@ def _useful(rows: Mapping[str, Any]) -> list[str]:
 
 
 def _distances(row: Mapping[str, Any]) -> list[str]:
-    return [row["name"], *(_with_interval(row[name], DIGITS.get(name, ".2f")) for name in HEADS)]
-
-
-def _with_interval(figure: Mapping[str, float], spec: str) -> str:
-    low, high = (format_figure(figure[end], spec) for end in ("low", "high"))
-    return f"{format_figure(figure['value'], spec)} ({low} to {high})"
+    return [row["name"], *(format_interval(row[name], DIGITS.get(name, ".2f")) for name in HEADS)]
 
 
 def _copies(row: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.features import build_extractor, spatial_efficientnet_lite0
@@ -60,9 +59,7 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     methods = _compared(base, None if best is None else points[best], options)
     rows = _measure(benches["test"], methods, True, "test patients", console)
     results = {
-        "run": run.resolve().name,
-        "seed": opened.settings.seed,
-        "commit": current_commit(),
+        **opened.provenance(run),
         "images": {name: len(bench.images.images) for name, bench in benches.items()},
         "independent": opinion,
         "fid_floor": benches["test"].floor(),

@@ -13,6 +13,7 @@ from mediffusion_core.errors import UserError
 from simulations import independent_classifier
 from simulations.rivals.settings import RivalSettings
 from simulations.study_explanations.study import study_explanations
+from simulations.study_results import explanation_tables
 
 METHODS = ["Grad-CAM", "integrated gradients", "SHAP", "external guidance", "ours", "chance"]
 
@@ -27,6 +28,7 @@ def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def test_all_methods_explain_the_same_images(run: Path, tmp_path: Path) -> None:
     page = study_explanations(run, 2, ["steps=2", "attempts=1"], tmp_path / "out", "cpu")
+    assert all(f"| {name} |" in explanation_tables([tmp_path / "out"]) for name in METHODS)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = {row["method"]: row for row in results["rows"]}
     assert list(rows) == METHODS

@@ -18,6 +18,7 @@ from simulations.simulate import LAUNCH
 from simulations.study_generation.sets import drawn_by_ddpm, drawn_with_labels
 from simulations.study_generation.study import Options, study_generation
 from simulations.study_generation.usefulness import images_in_memory, usefulness
+from simulations.study_results import sample_tables
 from simulations.trained_run import open_trained_run
 
 CLASSES = ("Effusion", "Cardiomegaly", "Nodule", "Pneumothorax", "Consolidation")
@@ -42,6 +43,7 @@ def make_run(folder: Path, tiny: tuple[str, ...], *changes: str) -> Path:
 def test_samples_are_held_against_real_images(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     run = make_run(tmp_path / "run", tiny, "diffusion.timesteps=8")
     page = study_generation(run, OPTIONS, tmp_path / "out", "cpu")
+    assert "20 images of phantom a set" in sample_tables([tmp_path / "out"])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = {row["key"]: row for row in results["sets"]}
     assert list(rows) == ["real", "reconstructed", "samples", "guided", "ddpm"]

@@ -26,6 +26,7 @@ from simulations.study_guidance.knee import knee, pareto_front
 from simulations.study_guidance.methods import ablations, grid
 from simulations.study_guidance.options import parse_options
 from simulations.study_guidance.study import study_guidance
+from simulations.study_results import counterfactual_tables
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12)
 
@@ -122,6 +123,7 @@ def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -> None:
     options = parse_options("1,4", "0.1", "2", "200:0.01", 1, 1, ["steps=2", "attempts=2"])
     page = study_guidance(run, options, tmp_path / "out", "cpu")
+    assert "| reference, s 200, t 0.01 |" in counterfactual_tables([tmp_path / "out"])
     results = json.loads((page.parent / "results.json").read_text())
     methods = [row["method"] for row in results["rows"]]
     assert methods[:2] == ["source", "ours"] and methods[-1] == "reference, s 200, t 0.01"

@@ -1,0 +1,164 @@
+"""The README's tables of studies of trained runs: counterfactuals, explanations, samples."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mediffusion_core.artifacts.provenance import shorten
+from mediffusion_core.errors import UserError
+from mediffusion_core.evaluation.resampling import Estimate
+from simulations.figures import format_estimate, format_figure, format_interval, markdown_table
+
+Figures = Mapping[str, Any]
+
+COUNTERFACTUAL = (
+    ("flipped by the model", "flipped", ".0%"),
+    ("by the ResNet-18 trained apart", "independent_flipped", ".0%"),
+    ("other findings moved by", "off_target", ".3f"),
+    ("energy of the change within the mask, widened by 2 px", "energy_inside", ".0%"),
+    ("change of a pixel inside by that outside", "inside_outside", ".1f"),
+    ("L1 to the source", "l1", ".3f"),
+    ("SSIM", "ssim", ".2f"),
+    ("LPIPS", "lpips", ".3f"),
+)
+AGAINST = (
+    ("flipped", "flipped", ".0%"),
+    ("independent", "independent_flipped", ".0%"),
+    ("others", "off_target", ".3f"),
+    ("L1", "l1", ".4f"),
+    ("SSIM", "ssim", ".3f"),
+)
+EXPLANATION = (
+    ("deletion ↓", "deletion", ".2f"),
+    ("insertion ↑", "insertion", ".2f"),
+    ("pointing ↑", "pointing", ".0%"),
+    ("inside the mask ↑", "inside", ".0%"),
+    ("flipped", "flipped", ".0%"),
+)
+SAMPLES = (
+    ("FID ↓", "fid", ".0f"),
+    ("KID ↓", "kid", ".2f"),
+    ("precision ↑", "precision", ".2f"),
+    ("recall ↑", "recall", ".2f"),
+    ("coverage ↑", "coverage", ".2f"),
+)
+
+
+def counterfactual_tables(studies: Sequence[Path]) -> str:
+    """Ours, a column a study; then every method of those studies that compared several.
+
+    Raises:
+        UserError: a folder holds no finished study of guidance.
+    """
+    found = [_study(folder, "rows") for folder in studies]
+    columns = [next(row for row in one["rows"] if row["method"] == "ours") for one in found]
+    lines = [
+        [title, *(_estimate(row["figures"].get(name), spec) for row in columns)]
+        for title, name, spec in COUNTERFACTUAL
+    ]
+    distances = [
+        f"{row['fid']:.0f}; {one['fid_floor']:.0f}" for row, one in zip(columns, found, strict=True)
+    ]
+    lines += [
+        ["FID; of the images as they are", *distances],
+        ["seconds an image", *(f"{row['seconds_per_image']:.2f}" for row in columns)],
+        [
+            "macro AUC of the ResNet-18",
+            *(format_figure(one["independent"]["auc_macro"]) for one in found),
+        ],
+        ["made by", *map(made_by, found)],
+    ]
+    titles = [f"{one['data']}, {one['images']['test']} images" for one in found]
+    parts = [markdown_table(["", *titles], lines)]
+    parts += [_methods(one) for one in found if len(one["rows"]) > 2]
+    return "\n\n".join(parts)
+
+
+def _methods(study: Figures) -> str:
+    lines = [
+        [
+            row["method"],
+            *(_estimate(row["figures"].get(name), spec) for _, name, spec in AGAINST),
+            f"{row['fid']:.0f}",
+            f"{row['seconds_per_image']:.2f}",
+        ]
+        for row in study["rows"]
+    ]
+    title = f"Methods on {study['images']['test']} images of {study['data']} ({made_by(study)}):"
+    headings = ["method", *(heading for heading, *_ in AGAINST), "FID", "s an image"]
+    return f"{title}\n\n{markdown_table(headings, lines)}"
+
+
+def explanation_tables(studies: Sequence[Path]) -> str:
+    """Every method's maps, a table a study.
+
+    Raises:
+        UserError: a folder holds no finished study of explanations.
+    """
+    parts = []
+    for study in (_study(folder, "ours_less") for folder in studies):
+        lines = [
+            [
+                row["method"],
+                *(_estimate(row["figures"].get(name), spec) for _, name, spec in EXPLANATION),
+                f"{row['seconds_per_image']:.2f}",
+            ]
+            for row in study["rows"]
+        ]
+        headings = ["method", *(heading for heading, *_ in EXPLANATION), "s an image"]
+        title = f"{study['images']} images of {study['data']} ({made_by(study)}):"
+        parts.append(f"{title}\n\n{markdown_table(headings, lines)}")
+    return "\n\n".join(parts)
+
+
+def sample_tables(studies: Sequence[Path]) -> str:
+    """Real images and samples, a table a study.
+
+    Raises:
+        UserError: a folder holds no finished study of generation.
+    """
+    parts = []
+    for study in (_study(folder, "sets") for folder in studies):
+        lines = [
+            [row["name"], *(format_interval(row[name], spec) for _, name, spec in SAMPLES)]
+            for row in study["sets"]
+        ]
+        title = f"{study['count']} images of {study['data']} a set ({made_by(study)}):"
+        headings = ["images", *(heading for heading, *_ in SAMPLES)]
+        parts.append(f"{title}\n\n{markdown_table(headings, lines)}")
+    return "\n\n".join(parts)
+
+
+def _study(folder: Path, holding: str) -> Figures:
+    results = read_finished(folder / "results.json", "study")
+    if holding not in results or "data" not in results:
+        raise UserError(f"{folder} holds another study, or one of an older version")
+    return results
+
+
+def read_finished(path: Path, what: str) -> dict[str, Any]:
+    """The JSON that a finished run or study has left.
+
+    Raises:
+        UserError: it is not there, or no JSON; `what` names it.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path.parent} holds no finished {what} (no readable {path.name})"
+        ) from None
+    return content
+
+
+def made_by(figures: Figures) -> str:
+    """By which seed, commit and settings, so that the figures can be made again."""
+    made = f"seed {figures['seed']}, commit {shorten(figures['commit'])}"
+    return f"{made}, settings {figures['settings_hash'][:8]}"
+
+
+def _estimate(figure: Figures | None, spec: str) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    return format_estimate(Estimate(**figure), spec, counted=False)
