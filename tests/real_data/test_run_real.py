@@ -21,8 +21,8 @@ pytestmark = [
 ]
 
 SMALL = (
-    "model.autoencoder.channels=[16]",
-    "model.autoencoder.norm_groups=4",
+    "model.autoencoder.channels=[16,16]",
+    "model.autoencoder.norm_groups=16",
     "model.unet.channels=[32,32,32]",
     "model.unet.attention=[false,true,true]",
     "model.head.hidden=32",

@@ -14,7 +14,7 @@ from mediffusion_core.model import Autoencoder
 from mediffusion_core.model.linear_start import patch_basis
 from mediffusion_core.settings import AutoencoderSettings
 
-COLOUR = ("data=isic2019", "data.root=none", "model=tiny32", "federation.num_sites=4")
+ISIC = ("experiment=isic2019_4centres", "data.root=none")
 
 
 def starting(latents: int, channels: int = 3, patch: int = 2, groups: int = 16) -> Autoencoder:
@@ -117,4 +117,4 @@ def test_every_layer_learns_from_there() -> None:
 )
 def test_what_cannot_start_so_is_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        compose("config", (*COLOUR, "model.autoencoder.linear_start=true", *overrides))
+        compose("config", (*ISIC, *overrides))
