@@ -224,3 +224,10 @@ def test_explanations_and_samples_are_tables_of_their_rows(tmp_path: Path) -> No
     text = write_results(Sources(samples=[tmp_path]), path).read_text()
     assert "40 images of phantom a set" in text
     assert "| 20 steps | 0 (0 to 1) | 0.50 (0.40 to 0.60) | 0.50 (" in text
+
+
+@pytest.mark.parametrize("name", ["results", "counterfactuals", "explanations", "samples"])
+def test_the_readme_has_each_section(name: str) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert text.count(f"<!-- {name}: begin -->") == text.count(f"<!-- {name}: end -->") == 1
+    assert text.index(f"<!-- {name}: begin -->") < text.index(f"<!-- {name}: end -->")
