@@ -6,7 +6,7 @@ from mediffusion_core.data.hospitals import Hospitals
 from mediffusion_core.data.image_set import ImageSet, joined
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.local import derive_seed
-from simulations.rivals.local import train_locally
+from simulations.rivals.local import rival_optimizer, train_locally
 from simulations.rivals.network import PixelClassifier, build_resnet
 from simulations.rivals.settings import RivalSettings
 from simulations.trained_run import TrainedRun
@@ -31,10 +31,9 @@ def train_resnet(opened: TrainedRun, images: ImageSet, steps: int) -> PixelClass
     rival = RivalSettings(rounds=1, local_epochs=epochs)
     torch.manual_seed(derive_seed(settings.seed, "pooled", "weights"))
     network = build_resnet(settings.data.channels, len(model.classes), rival.stem_stride)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=rival.weight_decay, fused=True)
     train_locally(
         network,
-        optimizer,
+        rival_optimizer(network, rival),
         images,
         rival,
         augmentation=settings.data.augmentation,

@@ -13,8 +13,7 @@ from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.privacy.unit_gradients import UnitGradients
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import AutoencoderTraining
-from mediffusion_core.training.autoencoder_stage import set_rate
-from mediffusion_core.training.local import Progress, Proximal
+from mediffusion_core.training.local import Progress, Proximal, set_rate
 from mediffusion_core.training.moments import steps_behind
 
 
@@ -70,7 +69,8 @@ def train_private_autoencoder(
     ) as gradients:
         check_gradients(gradients, _made_up(images, privacy, latent_shape, device))
         for step in range(steps):
-            set_rate(optimizer, settings, behind + step, (round_number - 1 + step / steps) / rounds)
+            progress = (round_number - 1 + step / steps) / rounds
+            set_rate(optimizer, settings.warmup_steps, behind + step, progress)
             private_gradients(gradients, draw, mechanism, len(index.counts))
             proximal.add_gradients()
             optimizer.step()

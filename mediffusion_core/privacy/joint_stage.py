@@ -14,9 +14,8 @@ from mediffusion_core.privacy.randomness import secret_seed
 from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.privacy.unit_gradients import UnitGradients
 from mediffusion_core.settings import JointTraining, Prediction
-from mediffusion_core.training.joint_stage import set_rate
 from mediffusion_core.training.latent_set import LatentSet
-from mediffusion_core.training.local import Progress, Proximal
+from mediffusion_core.training.local import Progress, Proximal, set_rate
 from mediffusion_core.training.moments import steps_behind
 from mediffusion_core.training.objective import risen
 
@@ -90,7 +89,7 @@ def train_private_joint(
         check_gradients(gradients, check(torch.arange(3)))
         for step in range(steps):
             progress = (round_number - 1 + step / steps) / rounds
-            set_rate(optimizer, settings, behind + step, progress)
+            set_rate(optimizer, settings.warmup_steps, behind + step, progress)
             losses.weights = _weights(settings, privacy, progress)
             private_gradients(gradients, draw, mechanism, num_units)
             proximal.add_gradients()

@@ -12,8 +12,8 @@ from mediffusion_core.training.local import (
     Progress,
     Proximal,
     autocast,
-    cosine,
     local_steps,
+    set_rate,
 )
 from mediffusion_core.training.moments import steps_behind
 
@@ -59,7 +59,8 @@ def train_autoencoder(
     steps = local_steps(len(images), settings.local_epochs, settings.batch_size, round_number)
     autoencoder.train()
     for step in range(steps):
-        set_rate(optimizer, settings, behind + step, (round_number - 1 + step / steps) / rounds)
+        progress = (round_number - 1 + step / steps) / rounds
+        set_rate(optimizer, settings.warmup_steps, behind + step, progress)
         batch = images.take(order.next(settings.batch_size)).to(device)  # (B, C, H, W)
         with autocast(precision, device):
             posterior = autoencoder.encode(batch)
@@ -82,13 +83,5 @@ def autoencoder_optimizer(
     autoencoder: Autoencoder, settings: AutoencoderTraining
 ) -> torch.optim.AdamW:
     """AdamW over all of the autoencoder."""
-    return torch.optim.AdamW(autoencoder.parameters(), lr=settings.learning_rate, fused=True)
-
-
-def set_rate(
-    optimizer: torch.optim.AdamW, settings: AutoencoderTraining, step: float, progress: float
-) -> None:
-    """Cosine over the stage's rounds, after a rise over the optimizer's first steps."""
-    warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
-    for group in optimizer.param_groups:
-        group["lr"] = cosine(settings.learning_rate, progress) * warm
+    group = {"params": autoencoder.parameters(), "base": settings.learning_rate}
+    return torch.optim.AdamW([group], lr=settings.learning_rate, fused=True)

@@ -17,8 +17,8 @@ from mediffusion_core.training.local import (
     Progress,
     Proximal,
     autocast,
-    cosine,
     local_steps,
+    set_rate,
 )
 from mediffusion_core.training.moments import steps_behind
 from mediffusion_core.training.objective import JointObjective
@@ -81,7 +81,7 @@ def train_joint(
     model.train()
     for step in range(steps):
         progress = (round_number - 1 + step / steps) / rounds
-        set_rate(optimizer, settings, behind + step, progress)
+        set_rate(optimizer, settings.warmup_steps, behind + step, progress)
         with autocast(precision, device):
             losses = parts.losses()
         loss = objective.total(losses, progress)
@@ -202,12 +202,3 @@ def joint_optimizer(model: JointUNet, settings: JointTraining) -> torch.optim.Ad
         weight_decay=settings.weight_decay,
         fused=True,
     )
-
-
-def set_rate(
-    optimizer: torch.optim.AdamW, settings: JointTraining, step: float, progress: float
-) -> None:
-    """Cosine over the stage's rounds, after a rise over the optimizer's first steps."""
-    warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
-    for group in optimizer.param_groups:
-        group["lr"] = cosine(group["base"], progress) * warm

@@ -1,7 +1,5 @@
 """One site's round of a rival: cross-entropy on labels, and FixMatch on the rest."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +8,7 @@ from mediffusion_core.diffusion.losses import classification_loss
 from mediffusion_core.model import class_probabilities
 from mediffusion_core.training.augmentation import augment, turn_and_flip, turns_and_flips
 from mediffusion_core.training.batches import Shuffled
-from mediffusion_core.training.local import LocalReport, autocast, cosine, local_steps
+from mediffusion_core.training.local import LocalReport, autocast, local_steps, set_rate
 from mediffusion_core.training.moments import steps_behind
 from mediffusion_core.training.pseudo_labels import fixed_labels
 from simulations.rivals.network import normalised
@@ -86,6 +84,12 @@ def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(square[:, None], 0.5, images)
 
 
+def rival_optimizer(network: nn.Module, settings: RivalSettings) -> torch.optim.AdamW:
+    """AdamW over all of a rival's network."""
+    group = {"params": network.parameters(), "base": settings.learning_rate}
+    return torch.optim.AdamW([group], weight_decay=settings.weight_decay, fused=True)
+
+
 def train_locally(
     network: nn.Module,
     optimizer: torch.optim.AdamW,
@@ -111,9 +115,9 @@ def train_locally(
     steps = local_steps(known, settings.local_epochs, settings.batch_size, round_number)
     behind = steps_behind(optimizer)
     network.train()
-    for rate in _rates(settings, round_number, steps, behind):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    for step in range(steps):
+        progress = (round_number - 1 + step / steps) / settings.rounds
+        set_rate(optimizer, settings.warmup_steps, behind + step, progress)
         with autocast(precision, torch.device("cpu")):
             loss = this_round.loss(network)
         optimizer.zero_grad(set_to_none=True)
@@ -123,12 +127,3 @@ def train_locally(
     report.images_seen = steps * this_round.rows
     report.labelled_seen = min(known, steps * settings.batch_size)
     return report
-
-
-def _rates(
-    settings: RivalSettings, round_number: int, steps: int, behind: float
-) -> Iterator[float]:
-    for step in range(steps):
-        progress = (round_number - 1 + step / steps) / settings.rounds
-        warm = min(1.0, (behind + step + 1) / max(settings.warmup_steps, 1))
-        yield cosine(settings.learning_rate, progress) * warm

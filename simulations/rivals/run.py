@@ -26,7 +26,7 @@ from mediffusion_core.training.local import derive_seed
 from mediffusion_core.training.moments import fresh_moments, load_moments, read_moments
 from server.aggregation import moving_average, weighted_mean
 from server.selection import Judged, Selection, select
-from simulations.rivals.local import train_locally
+from simulations.rivals.local import rival_optimizer, train_locally
 from simulations.rivals.network import WIDTHS, PixelClassifier, build_resnet
 from simulations.rivals.settings import RivalSettings
 
@@ -114,9 +114,7 @@ class RivalRun:
         states, moments, weights = [], [], []
         for index, shard in enumerate(hospitals.shards):
             self._network.load_state_dict(dict(self._weights))
-            optimizer = torch.optim.AdamW(
-                self._network.parameters(), weight_decay=rival.weight_decay, fused=True
-            )
+            optimizer = rival_optimizer(self._network, rival)
             load_moments(optimizer, self._network, self._moments)
             report = train_locally(
                 self._network,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.evaluation.classification import class_scores, exact_auc, macro
-from simulations.rivals.local import RivalRound, cutout, train_locally
+from simulations.rivals.local import RivalRound, cutout, rival_optimizer, train_locally
 from simulations.rivals.network import PixelClassifier, build_resnet
 from simulations.rivals.settings import ConsistencySettings, RivalSettings
 
@@ -42,12 +42,11 @@ class Brightness(nn.Module):
 def test_a_rival_learns_to_tell_bright_from_dark(consistency: ConsistencySettings | None) -> None:
     torch.manual_seed(0)
     network = build_resnet(channels=1, num_classes=2, stem_stride=2)
-    optimizer = torch.optim.AdamW(network.parameters())
     rival = RivalSettings(rounds=1, local_epochs=20, batch_size=8, consistency=consistency)
     images = bright_and_dark(40, labelled=16)
     report = train_locally(
         network,
-        optimizer,
+        rival_optimizer(network, rival),
         images,
         rival,
         augmentation="none",
@@ -69,7 +68,7 @@ def test_a_site_without_labels_trains_nothing() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     report = train_locally(
         network,
-        torch.optim.AdamW(network.parameters()),
+        rival_optimizer(network, RivalSettings()),
         bright_and_dark(8, labelled=0),
         RivalSettings(),
         augmentation="none",
