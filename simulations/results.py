@@ -1,4 +1,4 @@
-"""`fed-mediffusion results`: the README's section of results, written from runs on disk."""
+"""`fed-mediffusion results`: the README's sections of results, written from what is on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from simulations.study_results import (
     explanation_tables,
     made_by,
     read_finished,
+    read_study,
     sample_tables,
 )
 
@@ -104,7 +105,7 @@ def _flipped(counterfactual: dict[str, Any] | None) -> str:
 
 
 def _study_table(study: Path) -> str:
-    results = read_finished(study / "results.json" if study.is_dir() else study, "study")
+    results = read_study(study)
     command = " ".join(["fed-mediffusion study unlabelled", *_shown(results["overrides"])])
     lines = [
         f"Macro AUC with and without the unlabelled images, same labels, `{command}`:",
@@ -124,7 +125,7 @@ def _study_table(study: Path) -> str:
 
 def _labels_tables(study: Path) -> str:
     """The study's methods and, folded away, each of its runs and trials."""
-    results = read_finished(study / "results.json" if study.is_dir() else study, "study")
+    results = read_study(study)
     command = " ".join(
         ["fed-mediffusion study labels", *_shown(results["overrides"]), *results["options"]]
     )

@@ -9,6 +9,8 @@ from mediffusion_core.artifacts.provenance import shorten
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.resampling import Estimate
 from simulations.figures import format_estimate, format_figure, format_interval, markdown_table
+from simulations.study_generation.tables import HEADS
+from simulations.study_guidance.tables import MAIN, Column
 
 Figures = Mapping[str, Any]
 
@@ -22,13 +24,7 @@ COUNTERFACTUAL = (
     ("SSIM", "ssim", ".2f"),
     ("LPIPS", "lpips", ".3f"),
 )
-AGAINST = (
-    ("flipped", "flipped", ".0%"),
-    ("independent", "independent_flipped", ".0%"),
-    ("others", "off_target", ".3f"),
-    ("L1", "l1", ".4f"),
-    ("SSIM", "ssim", ".3f"),
-)
+AGAINST = tuple(column for column in MAIN if column[1] not in ("target_change", "l2"))
 EXPLANATION = (
     ("deletion ↓", "deletion", ".2f"),
     ("insertion ↑", "insertion", ".2f"),
@@ -36,13 +32,7 @@ EXPLANATION = (
     ("inside the mask ↑", "inside", ".0%"),
     ("flipped", "flipped", ".0%"),
 )
-SAMPLES = (
-    ("FID ↓", "fid", ".0f"),
-    ("KID ↓", "kid", ".2f"),
-    ("precision ↑", "precision", ".2f"),
-    ("recall ↑", "recall", ".2f"),
-    ("coverage ↑", "coverage", ".2f"),
-)
+SAMPLES = {"fid": ".0f", "kid": ".2f", "precision": ".2f", "recall": ".2f", "coverage": ".2f"}
 
 
 def counterfactual_tables(studies: Sequence[Path]) -> str:
@@ -51,7 +41,7 @@ def counterfactual_tables(studies: Sequence[Path]) -> str:
     Raises:
         UserError: a folder holds no finished study of guidance.
     """
-    found = [_study(folder, "rows") for folder in studies]
+    found = [_study(folder, "fid_floor") for folder in studies]
     columns = [next(row for row in one["rows"] if row["method"] == "ours") for one in found]
     lines = [
         [title, *(_estimate(row["figures"].get(name), spec) for row in columns)]
@@ -62,7 +52,7 @@ def counterfactual_tables(studies: Sequence[Path]) -> str:
     ]
     lines += [
         ["FID; of the images as they are", *distances],
-        ["seconds an image", *(f"{row['seconds_per_image']:.2f}" for row in columns)],
+        ["seconds an image", *map(_seconds, columns)],
         [
             "macro AUC of the ResNet-18",
             *(format_figure(one["independent"]["auc_macro"]) for one in found),
@@ -77,17 +67,12 @@ def counterfactual_tables(studies: Sequence[Path]) -> str:
 
 def _methods(study: Figures) -> str:
     lines = [
-        [
-            row["method"],
-            *(_estimate(row["figures"].get(name), spec) for _, name, spec in AGAINST),
-            f"{row['fid']:.0f}",
-            f"{row['seconds_per_image']:.2f}",
-        ]
+        [row["method"], *_estimates(row, AGAINST), f"{row['fid']:.0f}", _seconds(row)]
         for row in study["rows"]
     ]
-    title = f"Methods on {study['images']['test']} images of {study['data']} ({made_by(study)}):"
     headings = ["method", *(heading for heading, *_ in AGAINST), "FID", "s an image"]
-    return f"{title}\n\n{markdown_table(headings, lines)}"
+    title = f"Methods on {study['images']['test']} images of {study['data']}"
+    return _titled(title, study, headings, lines)
 
 
 def explanation_tables(studies: Sequence[Path]) -> str:
@@ -96,19 +81,14 @@ def explanation_tables(studies: Sequence[Path]) -> str:
     Raises:
         UserError: a folder holds no finished study of explanations.
     """
+    headings = ["method", *(heading for heading, *_ in EXPLANATION), "s an image"]
     parts = []
     for study in (_study(folder, "ours_less") for folder in studies):
         lines = [
-            [
-                row["method"],
-                *(_estimate(row["figures"].get(name), spec) for _, name, spec in EXPLANATION),
-                f"{row['seconds_per_image']:.2f}",
-            ]
-            for row in study["rows"]
+            [row["method"], *_estimates(row, EXPLANATION), _seconds(row)] for row in study["rows"]
         ]
-        headings = ["method", *(heading for heading, *_ in EXPLANATION), "s an image"]
-        title = f"{study['images']} images of {study['data']} ({made_by(study)}):"
-        parts.append(f"{title}\n\n{markdown_table(headings, lines)}")
+        title = f"{study['images']} images of {study['data']}"
+        parts.append(_titled(title, study, headings, lines))
     return "\n\n".join(parts)
 
 
@@ -118,23 +98,38 @@ def sample_tables(studies: Sequence[Path]) -> str:
     Raises:
         UserError: a folder holds no finished study of generation.
     """
+    headings = ["images", *(HEADS[name] for name in SAMPLES)]
     parts = []
     for study in (_study(folder, "sets") for folder in studies):
         lines = [
-            [row["name"], *(format_interval(row[name], spec) for _, name, spec in SAMPLES)]
+            [row["name"], *(format_interval(row[name], spec) for name, spec in SAMPLES.items())]
             for row in study["sets"]
         ]
-        title = f"{study['count']} images of {study['data']} a set ({made_by(study)}):"
-        headings = ["images", *(heading for heading, *_ in SAMPLES)]
-        parts.append(f"{title}\n\n{markdown_table(headings, lines)}")
+        title = f"{study['count']} images of {study['data']} a set"
+        parts.append(_titled(title, study, headings, lines))
     return "\n\n".join(parts)
 
 
+def _titled(
+    title: str, study: Figures, headings: Sequence[str], lines: Sequence[Sequence[str]]
+) -> str:
+    return f"{title} ({made_by(study)}):\n\n{markdown_table(headings, lines)}"
+
+
 def _study(folder: Path, holding: str) -> Figures:
-    results = read_finished(folder / "results.json", "study")
+    results = read_study(folder)
     if holding not in results or "data" not in results:
         raise UserError(f"{folder} holds another study, or one of an older version")
     return results
+
+
+def read_study(study: Path) -> dict[str, Any]:
+    """What a finished study has left in its folder, or in the `results.json` that is named.
+
+    Raises:
+        UserError: it is not there, or no JSON.
+    """
+    return read_finished(study / "results.json" if study.is_dir() else study, "study")
 
 
 def read_finished(path: Path, what: str) -> dict[str, Any]:
@@ -156,6 +151,14 @@ def made_by(figures: Figures) -> str:
     """By which seed, commit and settings, so that the figures can be made again."""
     made = f"seed {figures['seed']}, commit {shorten(figures['commit'])}"
     return f"{made}, settings {figures['settings_hash'][:8]}"
+
+
+def _estimates(row: Figures, columns: Sequence[Column]) -> list[str]:
+    return [_estimate(row["figures"].get(name), spec) for _, name, spec in columns]
+
+
+def _seconds(row: Figures) -> str:
+    return f"{row['seconds_per_image']:.2f}"
 
 
 def _estimate(figure: Figures | None, spec: str) -> str:

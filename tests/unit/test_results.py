@@ -162,6 +162,8 @@ def test_a_study_of_something_else_is_named(tmp_path: Path) -> None:
     text = "<!-- explanations: begin --><!-- explanations: end -->"
     with pytest.raises(UserError, match="another study"):
         write_results(Sources(explanations=[tmp_path]), document(tmp_path, text))
+    with pytest.raises(UserError, match="another study"):
+        write_results(Sources(counterfactuals=[tmp_path]), document(tmp_path, text))
 
 
 def test_nothing_named_writes_nothing(tmp_path: Path) -> None:
