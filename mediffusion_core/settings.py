@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from mediffusion_core.errors import UserError
-from mediffusion_core.privacy.refusals import refuse_what_voids
+from mediffusion_core.privacy.refusals import refuse_what_shows_a_site, refuse_what_voids
 from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
 
@@ -349,6 +349,23 @@ Compression = Literal["none", "bf16", "int8"]
 """How weights travel in rounds of training: whole, in half of the bytes, or in a quarter."""
 
 
+class ClientLevelSettings(StrictModel):
+    """The server's noise, which hides a whole site from whoever sees the global weights.
+
+    With `noise_multiplier` σ (None is without) each round's mean gets noise of standard deviation
+    σ C / m, C the `max_update_norm` that a site's change is cut to and m the sites of a round.
+    """
+
+    noise_multiplier: Positive | None = None
+    max_update_norm: Positive = 1.0
+    target_delta: Annotated[float, Field(gt=0.0, lt=0.1)] = 0.01
+
+    @property
+    def enabled(self) -> bool:
+        """Whether means are noised."""
+        return self.noise_multiplier is not None
+
+
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
@@ -367,6 +384,7 @@ class FederationSettings(StrictModel):
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     server: ServerSettings = ServerSettings()
     local_normalisation: bool = False
+    client_level: ClientLevelSettings = ClientLevelSettings()
     compression: Compression = "none"
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
@@ -464,6 +482,8 @@ class Settings(StrictModel):
     def _keeps_its_promise(self) -> Self:
         if self.privacy.enabled:
             refuse_what_voids(self)
+        if self.federation.client_level.enabled:
+            refuse_what_shows_a_site(self)
         return self
 
     @model_validator(mode="after")
@@ -505,6 +525,11 @@ class Settings(StrictModel):
         if self.federation.in_one_place:
             return 1
         return self.federation.num_sites + (self.data.labels_at == "server")
+
+    @property
+    def participants_a_round(self) -> int:
+        """How many of those who train are asked in a round of training."""
+        return max(1, round(self.federation.participation * self.num_participants))
 
     @property
     def autoencoder_rounds(self) -> int:

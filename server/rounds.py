@@ -37,6 +37,7 @@ from mediffusion_core.settings import Settings
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
+from server.client_level import ClientLevelPrivacy
 from server.control_variates import corrections, remembered
 from server.federation import Sites
 from server.messages import Reply, SiteError
@@ -80,6 +81,11 @@ class FederatedRun:
             UNET: server.unet,
             HEAD: server.head,
         }
+        self._client_level = None
+        if settings.federation.client_level.enabled:
+            self._client_level = ClientLevelPrivacy(
+                settings.federation.client_level, settings.participants_a_round, folder.path
+            )
         self._beside_joint: dict[str, StateDict] = {}
         self._encoded: set[str] = set()
         self._begun = time.monotonic() - state.seconds
@@ -122,8 +128,7 @@ class FederatedRun:
             {name: state.components[name] for name in AUTOENCODING},
             self._participants(AUTOENCODER, number),
         )
-        for component in AUTOENCODING:
-            self._take(component, replies)
+        self._take(AUTOENCODER, number, AUTOENCODING, replies)
         state.autoencoder_rounds = number
         codec = state.codec(self._settings).to(self._device)
         psnr = self._judge.reconstruction(codec, self._folder.pictures)
@@ -133,7 +138,7 @@ class FederatedRun:
     def _share_latent_scale(self) -> None:
         """Forms the global latent scale once, and lets the sites encode their images with it."""
         state = self._state
-        if SCALE not in state.components:
+        if SCALE not in state.components and self._client_level is None:
             replies = self._ask(
                 protocol.LATENT_CENSUS, 1, {AUTOENCODER: state.components[AUTOENCODER]}
             )
@@ -174,8 +179,7 @@ class FederatedRun:
         sites = [site for site in sites if site in self._encoded]
         own = corrections(state.components, sites)
         replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own)
-        for component in JOINT:
-            self._take(component, replies)
+        self._take("joint", number, JOINT, replies)
         state.components |= remembered(state.components, replies)
         for component in (UNET, HEAD):
             state.components[EMA + component] = moving_average(
@@ -232,7 +236,7 @@ class FederatedRun:
         Returns:
             The figures, the macro AUC of each bootstrap (B,), and the best temperature.
         """
-        if self._settings.privacy.enabled:
+        if self._settings.privacy.enabled or self._client_level is not None:
             return nothing_pooled(self._classes)
         sent = {name: self._state.components[EMA + name] for name in (UNET, HEAD)}
         self._encode(self._federation.sites)
@@ -272,21 +276,35 @@ class FederatedRun:
         self._state.components |= told_heads(replies)
         return replies
 
-    def _take(self, component: str, replies: list[Reply]) -> None:
-        states = [reply.components[component] for reply in replies]
-        metrics = [reply.metrics for reply in replies]
-        mean = aggregate(component, states, metrics)
-        if mean is None:  # nobody trained it: it stays as it is
-            return
+    def _take(self, stage: str, number: int, names: Collection[str], replies: list[Reply]) -> None:
+        """Steps to the mean of what the sites sent; what nobody trained stays as it is."""
         components = self._state.components
-        if component in self._optimizers:
+        for component, mean in self._means(stage, number, names, replies).items():
+            if component not in self._optimizers:
+                components[component] = mean
+                continue
             memory = components.get(SERVER + component, {})
-            mean, memory = server_step(
+            components[component], memory = server_step(
                 self._optimizers[component], components[component], mean, memory
             )
             if memory:
                 components[SERVER + component] = memory
-        components[component] = mean
+
+    def _means(
+        self, stage: str, number: int, names: Collection[str], replies: list[Reply]
+    ) -> Mapping[str, StateDict]:
+        """The means of a stage's components; with client-level privacy of its weights alone."""
+        if self._client_level is not None:
+            sent = {
+                name: self._state.components[name] for name in names if name in self._optimizers
+            }
+            return self._client_level.means(stage, number, sent, replies)
+        metrics = [reply.metrics for reply in replies]
+        means = {
+            name: aggregate(name, [reply.components[name] for reply in replies], metrics)
+            for name in names
+        }
+        return {name: mean for name, mean in means.items() if mean is not None}
 
     def _participants(self, stage: str, number: int) -> list[str]:
         """The sites that train in a round: all, or a share of them drawn by the run's seed."""
@@ -316,6 +334,7 @@ class FederatedRun:
             "seconds": self._elapsed(),
             "census": census,
             **({"privacy": promised(self._settings, census)} if private else {}),
+            **({"client_level": self._client_level.spent()} if self._client_level else {}),
             "parameters": {
                 name: sum(tensor.numel() for tensor in components[name].values())
                 for name in (AUTOENCODER, UNET, HEAD)

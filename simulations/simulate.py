@@ -175,6 +175,10 @@ def _table(summary: Mapping[str, Any]) -> Table:
     for site, promise in summary.get("privacy", {}).get("sites", {}).items():
         epsilon = format_figure(promise["epsilon"], ".2f")
         table.add_row(f"ε of {site}", epsilon, f"noise {promise['noise_multiplier']:.2f}")
+    if hidden := summary.get("client_level"):
+        epsilon = format_figure(hidden["epsilon"], ".2f")
+        beside = f"noise {hidden['noise_multiplier']:.2f}, {hidden['rounds']} noised means"
+        table.add_row("ε of a whole site", epsilon, beside)
     table.add_row("PSNR", format_figure(summary["psnr"], ".1f", " dB"), "reconstructions")
     figures = summary["counterfactual"]
     if figures:

@@ -28,6 +28,13 @@ PRIVATE = (
     "as they are, which no budget covers."
 )
 
+CLIENT_LEVEL = (
+    "The server cut what each site changed and noised the means: for the whole of one site more or "
+    "less, the weights spend ε = {epsilon} at δ = {delta}, of {rounds} noised means. That is a "
+    "promise about the weights alone. It trusts the server, and covers neither the numbers of "
+    "images and patients above nor figures on the public test set."
+)
+
 CARD = """---
 library_name: diffusers
 tags:
@@ -133,8 +140,18 @@ def model_card(
 
 
 def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
-    if not settings.privacy.enabled:
-        return NOT_PRIVATE
+    hidden = _inside(summary, "client_level")
+    of_units = _privacy_of_units(summary, settings) if settings.privacy.enabled else ""
+    of_sites = CLIENT_LEVEL.format(
+        epsilon=number(measured(hidden.get("epsilon")), 2),
+        delta=f"{settings.federation.client_level.target_delta:g}",
+        rounds=count(hidden.get("rounds")),
+    )
+    promises = [of_units, of_sites if settings.federation.client_level.enabled else ""]
+    return "\n\n".join(filter(None, promises)) or NOT_PRIVATE
+
+
+def _privacy_of_units(summary: Mapping[str, Any], settings: Settings) -> str:
     promised = _inside(summary, "privacy")
     spent = [measured(one.get("epsilon")) for one in _inside(promised, "sites").values()]
     known = [epsilon for epsilon in spent if epsilon is not None]

@@ -51,6 +51,47 @@ REFUSED: tuple[Refusal, ...] = (
     ),
 )
 
+SHOWS_A_SITE: tuple[Refusal, ...] = (
+    (
+        "training.joint.logit_adjustment",
+        lambda s: s.training.joint.needs_label_counts,
+        "it sends the sites' label counts to all sites as they are",
+    ),
+    (
+        "training.joint.control_variates",
+        lambda s: s.training.joint.control_variates,
+        "it sends a mean of the sites' gradients to all sites without noise",
+    ),
+    (
+        "privacy.trained",
+        lambda s: s.privacy.enabled and s.privacy.trained != "all",
+        "the server would noise weights that nobody trains",
+    ),
+    (
+        "federation.client_level.target_delta",
+        lambda s: s.federation.client_level.target_delta > 1 / (10 * s.num_participants),
+        "it promises a single site too little; allowed is at most 1/(10 n) for n sites",
+    ),
+    (
+        "a federation of one site",
+        lambda s: s.num_participants == 1,
+        "there is no other site to hide it among",
+    ),
+)
+
+
+def refuse_what_shows_a_site(settings: "Settings") -> None:
+    """Refuses a run with client-level privacy whose settings void it.
+
+    Raises:
+        ValueError: naming the first such setting and the reason.
+    """
+    for name, applies, reason in SHOWS_A_SITE:
+        if applies(settings):
+            raise ValueError(
+                f"{name} can't be had with federation.client_level.noise_multiplier: {reason}"
+            )
+
 
 def refuse_what_voids(settings: "Settings") -> None:
     """Refuses a private run whose settings void its guarantee.

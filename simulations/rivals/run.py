@@ -50,8 +50,12 @@ class RivalRun:
         Raises:
             UserError: if the run is to be private, which a rival's is not.
         """
-        if settings.privacy.enabled:
-            raise UserError("privacy.enabled: what the rivals of a study train can't be private")
+        for name, private in (
+            ("privacy.enabled", settings.privacy.enabled),
+            ("federation.client_level.noise_multiplier", settings.federation.client_level.enabled),
+        ):
+            if private:
+                raise UserError(f"{name}: what the rivals of a study train can't be private")
         self._settings = settings
         self._rival = rival
         self._hospitals = hospitals
