@@ -18,7 +18,7 @@ from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.model import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting import Charge
 from mediffusion_core.privacy.autoencoder_stage import train_private_autoencoder
-from mediffusion_core.privacy.joint_stage import freeze, train_private_joint
+from mediffusion_core.privacy.joint_stage import train_private_joint, training_parts
 from mediffusion_core.privacy.plan import AUTOENCODER, JOINT, Plan
 from mediffusion_core.privacy.randomness import secret_seed
 from mediffusion_core.privacy.releases import NoisedCounts, noised_counts, noised_latent_sums
@@ -99,26 +99,26 @@ def joint_round(
     settings = site.settings
     counts, plan = _counted(site)
     steps = plan.steps(JOINT, round_number)
-    freeze(joint, settings.training.joint, settings.privacy)
     if steps:
         charge(site, plan.step_charge(steps), JOINT, round_number)
         unit_of, count = _units(site)
-        train_private_joint(
-            joint,
-            optimizer,
-            encoding.kept_latents(site, site.hospitals.train(site.index).targets),
-            unit_of,
-            count,
-            settings.training.joint,
-            settings.privacy,
-            plan.mechanism(),
-            alphas_cumprod(settings.diffusion),
-            prediction=settings.diffusion.prediction,
-            steps=steps,
-            round_number=round_number,
-            rounds=settings.federation.num_rounds,
-            on_step=site.progress("joint", round_number),
-        )
+        with training_parts(joint, optimizer, settings.training.joint, settings.privacy):
+            train_private_joint(
+                joint,
+                optimizer,
+                encoding.kept_latents(site, site.hospitals.train(site.index).targets),
+                unit_of,
+                count,
+                settings.training.joint,
+                settings.privacy,
+                plan.mechanism(),
+                alphas_cumprod(settings.diffusion),
+                prediction=settings.diffusion.prediction,
+                steps=steps,
+                round_number=round_number,
+                rounds=settings.federation.num_rounds,
+                on_step=site.progress("joint", round_number),
+            )
     certain = counts.labelled > CERTAIN * counts.deviation
     seen = counts.labelled * min(1.0, plan.sample_rate * steps) if certain else 0.0
     return {"images_seen": steps * plan.expected_units, "labelled_seen": seen, "steps": steps}

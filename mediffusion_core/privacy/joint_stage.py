@@ -1,12 +1,14 @@
 """One site's private round of the joint stage."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mediffusion_core.model import JointUNet
+from mediffusion_core.privacy.adapters import adapted
 from mediffusion_core.privacy.gradient_check import check_gradients
 from mediffusion_core.privacy.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.mechanism import Mechanism, private_gradients
@@ -43,7 +45,7 @@ def train_private_joint(
     """Trains the joint UNet in place by DP-SGD on a site's latents, labelled and not in one stream.
 
     Args:
-        model: Trained in place, in fp32, on the device it stands on; what `freeze` left.
+        model: Trained in place, in fp32, on the device it stands on; inside `training_parts`.
         optimizer: Of `joint_optimizer`; its moments are of noised gradients alone.
         data: The site's latents and labels.
         unit_of: The unit of each of its images, (n,).
@@ -96,6 +98,22 @@ def train_private_joint(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             on_step(step + 1, steps, float("nan"))
+
+
+def training_parts(
+    model: JointUNet,
+    optimizer: torch.optim.AdamW,
+    settings: JointTraining,
+    privacy: PrivacySettings,
+) -> AbstractContextManager[None]:
+    """Leaves trainable what the settings name; while the context lasts, adapters among it."""
+    freeze(model, settings, privacy)
+    if privacy.trained != "adapters":
+        return nullcontext()
+    unreached = () if settings.diffusion_weight > 0 else DECODER
+    return adapted(
+        model, optimizer, privacy.adapter_rank, settings.learning_rate, ("head.", *unreached)
+    )
 
 
 def freeze(model: JointUNet, settings: JointTraining, privacy: PrivacySettings) -> None:

@@ -35,7 +35,8 @@ class PrivacySettings(StrictModel):
     noise_multiplicity: Count = 1
     release_noise: Positive = 8.0
     autoencoder: Literal["trained", "public"] = "trained"
-    trained: Literal["all", "attention", "head"] = "all"
+    trained: Literal["all", "adapters", "attention", "head"] = "all"
+    adapter_rank: Count = 8
     public_model: Path | None = None
     ledger: Path | None = None
     ledger_heads: Path | None = None

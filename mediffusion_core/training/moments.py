@@ -69,6 +69,7 @@ def read_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[st
 
 
 def steps_behind(optimizer: torch.optim.Optimizer) -> float:
-    """How many steps an optimizer's first parameter has made, over all rounds; 0 when fresh."""
-    first = optimizer.param_groups[0]["params"][0]
+    """How many steps its first trained parameter has made, over all rounds; 0 when fresh."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    first = next(p for p in parameters if p.requires_grad)
     return float(optimizer.state[first]["step"]) if first in optimizer.state else 0.0

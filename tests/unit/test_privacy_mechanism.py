@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_privacy_gradients import Plain, Rows
 from toy import ALPHAS, generator, joint_training, quiet, toy_network
 
-from mediffusion_core.privacy.joint_stage import freeze, train_private_joint
+from mediffusion_core.privacy.joint_stage import train_private_joint, training_parts
 from mediffusion_core.privacy.mechanism import Mechanism, private_gradients
 from mediffusion_core.privacy.randomness import normal, poisson_sample, uniform
 from mediffusion_core.privacy.releases import noised_counts
@@ -99,23 +99,24 @@ def trained(privacy: PrivacySettings, noise: float, steps: int = 2, **changes: o
     model = toy_network()
     training = joint_training(warmup_steps=0, **changes)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    freeze(model, training, privacy)
-    train_private_joint(
-        model,
-        joint_optimizer(model, training),
-        latents(),
-        torch.arange(12) // 2,
-        6,
-        training,
-        privacy,
-        Mechanism(0.5, noise, 1.0, 3.0, privacy.physical_batch_size),
-        ALPHAS,
-        prediction="velocity",
-        steps=steps,
-        round_number=1,
-        rounds=1,
-        on_step=quiet,
-    )
+    optimizer = joint_optimizer(model, training)
+    with training_parts(model, optimizer, training, privacy):
+        train_private_joint(
+            model,
+            optimizer,
+            latents(),
+            torch.arange(12) // 2,
+            6,
+            training,
+            privacy,
+            Mechanism(0.5, noise, 1.0, 3.0, privacy.physical_batch_size),
+            ALPHAS,
+            prediction="velocity",
+            steps=steps,
+            round_number=1,
+            rounds=1,
+            on_step=quiet,
+        )
     return {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}, model
 
 

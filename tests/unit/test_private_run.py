@@ -14,7 +14,7 @@ from torch import Tensor
 from configs.compose import compose
 from mediffusion_core import protocol
 from mediffusion_core.artifacts.checkpoints import list_checkpoints
-from mediffusion_core.artifacts.trained import build_joint
+from mediffusion_core.artifacts.trained import TrainedModel, build_joint
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.model import Autoencoder, LatentCodec
 from mediffusion_core.payload import FORMAT, unpack
@@ -24,6 +24,8 @@ from mediffusion_core.training.moments import fresh_moments
 from simulations.in_process import run_in_process
 
 Weights = Mapping[str, Tensor]
+
+CLASSES = tuple("abcde")
 
 PRIVATE = (
     "privacy=dp",
@@ -101,6 +103,36 @@ def test_compression_costs_no_privacy(overrides: list[str], tmp_path: Path) -> N
     for site, promised in summary["privacy"]["sites"].items():
         ledger = Ledger.open(tmp_path / "ledgers" / site)
         assert ledger.worst(1e-4) == pytest.approx(promised["epsilon"], rel=1e-6)
+
+
+@pytest.mark.parametrize("trained", ["adapters", "attention", "head"])
+def test_from_a_public_model_only_the_named_part_changes(
+    overrides: list[str], codec: LatentCodec, tmp_path: Path, trained: str
+) -> None:
+    settings = compose("config", overrides)
+    public = TrainedModel(settings, CLASSES, True, codec, build_joint(settings, len(CLASSES)), 1.0)
+    public.save(tmp_path / "public")
+    given = (
+        f"privacy.public_model='{tmp_path / 'public'}'",
+        "privacy.autoencoder=public",
+        "privacy.release_noise=0.5",  # so that few labelled patients are told from none
+    )
+    folder = run_in_process("config", [*overrides, *given, f"privacy.trained={trained}"])
+    newest = list_checkpoints(folder.checkpoints)[-1]
+    before = public.joint.unet.state_dict()
+    moved = {n for n, value in newest.load("unet").items() if not torch.equal(value, before[n])}
+    if trained == "head":
+        assert not moved
+    elif trained == "attention":
+        assert moved == {name for name in before if ".attentions." in name}
+    else:
+        assert any(".attentions." in name for name in moved)
+        assert any(".resnets." in name for name in moved)
+        assert all(name.endswith(".weight") for name in moved)
+    head = public.joint.head.state_dict()
+    assert not all(torch.equal(value, head[n]) for n, value in newest.load("head").items())
+    for name, value in newest.load("autoencoder").items():
+        assert torch.equal(value, codec.autoencoder.state_dict()[name])
 
 
 @pytest.fixture

@@ -328,6 +328,17 @@ def test_an_autoencoder_round_continues_from_the_moments_of_the_last() -> None:
     assert steps_behind(continued) == 7
 
 
+def test_steps_are_those_of_what_is_trained() -> None:
+    """Where the first parameters stand still, the rate must not warm up anew in every round."""
+    model, settings = toy_network(), joint_training()
+    optimizer = joint_optimizer(model, settings)
+    load_moments(optimizer, model.unet, fresh_moments(model.unet))
+    load_moments(optimizer, model.head, fresh_moments(model.head) | {"steps": torch.tensor(5.0)})
+    assert steps_behind(optimizer) == 0
+    model.unet.requires_grad_(False)
+    assert steps_behind(optimizer) == 5
+
+
 def test_the_proximal_term_adds_the_gradient_that_autograd_finds() -> None:
     torch.manual_seed(0)
     layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
