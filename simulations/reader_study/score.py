@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.classification import interval
-from mediffusion_core.settings import Count, StrictModel
+from mediffusion_core.strict import Count, StrictModel
 from simulations.figures import format_figure
 from simulations.reader_study.page import QUESTIONS
 from simulations.reader_study.pairs import OURS, Item

@@ -1,0 +1,61 @@
+"""The settings of one run: what the composed configuration must look like.
+
+Hydra composes a plain mapping; these models check it. They are frozen, refuse keys that they do
+not know, and give one hash over everything that server and sites must agree on.
+"""
+
+from mediffusion_core.settings.data import ColumnSettings, DataSettings, TableSettings, Uncertain
+from mediffusion_core.settings.evaluation import CounterfactualSettings, EvaluationSettings, Solver
+from mediffusion_core.settings.federation import (
+    ClientLevelSettings,
+    Compression,
+    FederationSettings,
+    ServerOptimizer,
+)
+from mediffusion_core.settings.model import (
+    PASSAGE,
+    AutoencoderSettings,
+    DiffusionSettings,
+    HeadSettings,
+    ModelSettings,
+    Prediction,
+    UNetSettings,
+)
+from mediffusion_core.settings.training import (
+    AutoencoderTraining,
+    ConsistencySettings,
+    JointTraining,
+    TrainingSettings,
+)
+from mediffusion_core.settings.validation import did_you_mean, known_keys, validate
+from mediffusion_core.settings.whole import RunSettings, Settings
+
+__all__ = [
+    "PASSAGE",
+    "AutoencoderSettings",
+    "AutoencoderTraining",
+    "ClientLevelSettings",
+    "ColumnSettings",
+    "Compression",
+    "ConsistencySettings",
+    "CounterfactualSettings",
+    "DataSettings",
+    "DiffusionSettings",
+    "EvaluationSettings",
+    "FederationSettings",
+    "HeadSettings",
+    "JointTraining",
+    "ModelSettings",
+    "Prediction",
+    "RunSettings",
+    "ServerOptimizer",
+    "Settings",
+    "Solver",
+    "TableSettings",
+    "TrainingSettings",
+    "UNetSettings",
+    "Uncertain",
+    "did_you_mean",
+    "known_keys",
+    "validate",
+]

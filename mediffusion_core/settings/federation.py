@@ -1,0 +1,95 @@
+"""Who takes part in a run, for how long, and what the server makes of the replies."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
+
+
+class ServerOptimizer(StrictModel):
+    """How the server steps from a component's weights towards the mean of the sites' weights."""
+
+    method: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    learning_rate: Positive = 1.0
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    adaptivity: Positive = 1e-3
+
+
+class ServerSettings(StrictModel):
+    """The server's step for each component. Adam's moments of the sites are always averaged."""
+
+    autoencoder: ServerOptimizer = ServerOptimizer()
+    unet: ServerOptimizer = ServerOptimizer()
+    head: ServerOptimizer = ServerOptimizer()
+
+
+Compression = Literal["none", "bf16", "int8"]
+"""How weights travel in rounds of training: whole, in half of the bytes, or in a quarter."""
+
+
+class ClientLevelSettings(StrictModel):
+    """The server's noise, which hides a whole site from whoever sees the global weights.
+
+    With `noise_multiplier` σ (None is without) each round's mean gets noise of standard deviation
+    σ C / m, C the `max_update_norm` that a site's change is cut to and m the sites of a round.
+    """
+
+    noise_multiplier: Positive | None = None
+    max_update_norm: Positive = 1.0
+    target_delta: Annotated[float, Field(gt=0.0, lt=0.1)] = 0.01
+
+    @property
+    def enabled(self) -> bool:
+        """Whether means are noised."""
+        return self.noise_multiplier is not None
+
+
+class FederationSettings(StrictModel):
+    """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
+
+    `participation` is the share of the sites, drawn anew for each round of training. A round ends
+    without the sites that are silent once `min_replies` have answered; by default it needs all of
+    those asked. What a federation is held against has the same splits and labels: `pool_sites`
+    trains on all images in one place, `only_site` at one site alone. `compression` holds for rounds
+    of training.
+    """
+
+    num_sites: Count
+    pool_sites: bool = False
+    only_site: str | None = None
+    num_rounds: Count
+    autoencoder_rounds: Count
+    participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    server: ServerSettings = ServerSettings()
+    local_normalisation: bool = False
+    client_level: ClientLevelSettings = ClientLevelSettings()
+    compression: Compression = "none"
+    cpus_per_site: Positive = 1.0
+    ema_decay: Fraction = 0.6
+    round_timeout: Positive = 3600.0
+    min_replies: Count | None = None
+
+    @property
+    def in_one_place(self) -> bool:
+        """Whether there is a single participant, and nothing is federated."""
+        return self.pool_sites or self.only_site is not None
+
+    @model_validator(mode="after")
+    def _replies_can_come(self) -> Self:
+        if self.min_replies is not None and self.min_replies > self.num_sites:
+            raise ValueError(
+                f"federation.min_replies {self.min_replies} is more than "
+                f"federation.num_sites {self.num_sites}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_comparison(self) -> Self:
+        if self.pool_sites and self.only_site is not None:
+            raise ValueError(
+                f"federation.pool_sites trains on all sites' images, federation.only_site="
+                f"{self.only_site} on one site's; choose one of them"
+            )
+        return self

@@ -1,0 +1,54 @@
+"""From a composed configuration to settings, or to one line that says what is wrong with it."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from mediffusion_core.errors import UserError
+from mediffusion_core.settings.whole import Settings
+
+
+def validate(composed: Mapping[str, Any]) -> Settings:
+    """Checks a composed configuration.
+
+    Raises:
+        UserError: naming the first key that is wrong, its value, and what is allowed.
+    """
+    try:
+        return Settings.model_validate(composed)
+    except ValidationError as error:
+        raise UserError(_one_line(error, composed)) from None
+
+
+def _one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {key}{did_you_mean(key, known_keys(composed, key))}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key or first["type"] == "value_error":
+        return message
+    if first["type"] == "missing":
+        return f"setting {key} is missing"
+    message = message[0].lower() + message[1:]
+    return f"setting {key}={first['input']!r}: {message}"
+
+
+def known_keys(composed: Mapping[str, Any], unknown: str = "", prefix: str = "") -> list[str]:
+    """Dotted names of all leaves of a composed configuration, except the unknown one."""
+    names: list[str] = []
+    for key, value in composed.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            names += known_keys(value, unknown, f"{name}.")
+        elif name != unknown:
+            names.append(name)
+    return names
+
+
+def did_you_mean(given: str, allowed: list[str]) -> str:
+    """A hint such as `, did you mean data.image_size?`, or nothing where no name is near."""
+    near = difflib.get_close_matches(given, allowed, n=1, cutoff=0.6)
+    return f", did you mean {near[0]}?" if near else ""
