@@ -40,8 +40,8 @@ class Sources:
 def write_results(sources: Sources, document: Path) -> Path:
     """Replaces what stands between a document's marks by tables of what is given.
 
-    A section nothing is given of is left as it is: `results` has runs and the studies that train
-    their own, the others are named as in `Sources`.
+    A section nothing is given of is left as it is. They are named as in `Sources`, but `results`,
+    which has the runs, and `unlabelled`.
 
     Returns:
         The document.
@@ -49,22 +49,22 @@ def write_results(sources: Sources, document: Path) -> Path:
     Raises:
         UserError: the document lacks the marks, or a run or study is not there or not completed.
     """
-    parts = [_run_table(sources.runs)] if sources.runs else []
+    sections = {}
+    if sources.runs:
+        sections["results"] = _run_table(sources.runs)
     if sources.study is not None:
-        parts.append(_study_table(sources.study))
+        sections["unlabelled"] = _study_table(sources.study)
     if sources.labels is not None:
-        parts.append(_labels_tables(sources.labels))
-    sections = {"results": "\n\n".join(parts)}
+        sections["labels"] = _labels_tables(sources.labels)
     if sources.counterfactuals:
         sections["counterfactuals"] = counterfactual_tables(sources.counterfactuals)
     if sources.explanations:
         sections["explanations"] = explanation_tables(sources.explanations)
     if sources.samples:
         sections["samples"] = sample_tables(sources.samples)
-    written = {name: section for name, section in sections.items() if section}
-    if not written:
+    if not sections:
         raise UserError("no run and no study is named, of which a table could be written")
-    replace_sections(document, written)
+    replace_sections(document, sections)
     return document
 
 

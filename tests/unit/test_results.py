@@ -35,7 +35,13 @@ def run(folder: Path, overrides: list[str], **changes: Any) -> Path:
     return folder
 
 
-def document(folder: Path, text: str = f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n") -> Path:
+STUDIES = "".join(
+    f"<!-- {n}: begin -->\n{n}\n<!-- {n}: end -->\n" for n in ("unlabelled", "labels")
+)
+DOCUMENT = f"# Title\n\n{BEGIN}\nold\n{END}\n\n{STUDIES}"
+
+
+def document(folder: Path, text: str = DOCUMENT) -> Path:
     path = folder / "README.md"
     path.write_text(text)
     return path
@@ -45,7 +51,7 @@ def test_the_section_alone_is_replaced_and_names_no_folder_of_the_machine(tmp_pa
     root = f"data.root='{tmp_path}'"
     given = run(tmp_path / "run", ["data=isic2019", "data.root=here", root])
     first = write_results(Sources([given]), document(tmp_path)).read_text()
-    assert first.startswith(f"# Title\n\n{BEGIN}\n|") and first.endswith(f"|\n{END}\n\nafter\n")
+    assert first.startswith(f"# Title\n\n{BEGIN}\n|") and first.endswith(f"|\n{END}\n\n{STUDIES}")
     assert "`fed-mediffusion simulate data=isic2019 data.root=PATH`" in first
     assert "0.871 (0.860 to 0.880)" in first and "512; 1300; 150" in first and "27.3 dB" in first
     assert "seed 3, commit 012345678, settings fedcba98" in first
@@ -53,7 +59,7 @@ def test_the_section_alone_is_replaced_and_names_no_folder_of_the_machine(tmp_pa
     assert write_results(Sources([given]), tmp_path / "README.md").read_text() == first
 
 
-def test_a_study_stands_below_the_runs(tmp_path: Path) -> None:
+def test_runs_and_a_study_are_written_at_once(tmp_path: Path) -> None:
     given = run(tmp_path / "run", [], counterfactual=None)
     rows = [
         {"seed": seed, "auc_macro": value, "commit": "c" * 40, "settings_hash": "5" * 16}
@@ -66,6 +72,7 @@ def test_a_study_stands_below_the_runs(tmp_path: Path) -> None:
     text = write_results(Sources([given], study), document(tmp_path)).read_text()
     assert "| 0 | 0.860 | 0.810 | +0.050 |" in text
     assert "| mean | 0.870 | 0.805 | +0.065 |" in text
+    assert f"{BEGIN}\n| command |" in text and "\nlabels\n" in text
 
 
 def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None:
@@ -228,7 +235,9 @@ def test_explanations_and_samples_are_tables_of_their_rows(tmp_path: Path) -> No
     assert "| 20 steps | 0 (0 to 1) | 0.50 (0.40 to 0.60) | 0.50 (" in text
 
 
-@pytest.mark.parametrize("name", ["results", "counterfactuals", "explanations", "samples"])
+@pytest.mark.parametrize(
+    "name", ["results", "unlabelled", "labels", "counterfactuals", "explanations", "samples"]
+)
 def test_the_readme_has_each_section(name: str) -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert text.count(f"<!-- {name}: begin -->") == text.count(f"<!-- {name}: end -->") == 1
