@@ -8,6 +8,7 @@ from mediffusion_core.artifacts.report import (
     NOT_MEASURED,
     count,
     interval,
+    largest_epsilon,
     measured,
     number,
     percent,
@@ -152,14 +153,9 @@ def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
 
 
 def _privacy_of_units(summary: Mapping[str, Any], settings: Settings) -> str:
-    promised = _inside(summary, "privacy")
-    spent = [measured(one.get("epsilon")) for one in _inside(promised, "sites").values()]
-    known = [epsilon for epsilon in spent if epsilon is not None]
-    # A site without a figure could be the one that spends most.
-    largest = max(known) if known and len(known) == len(spent) else None
     return PRIVATE.format(
         unit=settings.privacy.unit,
-        epsilon=number(largest, 2),
+        epsilon=number(largest_epsilon(summary), 2),
         delta=f"{settings.privacy.target_delta:g}",
     )
 

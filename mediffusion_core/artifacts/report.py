@@ -49,7 +49,7 @@ def write_report(folder: Path) -> Path:
         PAGE,
         title=str(summary.get("experiment") or folder.resolve().name),
         status=str(summary.get("status") or "unknown"),
-        facts=_facts(summary),
+        facts=[*_facts(summary), ("Privacy", _privacy(summary, settings))],
         cards=_cards(summary),
         classes=_classes(summary),
         sites=_sites(summary),
@@ -124,6 +124,29 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Settings hash": str(summary.get("settings_hash") or "unknown"),
     }
     return [(name, "unknown" if text == NOT_MEASURED else text) for name, text in texts.items()]
+
+
+def largest_epsilon(summary: Mapping[str, Any]) -> float | None:
+    """ε of the site whose units the run costs most; None where a site, maybe that one, has none."""
+    sites = _inside(_inside(summary, "privacy"), "sites").values()
+    spent = [measured(one.get("epsilon")) for one in sites]
+    known = [epsilon for epsilon in spent if epsilon is not None]
+    return max(known) if known and len(known) == len(spent) else None
+
+
+def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return "unknown"
+    units = _inside(settings, "privacy")
+    sites = _inside(_inside(settings, "federation"), "client_level")
+    promises = []
+    if units.get("enabled"):
+        epsilon, delta = number(largest_epsilon(summary), 2), units.get("target_delta")
+        promises.append(f"ε {epsilon} for one {units.get('unit')} at δ {delta}")
+    if sites.get("noise_multiplier"):
+        epsilon = number(_inside(summary, "client_level").get("epsilon"), 2)
+        promises.append(f"ε {epsilon} for a whole site at δ {sites.get('target_delta')}")
+    return "; ".join(promises) or "no differential privacy"
 
 
 def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -99,6 +99,34 @@ def test_figures_stand_with_their_intervals(folder: Path) -> None:
         assert text in page.text, text
 
 
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"privacy": {"enabled": False}}, "no differential privacy"),
+        (
+            {"privacy": {"enabled": True, "unit": "patient", "target_delta": 1e-5}},
+            "ε 3.46 for one patient at δ 1e-05",
+        ),
+        (
+            {"federation": {"client_level": {"noise_multiplier": 2.0, "target_delta": 0.01}}},
+            "ε 9.10 for a whole site at δ 0.01",
+        ),
+    ],
+)
+def test_what_was_promised_about_privacy_is_said(
+    folder: Path, settings: dict[str, Any], shown: str
+) -> None:
+    sites = {"north": {"epsilon": 1.2}, "south": {"epsilon": 3.4567}}
+    figures = summary(privacy={"sites": sites}, client_level={"epsilon": 9.1})
+    (folder / "summary.json").write_text(json.dumps(figures))
+    (folder / "settings.json").write_text(json.dumps(settings))
+    text = Page(write_report(folder)).text
+    assert shown in text and text.count("ε ") == shown.count("ε ")
+    figures["privacy"]["sites"]["south"]["epsilon"] = None  # maybe the one that costs most
+    (folder / "summary.json").write_text(json.dumps(figures))
+    assert "ε 1.20" not in Page(write_report(folder)).text
+
+
 def test_what_is_missing_reads_not_measured_and_never_zero(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     body = page.text[page.text.index("Federated joint diffusion") :]
