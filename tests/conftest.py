@@ -89,6 +89,13 @@ TINY = (
 )
 
 
+ONE_ROUND = (
+    "federation.autoencoder_rounds=1",
+    "federation.num_rounds=1",
+    "evaluation.every=1",
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-golden",
@@ -101,6 +108,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def tiny() -> tuple[str, ...]:
     """Overrides of three hospitals of 60 phantom patients, the last one without a label."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def shortest(tiny: tuple[str, ...]) -> tuple[str, ...]:
+    """The same with one round of each stage."""
+    return (*tiny, *ONE_ROUND)  # the last of two values counts
 
 
 @pytest.fixture(scope="session")

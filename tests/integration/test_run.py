@@ -119,10 +119,10 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def test_the_server_alone_may_hold_the_labels(
-    tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+    shortest: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
 ) -> None:
     """One participant more than sites, and the only one that trains the classifier."""
-    command = start(["simulate", *tiny, store, "data.labels_at=server"], tmp_path, temporary)
+    command = start(["simulate", *shortest, store, "data.labels_at=server"], tmp_path, temporary)
     assert command.wait() == 0, command.err.read_text()
     folder = RunFolder(Path(command.out.read_text().splitlines()[-1]))
     joint = [line for line in folder.history() if line["stage"] == "joint"]

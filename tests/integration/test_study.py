@@ -13,9 +13,9 @@ from simulations.study_unlabelled import study_unlabelled
 
 @pytest.mark.slow
 def test_both_arms_have_the_same_labels_and_one_has_nothing_else(
-    tiny: tuple[str, ...], tmp_path: Path
+    shortest: tuple[str, ...], tmp_path: Path
 ) -> None:
-    overrides = [one for one in tiny if not one.startswith("seed=")]
+    overrides = [one for one in shortest if not one.startswith("seed=")]
     overrides += [f"data.store='{tmp_path / 'store'}'"]
     folder = tmp_path / "study"
     results = json.loads(study_unlabelled(overrides, 1, folder).read_text())

@@ -105,9 +105,11 @@ def test_every_noised_mean_counts_also_after_a_kill(tmp_path: Path) -> None:
     assert again.spent()["epsilon"] == pytest.approx(epsilon([Charge(1.0, 4.0, 5)], 0.01))
 
 
-def test_a_run_shows_a_site_in_noised_means_alone(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_run_shows_a_site_in_noised_means_alone(
+    shortest: tuple[str, ...], tmp_path: Path
+) -> None:
     noise = "federation.client_level.noise_multiplier=3"
-    run, sites, _, folder = short_run(tiny, tmp_path, noise)
+    run, sites, _, folder = short_run(shortest, tmp_path, noise)
     figures = run.execute()
     kinds = [kind for kind, _ in sites.sent]
     assert protocol.LATENT_CENSUS not in kinds and protocol.EVALUATE not in kinds

@@ -58,16 +58,15 @@ class Sites:
         ]
 
 
-SHORTER = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")
 CPU = torch.device("cpu")
 
 
 def short_run(
-    tiny: tuple[str, ...], folder: Path, *more: str
+    shortest: tuple[str, ...], folder: Path, *more: str
 ) -> tuple[FederatedRun, Sites, Hospitals, RunFolder]:
     """A run of one round of each stage, its sites, its data and its folder."""
     places = (f"data.store={folder / 'store'}", f"run.folder={folder / 'run'}")
-    overrides = (*tiny, *SHORTER, *places, *more)  # the last of two values counts
+    overrides = (*shortest, *places, *more)  # the last of two values counts
     settings = compose("config", overrides)
     hospitals, sites = open_hospitals(settings), Sites(settings, overrides)
     store, run_folder = hospitals.store, RunFolder(folder / "run")
@@ -87,9 +86,11 @@ def short_run(
 
 
 def test_sites_are_told_how_often_a_finding_occurs_at_all_of_them(
-    tiny: tuple[str, ...], tmp_path: Path
+    shortest: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run, sites, hospitals, folder = short_run(tiny, tmp_path, "training.joint.logit_adjustment=1")
+    run, sites, hospitals, folder = short_run(
+        shortest, tmp_path, "training.joint.logit_adjustment=1"
+    )
     run.execute()
     [counts] = [sent["label_counts"] for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
     targets = torch.cat([hospitals.train(site).targets for site in range(3)])
@@ -100,12 +101,12 @@ def test_sites_are_told_how_often_a_finding_occurs_at_all_of_them(
 
 
 def test_the_average_of_the_global_weights_goes_to_the_sites_where_it_teaches(
-    tiny: tuple[str, ...], tmp_path: Path
+    shortest: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Its first round has only the untrained weights; the unlabelled site trains with it, too."""
     on = ("consistency.weight=1", "consistency.thresholds=adaptive", "diffusion_weight=0")
     given = [f"training.joint.{setting}" for setting in on]
-    run, sites, _, folder = short_run(tiny, tmp_path, *given)
+    run, sites, _, folder = short_run(shortest, tmp_path, *given)
     run.execute()
     [sent] = [sent for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
     assert set(sent) == {*protocol.JOINT, "ema_unet", "ema_head", "label_counts"}
@@ -117,9 +118,9 @@ def test_the_average_of_the_global_weights_goes_to_the_sites_where_it_teaches(
 
 
 def test_the_selected_model_has_the_temperature_of_all_sites_patients(
-    tiny: tuple[str, ...], tmp_path: Path
+    shortest: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run, sites, hospitals, folder = short_run(tiny, tmp_path)
+    run, sites, hospitals, folder = short_run(shortest, tmp_path)
     store, cpu = hospitals.store, CPU
     calibration = run.execute()["calibration"]
     joint_messages = [sent for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
@@ -141,11 +142,11 @@ def test_the_selected_model_has_the_temperature_of_all_sites_patients(
 
 
 def test_a_site_that_is_away_is_left_out_and_taken_in_again(
-    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shortest: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Away when the others encode: it encodes before its first round of training."""
     longer = ("federation.num_rounds=2", "evaluation.every=2")
-    run, sites, _, folder = short_run(tiny, tmp_path, *longer)
+    run, sites, _, folder = short_run(shortest, tmp_path, *longer)
     whole, away = sites.ask, {protocol.ENCODE: 2, protocol.TRAIN_JOINT: 1}
     asked: list[tuple[str, list[str]]] = []
 
