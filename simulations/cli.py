@@ -139,9 +139,7 @@ def results(
     study_folder: Annotated[
         Path | None, typer.Option("--study", help="Folder of a study of unlabelled images.")
     ] = None,
-    labels_folder: Annotated[
-        Path | None, typer.Option("--labels", help="Folder of a study of labels.")
-    ] = None,
+    labels: Annotated[list[Path] | None, typer.Option(help="Folders of studies of labels.")] = None,
     counterfactuals: Annotated[
         list[Path] | None, typer.Option(help="Folders of studies of guidance.")
     ] = None,
@@ -161,7 +159,7 @@ def results(
     sources = Sources(
         runs or (),
         study_folder,
-        labels_folder,
+        labels or (),
         counterfactuals or (),
         explanations or (),
         samples or (),

@@ -29,7 +29,7 @@ class Sources:
     runs: Sequence[Path] = ()
     study: Path | None = None
     """Of unlabelled images."""
-    labels: Path | None = None
+    labels: Sequence[Path] = ()
     counterfactuals: Sequence[Path] = ()
     """Studies of guidance."""
     explanations: Sequence[Path] = ()
@@ -54,8 +54,8 @@ def write_results(sources: Sources, document: Path) -> Path:
         sections["results"] = _run_table(sources.runs)
     if sources.study is not None:
         sections["unlabelled"] = _study_table(sources.study)
-    if sources.labels is not None:
-        sections["labels"] = _labels_tables(sources.labels)
+    if sources.labels:
+        sections["labels"] = "\n\n".join(map(_labels_tables, sources.labels))
     if sources.counterfactuals:
         sections["counterfactuals"] = counterfactual_tables(sources.counterfactuals)
     if sources.explanations:

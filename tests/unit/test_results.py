@@ -88,7 +88,7 @@ def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None
     results = {"overrides": ["data.root=here"], "options": ["--seeds 2"], "rows": [row, missing]}
     results |= {"runs": [ran, ran | {"seconds": None}], "trials": [trial]}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    text = write_results(Sources(labels=tmp_path), document(tmp_path)).read_text()
+    text = write_results(Sources(labels=[tmp_path]), document(tmp_path)).read_text()
     shown = "| federated ResNet-18 | 20% | 0.820 ± 0.010 | 2 | -0.040 (-0.060 to -0.020) | - | "
     assert shown + "0.050 | 5.0 |" in text
     assert "| central joint | 20% | not run |" in text
@@ -96,6 +96,8 @@ def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None
     assert text.count(f"| resnet | 20% | 0.830 (0.810 to 0.850) | 4.0 | {made} |") == 1
     assert "| resnet | `learning_rate=5e-4` | not run |  |" in text
     assert "`fed-mediffusion study labels data.root=PATH --seeds 2`" in text
+    text = write_results(Sources(labels=[tmp_path, tmp_path]), document(tmp_path)).read_text()
+    assert text.count(shown) == 2
 
 
 def test_what_was_not_measured_is_shown_as_such(tmp_path: Path) -> None:
