@@ -119,12 +119,11 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def test_the_server_alone_may_hold_the_labels(
-    shortest: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+    shortest: tuple[str, ...], store: str, tmp_path: Path
 ) -> None:
     """One participant more than sites, and the only one that trains the classifier."""
-    command = start(["simulate", *shortest, store, "data.labels_at=server"], tmp_path, temporary)
-    assert command.wait() == 0, command.err.read_text()
-    folder = RunFolder(Path(command.out.read_text().splitlines()[-1]))
+    run = f"run.folder='{tmp_path / 'run'}'"
+    folder = run_in_process("config", [*shortest, store, run, "data.labels_at=server"])
     joint = [line for line in folder.history() if line["stage"] == "joint"]
     seen = {site: metrics["labelled_seen"] for site, metrics in joint[-1]["sites"].items()}
     assert [site for site, count in seen.items() if count] == ["server"]
