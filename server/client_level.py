@@ -62,17 +62,18 @@ class ClientLevelPrivacy:
             replies: What came back, with those components.
         """
         self._charge(stage, round_number)
-        sums = {key: torch.zeros_like(value) for key, value in _flat(sent).items()}
+        before = _flat(sent)
+        sums = {key: torch.zeros_like(value) for key, value in before.items()}
         for reply in replies:
-            changes = _changes(sent, reply)
+            changes = _changes(before, reply)
             factor = min(1.0, self._bound / max(_norm(changes), 1e-30))
             for key, change in changes.items():
                 sums[key] += factor * change
         means: dict[str, dict[str, Tensor]] = {component: {} for component in sent}
         for (component, name), total in sums.items():
-            before = sent[component][name]
             noised = total + self._noise * self._bound * normal(total.shape)
-            means[component][name] = (before + noised / self._participants).to(before.dtype)
+            mean = before[component, name] + noised / self._participants
+            means[component][name] = mean.to(sent[component][name].dtype)
         return means
 
     def spent(self) -> dict[str, Any]:
@@ -108,15 +109,13 @@ def _flat(components: Mapping[str, StateDict]) -> dict[Key, Tensor]:
     }
 
 
-def _changes(sent: Mapping[str, StateDict], reply: Reply) -> dict[Key, Tensor]:
+def _changes(before: Mapping[Key, Tensor], reply: Reply) -> dict[Key, Tensor]:
     """What a site changed in the components that it trained."""
-    trained = {
-        component: reply.components[component]
-        for component in sent
+    return {
+        (component, name): reply.components[component][name].double() - value
+        for (component, name), value in before.items()
         if reply.metrics[WEIGHTED_BY[component]] > 0
     }
-    before = _flat({component: sent[component] for component in trained})
-    return {key: after - before[key] for key, after in _flat(trained).items()}
 
 
 def _norm(changes: Mapping[Key, Tensor]) -> float:

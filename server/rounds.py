@@ -84,7 +84,9 @@ class FederatedRun:
         self._client_level = None
         if settings.federation.client_level.enabled:
             self._client_level = ClientLevelPrivacy(
-                settings.federation.client_level, settings.participants_a_round, folder.path
+                settings.federation.client_level,
+                self._asked_of(settings.num_participants),
+                folder.path,
             )
         self._beside_joint: dict[str, StateDict] = {}
         self._encoded: set[str] = set()
@@ -308,11 +310,15 @@ class FederatedRun:
 
     def _participants(self, stage: str, number: int) -> list[str]:
         """The sites that train in a round: all, or a share of them drawn by the run's seed."""
-        sites, share = self._federation.sites, self._settings.federation.participation
+        sites = self._federation.sites
         seed = derive_seed(self._settings.seed, "participants", stage, number)
         order = torch.randperm(len(sites), generator=torch.Generator().manual_seed(seed))
-        chosen = order[: max(1, round(share * len(sites)))]
+        chosen = order[: self._asked_of(len(sites))]
         return [sites[index] for index in chosen.tolist()]
+
+    def _asked_of(self, sites: int) -> int:
+        """How many of so many sites train in a round; never more of fewer."""
+        return max(1, round(self._settings.federation.participation * sites))
 
     def _figures(self, census: Mapping[str, Any]) -> dict[str, Any]:
         history = self._folder.history()

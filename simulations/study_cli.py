@@ -7,6 +7,10 @@ import typer
 
 from simulations.cli_arguments import Device, Overrides, Run
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
+]
 Between = Annotated[
     str,
     typer.Option(
@@ -169,10 +173,7 @@ def reader_score(
 )
 def guidance(
     run: Run,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
-    ] = None,
+    overrides: Changes = None,
     scales: Annotated[str, typer.Option(help="Scales of the grid, with commas.")] = "1,2,4",
     starts: Annotated[
         str, typer.Option(help="Noise levels of the grid, as fractions of T.")
@@ -220,10 +221,7 @@ def guidance(
 @study.command(epilog="Example: fed-mediffusion study explanations runs/latest --images 20")
 def explanations(
     run: Run,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
-    ] = None,
+    overrides: Changes = None,
     images: Annotated[int, typer.Option(min=1, help="Test images a finding.")] = 10,
     between: Between = "",
     output: Annotated[

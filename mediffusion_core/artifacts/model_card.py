@@ -141,23 +141,17 @@ def model_card(
 
 
 def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
-    hidden = _inside(summary, "client_level")
-    of_units = _privacy_of_units(summary, settings) if settings.privacy.enabled else ""
-    of_sites = CLIENT_LEVEL.format(
-        epsilon=number(measured(hidden.get("epsilon")), 2),
-        delta=f"{settings.federation.client_level.target_delta:g}",
-        rounds=count(hidden.get("rounds")),
-    )
-    promises = [of_units, of_sites if settings.federation.client_level.enabled else ""]
-    return "\n\n".join(filter(None, promises)) or NOT_PRIVATE
-
-
-def _privacy_of_units(summary: Mapping[str, Any], settings: Settings) -> str:
-    return PRIVATE.format(
-        unit=settings.privacy.unit,
-        epsilon=number(largest_epsilon(summary), 2),
-        delta=f"{settings.privacy.target_delta:g}",
-    )
+    units, sites = settings.privacy, settings.federation.client_level
+    promises = []
+    if units.enabled:
+        epsilon, delta = number(largest_epsilon(summary), 2), f"{units.target_delta:g}"
+        promises.append(PRIVATE.format(unit=units.unit, epsilon=epsilon, delta=delta))
+    if sites.enabled:
+        spent = _inside(summary, "client_level")
+        epsilon, delta = number(spent.get("epsilon"), 2), f"{sites.target_delta:g}"
+        rounds = count(spent.get("rounds"))
+        promises.append(CLIENT_LEVEL.format(epsilon=epsilon, delta=delta, rounds=rounds))
+    return "\n\n".join(promises) or NOT_PRIVATE
 
 
 def _data(summary: Mapping[str, Any], settings: Settings) -> str:

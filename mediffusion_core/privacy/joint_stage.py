@@ -107,7 +107,7 @@ def training_parts(
     privacy: PrivacySettings,
 ) -> AbstractContextManager[None]:
     """Leaves trainable what the settings name; while the context lasts, adapters among it."""
-    freeze(model, settings, privacy)
+    _freeze(model, settings, privacy)
     if privacy.trained != "adapters":
         return nullcontext()
     unreached = () if settings.diffusion_weight > 0 else DECODER
@@ -116,7 +116,7 @@ def training_parts(
     )
 
 
-def freeze(model: JointUNet, settings: JointTraining, privacy: PrivacySettings) -> None:
+def _freeze(model: JointUNet, settings: JointTraining, privacy: PrivacySettings) -> None:
     """Leaves trainable what the settings name and a loss reaches; the rest would get but noise."""
     for name, parameter in model.named_parameters():
         if name.startswith("head."):

@@ -97,11 +97,6 @@ class Settings(StrictModel):
         return self.federation.num_sites + (self.data.labels_at == "server")
 
     @property
-    def participants_a_round(self) -> int:
-        """How many of those who train are asked in a round of training."""
-        return max(1, round(self.federation.participation * self.num_participants))
-
-    @property
     def autoencoder_rounds(self) -> int:
         """Rounds of the autoencoder stage; none where the autoencoder is a public one."""
         public = self.privacy.enabled and self.privacy.autoencoder == "public"

@@ -320,6 +320,16 @@ def test_the_card_tells_the_largest_budget(tiny: tuple[str, ...]) -> None:
     assert "ε = not measured" in card(unknown)
 
 
+def test_the_card_tells_what_hides_a_whole_site(tiny: tuple[str, ...]) -> None:
+    hidden = "federation.client_level.noise_multiplier=2"
+    summary = {**SUMMARY, "client_level": {"epsilon": 9.104, "rounds": 5}}
+    alone = model_card(summary, compose("config", [*tiny, hidden]), CLASSES, True)
+    assert "spend ε = 9.10 at δ = 0.01, of 5 noised means" in alone
+    assert "DP-SGD" not in alone and "without differential privacy" not in alone
+    both = model_card(summary, compose("config", [*tiny, hidden, "privacy=dp"]), CLASSES, True)
+    assert "ε = 9.10" in both and "one patient more or less" in both
+
+
 def test_no_site_is_named(exported: Path) -> None:
     for path in exported.rglob("*"):
         if path.suffix in (".json", ".md"):
