@@ -234,6 +234,7 @@ def save_label_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not series:
         return
     colours = iter([BLUE, TERRACOTTA, OCHRE, MUTED])
+    alone = [title for title, points in series.items() if len(points) == 1]
     ends: list[End] = []
     with house_type():
         figure = new_figure(6.4, 4.0, layout="constrained")
@@ -242,11 +243,15 @@ def save_label_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             shares = sorted(points)
             values = [points[share]["auc_macro"] for share in shares]
             errors = [points[share]["auc_deviation"] or 0.0 for share in shares]
-            is_line = len(shares) > 1
-            colour = next(colours, FAINT) if is_line else FAINT
+            is_line = title not in alone
+            coloured = is_line or len(alone) == len(series)
+            colour = next(colours, FAINT) if coloured else FAINT
+            # Points of one share stand beside each other, so that no bar hides another.
+            aside = 1.0 if is_line else 1.05 ** -alone.index(title)
+            places = [share * aside for share in shares]
             style = "o-" if is_line else "s"
-            axes.errorbar(shares, values, errors, fmt=style, color=colour, ms=4, lw=1.6, capsize=2)
-            ends.append((shares[-1], values[-1], title, colour if is_line else MUTED))
+            axes.errorbar(places, values, errors, fmt=style, color=colour, ms=4, lw=1.6, capsize=2)
+            ends.append((shares[-1], values[-1], title, colour if coloured else MUTED))
         axes.set_xscale("log")
         ticks = sorted({share for points in series.values() for share in points})
         axes.set_xticks(ticks)
@@ -256,6 +261,8 @@ def save_label_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_title("Macro AUC on held-out lesions or patients, mean ± deviation of seeds")
         axes.grid(axis="y")
         axes.margins(x=0.35, y=0.1)
+        if len(ticks) == 1:
+            axes.set_xlim(ticks[0] / 1.7, ticks[0] * 1.7)
         name_ends(axes, ends)
         save_figure(figure, path)
 
