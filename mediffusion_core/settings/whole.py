@@ -57,6 +57,16 @@ class Settings(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _trains_something(self) -> Self:
+        head_alone = self.privacy.enabled and self.privacy.trained == "head"
+        if head_alone and not self.training.joint.classification_weight:
+            raise ValueError(
+                "privacy.trained=head with training.joint.classification_weight=0: nothing would "
+                "be trained"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Self:
         factor = self.model.autoencoder.downsampling
         coarsest = factor * 2 ** (len(self.model.unet.channels) - 1)

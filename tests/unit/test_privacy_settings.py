@@ -60,6 +60,14 @@ def test_the_same_settings_are_allowed_without_privacy() -> None:
     assert any(applies(plain) for _, applies, _ in REFUSED)
 
 
+def test_a_head_alone_that_no_loss_reaches_is_refused() -> None:
+    head = ["privacy.trained=head", "privacy.public_model=/public"]
+    with pytest.raises(UserError, match=r"classification_weight=0: nothing would be trained"):
+        compose("config", [*DP, *head, "training.joint.classification_weight=0"])
+    compose("config", [*DP, *head])
+    compose("config", [*head, "training.joint.classification_weight=0"])
+
+
 @cache
 def composed(*overrides: str) -> Settings:
     return compose("config", [*DP, *overrides])
