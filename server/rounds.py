@@ -140,24 +140,30 @@ class FederatedRun:
     def _share_latent_scale(self) -> None:
         """Forms the global latent scale once, and lets the sites encode their images with it."""
         state = self._state
-        if SCALE not in state.components and self._client_level is None:
-            replies = self._ask(
-                protocol.LATENT_CENSUS, 1, {AUTOENCODER: state.components[AUTOENCODER]}
-            )
-            if not replies:
-                raise SiteError("every site's privacy budget is spent, and there are no latents")
-            sums = [reply.components[protocol.COUNTS] for reply in replies]
-            total, squares = sum(s["total"] for s in sums), sum(s["squares"] for s in sums)
-            count = sum(float(s["count"]) for s in sums)
-            assert isinstance(total, Tensor) and isinstance(squares, Tensor)
-            mean, std = scale_from_sums(total, squares, count)
-            state.components[SCALE] = {"mean": mean, "std": std}
-            self._record("latents", 1, 1)
-        if not self._settings.autoencoder_rounds and state.judged < 0:
+        scaling = SCALE not in state.components and self._client_level is None
+        if scaling:
+            state.components[SCALE] = self._latent_scale()
+        untrained = not self._settings.autoencoder_rounds and state.judged < 0
+        figures = {}
+        if untrained:
             codec = state.codec(self._settings).to(self._device)
-            psnr = self._judge.reconstruction(codec, self._folder.pictures)
-            self._record("latents", 1, 1, psnr=psnr)
+            figures["psnr"] = self._judge.reconstruction(codec, self._folder.pictures)
+        if scaling or untrained:
+            self._record("latents", 1, 1, **figures)
         self._encode(self._federation.sites)
+
+    def _latent_scale(self) -> dict[str, Tensor]:
+        """Mean and deviation of each latent channel, from the sites' sums."""
+        codec = {AUTOENCODER: self._state.components[AUTOENCODER]}
+        replies = self._ask(protocol.LATENT_CENSUS, 1, codec)
+        if not replies:
+            raise SiteError("every site's privacy budget is spent, and there are no latents")
+        sums = [reply.components[protocol.COUNTS] for reply in replies]
+        total, squares = sum(s["total"] for s in sums), sum(s["squares"] for s in sums)
+        count = sum(float(s["count"]) for s in sums)
+        assert isinstance(total, Tensor) and isinstance(squares, Tensor)
+        mean, std = scale_from_sums(total, squares, count)
+        return {"mean": mean, "std": std}
 
     def _encode(self, sites: Collection[str]) -> None:
         """Lets those sites encode that have not: all at first, then whoever was away.

@@ -84,8 +84,7 @@ class Plan:
     def releases(self) -> list[Charge]:
         """What is released beside weights: counts, and where the scale is not a public one sums."""
         # With a public autoencoder comes its latents' scale.
-        _, _, autoencoder_rounds = self.stages[0]
-        return [self.release] * (2 if autoencoder_rounds else 1)
+        return [self.release] * (1 if self.privacy.autoencoder == "public" else 2)
 
     def charges(self) -> list[Charge]:
         """Everything that the run costs a unit of this site, if no round is made twice."""

@@ -34,7 +34,7 @@ class PrivacySettings(StrictModel):
     mode: Literal["hooks", "ghost"] = "hooks"
     noise_multiplicity: Count = 1
     release_noise: Positive = 8.0
-    autoencoder: Literal["trained", "public"] = "trained"
+    autoencoder: Literal["trained", "frozen", "public"] = "trained"
     trained: Literal["all", "adapters", "attention", "head"] = "all"
     adapter_rank: Count = 8
     public_model: Path | None = None

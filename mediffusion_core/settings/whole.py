@@ -64,6 +64,12 @@ class Settings(StrictModel):
                 "privacy.trained=head with training.joint.classification_weight=0: nothing would "
                 "be trained"
             )
+        frozen = self.privacy.enabled and self.privacy.autoencoder == "frozen"
+        if frozen and not self.model.autoencoder.linear_start:
+            raise ValueError(
+                "privacy.autoencoder=frozen keeps the first weights, which are of use only with "
+                "model.autoencoder.linear_start=true"
+            )
         return self
 
     @model_validator(mode="after")
@@ -108,9 +114,9 @@ class Settings(StrictModel):
 
     @property
     def autoencoder_rounds(self) -> int:
-        """Rounds of the autoencoder stage; none where the autoencoder is a public one."""
-        public = self.privacy.enabled and self.privacy.autoencoder == "public"
-        return 0 if public else self.federation.autoencoder_rounds
+        """Rounds of the autoencoder stage; none where no patient may move the autoencoder."""
+        fixed = self.privacy.enabled and self.privacy.autoencoder != "trained"
+        return 0 if fixed else self.federation.autoencoder_rounds
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

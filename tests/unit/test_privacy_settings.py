@@ -60,6 +60,11 @@ def test_the_same_settings_are_allowed_without_privacy() -> None:
     assert any(applies(plain) for _, applies, _ in REFUSED)
 
 
+def test_an_autoencoder_that_nobody_trained_is_kept_only_from_a_start_of_use() -> None:
+    with pytest.raises(UserError, match=r"autoencoder=frozen .*linear_start=true"):
+        compose("config", [*DP, "privacy.autoencoder=frozen"])
+
+
 def test_a_head_alone_that_no_loss_reaches_is_refused() -> None:
     head = ["privacy.trained=head", "privacy.public_model=/public"]
     with pytest.raises(UserError, match=r"classification_weight=0: nothing would be trained"):
@@ -112,3 +117,14 @@ def test_a_public_autoencoder_costs_nothing() -> None:
     whole, joint = plan_of(2000, *GIVEN), plan_of(2000, *GIVEN, *public)
     assert len(whole.charges()) == 3 and len(joint.charges()) == 2
     assert joint.charges()[1].steps == sum(joint.steps(JOINT, number) for number in range(1, 17))
+
+
+def test_a_frozen_autoencoder_costs_the_sums_of_its_latents() -> None:
+    linear = (
+        "model.autoencoder.channels=[32]",
+        "model.autoencoder.norm_groups=8",
+        "model.autoencoder.linear_start=true",
+    )
+    frozen = plan_of(2000, *GIVEN, *linear, "privacy.autoencoder=frozen")
+    training = sum(frozen.steps(JOINT, number) for number in range(1, 17))
+    assert [charge.steps for charge in frozen.charges()] == [1, 1, training]

@@ -21,6 +21,7 @@ from mediffusion_core.payload import FORMAT, unpack
 from mediffusion_core.privacy.accounting import Charge, noise_multiplier_for
 from mediffusion_core.privacy.ledger import Ledger
 from mediffusion_core.training.moments import fresh_moments
+from server.state import fresh_state
 from simulations.in_process import run_in_process
 
 Weights = Mapping[str, Tensor]
@@ -103,6 +104,24 @@ def test_compression_costs_no_privacy(overrides: list[str], tmp_path: Path) -> N
     for site, promised in summary["privacy"]["sites"].items():
         ledger = Ledger.open(tmp_path / "ledgers" / site)
         assert ledger.worst(1e-4) == pytest.approx(promised["epsilon"], rel=1e-6)
+
+
+def test_a_frozen_autoencoder_stays_and_costs_no_step(overrides: list[str], tmp_path: Path) -> None:
+    linear = (
+        "model.autoencoder.channels=[16]",
+        "model.autoencoder.norm_groups=4",
+        "model.autoencoder.linear_start=true",
+    )
+    short = ("federation.num_rounds=1", "evaluation.every=1", "privacy.autoencoder=frozen")
+    kept = f"privacy.ledger='{tmp_path / 'ledgers'}'"
+    folder = run_in_process("config", [*overrides, *linear, *short, kept])
+    start = fresh_state(compose("config", [*overrides, *linear]), len(CLASSES))
+    for name, value in list_checkpoints(folder.checkpoints)[-1].load("autoencoder").items():
+        assert torch.equal(value, start.components["autoencoder"][name]), name
+    stages = [entry.stage for entry in Ledger.open(tmp_path / "ledgers" / "site-0").entries()]
+    assert stages == ["census", "latents", "joint"]
+    [latents] = [line for line in folder.history() if line["stage"] == "latents"]
+    assert latents["psnr"] > 25
 
 
 @pytest.mark.parametrize("trained", ["adapters", "attention", "head"])
