@@ -64,6 +64,7 @@ TINY = (
     "training.joint.noised_fraction=0.5",
     "training.joint.noised_max_timestep=0.6",
     "training.joint.max_grad_norm=1.0",
+    "federation.cpus_per_site=1",  # each process that a site may need takes seconds to start
     "federation.autoencoder_rounds=2",
     "federation.num_rounds=3",
     "federation.ema_decay=0.6",

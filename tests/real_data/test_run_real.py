@@ -30,6 +30,7 @@ SMALL = (
     "training.autoencoder.local_epochs=0.1",
     "training.joint.local_epochs=0.2",
     "training.joint.augmented_views=1",
+    "federation.cpus_per_site=2",
     "federation.autoencoder_rounds=1",
     "federation.num_rounds=1",
     "evaluation.num_samples=32",
