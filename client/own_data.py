@@ -65,7 +65,10 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, Hospitals, froze
 def _agreed(settings: Settings, file: SiteFile) -> Settings:
     """The run's settings with the site's device and ledger, and within what the site agrees to."""
     policy, privacy = file.policy, settings.privacy
-    if kept_back := set(WEIGHTED_BY.values()) - policy.allowed_metrics:
+    weighing = {*WEIGHTED_BY.values()}
+    if settings.federation.weighting == "steps":
+        weighing.add("steps")
+    if kept_back := weighing - policy.allowed_metrics:
         names = " and ".join(sorted(kept_back))
         raise RefusedError(f"policy.allowed_metrics lacks {names}, which weigh this site's reply")
     private = policy.max_epsilon is not None or policy.min_noise_multiplier is not None

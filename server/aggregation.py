@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.protocol import WEIGHTED_BY
+from mediffusion_core.settings import Weighting
 
 StateDict = Mapping[str, Tensor]
 
@@ -36,15 +37,30 @@ def weighted_mean(states: Sequence[StateDict], weights: Sequence[float]) -> dict
     return mean
 
 
+def site_weight(seen: float, steps: float, weighting: Weighting) -> float:
+    """What a site counts in a mean, for the images that it saw in its steps of a round.
+
+    With `rounds` its whole change is weighted by its images n, as in FedAvg. Steps are as many as
+    images allow, so that what moves the mean is n². With `steps` the change of one step is: n over
+    the steps τ, which is FedNova (arXiv 2007.07481, equation 10) with Σ n / Σ (n/τ) effective
+    steps, and still a mean of states, so that moments are averaged alike.
+    """
+    return seen / max(steps, 1.0) if weighting == "steps" else seen
+
+
 def aggregate(
-    component: str, states: Sequence[StateDict], metrics: Sequence[Mapping[str, float]]
+    component: str,
+    states: Sequence[StateDict],
+    metrics: Sequence[Mapping[str, float]],
+    weighting: Weighting,
 ) -> dict[str, Tensor] | None:
     """The mean of one component over the sites that trained it.
 
     Autoencoder and UNet are weighted by the images a site saw, the head by its labelled images:
     a site without a label would otherwise average its untrained head in. None where no site counts.
     """
-    weights = [site[WEIGHTED_BY[component]] for site in metrics]
+    by = WEIGHTED_BY[component]
+    weights = [site_weight(site[by], site.get("steps", 1.0), weighting) for site in metrics]
     return weighted_mean(states, weights) if any(weights) else None
 
 

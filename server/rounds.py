@@ -308,8 +308,9 @@ class FederatedRun:
             }
             return self._client_level.means(stage, number, sent, replies)
         metrics = [reply.metrics for reply in replies]
+        by = self._settings.federation.weighting
         means = {
-            name: aggregate(name, [reply.components[name] for reply in replies], metrics)
+            name: aggregate(name, [reply.components[name] for reply in replies], metrics, by)
             for name in names
         }
         return {name: mean for name, mean in means.items() if mean is not None}

@@ -11,6 +11,7 @@ from mediffusion_core.settings.federation import (
     Compression,
     FederationSettings,
     ServerOptimizer,
+    Weighting,
 )
 from mediffusion_core.settings.model import (
     PASSAGE,
@@ -55,6 +56,7 @@ __all__ = [
     "TrainingSettings",
     "UNetSettings",
     "Uncertain",
+    "Weighting",
     "did_you_mean",
     "known_keys",
     "validate",

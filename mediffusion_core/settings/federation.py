@@ -25,6 +25,9 @@ class ServerSettings(StrictModel):
     head: ServerOptimizer = ServerOptimizer()
 
 
+Weighting = Literal["rounds", "steps"]
+"""Whether a site's whole change of a round is weighted by its images, or the change of a step."""
+
 Compression = Literal["none", "bf16", "int8"]
 """How weights travel in rounds of training: whole, in half of the bytes, or in a quarter."""
 
@@ -51,9 +54,9 @@ class FederationSettings(StrictModel):
 
     `participation` is the share of the sites, drawn anew for each round of training. A round ends
     without the sites that are silent once `min_replies` have answered; by default it needs all of
-    those asked. What a federation is held against has the same splits and labels: `pool_sites`
-    trains on all images in one place, `only_site` at one site alone. `compression` holds for rounds
-    of training.
+    those asked. `weighting` says what a site's images weigh. What a federation is held against has
+    the same splits and labels: `pool_sites` trains on all images in one place, `only_site` at one
+    site alone. `compression` holds for rounds of training.
     """
 
     num_sites: Count
@@ -62,6 +65,7 @@ class FederationSettings(StrictModel):
     num_rounds: Count
     autoencoder_rounds: Count
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    weighting: Weighting = "rounds"
     server: ServerSettings = ServerSettings()
     local_normalisation: bool = False
     client_level: ClientLevelSettings = ClientLevelSettings()

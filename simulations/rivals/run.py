@@ -24,7 +24,7 @@ from mediffusion_core.settings import Settings
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.local import derive_seed
 from mediffusion_core.training.moments import fresh_moments, load_moments, read_moments
-from server.aggregation import moving_average, weighted_mean
+from server.aggregation import moving_average, site_weight, weighted_mean
 from server.selection import Judged, Selection, select
 from simulations.rivals.local import rival_optimizer, train_locally
 from simulations.rivals.network import WIDTHS, PixelClassifier, build_resnet
@@ -115,6 +115,7 @@ class RivalRun:
     def _round(self, number: int) -> None:
         """Each site's round from the same weights, and the mean by labelled images or by all."""
         rival, hospitals = self._rival, self._hospitals
+        weighting = self._settings.federation.weighting
         states, moments, weights = [], [], []
         for index, shard in enumerate(hospitals.shards):
             self._network.load_state_dict(dict(self._weights))
@@ -134,7 +135,8 @@ class RivalRun:
             states.append(_copied(self._network.state_dict()))
             moments.append(read_moments(optimizer, self._network))
             learned_from_all = rival.consistency is not None
-            weights.append(report.images_seen if learned_from_all else report.labelled_seen)
+            seen = report.images_seen if learned_from_all else report.labelled_seen
+            weights.append(site_weight(seen, report.steps, weighting))
         if any(weights):  # in some rounds no site is due a step
             self._weights = weighted_mean(states, weights)
             self._moments = weighted_mean(moments, weights)

@@ -84,7 +84,7 @@ class Cell:
         }
         if self.rival is None:
             return _digest({**used, "settings": settings.fingerprint()})
-        federation = ("num_sites", "pool_sites", "only_site")
+        federation = ("num_sites", "pool_sites", "only_site", "weighting")
         used |= {
             "seed": shared["seed"],
             "data": shared["data"],

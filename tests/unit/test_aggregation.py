@@ -79,21 +79,33 @@ def test_components_with_other_parameters_are_refused() -> None:
 def test_only_labelled_images_count_for_the_head(component: str, expected: float) -> None:
     states = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([3.0])}]
     seen = [metrics(100, 80), metrics(300, 0)]
-    mean = aggregate(component, states, seen)
+    mean = aggregate(component, states, seen, "rounds")
     assert mean is not None and mean["x"].tolist() == [expected]
 
 
 def test_an_untrained_head_of_an_unlabelled_site_has_no_part() -> None:
     states = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([1e30])}]
-    mean = aggregate(HEAD, states, [metrics(1, 1), metrics(10_000, 0)])
+    mean = aggregate(HEAD, states, [metrics(1, 1), metrics(10_000, 0)], "rounds")
     assert mean is not None and mean["x"].tolist() == [1.0]
 
 
 def test_where_nobody_has_a_label_there_is_no_mean_of_heads() -> None:
     states = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([3.0])}]
-    assert aggregate(HEAD, states, [metrics(5, 0), metrics(7, 0)]) is None
-    mean = aggregate(UNET, states, [metrics(5, 0), metrics(5, 0)])
+    assert aggregate(HEAD, states, [metrics(5, 0), metrics(7, 0)], "rounds") is None
+    mean = aggregate(UNET, states, [metrics(5, 0), metrics(5, 0)], "rounds")
     assert mean is not None and mean["x"].tolist() == [2.0]
+
+
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=5))
+def test_by_steps_a_site_moves_the_mean_as_its_images_are_many(steps: list[int]) -> None:
+    """Each site walks along an axis of its own, one unit a step, with 8 images in each."""
+    states = [{"x": step * axis} for step, axis in zip(steps, torch.eye(len(steps)), strict=True)]
+    seen = [metrics(8 * step, step) | {"steps": float(step)} for step in steps]
+    moved = {by: aggregate(UNET, states, seen, by) for by in ("rounds", "steps")}
+    for by, power in (("rounds", 2), ("steps", 1)):
+        mean, influence = moved[by], torch.tensor(steps, dtype=torch.float32) ** power
+        assert mean is not None
+        torch.testing.assert_close(mean["x"] / mean["x"].sum(), influence / influence.sum())
 
 
 @given(st.floats(0, 1), st.lists(VALUES, min_size=1, max_size=8), VALUES)

@@ -96,6 +96,9 @@ PRIVATE = (
 )
 
 
+COUNTS = 'allowed_metrics = ["images_seen", "labelled_seen"]'
+
+
 @pytest.mark.parametrize(
     ("policy", "asked", "code"),
     [
@@ -105,6 +108,8 @@ PRIVATE = (
         ("max_epsilon = 8.0", (*PRIVATE, "privacy.target_delta=1e-3"), "refused"),
         ("max_epsilon = 8.0\nmin_noise_multiplier = 0.5", PRIVATE, None),
         ('allowed_metrics = ["images_seen", "loss"]', (), "refused"),
+        (COUNTS, (), None),
+        (COUNTS, ("federation.weighting=steps",), "refused"),
     ],
 )
 def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
