@@ -57,8 +57,12 @@ def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
 def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
     """Of each method the trial that the validation patients prefer; the first where one is missing.
 
-    Of a method that is trained at each site alone, the mean over the sites decides.
+    Of a method that is trained at each site alone, the mean over the sites decides. Without tuning
+    it is the first of all methods, whatever trials an earlier plan has left: else a tuned method
+    would stand beside one that is not.
     """
+    if not plan.tune:
+        return {name: METHODS[name].trials[0] for name in plan.methods}
     figures: dict[str, dict[int, list[float]]] = {name: {} for name in plan.methods}
     missing = set()
     for name, number, cell in plan.trials():
