@@ -131,7 +131,8 @@ def _labels_tables(study: Path) -> str:
     )
     lines = [
         f"Methods at shares of labels, `{command}` (± deviation of the seeds; differences are "
-        "paired over resampled lesions or patients; minutes of one core, with judging):",
+        "paired over resampled lesions or patients, these seeds held; minutes of one core, with "
+        "judging):",
         "",
         "| method | labels | macro AUC | seeds | against joint (95 %) | FID | ECE | min |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -11,6 +11,7 @@ from mediffusion_core.settings.federation import (
     Compression,
     FederationSettings,
     ServerOptimizer,
+    ServerSettings,
     Weighting,
 )
 from mediffusion_core.settings.model import (
@@ -50,6 +51,7 @@ __all__ = [
     "Prediction",
     "RunSettings",
     "ServerOptimizer",
+    "ServerSettings",
     "Settings",
     "Solver",
     "TableSettings",

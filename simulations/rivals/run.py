@@ -20,7 +20,7 @@ from mediffusion_core.evaluation.classification import (
     macro_draws,
 )
 from mediffusion_core.evaluation.judge import Judge
-from mediffusion_core.settings import Settings
+from mediffusion_core.settings import ServerSettings, Settings
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.local import derive_seed
 from mediffusion_core.training.moments import fresh_moments, load_moments, read_moments
@@ -33,6 +33,27 @@ from simulations.rivals.settings import RivalSettings
 StateDict = Mapping[str, Tensor]
 Progress = Callable[[int, int], None]
 """Told (rounds done, rounds in all)."""
+
+
+IGNORED: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
+    ("privacy.enabled", lambda s: s.privacy.enabled),
+    ("federation.client_level.noise_multiplier", lambda s: s.federation.client_level.enabled),
+    ("federation.participation", lambda s: s.federation.participation < 1),
+    ("federation.compression", lambda s: s.federation.compression != "none"),
+    ("federation.local_normalisation", lambda s: s.federation.local_normalisation),
+    ("federation.server", lambda s: s.federation.server != ServerSettings()),
+)
+
+
+def refuse_what_rivals_ignore(settings: Settings) -> None:
+    """Refuses what would make a rival's run another federation than the joint network's.
+
+    Raises:
+        UserError: naming the first such setting.
+    """
+    for name, asked in IGNORED:
+        if asked(settings):
+            raise UserError(f"{name}: the rivals of a study are trained without it")
 
 
 class RivalRun:
@@ -48,14 +69,9 @@ class RivalRun:
         """Takes the images as the settings deal them; draws the first weights from their seed.
 
         Raises:
-            UserError: if the run is to be private, which a rival's is not.
+            UserError: as `refuse_what_rivals_ignore`.
         """
-        for name, private in (
-            ("privacy.enabled", settings.privacy.enabled),
-            ("federation.client_level.noise_multiplier", settings.federation.client_level.enabled),
-        ):
-            if private:
-                raise UserError(f"{name}: what the rivals of a study train can't be private")
+        refuse_what_rivals_ignore(settings)
         self._settings = settings
         self._rival = rival
         self._hospitals = hospitals

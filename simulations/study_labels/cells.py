@@ -27,7 +27,7 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.settings import Settings
 from simulations.in_process import run_in_process
-from simulations.rivals.run import RivalRun
+from simulations.rivals.run import RivalRun, refuse_what_rivals_ignore
 from simulations.rivals.settings import RivalSettings
 from simulations.study_labels.methods import Method, Trial
 
@@ -144,6 +144,9 @@ def cells_of(
         base: overrides of all methods, which name the data.
         fraction: share of the training images that keep their label.
         seed: of the run: splits, weights and all that is drawn.
+
+    Raises:
+        UserError: if a rival is to be held against a federation of another kind than its own.
     """
     rounds = [
         f"federation.autoencoder_rounds={method.rounds[0]}",
@@ -161,7 +164,11 @@ def cells_of(
     if method.without_unlabelled and fraction < 1:
         own += _without_unlabelled(own, fraction)
     if not method.each_site:
-        yield Cell(method.name, fraction, seed, None, tuple(own), rival)
+        cell = Cell(method.name, fraction, seed, None, tuple(own), rival)
+        if rival is not None:
+            # Before a kept cell is shown, whose hash knows nothing of what it ignores.
+            refuse_what_rivals_ignore(cell.settings)
+        yield cell
         return
     for site in _site_names(dealt):
         alone = (*own, f"federation.only_site={site}")

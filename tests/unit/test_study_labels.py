@@ -143,6 +143,8 @@ def test_validation_patients_choose_among_trials_once_all_have_run(
     assert choose_trials(asked, tmp_path)["resnet"] == METHODS["resnet"].trials[0]
     keep(trials[2][2], tmp_path, logits, 0.65)
     assert choose_trials(asked, tmp_path)["resnet"] == METHODS["resnet"].trials[1]
+    untuned = make_plan(base, "resnet,joint", None, 1, 10, False)
+    assert choose_trials(untuned, tmp_path)["resnet"] == METHODS["resnet"].trials[0]
 
 
 @pytest.mark.parametrize(
@@ -158,3 +160,22 @@ def test_a_mistake_in_the_plan_is_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make_plan([], methods, fractions, 1, 10, False)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "privacy=dp",
+        "federation.client_level.noise_multiplier=1",
+        "federation.participation=0.5",
+        "federation.compression=int8",
+        "federation.local_normalisation=true",
+        "federation.server.unet.method=fedyogi",
+    ],
+)
+def test_a_rival_is_held_against_no_federation_of_another_kind(base: list[str], asked: str) -> None:
+    resnet = METHODS["resnet"].scaled(0.1)
+    assert list(cells_of(resnet, (), base, 0.4, 0))
+    with pytest.raises(UserError, match="rivals of a study are trained without it"):
+        list(cells_of(resnet, (), [*base, asked], 0.4, 0))
+    assert list(cells_of(METHODS["joint"].scaled(0.1), (), [*base, asked], 0.4, 0))
