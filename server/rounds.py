@@ -42,7 +42,14 @@ from server.control_variates import corrections, remembered
 from server.federation import Sites
 from server.messages import Reply, SiteError
 from server.optimizers import server_step
-from server.privacy import SCALE, known_heads, nothing_pooled, promised, told_heads
+from server.privacy import (
+    SCALE,
+    known_heads,
+    nothing_pooled,
+    promised,
+    sums_deviation,
+    told_heads,
+)
 from server.selection import Judged, select
 from server.state import SERVER, RunState
 
@@ -107,7 +114,8 @@ class FederatedRun:
 
     def _census(self) -> dict[str, Any]:
         replies = self._federation.census()
-        self._state.components |= told_heads(replies)
+        # What was known before a restart goes to the sites first, so that an older ledger shows.
+        self._state.components = told_heads(replies) | self._state.components
         census = {reply.site: reply.census for reply in replies}
         if self._settings.training.joint.needs_label_counts:
             self._beside_joint[LABEL_COUNTS] = LabelCounts.of_census(census.values()).arrays()
@@ -162,7 +170,8 @@ class FederatedRun:
         total, squares = sum(s["total"] for s in sums), sum(s["squares"] for s in sums)
         count = sum(float(s["count"]) for s in sums)
         assert isinstance(total, Tensor) and isinstance(squares, Tensor)
-        mean, std = scale_from_sums(total, squares, count)
+        uncertainty = sums_deviation(self._settings, len(replies))
+        mean, std = scale_from_sums(total, squares, count, uncertainty)
         return {"mean": mean, "std": std}
 
     def _encode(self, sites: Collection[str]) -> None:
@@ -316,12 +325,17 @@ class FederatedRun:
         return {name: mean for name, mean in means.items() if mean is not None}
 
     def _participants(self, stage: str, number: int) -> list[str]:
-        """The sites that train in a round: all, or a share of them drawn by the run's seed."""
-        sites = self._federation.sites
+        """The sites that train in a round: all, or a share of them drawn by the run's seed.
+
+        It is drawn of those of the first census: a site that has left since must not change who
+        else is drawn, or client-level privacy would hide more than it counts.
+        """
+        sites = sorted(self._folder.history()[0]["sites"])
         seed = derive_seed(self._settings.seed, "participants", stage, number)
         order = torch.randperm(len(sites), generator=torch.Generator().manual_seed(seed))
         chosen = order[: self._asked_of(len(sites))]
-        return [sites[index] for index in chosen.tolist()]
+        left = self._federation.sites
+        return [sites[index] for index in chosen.tolist() if sites[index] in left]
 
     def _asked_of(self, sites: int) -> int:
         """How many of so many sites train in a round; never more of fewer."""

@@ -21,6 +21,8 @@ from mediffusion_core.payload import FORMAT, unpack
 from mediffusion_core.privacy.accounting import Charge, noise_multiplier_for
 from mediffusion_core.privacy.ledger import Ledger
 from mediffusion_core.training.moments import fresh_moments
+from server.messages import SiteError
+from server.rounds import FederatedRun
 from server.state import fresh_state
 from simulations.in_process import run_in_process
 
@@ -273,6 +275,31 @@ def test_a_ledger_older_than_the_servers_knowledge_is_refused(
     ledger.with_name("ledger.head").unlink()
     content = asked(protocol.CENSUS, overrides, {protocol.LEDGER_HEAD: head})
     assert content.config_records[protocol.FAILURE]["code"] == "ledger-behind"
+
+
+def test_a_ledger_set_back_while_the_run_was_down_is_refused(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server remembers over its own restart, and tells the site before it believes it."""
+    ledger, older = tmp_path / "run" / "sites" / "site-0" / "ledger", tmp_path / "older"
+    head = ledger.with_name("ledger.head")
+    joint_round = FederatedRun._joint_round
+
+    def killed_in_the_second(run: FederatedRun) -> None:
+        if older.exists():
+            raise KeyboardInterrupt
+        shutil.copytree(ledger, older)
+        shutil.copy(head, tmp_path)
+        joint_round(run)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FederatedRun, "_joint_round", killed_in_the_second)
+        run_in_process("config", overrides)
+    shutil.rmtree(ledger)
+    shutil.copytree(older, ledger)
+    shutil.copy(tmp_path / head.name, head)
+    with pytest.raises(SiteError, match="ledger-behind"):
+        run_in_process("config", overrides)
 
 
 def test_too_large_a_delta_is_refused(overrides: list[str]) -> None:
