@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from client.site import Site
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.errors import UserError
 from mediffusion_core.model import Autoencoder, channel_sums, untrained_codec
 from mediffusion_core.privacy.randomness import secret_seed
 from mediffusion_core.training.augmentation import turns_and_flips
@@ -22,6 +23,8 @@ from mediffusion_core.training.local import derive_seed
 StateDict = Mapping[str, Tensor]
 
 LATENTS = "latents.safetensors"
+IMAGES, CODEC = "images", "codec"
+"""Digests beside the latents: of what was encoded, and of that with the codec and the settings."""
 SUMMED = 128
 
 
@@ -51,9 +54,10 @@ def encode(site: Site, codec_weights: StateDict) -> None:
     """
     settings = site.settings
     train, validation = site.hospitals.train(site.index), site.hospitals.validation(site.index)
-    digest = _digest(site, codec_weights, (train, validation))
+    images = _digest_of_images(site)
+    digests = {IMAGES: images, CODEC: _digest(site, codec_weights, images)}
     path = site.folder / LATENTS
-    if path.is_file() and _digest_of(path) == digest:
+    if path.is_file() and _kept_of(path, CODEC) == digests[CODEC]:
         return
     codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
     codec.load_state_dict(dict(codec_weights))
@@ -95,17 +99,22 @@ def encode(site: Site, codec_weights: StateDict) -> None:
             unlabelled, strong, "unlabelled views", plain=False
         )
     temporary = path.with_suffix(".tmp")
-    save_file(latents, temporary, {"codec": digest})
+    save_file(latents, temporary, digests)
     temporary.replace(path)
 
 
-def kept_latents(site: Site, targets: Tensor) -> LatentSet:
-    """The latents that `encode` kept, with the labels of the site's training images."""
+def kept_latents(site: Site) -> LatentSet:
+    """The latents that `encode` kept, with the labels of the site's training images.
+
+    Raises:
+        UserError: if images, patients or labels are others than those that were encoded.
+    """
+    _refuse_others(site)
     kept = load_file(site.folder / LATENTS)
     return LatentSet(
         kept["train"],
         kept["views"],
-        targets,
+        site.hospitals.train(site.index).targets,
         site.hospitals.store.multi_label,
         turns_and_flips(site.settings.data.augmentation),
         kept.get("unlabelled_views"),
@@ -113,26 +122,44 @@ def kept_latents(site: Site, targets: Tensor) -> LatentSet:
 
 
 def validation_latents(site: Site) -> Tensor:
-    """Latents (n, c, h, w) that `encode` kept of the site's validation patients."""
+    """Latents (n, c, h, w) that `encode` kept of the site's validation patients.
+
+    Raises:
+        UserError: as `kept_latents`.
+    """
+    _refuse_others(site)
     with safe_open(site.folder / LATENTS, "pt") as file:
         latents: Tensor = file.get_tensor("validation")
     return latents
 
 
-def _digest(site: Site, weights: StateDict, sets: Sequence[ImageSet]) -> str:
-    """Of all that a site's latents depend on: settings, codec, which images, which labels."""
+def _refuse_others(site: Site) -> None:
+    """Else latents would go with the labels, and be charged to the patients, of other images."""
+    if _kept_of(site.folder / LATENTS, IMAGES) != _digest_of_images(site):
+        raise UserError("the site's images or labels are not those that were encoded")
+
+
+def _digest(site: Site, weights: StateDict, images: str) -> str:
+    """Of all that a site's latents depend on: settings, codec, and which images and labels."""
     sha = hashlib.sha256(site.settings.fingerprint().encode())
     for name in sorted(weights):
         sha.update(name.encode())
         sha.update(weights[name].contiguous().numpy().tobytes())
-    for images in sets:
+    sha.update(images.encode())
+    return sha.hexdigest()
+
+
+def _digest_of_images(site: Site) -> str:
+    """Of which images the site trains and validates on, in order, their patients and labels."""
+    sha = hashlib.sha256()
+    for images in (site.hospitals.train(site.index), site.hospitals.validation(site.index)):
         names = [site.hospitals.store.image_ids[row] for row in images.rows]
-        sha.update(json.dumps(names).encode())
+        sha.update(json.dumps([names, site.hospitals.groups(images.rows)]).encode())
         sha.update(images.targets.numpy().tobytes())
     return sha.hexdigest()
 
 
-def _digest_of(path: Path) -> str | None:
+def _kept_of(path: Path, digest: str) -> str | None:
     with safe_open(path, "pt") as file:
         metadata: dict[str, str] = file.metadata() or {}
-    return metadata.get("codec")
+    return metadata.get(digest)

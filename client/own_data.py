@@ -78,9 +78,19 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
         raise RefusedError(
             f"privacy.target_delta {privacy.target_delta} is more than {policy.target_delta} here"
         )
+    if policy.max_epsilon is not None and privacy.unit == "image":
+        raise RefusedError(
+            "policy.max_epsilon bounds what a patient spends; privacy.unit=image would charge a "
+            "patient of several images for one"
+        )
     # With a target of ε the site would have to take whatever noise leads there.
-    if (privacy.noise_multiplier or 0.0) < (policy.min_noise_multiplier or 0.0):
-        raise RefusedError(f"privacy.noise_multiplier is under {policy.min_noise_multiplier}")
+    noises = {
+        "privacy.noise_multiplier": privacy.noise_multiplier or 0.0,
+        "privacy.release_noise": privacy.release_noise,
+    }
+    for name, noise in noises.items():
+        if noise < (policy.min_noise_multiplier or 0.0):
+            raise RefusedError(f"{name} is under {policy.min_noise_multiplier}")
     limits = [limit for limit in (policy.max_epsilon, privacy.max_epsilon) if limit is not None]
     places = dict(zip(("folder", "head"), ledger_places(file), strict=True))
     for name, place in places.items():

@@ -5,7 +5,7 @@ as the realised number of images or the time taken, is not sent.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -100,13 +100,14 @@ def joint_round(
     counts, plan = _counted(site)
     steps = plan.steps(JOINT, round_number)
     if steps:
+        latents = encoding.kept_latents(site)
         charge(site, plan.step_charge(steps), JOINT, round_number)
         unit_of, count = _units(site)
         with training_parts(joint, optimizer, settings.training.joint, settings.privacy):
             train_private_joint(
                 joint,
                 optimizer,
-                encoding.kept_latents(site, site.hospitals.train(site.index).targets),
+                latents,
                 unit_of,
                 count,
                 settings.training.joint,
@@ -126,12 +127,10 @@ def joint_round(
 
 def _units(site: Site) -> tuple[Tensor, int]:
     """The unit of each training image (n,), and how many units there are."""
-    rows = site.hospitals.train(site.index).rows.tolist()
-    names: Sequence[int] = rows
+    rows = site.hospitals.train(site.index).rows
     if site.settings.privacy.unit == "patient":
-        # Patients whose images are the same count as one.
-        names = [int(site.hospitals.store.units[row]) for row in rows]
-    return numbered(names)
+        return numbered(site.hospitals.groups(rows))
+    return numbered(rows.tolist())
 
 
 def _counted(site: Site) -> tuple[NoisedCounts, Plan]:

@@ -161,7 +161,7 @@ def joint_round(
         report = train_joint(
             joint,
             optimizer,
-            kept_latents(site, targets),
+            kept_latents(site),
             wanted,
             alphas_cumprod(settings.diffusion),
             prediction=settings.diffusion.prediction,

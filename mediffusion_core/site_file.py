@@ -29,8 +29,8 @@ class SitePolicy(StrictModel):
     """What the site agrees to at most; a run that asks for more is refused by the site.
 
     `max_epsilon`, at `target_delta`, bounds what a patient has spent over all runs,
-    `min_noise_multiplier` what a single step adds (both of DP-SGD, arXiv 1607.00133). A metric that
-    is not listed stays here.
+    `min_noise_multiplier` what a single step or release adds (both of DP-SGD, arXiv 1607.00133). A
+    metric that is not listed stays here.
     """
 
     max_epsilon: Annotated[float, Field(gt=0.0)] | None = None

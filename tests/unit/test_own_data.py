@@ -10,7 +10,8 @@ from flwr.app import Context, RecordDict
 from PIL import Image
 
 from client.app import app
-from client.site import open_site
+from client.private_tasks import _units
+from client.site import _opened, open_site
 from configs.compose import compose, flatten
 from mediffusion_core import protocol
 from mediffusion_core.privacy.site_ledger import ledger_places, open_site_ledger
@@ -38,16 +39,19 @@ def _own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
-def hospital(folder: Path, name: str, classes: Sequence[str] = CLASSES) -> dict[str, Any]:
+def hospital(
+    folder: Path, name: str, classes: Sequence[str] = CLASSES, images_each: int = 1
+) -> dict[str, Any]:
     """Images and a site file; the node config of the hospital's SuperNode."""
     images = folder / name / "images"
     images.mkdir(parents=True)
     rows = ["image,label,patient"]
     random = np.random.default_rng(len(name))
-    for patient in range(PATIENTS):
+    for number in range(PATIENTS * images_each):
+        patient = number // images_each
         pixels = random.integers(0, 256, (32, 32), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / f"{patient}.png")
-        rows.append(f"{patient}.png,{classes[patient % len(classes)]},p{patient}")
+        Image.fromarray(pixels).save(images / f"{number}.png")
+        rows.append(f"{number}.png,{classes[patient % len(classes)]},p{patient}")
     (images / "labels.csv").write_text("\n".join(rows) + "\n")
     file = folder / name / "site.toml"
     file.write_text(
@@ -105,7 +109,9 @@ COUNTS = 'allowed_metrics = ["images_seen", "labelled_seen"]'
         ("max_epsilon = 8.0", (), "refused"),
         ("min_noise_multiplier = 0.5", (), "refused"),
         ("min_noise_multiplier = 1.5", PRIVATE, "refused"),
+        ("min_noise_multiplier = 1.0", (*PRIVATE, "privacy.release_noise=0.5"), "refused"),
         ("max_epsilon = 8.0", (*PRIVATE, "privacy.target_delta=1e-3"), "refused"),
+        ("max_epsilon = 8.0", (*PRIVATE, "privacy.unit=image"), "refused"),
         ("max_epsilon = 8.0\nmin_noise_multiplier = 0.5", PRIVATE, None),
         ('allowed_metrics = ["images_seen", "loss"]', (), "refused"),
         (COUNTS, (), None),
@@ -121,6 +127,44 @@ def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
     content = census(node, (*RUN_OF, *asked))
     failure = content.config_records.get(protocol.FAILURE)
     assert (failure and failure["code"]) == code
+
+
+def joint_round(node: dict[str, Any], asked: Sequence[str]) -> RecordDict:
+    settings = compose("config", asked)
+    components = fresh_state(settings, len(CLASSES)).components
+    weights = {name: components[name] for name in protocol.JOINT}
+    message = order(protocol.TRAIN_JOINT, settings.fingerprint(), weights)
+    return app(message, context(node, asked)).content
+
+
+@pytest.mark.parametrize("asked", [(), PRIVATE])
+def test_a_table_that_changed_since_the_images_were_encoded_is_refused(
+    tmp_path: Path, asked: Sequence[str]
+) -> None:
+    """Else latents would go with the labels, and be charged to the patients, of other images."""
+    node, run = hospital(tmp_path, "uni"), (*RUN_OF, *asked)
+    assert protocol.FAILURE not in census(node, run)
+    settings = compose("config", run)
+    codec = fresh_state(settings, len(CLASSES)).codec(settings).state_dict()
+    encode = order(protocol.ENCODE, settings.fingerprint(), {protocol.AUTOENCODER: codec})
+    assert protocol.FAILURE not in app(encode, context(node, run)).content
+    assert protocol.FAILURE not in joint_round(node, run)
+    table = tmp_path / "uni" / "images" / "labels.csv"
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([head, *reversed(rows)]) + "\n")
+    _opened.cache_clear()  # as in a process that comes later
+    failure = joint_round(node, run).config_records[protocol.FAILURE]
+    assert failure["code"] == "data"
+
+
+def test_all_images_of_a_patient_are_one_unit(tmp_path: Path) -> None:
+    node, run = hospital(tmp_path, "uni", images_each=2), (*RUN_OF, *PRIVATE)
+    whole, single = (
+        _units(open_site(context(node, (*run, f"privacy.unit={unit}"))))
+        for unit in ("patient", "image")
+    )
+    assert len(whole[0]) == len(single[0]) == single[1] == 2 * whole[1]
+    assert whole[0].bincount().tolist() == [2] * whole[1]
 
 
 def test_a_metric_that_the_site_does_not_allow_stays_there(tmp_path: Path) -> None:
