@@ -16,15 +16,14 @@ HEAD = "head"
 def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
     """Charges all units among whom an answer draws; on the site's disk when this returns.
 
+    An entry of nobody is written, too: the head, which leaves, would tell that there is nobody.
+
     Raises:
         BudgetSpent: if a unit would be past what the site allows; nothing is charged then.
         LedgerError: if the ledger is not to be trusted.
     """
-    names = _names(site)
-    if not names:  # nobody to protect
-        return
     run = site.folder.parent.parent.name
-    _ledger(site).charge(names, cost, stage, run, round_number)
+    _ledger(site).charge(_names(site), cost, stage, run, round_number)
 
 
 def refuse_older_ledger(site: Site, head: Mapping[str, Tensor]) -> None:

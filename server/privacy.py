@@ -1,7 +1,7 @@
 """What a private run promises, and the public model that it may start from."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from math import nan
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.errors import UserError
 from mediffusion_core.privacy.accounting import epsilon
 from mediffusion_core.privacy.plan import Plan
+from mediffusion_core.privacy.releases import latent_bound
 from mediffusion_core.protocol import AUTOENCODER, HEAD, LEDGER_HEAD, UNET
 from mediffusion_core.settings import Settings
 from server.messages import Reply
@@ -39,15 +40,23 @@ def promised(settings: Settings, census: Mapping[str, Mapping[str, Any]]) -> dic
     return {"unit": privacy.unit, "target_delta": privacy.target_delta, "sites": sites}
 
 
+def sums_deviation(settings: Settings, sites: int) -> float:
+    """Standard deviation of the noise in so many sites' latent sums together."""
+    if not settings.privacy.enabled:
+        return 0.0
+    bound = latent_bound(settings.model.autoencoder.latent_channels)
+    return settings.privacy.release_noise * bound * math.sqrt(sites)
+
+
 def nothing_pooled(classes: Sequence[str]) -> tuple[dict[str, Any], Tensor, float]:
     """Figures, bootstraps and temperature where no site tells of its validation patients."""
     figures: dict[str, Any] = {
-        "auc_pooled": nan,
-        "auc_pooled_interval": (nan, nan),
-        "auc_pooled_per_class": dict.fromkeys(classes, nan),
+        "auc_pooled": math.nan,
+        "auc_pooled_interval": (math.nan, math.nan),
+        "auc_pooled_per_class": dict.fromkeys(classes, math.nan),
         "auc_pooled_per_site": {},
     }
-    return figures, torch.full((1,), nan), 1.0
+    return figures, torch.full((1,), math.nan), 1.0
 
 
 def known_heads(

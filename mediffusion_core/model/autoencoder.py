@@ -108,10 +108,23 @@ def channel_sums(autoencoder: Autoencoder, images: Tensor) -> tuple[Tensor, Tens
     return latents.sum(dim=(0, 2, 3)), latents.square().sum(dim=(0, 2, 3)), count
 
 
-def scale_from_sums(total: Tensor, squares: Tensor, count: float) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel from pooled sums; the deviation is at least 1e-3."""
+def scale_from_sums(
+    total: Tensor, squares: Tensor, count: float, uncertainty: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel from pooled sums.
+
+    Args:
+        total: Sums (c,).
+        squares: Sums of squares (c,).
+        count: Values in each.
+        uncertainty: Deviation of the noise in `squares`. A variance below that of its share is not
+            told from 0, and dividing by it would blow the channel up.
+
+    Returns:
+        Mean (c,) and deviation (c,), at least 1e-3.
+    """
     mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=1e-6)
+    variance = (squares / count - mean.square()).clamp(min=max(1e-6, uncertainty / count))
     return mean.float(), variance.sqrt().float()
 
 

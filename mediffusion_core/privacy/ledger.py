@@ -103,7 +103,8 @@ class Ledger:
         """Charges units for steps that are about to be made; on disk when this returns.
 
         Args:
-            units: Names of the patients or lesions among whom the steps draw, however often each.
+            units: Names of the patients or lesions among whom the steps draw, however often each;
+                maybe none.
             charge: What they cost.
             stage: Of training, or the kind of message.
             run: Whose steps they are.
@@ -115,10 +116,7 @@ class Ledger:
         Raises:
             BudgetSpent: if a unit would be past the site's cap; nothing is charged then.
             LedgerError: if the ledger is not to be trusted.
-            ValueError: if there are no units.
         """
-        if not units:
-            raise ValueError("a charge needs units")
         labels = _now(), run, stage, round_number
         with self._content() as (connection, salt, content):
             charged = _hashes(units, salt)
@@ -157,7 +155,10 @@ class Ledger:
                 groups.setdefault(key(entry), []).append(entry)
             units = frozenset(content.numbers)
             found = {name: _compositions(content, units, group) for name, group in groups.items()}
-        return {name: max(epsilon(one, delta) for one in group) for name, group in found.items()}
+        return {
+            name: max((epsilon(one, delta) for one in group), default=0.0)
+            for name, group in found.items()
+        }
 
     def compositions(self, units: Sequence[str]) -> list[tuple[Charge, ...]]:
         """The compositions that some of these units have and no other's contains.

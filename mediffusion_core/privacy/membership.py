@@ -10,7 +10,7 @@ from mediffusion_core.privacy.accounting import Charge
 
 def as_bits(numbers: NDArray[np.int64]) -> bytes:
     """A set of units' numbers as one bit a unit that is known: 100,000 units take 12.5 kB."""
-    held = np.zeros(int(numbers.max()) + 1, dtype=bool)
+    held = np.zeros(int(numbers.max(initial=-1)) + 1, dtype=bool)
     held[numbers] = True
     return np.packbits(held).tobytes()
 

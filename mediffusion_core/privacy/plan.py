@@ -27,6 +27,8 @@ class Plan:
     """Each stage's name, passes over the units in a round, and rounds."""
     noise_multiplier: float
     """σ of every step."""
+    latent_sums: bool
+    """Whether sums over latents are released, for their scale."""
 
     @classmethod
     def of(cls, settings: Settings, units: int, noise_multiplier: float | None = None) -> "Plan":
@@ -54,7 +56,9 @@ class Plan:
             (JOINT, training.joint.local_epochs, settings.federation.num_rounds),
         )
         known = noise_multiplier or privacy.noise_multiplier
-        plan = cls(privacy, units, stages, known or math.nan)
+        # With a public autoencoder comes its latents' scale; a hidden site tells of none.
+        summed = privacy.autoencoder != "public" and not settings.federation.client_level.enabled
+        plan = cls(privacy, units, stages, known or math.nan, summed)
         return plan if known else replace(plan, noise_multiplier=_least_noise(plan))
 
     @property
@@ -82,9 +86,8 @@ class Plan:
         return Charge(self.sample_rate, self.noise_multiplier, steps)
 
     def releases(self) -> list[Charge]:
-        """What is released beside weights: counts, and where the scale is not a public one sums."""
-        # With a public autoencoder comes its latents' scale.
-        return [self.release] * (1 if self.privacy.autoencoder == "public" else 2)
+        """What is released beside weights: counts, and where they are asked for latent sums."""
+        return [self.release] * (2 if self.latent_sums else 1)
 
     def charges(self) -> list[Charge]:
         """Everything that the run costs a unit of this site, if no round is made twice."""

@@ -3,6 +3,7 @@
 Every release is one call of the Gaussian mechanism on all units, `Charge(1, release_noise, 1)`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,11 @@ def noised_counts(units: int, labelled: int, noise_multiplier: float) -> NoisedC
     return NoisedCounts(count, min(count, max(0, round(labelled + noise[1]))), deviation)
 
 
+def latent_bound(channels: int) -> float:
+    """The length to which a unit's means and mean squares are cut, 2 √c."""
+    return 2 * math.sqrt(channels)
+
+
 @torch.no_grad()
 def noised_latent_sums(
     autoencoder: Autoencoder,
@@ -48,8 +54,8 @@ def noised_latent_sums(
 ) -> dict[str, Tensor]:
     """Sums over units of the means and mean squares of their latents, with Gaussian noise.
 
-    Of each unit one image counts. Its vector of c means and c mean squares is cut to the length
-    2 √c, twice that of latents with mean 0 and variance 1, which bounds its part.
+    Of each unit one image counts. Its vector of c means and c mean squares is cut to
+    `latent_bound`, twice the length of that of latents with mean 0 and variance 1.
 
     Args:
         autoencoder: In evaluation mode, on its device.
@@ -65,8 +71,8 @@ def noised_latent_sums(
     device = next(autoencoder.parameters()).device
     chosen = index.draw(torch.arange(len(index.counts)), generator)
     channels = autoencoder.kl.config["latent_channels"]
+    bound = latent_bound(channels)
     total = torch.zeros(2 * channels, dtype=torch.float64)
-    bound = 2 * channels**0.5
     for part in chosen.split(BATCH) if len(chosen) else ():
         latents = autoencoder.encode(images.take(part).to(device)).mode().double()  # (B, c, h, w)
         vectors = torch.cat([latents.mean(dim=(2, 3)), latents.square().mean(dim=(2, 3))], dim=1)

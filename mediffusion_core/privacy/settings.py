@@ -79,6 +79,11 @@ class PrivacySettings(StrictModel):
 
     @model_validator(mode="after")
     def _has_what_is_not_trained(self) -> Self:
+        if self.autoencoder == "frozen" and self.public_model is not None:
+            raise ValueError(
+                "privacy.autoencoder=frozen keeps the first weights; that of privacy.public_model "
+                "is kept with public"
+            )
         if self.public_model is None:
             for name, value in (("autoencoder", "public"), ("trained", self.trained)):
                 if getattr(self, name) == value != "all":

@@ -432,6 +432,13 @@ def test_a_hundred_thousand_units_are_stored_once(folder: Path) -> None:
     assert ledger.compositions(units) == [merged([STEPS] * 5)]
 
 
-def test_a_charge_without_units_is_a_mistake(folder: Path) -> None:
-    with pytest.raises(ValueError, match="needs units"):
-        charge(Ledger.open(folder), ())
+def test_a_charge_of_nobody_lengthens_the_chain_and_costs_nobody(folder: Path) -> None:
+    """Else the head of a ledger would tell a site without patients from one with a patient."""
+    ledger = Ledger.open(folder)
+    charge(ledger, ())
+    assert ledger.verify().count == 1 and ledger.worst(1e-5) == 0.0
+    charge(ledger, ("a",), 2)
+    charge(ledger, (), 3)
+    again = Ledger.open(folder)
+    assert [entry.units for entry in again.entries()] == [0, 1, 0]
+    assert again.compositions(["a"]) == [(STEPS,)]

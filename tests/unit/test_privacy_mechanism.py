@@ -1,6 +1,9 @@
 """The noise, the sampling, and the steps that are made of them."""
 
 import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +12,15 @@ from hypothesis import strategies as st
 from test_privacy_gradients import Plain, Rows
 from toy import ALPHAS, generator, joint_training, quiet, toy_network
 
+from configs.compose import compose
+from mediffusion_core.model import Autoencoder
 from mediffusion_core.privacy.joint_stage import train_private_joint, training_parts
 from mediffusion_core.privacy.mechanism import Mechanism, private_gradients
 from mediffusion_core.privacy.randomness import normal, poisson_sample, uniform
-from mediffusion_core.privacy.releases import noised_counts
+from mediffusion_core.privacy.releases import latent_bound, noised_counts, noised_latent_sums
 from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.privacy.unit_gradients import UnitGradients
+from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.training.joint_stage import joint_optimizer
 from mediffusion_core.training.latent_set import LatentSet
 
@@ -52,11 +58,15 @@ def test_units_are_drawn_independently_at_the_rate() -> None:
     assert abs(mean - 20) < 1.5 and 10 < variance < 24  # 100 · 0.2 · 0.8 = 16
 
 
-def stepped(num_units: int, rate: float, noise: float, physical: int = 2) -> torch.Tensor:
+def stepped(
+    num_units: int, rate: float, noise: float, physical: int = 2, bound: float = 1.0
+) -> torch.Tensor:
     network = Plain().train()
     inputs = torch.eye(3).repeat(4, 1)[:num_units]
-    mechanism = Mechanism(rate, noise, 1.0, 10.0, physical)
-    with UnitGradients(network, lambda rows: network(rows.inputs), "hooks") as gradients:
+    mechanism = Mechanism(rate, noise, bound, 10.0, physical)
+    with UnitGradients(
+        network, lambda rows: network(rows.inputs), "hooks", "flat", bound
+    ) as gradients:
         private_gradients(gradients, lambda units: Rows(inputs[units]), mechanism, num_units)
     assert network.layer.weight.grad is not None
     return network.layer.weight.grad.flatten()
@@ -68,10 +78,42 @@ def test_virtual_batches_add_up_and_are_divided_by_a_constant(physical: int) -> 
     assert stepped(12, 1.0, 1e-9, physical).tolist() == pytest.approx([0.4] * 3, rel=2e-4)
 
 
-def test_an_empty_sample_is_noise_alone() -> None:
-    drawn = torch.stack([stepped(0, 0.5, 2.0) for _ in range(300)])
-    # σ C / B = 2 · 1 / 10
-    assert abs(float(drawn.std()) - 0.2) < 0.03 and abs(float(drawn.mean())) < 0.03
+@pytest.mark.parametrize("bound", [1.0, 3.0])
+def test_an_empty_sample_is_noise_alone(bound: float) -> None:
+    drawn = torch.stack([stepped(0, 0.5, 2.0, bound=bound) for _ in range(300)])
+    # σ C / B = 2 · C / 10
+    assert abs(float(drawn.std()) - 0.2 * bound) < 0.03 * bound
+    assert abs(float(drawn.mean())) < 0.03 * bound
+
+
+def latents_of(brightness: Sequence[float], noise: float) -> dict[str, torch.Tensor]:
+    """Noised sums over units of one image each; the encoder gives the image itself, grey."""
+
+    class Grey(Autoencoder):
+        def encode(self, images: torch.Tensor) -> Any:
+            return SimpleNamespace(mode=lambda: images.expand(-1, 4, -1, -1))
+
+    settings = compose("config", ["model=tiny32", "data.image_size=32"]).model.autoencoder
+    pixels = torch.tensor(brightness)[:, None, None, None].expand(-1, 1, 8, 8)
+    images = SimpleNamespace(take=lambda rows: pixels[rows])
+    index = UnitIndex(torch.arange(len(brightness)), len(brightness))
+    return noised_latent_sums(Grey(settings, 1), images, index, 7, noise, generator())  # type: ignore[arg-type]
+
+
+def test_one_unit_moves_the_latent_sums_by_no_more_than_the_bound() -> None:
+    tame, wild = latents_of([0.5, 0.5], 1e-9), latents_of([0.5, 1e4], 1e-9)
+    assert float(tame["total"][0]) == pytest.approx(1.0)
+    assert float(tame["squares"][0]) == pytest.approx(0.5)
+    alone = [wild[name] - tame[name] / 2 for name in ("total", "squares")]
+    assert float(torch.cat(alone).norm()) == pytest.approx(latent_bound(4), rel=1e-6)
+    assert float(wild["count"]) == 7
+
+
+def test_the_noise_of_latent_sums_is_that_of_the_bound() -> None:
+    drawn = [
+        torch.cat([s["total"], s["squares"]]) for s in (latents_of([], 2.0) for _ in range(60))
+    ]
+    assert float(torch.stack(drawn).std()) == pytest.approx(2.0 * latent_bound(4), rel=0.15)
 
 
 def test_counts_have_noise_and_stay_counts() -> None:

@@ -35,12 +35,16 @@ def test_a_run_is_not_private_unless_it_is_asked_to_be() -> None:
         ("privacy.target_epsilon=null", "exactly one of privacy.noise_multiplier"),
         ("+privacy.seed=3", "whoever knows it can subtract the noise"),
         ("privacy.trained=attention", "must name the folder of a model made of public images"),
+        (
+            "privacy.autoencoder=frozen privacy.public_model=/public",
+            "that of privacy.public_model is kept with public",
+        ),
         ("privacy.autoencoder=public", "must name the folder of a model made of public images"),
     ],
 )
 def test_what_voids_the_guarantee_is_refused_with_the_reason(given: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        compose("config", [*DP, given])
+        compose("config", [*DP, *given.split()])
 
 
 @pytest.mark.parametrize("given", ["privacy.clipping=per_layer", "privacy.noise_multiplicity=2"])
@@ -128,3 +132,19 @@ def test_a_frozen_autoencoder_costs_the_sums_of_its_latents() -> None:
     frozen = plan_of(2000, *GIVEN, *linear, "privacy.autoencoder=frozen")
     training = sum(frozen.steps(JOINT, number) for number in range(1, 17))
     assert [charge.steps for charge in frozen.charges()] == [1, 1, training]
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 20_000), st.sampled_from([16, 128]), st.sampled_from([0.5, 2.0]))
+def test_steps_are_made_as_they_are_charged(units: int, batch: int, bound: float) -> None:
+    given = (f"privacy.batch_size={batch}", f"privacy.max_grad_norm={bound}")
+    plan = plan_of(units, *given, *GIVEN)
+    charge, mechanism = plan.step_charge(3), plan.mechanism()
+    assert mechanism.sample_rate == charge.sample_rate
+    assert mechanism.noise_multiplier == charge.noise_multiplier
+    assert mechanism.max_grad_norm == bound and charge.steps == 3
+
+
+def test_a_hidden_site_tells_of_no_latents_and_pays_for_none() -> None:
+    hidden = plan_of(2000, *GIVEN, "federation.client_level.noise_multiplier=1")
+    assert len(hidden.charges()) == len(plan_of(2000, *GIVEN).charges()) - 1
