@@ -1,5 +1,6 @@
 """`fed-mediffusion results`: the README's sections of results, written from what is on disk."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from mediffusion_core.errors import UserError
 from simulations.figures import NOT_MEASURED, format_comparison, format_figure
-from simulations.marked_sections import replace_sections
+from simulations.marked_sections import read_section, replace_sections
 from simulations.simulate import LAUNCH
 from simulations.study_labels.comparison import NOT_RUN, row_cells
 from simulations.study_results import (
@@ -19,6 +20,8 @@ from simulations.study_results import (
     sample_tables,
 )
 
+LABELS = "Methods at shares of labels, `"
+"""Begins the tables of a study of labels; its command follows."""
 LOCAL = ("run.folder=", "data.store=", "evaluation.inception_weights=")
 
 
@@ -40,7 +43,8 @@ class Sources:
 def write_results(sources: Sources, document: Path) -> Path:
     """Replaces what stands between a document's marks by tables of what is given.
 
-    A section nothing is given of is left as it is. They are named as in `Sources`, but `results`,
+    A section nothing is given of is left as it is, and in that of labels the tables of other
+    commands. They are named as in `Sources`, but `results`,
     which has the runs, and `unlabelled`.
 
     Returns:
@@ -55,7 +59,7 @@ def write_results(sources: Sources, document: Path) -> Path:
     if sources.study is not None:
         sections["unlabelled"] = _study_table(sources.study)
     if sources.labels:
-        sections["labels"] = "\n\n".join(map(_labels_tables, sources.labels))
+        sections["labels"] = _labels_section(document, sources.labels)
     if sources.counterfactuals:
         sections["counterfactuals"] = counterfactual_tables(sources.counterfactuals)
     if sources.explanations:
@@ -123,6 +127,17 @@ def _study_table(study: Path) -> str:
     return "\n".join(lines)
 
 
+def _labels_section(document: Path, studies: Sequence[Path]) -> str:
+    """The tables that stand there, those of the same command replaced, and the other ones behind.
+
+    A study takes hours, so that not all of them are made anew for one table.
+    """
+    parts = re.split(rf"(?m)^(?={re.escape(LABELS)})", read_section(document, "labels"))
+    kept = [part.strip("\n") for part in parts if part.startswith(LABELS)]
+    tables = {part.split("`")[1]: part for part in (*kept, *map(_labels_tables, studies))}
+    return "\n\n".join(tables.values())
+
+
 def _labels_tables(study: Path) -> str:
     """The study's methods and, folded away, each of its runs and trials."""
     results = read_study(study)
@@ -130,7 +145,7 @@ def _labels_tables(study: Path) -> str:
         ["fed-mediffusion study labels", *_shown(results["overrides"]), *results["options"]]
     )
     lines = [
-        f"Methods at shares of labels, `{command}` (± deviation of the seeds; differences are "
+        f"{LABELS}{command}` (± deviation of the seeds; differences are "
         "paired over resampled lesions or patients, these seeds held; minutes of one core, with "
         "judging):",
         "",

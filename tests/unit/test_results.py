@@ -96,8 +96,18 @@ def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None
     assert text.count(f"| resnet | 20% | 0.830 (0.810 to 0.850) | 4.0 | {made} |") == 1
     assert "| resnet | `learning_rate=5e-4` | not run |  |" in text
     assert "`fed-mediffusion study labels data.root=PATH --seeds 2`" in text
-    text = write_results(Sources(labels=[tmp_path, tmp_path]), document(tmp_path)).read_text()
-    assert text.count(shown) == 2
+    # Other commands' tables stay, those of the same command are replaced.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "results.json").write_text(json.dumps(results | {"options": ["--seeds 3"]}))
+    readme = tmp_path / "README.md"
+    text = write_results(Sources(labels=[other]), readme).read_text()
+    assert text.count(shown) == 2 and text.index("--seeds 2") < text.index("--seeds 3")
+    newer = results | {"rows": [row | {"auc_macro": 0.85}]}
+    (tmp_path / "results.json").write_text(json.dumps(newer))
+    text = write_results(Sources(labels=[tmp_path]), readme).read_text()
+    assert text.count(shown) == 1 and text.count("0.850 ± 0.010") == 1
+    assert text.index("--seeds 2") < text.index("--seeds 3")
 
 
 def test_what_was_not_measured_is_shown_as_such(tmp_path: Path) -> None:
