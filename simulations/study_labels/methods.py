@@ -60,7 +60,7 @@ JOINT = Method("joint", "federated joint", trials=_JOINT_TRIALS)
 LABELS_ALONE = Method(
     "labels-alone",
     "same network, labels alone",
-    ("training.joint.diffusion_weight=0",),
+    ("training.joint.diffusion_weight=0", "training.joint.consistency.weight=0"),
     _CLASSIFIER_TRIALS,
     without_unlabelled=True,
 )
@@ -79,7 +79,7 @@ METHODS: Mapping[str, Method] = {
         Method(
             "diffusion",
             "separate: diffusion",
-            ("training.joint.classification_weight=0",),
+            ("training.joint.classification_weight=0", "training.joint.consistency.weight=0"),
         ),
         Method("joint-central", "central joint", POOLED, _JOINT_TRIALS),
         Method("joint-alone", "joint, each site alone", trials=_JOINT_TRIALS, each_site=True),
