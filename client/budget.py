@@ -8,8 +8,8 @@ from torch import Tensor
 from client.site import Site
 from mediffusion_core.privacy.accounting import Charge
 from mediffusion_core.privacy.ledger import Cap, Head, Ledger
+from mediffusion_core.privacy.site_ledger import simulated_ledger
 
-FOLDER = "ledger"
 HEAD = "head"
 
 
@@ -44,9 +44,7 @@ def ledger_head(site: Site) -> dict[str, Tensor]:
 def _ledger(site: Site) -> Ledger:
     privacy = site.settings.privacy
     cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
-    # Only a ledger that outlives the run knows of other runs on the same patients.
-    folder = privacy.ledger / site.name if privacy.ledger else site.folder / FOLDER
-    head = privacy.ledger_heads / site.name if privacy.ledger_heads else None
+    folder, head = simulated_ledger(site.folder, privacy)
     return Ledger.open(folder, head=head, cap=cap)
 
 

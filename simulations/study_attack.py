@@ -21,7 +21,7 @@ from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.data.image_set import ImageSet
-from mediffusion_core.errors import UserError
+from mediffusion_core.errors import LedgerError, UserError
 from mediffusion_core.privacy.audit import (
     FALSE_POSITIVE_RATE,
     Losses,
@@ -31,6 +31,9 @@ from mediffusion_core.privacy.audit import (
     diffusion_losses,
     largest_tpr,
 )
+from mediffusion_core.privacy.ledger import Ledger
+from mediffusion_core.privacy.settings import PrivacySettings
+from mediffusion_core.privacy.site_ledger import simulated_ledger
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import derive_seed, resolve_device
 from simulations.simulate import launched
@@ -60,7 +63,7 @@ def study_attack(run: Path, output: Path, device: str) -> Path:
         attacks["diffusion loss"] = losses.attacked("diffusion")
     if settings.training.joint.classification_weight:
         attacks["classification loss"] = losses.attacked("classification")
-    ceiling = _ceiling(run)
+    ceiling = privacy_ceiling(run.resolve(), settings.privacy)
     figures = {
         "unit": settings.privacy.unit,
         "false_positive_rate": FALSE_POSITIVE_RATE,
@@ -137,15 +140,32 @@ def _joined(losses: Mapping[str, Losses]) -> Losses:
     return np.concatenate(list(losses.values()))
 
 
-def _ceiling(run: Path) -> dict[str, Any]:
-    """What the run promises, and the most that any attack may then find; empty without DP."""
+def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
+    """ε of a run, and the most that any attack may then find; empty without DP.
+
+    Of each site it is what its ledger has of this run, rounds that were made again among it, or
+    what was planned where the ledger is not here.
+    """
     try:
         promised = json.loads((run / "summary.json").read_text())["privacy"]
     except (OSError, ValueError, KeyError):
         return {}
-    epsilon = max(site["epsilon"] for site in promised["sites"].values())
     delta = promised["target_delta"]
+    epsilon = max(
+        max(planned["epsilon"], _spent(run, privacy, site, delta))
+        for site, planned in promised["sites"].items()
+    )
     return {"epsilon": epsilon, "delta": delta, "largest_tpr": largest_tpr(epsilon, delta)}
+
+
+def _spent(run: Path, privacy: PrivacySettings, site: str, delta: float) -> float:
+    """ε that a site's ledger has of one run; 0 where there is none."""
+    folder, head = simulated_ledger(run / "sites" / site, privacy)
+    try:
+        ledger = Ledger.open(folder, head=head, begin=False)
+        return ledger.worst_by(delta, lambda entry: entry.run).get(run.name, 0.0)
+    except LedgerError:
+        return 0.0
 
 
 def _table(attacks: Mapping[str, Mapping[str, Any]], ceiling: Mapping[str, Any]) -> Table:

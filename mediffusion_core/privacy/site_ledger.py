@@ -1,10 +1,11 @@
-"""The ledger of the hospital that a site file describes."""
+"""Where a site's ledger is: of the hospital that a site file describes, or of a simulated one."""
 
 import os
 from pathlib import Path
 
 from mediffusion_core.data.store import default_store_folder
 from mediffusion_core.privacy.ledger import Cap, Ledger
+from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.site_file import SiteFile
 
 
@@ -22,6 +23,15 @@ def open_site_ledger(site: SiteFile, *, begin: bool = True) -> Ledger:
     policy = site.policy
     cap = None if policy.max_epsilon is None else Cap(policy.max_epsilon, policy.target_delta)
     return Ledger.open(folder, head=head, cap=cap, begin=begin)
+
+
+def simulated_ledger(folder: Path, privacy: PrivacySettings) -> tuple[Path, Path | None]:
+    """The ledger's folder and the file of its head of a site with such a folder in a run's.
+
+    Only a ledger that outlives the run knows of other runs on the same patients.
+    """
+    kept = privacy.ledger / folder.name if privacy.ledger else folder / "ledger"
+    return kept, privacy.ledger_heads / folder.name if privacy.ledger_heads else None
 
 
 def ledger_places(site: SiteFile) -> tuple[Path, Path]:

@@ -11,10 +11,13 @@ from scipy.special import ndtr
 from typer.testing import CliRunner
 
 from mediffusion_core.errors import UserError
+from mediffusion_core.privacy.accounting import Charge, epsilon
 from mediffusion_core.privacy.audit import attack, by_unit, largest_tpr
+from mediffusion_core.privacy.ledger import Ledger
+from mediffusion_core.privacy.settings import PrivacySettings
 from simulations.cli import app
 from simulations.in_process import run_in_process
-from simulations.study_attack import study_attack
+from simulations.study_attack import privacy_ceiling, study_attack
 
 SHORT = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")
 
@@ -81,3 +84,22 @@ def test_a_run_is_attacked_over_all_units_and_at_each_site(
     assert set(diffusion["sites"]) == {"site-0", "site-1", "site-2"}
     assert set(classification["sites"]) == {"site-0", "site-1"}  # site-2 has no labels
     assert sum(one["members"] for one in diffusion["sites"].values()) == diffusion["members"]
+
+
+def test_the_ceiling_counts_rounds_that_were_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "sites" / "a").mkdir(parents=True)
+    sites = {"a": {"epsilon": 1.0}, "b": {"epsilon": 1.5}}
+    (run / "summary.json").write_text(
+        json.dumps({"privacy": {"target_delta": 1e-5, "sites": sites}})
+    )
+    privacy = PrivacySettings()
+    assert privacy_ceiling(run, privacy)["epsilon"] == 1.5
+    ledger = Ledger.open(run / "sites" / "a" / "ledger")
+    again = Charge(1.0, 4.0, 1)
+    ledger.charge(["p"], Charge(1.0, 0.5, 1), "joint", "another run", 1)
+    for _ in range(3):
+        ledger.charge(["p"], again, "joint", "run", 1)
+    found = privacy_ceiling(run, privacy)
+    assert 1.5 < found["epsilon"] == pytest.approx(epsilon([again] * 3, 1e-5))
+    assert found["largest_tpr"] == largest_tpr(found["epsilon"], 1e-5)
