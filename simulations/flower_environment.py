@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from simulations.processes import MARKER_VARIABLE
+from simulations.processes import KEPT_MEMORY, MARKER_VARIABLE
 
 _OBJECT_STORE_BYTES = 500_000_000
 
@@ -43,10 +43,7 @@ def flower_environment(base: Path, home: Path, marker: str, cpus_per_site: float
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(_OBJECT_STORE_BYTES),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a site's own settings choose its device
         "RAY_worker_niceness": "0",
-        # Kept rather than given back to the system, whose fresh pages cost a third of the time.
-        "MALLOC_MMAP_THRESHOLD_": "33554432",
-        "MALLOC_TRIM_THRESHOLD_": "1073741824",
-        "MALLOC_TOP_PAD_": "67108864",
+        **KEPT_MEMORY,
         # The workers that Ray starts ahead lack Flower's environment and are never used.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_metrics_collection": "0",

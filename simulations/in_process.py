@@ -8,7 +8,7 @@ such run a core.
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, Context, Message, Metadata, RecordDict
 from torch import Tensor
 
 from client.app import app
@@ -109,12 +109,14 @@ class SitesHere:
         """
         replies = []
         method = method_for(kind, self._compression)
+        shared = array_records(components, method)
         for name in self.sites:
             if sites is not None and name not in sites:
                 continue
-            index, sent = self._names[name], {**components, **(own or {}).get(name, {})}
-            message = order(kind, self._hash, sent, index, round_number, method)
-            received = size_of(message.content.array_records)
+            index = self._names[name]
+            records = {**shared, **array_records((own or {}).get(name, {}))}
+            message = _order(kind, self._hash, records, index, round_number)
+            received = size_of(records)
             content = self._content(message, index)
             if is_spent(content):
                 del self._names[name]
@@ -138,6 +140,16 @@ def order(
     method: Compression = "none",
 ) -> Message:
     """The server's message of one kind to one site."""
+    return _order(kind, settings_hash, array_records(components, method), index, round_number)
+
+
+def _order(
+    kind: str,
+    settings_hash: str,
+    records: Mapping[str, ArrayRecord],
+    index: int,
+    round_number: int,
+) -> Message:
     # Spelled out, since Flower otherwise takes it from a task that runs in this process.
     metadata = Metadata(
         run_id=RUN,
@@ -150,8 +162,9 @@ def order(
         ttl=3600.0,
         message_type=kind,
     )
-    # Encoded for each site anew: a site lets go of a message's arrays as it decodes them.
-    content = request(settings_hash, round_number, array_records(components, method))
+    # Records of its own for each site, which takes the arrays out of them as it decodes them.
+    own = {name: ArrayRecord(dict(record)) for name, record in records.items()}
+    content = request(settings_hash, round_number, own)
     return Message(content, metadata=metadata)
 
 

@@ -208,8 +208,9 @@ def restore_joint(
     unet: Mapping[str, Tensor],
     head: Mapping[str, Tensor],
 ) -> JointUNet:
-    """The joint UNet with the weights of its two components, on the CPU."""
-    joint = build_joint(settings, num_classes)
-    joint.unet.load_state_dict(dict(unet))
-    joint.head.load_state_dict(dict(head))
+    """The joint UNet with a copy of the weights of its two components, on the CPU."""
+    with torch.device("meta"):  # no weights are drawn that would be loaded over
+        joint = build_joint(settings, num_classes)
+    for part, state in ((joint.unet, unet), (joint.head, head)):
+        part.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
     return joint

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from configs.compose import compose
 from mediffusion_core.errors import UserError
 from simulations.preparation import prepare_images
-from simulations.processes import noted_signals
+from simulations.processes import KEPT_MEMORY, noted_signals
 from simulations.study_labels.cells import Cell
 from simulations.study_labels.comparison import write_comparison
 from simulations.study_labels.methods import METHODS, Trial
@@ -127,7 +127,7 @@ class _Running:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **KEPT_MEMORY, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
         return cls(cell, process, log)
