@@ -60,7 +60,8 @@ def aggregate(
     a site without a label would otherwise average its untrained head in. None where no site counts.
     """
     by = WEIGHTED_BY[component]
-    weights = [site_weight(site[by], site.get("steps", 1.0), weighting) for site in metrics]
+    counted = weighting == "steps"  # else a site may keep its steps to itself
+    weights = [site_weight(s[by], s["steps"] if counted else 1.0, weighting) for s in metrics]
     return weighted_mean(states, weights) if any(weights) else None
 
 

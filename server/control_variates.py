@@ -4,7 +4,7 @@ The server keeps every c_k, so that a site keeps nothing and a continued run has
 server's checkpoint. It learns no more by that: from the changes that a site sends in the paper, c_k
 follows by summing. A site that is not drawn in a round keeps its weight in c, which is
 
-    c = Σ w_k c_k / Σ w_k    over all sites that have sent one, weighted as the component is,
+    c = Σ w_k c_k / Σ w_k    over all sites that have sent one, weighted by the images it saw,
 
 so that the sites' corrections c - c_k cancel in the component's mean. (The paper adds each round's
 changes to c by |S| / N, which is that sum for equal weights.) The price: checkpoints hold the

@@ -325,17 +325,12 @@ class FederatedRun:
         return {name: mean for name, mean in means.items() if mean is not None}
 
     def _participants(self, stage: str, number: int) -> list[str]:
-        """The sites that train in a round: all, or a share of them drawn by the run's seed.
-
-        It is drawn of those of the first census: a site that has left since must not change who
-        else is drawn, or client-level privacy would hide more than it counts.
-        """
-        sites = sorted(self._folder.history()[0]["sites"])
+        """The sites that train in a round: all, or a share of them drawn by the run's seed."""
+        sites = self._federation.sites
         seed = derive_seed(self._settings.seed, "participants", stage, number)
         order = torch.randperm(len(sites), generator=torch.Generator().manual_seed(seed))
         chosen = order[: self._asked_of(len(sites))]
-        left = self._federation.sites
-        return [sites[index] for index in chosen.tolist() if sites[index] in left]
+        return [sites[index] for index in chosen.tolist()]
 
     def _asked_of(self, sites: int) -> int:
         """How many of so many sites train in a round; never more of fewer."""

@@ -21,7 +21,7 @@ from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.data.image_set import ImageSet
-from mediffusion_core.errors import LedgerError, UserError
+from mediffusion_core.errors import UserError
 from mediffusion_core.privacy.audit import (
     FALSE_POSITIVE_RATE,
     Losses,
@@ -143,8 +143,11 @@ def _joined(losses: Mapping[str, Losses]) -> Losses:
 def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
     """ε of a run, and the most that any attack may then find; empty without DP.
 
-    Of each site it is what its ledger has of this run, rounds that were made again among it, or
-    what was planned where the ledger is not here.
+    Of each site it is what was planned or what its ledger has of this run, if that is more, as
+    where rounds were made again.
+
+    Raises:
+        LedgerError: if a ledger is here and not to be trusted.
     """
     try:
         promised = json.loads((run / "summary.json").read_text())["privacy"]
@@ -161,11 +164,10 @@ def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
 def _spent(run: Path, privacy: PrivacySettings, site: str, delta: float) -> float:
     """ε that a site's ledger has of one run; 0 where there is none."""
     folder, head = simulated_ledger(run / "sites" / site, privacy)
-    try:
-        ledger = Ledger.open(folder, head=head, begin=False)
-        return ledger.worst_by(delta, lambda entry: entry.run).get(run.name, 0.0)
-    except LedgerError:
+    if not folder.is_dir():
         return 0.0
+    ledger = Ledger.open(folder, head=head, begin=False)
+    return ledger.worst_by(delta, lambda entry: entry.run).get(run.name, 0.0)
 
 
 def _table(attacks: Mapping[str, Mapping[str, Any]], ceiling: Mapping[str, Any]) -> Table:

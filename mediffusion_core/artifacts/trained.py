@@ -212,5 +212,6 @@ def restore_joint(
     with torch.device("meta"):  # no weights are drawn that would be loaded over
         joint = build_joint(settings, num_classes)
     for part, state in ((joint.unet, unet), (joint.head, head)):
-        part.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+        own = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
+        part.load_state_dict(own, assign=True)
     return joint

@@ -68,6 +68,16 @@ SHOWS_A_SITE: tuple[Refusal, ...] = (
         "the server would noise weights that nobody trains",
     ),
     (
+        "federation.participation",
+        lambda s: s.privacy.enabled and s.federation.participation < 1,
+        "whether a site's budget is spent would change who else is drawn",
+    ),
+    (
+        "federation.weighting=steps",
+        lambda s: s.federation.weighting == "steps",
+        "hidden sites have equal weights",
+    ),
+    (
         "federation.client_level.target_delta",
         lambda s: s.federation.client_level.target_delta > 1 / (10 * s.num_participants),
         "it promises a single site too little; allowed is at most 1/(10 n) for n sites",

@@ -118,3 +118,8 @@ def test_every_layer_learns_from_there() -> None:
 def test_what_cannot_start_so_is_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         compose("config", (*ISIC, *overrides))
+
+
+def test_a_private_run_may_keep_it() -> None:
+    dp = ("privacy=dp", "privacy.autoencoder=frozen", "training.joint.consistency.weight=0")
+    assert compose("config", [*ISIC, *dp]).autoencoder_rounds == 0

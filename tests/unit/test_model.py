@@ -294,6 +294,12 @@ def test_a_channel_without_spread_is_not_divided_by_nothing() -> None:
     assert std.tolist() == pytest.approx([1e-3])
 
 
+def test_a_spread_below_the_noise_of_its_sums_is_not_divided_by() -> None:
+    total, squares = torch.zeros(3), torch.tensor([-5.0, 0.5, 400.0])
+    _, std = scale_from_sums(total, squares, 100, uncertainty=1.0)
+    assert std.tolist() == pytest.approx([0.1, 0.1, 2.0])
+
+
 def test_an_orientation_free_classifier_cannot_be_swayed_by_a_turn_or_a_mirror() -> None:
     model, (latents, _) = joint(), inputs()
     expected = classify_latents(model, latents, orientation_free=True)

@@ -40,16 +40,24 @@ def _own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hospital(
-    folder: Path, name: str, classes: Sequence[str] = CLASSES, images_each: int = 1
+    folder: Path,
+    name: str,
+    classes: Sequence[str] = CLASSES,
+    images_each: int = 1,
+    shared: bool = False,
 ) -> dict[str, Any]:
-    """Images and a site file; the node config of the hospital's SuperNode."""
+    """Images and a site file; the node config of the hospital's SuperNode.
+
+    Where an image is `shared`, each second patient's first is the last of the patient before.
+    """
     images = folder / name / "images"
     images.mkdir(parents=True)
     rows = ["image,label,patient"]
     random = np.random.default_rng(len(name))
     for number in range(PATIENTS * images_each):
         patient = number // images_each
-        pixels = random.integers(0, 256, (32, 32), dtype=np.uint8)
+        if not shared or number % images_each or number % (2 * images_each) == 0:
+            pixels = random.integers(0, 256, (32, 32), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{number}.png")
         rows.append(f"{number}.png,{classes[patient % len(classes)]},p{patient}")
     (images / "labels.csv").write_text("\n".join(rows) + "\n")
@@ -157,8 +165,9 @@ def test_a_table_that_changed_since_the_images_were_encoded_is_refused(
     assert failure["code"] == "data"
 
 
-def test_all_images_of_a_patient_are_one_unit(tmp_path: Path) -> None:
-    node, run = hospital(tmp_path, "uni", images_each=2), (*RUN_OF, *PRIVATE)
+def test_all_images_of_a_patient_are_one_unit_whoever_elses_are_alike(tmp_path: Path) -> None:
+    """Else a third patient's images would decide whether two others are one unit."""
+    node, run = hospital(tmp_path, "uni", images_each=2, shared=True), (*RUN_OF, *PRIVATE)
     whole, single = (
         _units(open_site(context(node, (*run, f"privacy.unit={unit}"))))
         for unit in ("patient", "image")

@@ -22,6 +22,7 @@ from mediffusion_core.privacy.accounting import Charge, noise_multiplier_for
 from mediffusion_core.privacy.ledger import Ledger
 from mediffusion_core.training.moments import fresh_moments
 from server.messages import SiteError
+from server.privacy import sums_deviation
 from server.rounds import FederatedRun
 from server.state import fresh_state
 from simulations.in_process import run_in_process
@@ -124,6 +125,9 @@ def test_a_frozen_autoencoder_stays_and_costs_no_step(overrides: list[str], tmp_
     assert stages == ["census", "latents", "joint"]
     [latents] = [line for line in folder.history() if line["stage"] == "latents"]
     assert latents["psnr"] > 25
+    settings = compose("config", overrides)
+    one, four = (sums_deviation(settings, sites) for sites in (1, 4))
+    assert one == pytest.approx(8 * 4) and four == pytest.approx(2 * one)  # σ 2 √c, c = 4
 
 
 @pytest.mark.parametrize("trained", ["adapters", "attention", "head"])
