@@ -139,10 +139,10 @@ def joint_round(
         metrics.
     """
     settings = site.settings
-    targets = site.hospitals.train(site.index).targets
+    classes = len(site.hospitals.store.classes)
     own = _own(site, round_number)
     unet = with_own(components[UNET], own)
-    joint = restore_joint(settings, targets.shape[1], unet, components[HEAD])
+    joint = restore_joint(settings, classes, unet, components[HEAD])
     joint.to(site.device)
     optimizer = joint_optimizer(joint, settings.training.joint)
     load_moments(optimizer, joint.unet, with_own(components[UNET_MOMENTS], own))
@@ -151,7 +151,7 @@ def joint_round(
     teacher = None
     if wanted.needs_average:
         average = with_own(components[EMA_UNET], own), components[EMA_HEAD]
-        teacher = restore_joint(settings, targets.shape[1], *average).to(site.device)
+        teacher = restore_joint(settings, classes, *average).to(site.device)
     counts = components[LABEL_COUNTS] if wanted.needs_label_counts else None
     controls = _controls(site, joint, components, own)
     if settings.privacy.enabled:

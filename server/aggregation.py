@@ -37,15 +37,17 @@ def weighted_mean(states: Sequence[StateDict], weights: Sequence[float]) -> dict
     return mean
 
 
-def site_weight(seen: float, steps: float, weighting: Weighting) -> float:
+def site_weight(metrics: Mapping[str, float], by: str, weighting: Weighting) -> float:
     """What a site counts in a mean, for the images that it saw in its steps of a round.
+
+    `by` names the images that count; `steps` need be there only where they are weighed.
 
     With `rounds` its whole change is weighted by its images n, as in FedAvg. Steps are as many as
     images allow, so that what moves the mean is n². With `steps` the change of one step is: n over
     the steps τ, which is FedNova (arXiv 2007.07481, equation 10) with Σ n / Σ (n/τ) effective
     steps, and still a mean of states, so that moments are averaged alike.
     """
-    return seen / max(steps, 1.0) if weighting == "steps" else seen
+    return metrics[by] / max(metrics["steps"], 1.0) if weighting == "steps" else metrics[by]
 
 
 def aggregate(
@@ -59,9 +61,7 @@ def aggregate(
     Autoencoder and UNet are weighted by the images a site saw, the head by its labelled images:
     a site without a label would otherwise average its untrained head in. None where no site counts.
     """
-    by = WEIGHTED_BY[component]
-    counted = weighting == "steps"  # else a site may keep its steps to itself
-    weights = [site_weight(s[by], s["steps"] if counted else 1.0, weighting) for s in metrics]
+    weights = [site_weight(site, WEIGHTED_BY[component], weighting) for site in metrics]
     return weighted_mean(states, weights) if any(weights) else None
 
 

@@ -44,8 +44,7 @@ def write_results(sources: Sources, document: Path) -> Path:
     """Replaces what stands between a document's marks by tables of what is given.
 
     A section nothing is given of is left as it is, and in that of labels the tables of other
-    commands. They are named as in `Sources`, but `results`,
-    which has the runs, and `unlabelled`.
+    commands. They are named as in `Sources`, but `results`, which has the runs, and `unlabelled`.
 
     Returns:
         The document.

@@ -64,12 +64,6 @@ class Settings(StrictModel):
                 "privacy.trained=head with training.joint.classification_weight=0: nothing would "
                 "be trained"
             )
-        frozen = self.privacy.enabled and self.privacy.autoencoder == "frozen"
-        if frozen and not self.model.autoencoder.linear_start:
-            raise ValueError(
-                "privacy.autoencoder=frozen keeps the first weights, which are of use only with "
-                "model.autoencoder.linear_start=true"
-            )
         return self
 
     @model_validator(mode="after")
@@ -86,6 +80,12 @@ class Settings(StrictModel):
             raise ValueError(
                 f"model.autoencoder.latent_channels {self.latent_shape[0]}: with linear_start at "
                 f"most {values}, the values of a patch"
+            )
+        frozen = self.privacy.enabled and self.privacy.autoencoder == "frozen"
+        if frozen and not self.model.autoencoder.linear_start:
+            raise ValueError(
+                "privacy.autoencoder=frozen keeps the first weights, which are of use only with "
+                "model.autoencoder.linear_start=true"
             )
         phantom_sites = len(self.data.phantom.patients_per_site)
         if self.data.source == "phantom" and self.federation.num_sites != phantom_sites:

@@ -131,6 +131,7 @@ class RivalRun:
     def _round(self, number: int) -> None:
         """Each site's round from the same weights, and the mean by labelled images or by all."""
         rival, hospitals = self._rival, self._hospitals
+        by = "labelled_seen" if rival.consistency is None else "images_seen"
         weighting = self._settings.federation.weighting
         states, moments, weights = [], [], []
         for index, shard in enumerate(hospitals.shards):
@@ -150,9 +151,7 @@ class RivalRun:
             )
             states.append(_copied(self._network.state_dict()))
             moments.append(read_moments(optimizer, self._network))
-            learned_from_all = rival.consistency is not None
-            seen = report.images_seen if learned_from_all else report.labelled_seen
-            weights.append(site_weight(seen, report.steps, weighting))
+            weights.append(site_weight(vars(report), by, weighting))
         if any(weights):  # in some rounds no site is due a step
             self._weights = weighted_mean(states, weights)
             self._moments = weighted_mean(moments, weights)

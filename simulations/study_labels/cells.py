@@ -163,16 +163,13 @@ def cells_of(
         rival = rival.model_copy(update=_parsed(trial))
     if method.without_unlabelled and fraction < 1:
         own += _without_unlabelled(own, fraction)
-    if not method.each_site:
-        cell = Cell(method.name, fraction, seed, None, tuple(own), rival)
+    for site in _site_names(dealt) if method.each_site else (None,):
+        alone = () if site is None else (f"federation.only_site={site}",)
+        cell = Cell(method.name, fraction, seed, site, (*own, *alone), rival)
         if rival is not None:
             # Before a kept cell is shown, whose hash knows nothing of what it ignores.
             refuse_what_rivals_ignore(cell.settings)
         yield cell
-        return
-    for site in _site_names(dealt):
-        alone = (*own, f"federation.only_site={site}")
-        yield Cell(method.name, fraction, seed, site, alone, rival)
 
 
 @lru_cache
