@@ -49,7 +49,7 @@ def independent_classifier(
     if not (folder / "state.json").is_file():
         _train(everything, hospitals, folder, console)
     saved = read_folder(folder)
-    network = build_resnet(channels, len(classes), RECIPE.stem_stride, NARROW)
+    network = build_resnet(channels, len(classes), RECIPE.stem_stride, widths=NARROW)
     network.load_state_dict(saved.load(WEIGHTS))
     free = turns_and_flips(settings.data.augmentation)
     classifier = PixelClassifier(

@@ -78,7 +78,7 @@ class RivalRun:
         store = hospitals.store
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         self._network = build_resnet(
-            settings.data.channels, len(store.classes), rival.stem_stride, widths
+            settings.data.channels, len(store.classes), rival.stem_stride, rival.norm, widths
         )
         self._weights: StateDict = _copied(self._network.state_dict())
         self._moments: StateDict = fresh_moments(self._network)

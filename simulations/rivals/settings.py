@@ -6,6 +6,8 @@ from pydantic import Field
 
 from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
 
+Norm = Literal["batch", "group"]
+
 
 class ConsistencySettings(StrictModel):
     """FixMatch (arXiv 2001.07685): unlabelled rows a labelled one, threshold and weight."""
@@ -19,10 +21,12 @@ class RivalSettings(StrictModel):
     """A ResNet-18 on pixels; with `consistency` also on unlabelled ones.
 
     `local_epochs` counts passes over a site's labelled images in a round; with a `stem_stride` of 2
-    a step costs a quarter.
+    a step costs a quarter. Statistics of a `batch` are those of the site that trains, those of a
+    `group` of channels an image's own.
     """
 
     stem_stride: Literal[1, 2] = 2
+    norm: Norm = "batch"
     rounds: Count = 160
     local_epochs: Positive = 0.2
     batch_size: Count = 32

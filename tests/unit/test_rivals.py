@@ -11,7 +11,7 @@ from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.evaluation.classification import class_scores, exact_auc, macro
 from simulations.rivals.local import RivalRound, cutout, rival_optimizer, train_locally
 from simulations.rivals.network import PixelClassifier, build_resnet
-from simulations.rivals.settings import ConsistencySettings, RivalSettings
+from simulations.rivals.settings import ConsistencySettings, Norm, RivalSettings
 
 SIDE = 16
 
@@ -38,11 +38,18 @@ class Brightness(nn.Module):
         return torch.stack([-mean, mean], dim=1)
 
 
-@pytest.mark.parametrize("consistency", [None, ConsistencySettings()])
-def test_a_rival_learns_to_tell_bright_from_dark(consistency: ConsistencySettings | None) -> None:
+@pytest.mark.parametrize(
+    ("norm", "consistency"),
+    [("batch", None), ("batch", ConsistencySettings()), ("group", None)],
+)
+def test_a_rival_learns_to_tell_bright_from_dark(
+    norm: Norm, consistency: ConsistencySettings | None
+) -> None:
     torch.manual_seed(0)
-    network = build_resnet(channels=1, num_classes=2, stem_stride=2)
-    rival = RivalSettings(rounds=1, local_epochs=20, batch_size=8, consistency=consistency)
+    network = build_resnet(channels=1, num_classes=2, stem_stride=2, norm=norm)
+    rival = RivalSettings(
+        norm=norm, rounds=1, local_epochs=20, batch_size=8, consistency=consistency
+    )
     images = bright_and_dark(40, labelled=16)
     report = train_locally(
         network,
@@ -61,6 +68,15 @@ def test_a_rival_learns_to_tell_bright_from_dark(consistency: ConsistencySetting
     model = PixelClassifier(network, False, orientation_free=True, precision="fp32")
     logits = model.logits(unseen.take(torch.arange(20)))
     assert macro(exact_auc(class_scores(logits, False), unseen.targets)) == 1.0
+
+
+def test_with_group_normalisation_an_image_is_judged_by_itself() -> None:
+    images = torch.rand(4, 1, 16, 16)
+    torch.manual_seed(0)
+    for norm, alone in (("group", True), ("batch", False)):
+        network = build_resnet(channels=1, num_classes=2, stem_stride=1, norm=norm).train()
+        together, single = network(images)[:2], network(images[:2])
+        assert torch.allclose(together, single, atol=1e-4) == alone
 
 
 def test_a_site_without_labels_trains_nothing() -> None:
