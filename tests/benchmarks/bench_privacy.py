@@ -4,15 +4,17 @@ python tests/benchmarks/bench_privacy.py
 
 The same network, images and logical batch of 64, one core; a private step draws its units by
 Poisson sampling and sends 16 at once through the network. Each side is timed in turn, after a call
-that warms up. Memory is the peak of a process of its own, less what it had before its first step.
+that warms up. Memory is the peak over the steps of a process of its own, less what it had before them.
 """
 
-import resource
+import ctypes
+import gc
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from bench_training import CLASSES, IMAGES, latents, ours, report, settings_of
@@ -79,9 +81,18 @@ def peak(name: str, overrides: tuple[str, ...]) -> float:
 
 def grown(name: str, overrides: tuple[str, ...]) -> float:
     run = side(name, overrides)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is taken now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: see proc(5)
+    before = megabytes("VmRSS")
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return megabytes("VmHWM") - before
+
+
+def megabytes(name: str) -> float:
+    """One of this process' figures in /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def bench(preset: str) -> None:
