@@ -47,8 +47,9 @@ def private_gradients(
             sums[name] += clipped
     deviation = mechanism.noise_multiplier * mechanism.max_grad_norm
     for name, parameter in gradients.parameters.items():
-        noised = sums[name].double().cpu() + deviation * normal(parameter.shape)
-        parameter.grad = (noised / mechanism.expected_units).to(parameter.device, parameter.dtype)
+        noised = normal(parameter.shape).mul_(deviation).add_(sums[name].cpu())
+        noised.div_(mechanism.expected_units)
+        parameter.grad = noised.to(parameter.device, parameter.dtype)
 
 
 def _parts(units: torch.Tensor, mechanism: Mechanism) -> Iterator[torch.Tensor]:

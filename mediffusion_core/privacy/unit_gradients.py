@@ -121,10 +121,7 @@ class UnitGradients(Generic[B]):
             sample: Tensor | None = p.grad_sample  # type: ignore[attr-defined]
             if sample is None and p.grad is not None:
                 raise RuntimeError(f"{name} has a gradient, but none for each unit")
-            rows = torch.zeros((len(batch), *p.shape), dtype=p.dtype, device=p.device)
-            if sample is not None:
-                rows[: len(sample)] = sample
-            found[name] = rows
+            found[name] = _rows(sample, len(batch), p)
         self._clear()
         return found
 
@@ -163,7 +160,9 @@ class UnitGradients(Generic[B]):
             factors = (
                 _factors(norms[name], share) if self._per_layer else _factors(whole, self.bound)
             )
-            sums[name] = torch.einsum("n,n...->...", factors[finite], one[finite])
+            if not finite.all():  # 0 · ∞ is no number; the copy would cost as much as the sum
+                factors, one = factors[finite], one[finite]
+            sums[name] = torch.einsum("n,n...->...", factors, one)
         return sums
 
     def _ghost_sum(self, batch: B) -> dict[str, Tensor]:
@@ -214,6 +213,16 @@ class UnitGradients(Generic[B]):
             p.grad_sample = None  # type: ignore[attr-defined]
             if hasattr(p, "_norm_sample"):
                 del p._norm_sample
+
+
+def _rows(sample: Tensor | None, units: int, parameter: nn.Parameter) -> Tensor:
+    """Gradients of all units, (n, …), of which `sample` has the first; those behind have none."""
+    if sample is not None and len(sample) == units:
+        return sample
+    rows = parameter.new_zeros((units, *parameter.shape))
+    if sample is not None:
+        rows[: len(sample)] = sample
+    return rows
 
 
 def _norms(parts: list[Tensor]) -> Tensor:

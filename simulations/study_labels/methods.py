@@ -54,7 +54,7 @@ _CLASSIFIER_TRIALS: tuple[Trial, ...] = (
     ("training.joint.weight_decay=0.05",),
     ("training.joint.learning_rate=6.0e-4", "training.joint.head_learning_rate=6.0e-4"),
 )
-# Averaged statistics of batches are those of no site (arXiv 1910.00189), a group's are each image's.
+# Averaged statistics of batches are no site's own (arXiv 1910.00189), a group's are each image's.
 _RIVAL_TRIALS: tuple[Trial, ...] = ((), ('norm="group"',), ("learning_rate=5e-4",))
 
 JOINT = Method("joint", "federated joint", trials=_JOINT_TRIALS)

@@ -4,7 +4,7 @@ python tests/benchmarks/bench_privacy.py
 
 The same network, images and logical batch of 64, one core; a private step draws its units by
 Poisson sampling and sends 16 at once through the network. Each side is timed in turn, after a call
-that warms up. Memory is the peak over the steps of a process of its own, less what it had before them.
+that warms up. Memory is the peak of a process of its own over its steps, less what it had before.
 """
 
 import ctypes

@@ -13,7 +13,7 @@ from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.errors import UserError
 from mediffusion_core.model import Autoencoder, JointUNet
 from mediffusion_core.privacy.autoencoder_rows import draw_rows, unit_losses
-from mediffusion_core.privacy.convolution_norms import convolution_norms, lengths
+from mediffusion_core.privacy.convolution_norms import BLOCK, convolution_norms, lengths
 from mediffusion_core.privacy.gradient_check import WrongGradientError, check_gradients
 from mediffusion_core.privacy.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.unit_gradients import UnitGradients
@@ -206,6 +206,16 @@ def test_clipping_per_layer_bounds_the_whole() -> None:
 def test_a_long_gradient_is_not_taken_for_a_shorter_one() -> None:
     """Summed in single precision, these squares are too few by parts in a thousand."""
     assert float(lengths(torch.full((1, 20_000_000), 0.1))) == pytest.approx(0.1 * 2e7**0.5, 1e-6)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 5])
+def test_lengths_are_those_of_whole_and_broken_blocks(size: int) -> None:
+    samples = torch.randn(3, size, 1, generator=torch.Generator().manual_seed(size))
+    samples[1] = 0.0
+    samples[2, -1] = torch.inf
+    found = lengths(samples)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, samples.double().flatten(1).norm(dim=1), rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 1, 1, 0), (3, 16, 2, 1, 1), (5, 16, 1, 2, 2)])
