@@ -14,7 +14,7 @@ __all__ = ["ExportedHead", "ModelMixin"]
 
 
 class ExportedHead(ModelMixin, ConfigMixin):
-    """From the maps of the UNet's encoder to logits, with what these are called.
+    """From all that the head reads to logits, with what these are called.
 
     Its configuration has the classes in the order of the logits, whether an image may have several
     of them, and the temperature by which logits are divided before they become probabilities.
@@ -30,15 +30,16 @@ class ExportedHead(ModelMixin, ConfigMixin):
         hidden: int = 1024,
         dropout: float = 0.3,
         pooling: str = "mean",
+        moments: bool = False,
     ) -> None:
-        """Takes the maps' channels, what the logits mean, and the layers of `HeadSettings`."""
+        """Takes the channels of what is read, the logits' meaning, and the layers' settings."""
         super().__init__()
         settings = HeadSettings.model_validate(
-            {"hidden": hidden, "dropout": dropout, "pooling": pooling}
+            {"hidden": hidden, "dropout": dropout, "pooling": pooling, "moments": moments}
         )
         self.layers = ClassifierHead(widths, len(classes), settings)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, h_i, w_i) to logits (B, classes)."""
+        """Maps (B, C_i, h_i, w_i), with `moments` the latent first, to logits (B, classes)."""
         logits: Tensor = self.layers(maps)
         return logits

@@ -21,7 +21,7 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import Counterfactuals, make_counterfactuals
 from mediffusion_core.evaluation.wish import class_indices, wish_for
 from mediffusion_core.model import Autoencoder, JointUNet, LatentCodec
-from mediffusion_core.model.joint_unet import map_widths
+from mediffusion_core.model.joint_unet import head_widths
 from mediffusion_core.settings import CounterfactualSettings, Settings
 
 BATCH = 64
@@ -86,7 +86,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
             **{f"latents_{name}": value.flatten().tolist() for name, value in scale.items()}
         )
         head = ExportedHead(
-            widths=map_widths(settings.model.unet),
+            widths=head_widths(settings.model.unet, settings.model.head, settings.latent_shape[0]),
             classes=list(model.classes),
             multi_label=model.multi_label,
             temperature=model.temperature,

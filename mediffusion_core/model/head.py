@@ -1,4 +1,4 @@
-"""The classifier: what it takes from the maps of the UNet's encoder, and its layers."""
+"""The classifier: what it takes from the latent and the UNet's maps of it, and its layers."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mediffusion_core.model.moments import PER_CHANNEL, latent_moments
 from mediffusion_core.settings import HeadSettings
 
 
@@ -47,6 +48,26 @@ def _attend(one: Tensor, query: Tensor) -> Tensor:
     return torch.einsum("bp,bcp->bc", scores.softmax(dim=1), positions)
 
 
+class MomentsAndMaps(nn.Module):
+    """Moments of the latent beside the pooled maps that the encoder makes of it.
+
+    The maps are divided by the root of their number, so that all of them together weigh about as
+    much as one moment: the noise of private steps goes through every weight, and what it does to
+    the logits grows with the length of what the weights read.
+    """
+
+    def __init__(self, pooling: nn.Module) -> None:
+        """Takes the pooling of the maps."""
+        super().__init__()
+        self.maps = pooling
+
+    def forward(self, read: Sequence[Tensor]) -> Tensor:
+        """The latent (B, c, h, w) and maps (B, C_i, h_i, w_i) to features (B, 5 c + Σ C_i)."""
+        latents, *maps = read
+        pooled = self.maps(maps)
+        return torch.cat([latent_moments(latents), pooled / pooled.shape[1] ** 0.5], dim=1)
+
+
 class ClassifierHead(nn.Sequential):
     """Pooling, then dropout, linear, LeakyReLU, dropout, linear.
 
@@ -55,15 +76,17 @@ class ClassifierHead(nn.Sequential):
     """
 
     def __init__(self, widths: Sequence[int], num_classes: int, settings: HeadSettings) -> None:
-        """Takes the channels of the maps that are pooled, and the number of classes."""
-        attention = settings.pooling == "attention"
+        """Takes the channels of all that is read, with `moments` those of the latent first."""
+        latent, maps = (widths[:1], widths[1:]) if settings.moments else ((), widths)
+        pooling = AttentionPooling(maps) if settings.pooling == "attention" else MeanPooling()
         layers = (
             nn.Dropout(settings.dropout),
-            nn.Linear(sum(widths), settings.hidden),
+            nn.Linear(PER_CHANNEL * sum(latent) + sum(maps), settings.hidden),
             nn.LeakyReLU(0.2),
             nn.Dropout(settings.dropout),
             nn.Linear(settings.hidden, num_classes),
         )
         named = [(str(number), layer) for number, layer in enumerate(layers)]
-        pooling = AttentionPooling(widths) if attention else MeanPooling()
-        super().__init__(OrderedDict([("pooling", pooling), *named]))
+        read = MomentsAndMaps(pooling) if settings.moments else pooling
+        super().__init__(OrderedDict([("pooling", read), *named]))
+        self.reads_latents = settings.moments

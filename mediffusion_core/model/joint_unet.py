@@ -45,6 +45,11 @@ def pooled_width(settings: UNetSettings) -> int:
     return sum(map_widths(settings))
 
 
+def head_widths(unet: UNetSettings, head: HeadSettings, latent_channels: int) -> list[int]:
+    """Channels of all that the head reads, in order: of the latent if it is, and of every map."""
+    return [*([latent_channels] if head.moments else []), *map_widths(unet)]
+
+
 EVERY, NONE = slice(None), slice(0)
 """Rows of a batch."""
 
@@ -66,7 +71,8 @@ class JointUNet(nn.Module):
         """Takes the widths, the latents' (channels, height, width) and the number of classes."""
         super().__init__()
         self.unet = build_unet(unet_settings, latent_shape)
-        self.head = ClassifierHead(map_widths(unet_settings), num_classes, head_settings)
+        widths = head_widths(unet_settings, head_settings, latent_shape[0])
+        self.head = ClassifierHead(widths, num_classes, head_settings)
 
     @classmethod
     def of(cls, unet: UNet2DModel, head: ClassifierHead) -> Self:
@@ -101,7 +107,8 @@ class JointUNet(nn.Module):
         noise_pred = logits = None
         rows = range(len(latents))
         if rows[classify]:
-            logits = self.head([one[classify] for one in maps])
+            read = (latents, *maps) if self.head.reads_latents else maps
+            logits = self.head([one[classify] for one in read])
         if rows[denoise]:
             noise_pred = self._decode([one[denoise] for one in maps], embedding[denoise])
         return noise_pred, logits

@@ -79,9 +79,10 @@ class UNetSettings(StrictModel):
 
 
 class HeadSettings(StrictModel):
-    """The classifier on the pooled maps of the UNet's encoder."""
+    """The classifier on the pooled maps of the UNet's encoder, and on `moments` of the latent."""
 
     pooling: Literal["mean", "attention"] = "mean"
+    moments: bool = False
     hidden: Count = 1024
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
 

@@ -1,0 +1,47 @@
+"""Colour, contrast and texture of a latent: a few numbers that no label is needed to find."""
+
+import torch
+from torch import Tensor
+
+PER_CHANNEL = 5
+FLOOR = 0.01
+"""Of a deviation, beside the 1 of all latents: keeps the logarithm and its slope finite."""
+
+
+def latent_moments(latents: Tensor) -> Tensor:
+    """Means, log deviations and log gradients of each channel of scaled latents.
+
+    With x a channel, X its positions, C the middle quarter of them and X' the pairs of neighbours:
+
+        mean_X x    mean_C x    log std_X x    log std_C x    log mean_{X'} |x_p - x_q|
+
+    No turn and no mirror changes them. They are fixed, so that a private run need not find them
+    through its noise, which grows with the number of weights that read them (arXiv 2011.11660).
+
+    Args:
+        latents: (B, c, h, w), h and w at least 2.
+
+    Returns:
+        (B, 5 c), the kinds one after the other.
+    """
+    latents = latents.float()
+    height, width = latents.shape[2:]
+    middle = latents[:, :, height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None]
+    neighbours = torch.cat(
+        [latents.diff(dim=dim).abs().flatten(2) for dim in (2, 3)], dim=2
+    )  # (B, c, pairs)
+    return torch.cat(
+        [
+            latents.mean(dim=(2, 3)),
+            middle.mean(dim=(2, 3)),
+            _log_deviation(latents),
+            _log_deviation(middle),
+            (neighbours.mean(dim=2) + FLOOR).log(),
+        ],
+        dim=1,
+    )
+
+
+def _log_deviation(latents: Tensor) -> Tensor:
+    variance = latents.var(dim=(2, 3), correction=0)
+    return (variance + FLOOR**2).log() / 2
