@@ -77,6 +77,12 @@ def test_a_head_alone_that_no_loss_reaches_is_refused() -> None:
     compose("config", [*head, "training.joint.classification_weight=0"])
 
 
+def test_a_head_alone_needs_something_to_read() -> None:
+    with pytest.raises(UserError, match=r"trained=head leaves .* or model\.head\.moments give"):
+        compose("config", [*DP, "privacy.trained=head"])
+    compose("config", [*DP, "privacy.trained=head", "model.head.moments=true"])
+
+
 @cache
 def composed(*overrides: str) -> Settings:
     return compose("config", [*DP, *overrides])
