@@ -43,8 +43,9 @@ class Sources:
 def write_results(sources: Sources, document: Path) -> Path:
     """Replaces what stands between a document's marks by tables of what is given.
 
-    A section nothing is given of is left as it is, and in that of labels the tables of other
-    commands. They are named as in `Sources`, but `results`, which has the runs, and `unlabelled`.
+    A section nothing is given of is left as it is, and in those of runs and labels what other
+    commands have made: it takes hours, and not all of it is made anew for one table. They are named
+    as in `Sources`, but `results`, which has the runs, and `unlabelled`.
 
     Returns:
         The document.
@@ -54,7 +55,7 @@ def write_results(sources: Sources, document: Path) -> Path:
     """
     sections = {}
     if sources.runs:
-        sections["results"] = _run_table(sources.runs)
+        sections["results"] = _run_table(document, sources.runs)
     if sources.study is not None:
         sections["unlabelled"] = _study_table(sources.study)
     if sources.labels:
@@ -71,18 +72,21 @@ def write_results(sources: Sources, document: Path) -> Path:
     return document
 
 
-def _run_table(runs: Sequence[Path]) -> str:
-    lines = [
+def _run_table(document: Path, runs: Sequence[Path]) -> str:
+    head = [
         "| command | macro AUC (95 %) | FID; untrained; real | PSNR | flipped | min | made by |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    standing = read_section(document, "results").splitlines()
+    rows = {line.split("`")[1]: line for line in standing if line.startswith("| `")}
     for run in runs:
         figures = read_finished(run / "summary.json", "run")
         if figures.get("status") != "completed":
             raise UserError(f"{run} is no completed run (status {figures.get('status')})")
         distances = [figures[name] for name in ("fid", "fid_untrained", "fid_floor")]
+        command = _command(run)
         cells = [
-            f"`{_command(run)}`",
+            f"`{command}`",
             _auc(figures),
             "; ".join(format_figure(value, ".0f") for value in distances),
             format_figure(figures["psnr"], ".1f", " dB"),
@@ -90,8 +94,8 @@ def _run_table(runs: Sequence[Path]) -> str:
             f"{figures['seconds'] / 60:.1f}",
             made_by(figures),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows[command] = f"| {' | '.join(cells)} |"
+    return "\n".join([*head, *rows.values()])
 
 
 def _auc(figures: dict[str, Any]) -> str:
@@ -127,10 +131,7 @@ def _study_table(study: Path) -> str:
 
 
 def _labels_section(document: Path, studies: Sequence[Path]) -> str:
-    """The tables that stand there, those of the same command replaced, and the other ones behind.
-
-    A study takes hours, so that not all of them are made anew for one table.
-    """
+    """The tables that stand there, those of the same command replaced, the other ones behind."""
     parts = re.split(rf"(?m)^(?={re.escape(LABELS)})", read_section(document, "labels"))
     kept = [part.strip("\n") for part in parts if part.startswith(LABELS)]
     tables = {part.split("`")[1]: part for part in (*kept, *map(_labels_tables, studies))}

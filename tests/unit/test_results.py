@@ -59,6 +59,21 @@ def test_the_section_alone_is_replaced_and_names_no_folder_of_the_machine(tmp_pa
     assert write_results(Sources([given]), tmp_path / "README.md").read_text() == first
 
 
+def test_a_run_replaces_the_row_of_its_command_and_leaves_the_others(tmp_path: Path) -> None:
+    names = ("first", "second", "again")
+    overrides, aucs = (["seed=1"], ["seed=2"], ["seed=1"]), (0.81, 0.82, 0.83)
+    first, second, again = (
+        run(tmp_path / name, given, auc_macro=auc)
+        for name, given, auc in zip(names, overrides, aucs, strict=True)
+    )
+    path = document(tmp_path)
+    write_results(Sources([first, second]), path)
+    text = write_results(Sources([again]), path).read_text()
+    assert text.count("| command |") == 1
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row.split("|")[2].split()[0] for row in rows] == ["0.830", "0.820"]
+
+
 def test_runs_and_a_study_are_written_at_once(tmp_path: Path) -> None:
     given = run(tmp_path / "run", [], counterfactual=None)
     rows = [
