@@ -78,13 +78,16 @@ def _run_table(document: Path, runs: Sequence[Path]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     standing = read_section(document, "results").splitlines()
+    commands = [_command(run) for run in runs]
+    twice = [one for one in commands if commands.count(one) > 1]
+    if twice:
+        raise UserError(f"two of these runs have the same command: {twice[0]}")
     rows = {line.split("`")[1]: line for line in standing if line.startswith("| `")}
-    for run in runs:
+    for command, run in zip(commands, runs, strict=True):
         figures = read_finished(run / "summary.json", "run")
         if figures.get("status") != "completed":
             raise UserError(f"{run} is no completed run (status {figures.get('status')})")
         distances = [figures[name] for name in ("fid", "fid_untrained", "fid_floor")]
-        command = _command(run)
         cells = [
             f"`{command}`",
             _auc(figures),

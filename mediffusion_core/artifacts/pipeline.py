@@ -159,7 +159,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
             return_dict: Whether to name the result `images`.
 
         Raises:
-            UserError: fewer than 1 image or step, or another output type.
+            UserError: fewer than 1 image or step, another output type, or an untrained denoiser.
         """
         for name, value in (("images", num_images), ("inference_steps", num_inference_steps)):
             if value < 1:
@@ -167,6 +167,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
         if output_type not in ("pil", "pt", "np"):
             raise UserError(f"output_type={output_type!r}: allowed are pil, pt, np")
         model = self.trained
+        model.refuse_to_draw()
         shape = (num_images, *model.settings.latent_shape)
         noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
         noise = noise * self.scheduler.init_noise_sigma

@@ -91,8 +91,25 @@ class TrainedModel:
             hook.remove()
         return torch.cat(found)
 
+    def refuse_to_draw(self) -> None:
+        """Refuses what needs a denoiser where nobody has trained it.
+
+        Raises:
+            UserError: if the diffusion loss had no weight.
+        """
+        if not self.settings.training.joint.diffusion_weight:
+            raise UserError(
+                "this model draws and changes no images: its denoiser was not trained "
+                "(training.joint.diffusion_weight=0)"
+            )
+
     def sample(self, count: int, steps: int, seed: int) -> Tensor:
-        """New images (count, C, H, W), the same for the same seed."""
+        """New images (count, C, H, W), the same for the same seed.
+
+        Raises:
+            UserError: if the denoiser was not trained.
+        """
+        self.refuse_to_draw()
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(count, *self.settings.latent_shape, generator=generator)
         parts = [
@@ -111,7 +128,11 @@ class TrainedModel:
         """Latents (B, c, h, w) of counterfactuals of the images with the given latents.
 
         The search looks at each as it will be judged: decoded, and encoded anew.
+
+        Raises:
+            UserError: if the denoiser was not trained.
         """
+        self.refuse_to_draw()
 
         def look(made: Tensor) -> Tensor:
             return self.logits(self.encode(self.decode(made)))

@@ -75,7 +75,7 @@ def _of_gradients(
 
 
 BLOCK = 1024
-"""Numbers whose squares are summed in single precision, with an error of about 1e-6."""
+"""Numbers whose squares are summed in single precision, with an error of some 1e-6."""
 
 
 def lengths(samples: Tensor) -> Tensor:

@@ -103,6 +103,32 @@ def refuse_what_shows_a_site(settings: "Settings") -> None:
             )
 
 
+def refuse_what_nobody_trained(settings: "Settings") -> None:
+    """Refuses to start a run that keeps what no one has trained, and would be of use only trained.
+
+    Of a run that is to be started alone: a saved model's settings name no folder of its beginning.
+
+    Raises:
+        ValueError: naming the setting that keeps it, and what it needs.
+    """
+    privacy, joint = settings.privacy, settings.training.joint
+    if privacy.public_model is not None:
+        return
+    nobody = (
+        "leaves untrained what nobody has trained before; privacy.public_model must name the "
+        "folder of a model made of public images"
+    )
+    if privacy.autoencoder == "public":
+        raise ValueError(f"privacy.autoencoder=public {nobody}")
+    if privacy.trained in ("adapters", "attention"):
+        raise ValueError(f"privacy.trained={privacy.trained} {nobody}")
+    if privacy.trained == "head" and (joint.diffusion_weight or not settings.model.head.moments):
+        raise ValueError(
+            f"privacy.trained=head {nobody}; for a classifier alone, model.head.moments=true and "
+            "training.joint.diffusion_weight=0"
+        )
+
+
 def refuse_what_voids(settings: "Settings") -> None:
     """Refuses a private run whose settings void its guarantee.
 

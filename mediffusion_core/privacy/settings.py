@@ -10,12 +10,6 @@ from mediffusion_core.strict import Count, Positive, StrictModel
 SEEDS = ("seed", "noise_seed", "sampling_seed")
 
 
-NOBODY_TRAINED = (
-    "leaves untrained what nobody has trained before; privacy.public_model must name the folder of "
-    "a model made of public images"
-)
-
-
 class PrivacySettings(StrictModel):
     """DP-SGD in both stages (arXiv 1607.00133), for one unit more or less at a site.
 
@@ -90,6 +84,4 @@ class PrivacySettings(StrictModel):
                 "privacy.autoencoder=frozen keeps the first weights; that of privacy.public_model "
                 "is kept with public"
             )
-        if self.public_model is None and self.autoencoder == "public":
-            raise ValueError(f"privacy.autoencoder=public {NOBODY_TRAINED}")
         return self

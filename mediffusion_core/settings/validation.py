@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mediffusion_core.errors import UserError
+from mediffusion_core.privacy.refusals import refuse_what_nobody_trained
 from mediffusion_core.settings.whole import Settings
 
 
@@ -17,9 +18,13 @@ def validate(composed: Mapping[str, Any]) -> Settings:
         UserError: naming the first key that is wrong, its value, and what is allowed.
     """
     try:
-        return Settings.model_validate(composed)
+        settings = Settings.model_validate(composed)
+        refuse_what_nobody_trained(settings)
     except ValidationError as error:
         raise UserError(_one_line(error, composed)) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return settings
 
 
 def _one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:

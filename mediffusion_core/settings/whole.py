@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from mediffusion_core.privacy.refusals import refuse_what_shows_a_site, refuse_what_voids
-from mediffusion_core.privacy.settings import NOBODY_TRAINED, PrivacySettings
+from mediffusion_core.privacy.settings import PrivacySettings
 from mediffusion_core.settings.data import DataSettings
 from mediffusion_core.settings.evaluation import EvaluationSettings
 from mediffusion_core.settings.federation import FederationSettings
@@ -63,20 +63,6 @@ class Settings(StrictModel):
             raise ValueError(
                 "privacy.trained=head with training.joint.classification_weight=0: nothing would "
                 "be trained"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _what_stays_untrained_is_of_use(self) -> Self:
-        privacy = self.privacy
-        if privacy.trained == "all" or privacy.public_model is not None:
-            return self
-        if privacy.trained != "head":
-            raise ValueError(f"privacy.trained={privacy.trained} {NOBODY_TRAINED}")
-        if not self.model.head.moments:
-            raise ValueError(
-                f"privacy.trained=head {NOBODY_TRAINED}, or model.head.moments give the classifier "
-                "something to read"
             )
         return self
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from configs.compose import compose
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.diffusion.target import Target
+from mediffusion_core.errors import UserError
 from mediffusion_core.model import untrained_codec
 from mediffusion_core.model.head import AttentionPooling, ClassifierHead, MeanPooling
 from mediffusion_core.settings import HeadSettings
@@ -94,6 +96,19 @@ def test_a_saved_model_attends_as_before(tiny: tuple[str, ...], tmp_path: Path) 
         for query in again.joint.head.pooling.queries:
             query.zero_()
     assert not torch.allclose(again.logits(latents), model.logits(latents))
+
+
+def test_a_model_whose_denoiser_nobody_trained_draws_nothing(tiny: tuple[str, ...]) -> None:
+    settings = compose("config", (*tiny, "training.joint.diffusion_weight=0"))
+    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
+    model = TrainedModel(settings, ("a", "b"), True, codec, build_joint(settings, 2))
+    latents = torch.randn(2, *settings.latent_shape)
+    assert model.logits(latents).shape == (2, 2)
+    target = Target(torch.tensor([0, 0]), torch.tensor([True, True]), True)
+    with pytest.raises(UserError, match="its denoiser was not trained"):
+        model.sample(1, 2, seed=0)
+    with pytest.raises(UserError, match="its denoiser was not trained"):
+        model.explain(latents, target, settings.evaluation.counterfactual)
 
 
 @pytest.mark.parametrize("pooling", ["max", ""])

@@ -78,9 +78,11 @@ def test_a_head_alone_that_no_loss_reaches_is_refused() -> None:
 
 
 def test_a_head_alone_needs_something_to_read() -> None:
-    with pytest.raises(UserError, match=r"trained=head leaves .* or model\.head\.moments give"):
-        compose("config", [*DP, "privacy.trained=head"])
-    compose("config", [*DP, "privacy.trained=head", "model.head.moments=true"])
+    head, moments = "privacy.trained=head", "model.head.moments=true"
+    for wanting in ([head], [head, moments], [head, "training.joint.diffusion_weight=0"]):
+        with pytest.raises(UserError, match=r"trained=head leaves .* a classifier alone, model"):
+            compose("config", [*DP, *wanting])
+    compose("config", [*DP, head, moments, "training.joint.diffusion_weight=0"])
 
 
 @cache

@@ -158,6 +158,8 @@ def test_from_a_public_model_only_the_named_part_changes(
     assert not all(torch.equal(value, head[n]) for n, value in newest.load("head").items())
     for name, value in newest.load("autoencoder").items():
         assert torch.equal(value, codec.autoencoder.state_dict()[name])
+    opened = TrainedModel.load(folder.model, torch.device("cpu"))
+    assert opened.settings.privacy.trained == trained
 
 
 @pytest.fixture

@@ -72,6 +72,9 @@ def test_a_run_replaces_the_row_of_its_command_and_leaves_the_others(tmp_path: P
     assert text.count("| command |") == 1
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert [row.split("|")[2].split()[0] for row in rows] == ["0.830", "0.820"]
+    with pytest.raises(UserError, match="two of these runs have the same command"):
+        write_results(Sources([first, again]), path)
+    assert path.read_text() == text
 
 
 def test_runs_and_a_study_are_written_at_once(tmp_path: Path) -> None:
