@@ -36,6 +36,10 @@ CLIENT_LEVEL = (
     "images and patients above nor figures on the public test set."
 )
 
+WHOLE = """One latent diffusion network that classifies images, draws new ones, and shows what an
+image would look like with or without a finding."""
+CLASSIFIER = """A latent diffusion network that classifies images and does nothing else: its
+denoiser was not trained, so that it draws none, and changes none."""
 CARD = """---
 library_name: diffusers
 tags:
@@ -47,8 +51,7 @@ tags:
 
 # Joint diffusion model: {source}
 
-One latent diffusion network that classifies images, draws new ones, and shows what an image would
-look like with or without a finding. It was trained by federated learning with FedMediffusion, by
+{purpose} It was trained by federated learning with FedMediffusion, by
 the method of Mediffusion ([arXiv 2411.09434](https://arxiv.org/abs/2411.09434)).
 
 ## Use
@@ -121,6 +124,7 @@ def model_card(
     extractor = settings.evaluation.extractor
     return CARD.format(
         source=settings.data.source,
+        purpose=WHOLE if settings.training.joint.diffusion_weight else CLASSIFIER,
         classes_count=len(classes),
         first_class=classes[0],
         channels="grey" if settings.data.channels == 1 else "colour",

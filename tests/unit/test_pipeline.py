@@ -320,6 +320,15 @@ def test_the_card_tells_the_largest_budget(tiny: tuple[str, ...]) -> None:
     assert "ε = not measured" in card(unknown)
 
 
+def test_the_card_of_a_classifier_promises_no_pictures(tiny: tuple[str, ...]) -> None:
+    whole, classifier = (
+        model_card(SUMMARY, compose("config", [*tiny, *given]), CLASSES, True)
+        for given in ((), ("training.joint.diffusion_weight=0",))
+    )
+    assert "draws new ones" in whole and "does nothing else" not in whole
+    assert "draws new ones" not in classifier and "does nothing else" in classifier
+
+
 def test_the_card_tells_what_hides_a_whole_site(tiny: tuple[str, ...]) -> None:
     hidden = "federation.client_level.noise_multiplier=2"
     summary = {**SUMMARY, "client_level": {"epsilon": 9.104, "rounds": 5}}
