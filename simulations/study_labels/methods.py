@@ -55,7 +55,8 @@ _CLASSIFIER_TRIALS: tuple[Trial, ...] = (
     ("training.joint.learning_rate=6.0e-4", "training.joint.head_learning_rate=6.0e-4"),
 )
 # Averaged statistics of batches are no site's own (arXiv 1910.00189), a group's are each image's.
-_RIVAL_TRIALS: tuple[Trial, ...] = ((), ('norm="group"',), ("learning_rate=5e-4",))
+FEDERATED_RESNET = RivalSettings(norm="group")
+_RESNET_TRIALS: tuple[Trial, ...] = ((), ('norm="batch"',), ("learning_rate=5e-4",))
 
 JOINT = Method("joint", "federated joint", trials=_JOINT_TRIALS)
 LABELS_ALONE = Method(
@@ -87,19 +88,24 @@ METHODS: Mapping[str, Method] = {
         Method(
             "resnet",
             "federated ResNet-18",
-            trials=_RIVAL_TRIALS,
+            trials=_RESNET_TRIALS,
             rounds=(1, 160),
-            rival=RivalSettings(),
+            rival=FEDERATED_RESNET,
         ),
         Method(
-            "resnet-central", "central ResNet-18", POOLED, _RIVAL_TRIALS, (1, 160), RivalSettings()
+            "resnet-central",
+            "central ResNet-18",
+            POOLED,
+            ((), ('norm="group"',), ("learning_rate=5e-4",)),
+            (1, 160),
+            RivalSettings(),
         ),
         Method(
             "fixmatch",
             "federated FixMatch ResNet-18",
-            trials=_RIVAL_TRIALS,
+            trials=_RESNET_TRIALS,
             rounds=(1, 50),
-            rival=RivalSettings(consistency=ConsistencySettings()),
+            rival=FEDERATED_RESNET.model_copy(update={"consistency": ConsistencySettings()}),
         ),
     )
 }
