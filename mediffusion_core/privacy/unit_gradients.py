@@ -155,14 +155,14 @@ class UnitGradients(Generic[B]):
         norms = {name: lengths(one) for name, one in samples.items()}
         whole = _norms(list(norms.values()))  # (n,)
         finite = whole.isfinite()
+        # 0 · ∞ is no number, so such rows are left out; without them nothing is copied.
+        kept = slice(None) if finite.all() else finite
         share = self.bound / len(norms) ** 0.5
         for name, one in samples.items():
             factors = (
                 _factors(norms[name], share) if self._per_layer else _factors(whole, self.bound)
             )
-            if not finite.all():  # 0 · ∞ is no number; the copy would cost as much as the sum
-                factors, one = factors[finite], one[finite]
-            sums[name] = torch.einsum("n,n...->...", factors, one)
+            sums[name] = torch.einsum("n,n...->...", factors[kept], one[kept])
         return sums
 
     def _ghost_sum(self, batch: B) -> dict[str, Tensor]:

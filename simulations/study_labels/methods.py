@@ -55,7 +55,7 @@ _CLASSIFIER_TRIALS: tuple[Trial, ...] = (
     ("training.joint.learning_rate=6.0e-4", "training.joint.head_learning_rate=6.0e-4"),
 )
 # Averaged statistics of batches are no site's own (arXiv 1910.00189), a group's are each image's.
-FEDERATED_RESNET = RivalSettings(norm="group")
+_FEDERATED_RESNET = RivalSettings(norm="group")
 _RESNET_TRIALS: tuple[Trial, ...] = ((), ('norm="batch"',), ("learning_rate=5e-4",))
 
 JOINT = Method("joint", "federated joint", trials=_JOINT_TRIALS)
@@ -90,7 +90,7 @@ METHODS: Mapping[str, Method] = {
             "federated ResNet-18",
             trials=_RESNET_TRIALS,
             rounds=(1, 160),
-            rival=FEDERATED_RESNET,
+            rival=_FEDERATED_RESNET,
         ),
         Method(
             "resnet-central",
@@ -105,7 +105,7 @@ METHODS: Mapping[str, Method] = {
             "federated FixMatch ResNet-18",
             trials=_RESNET_TRIALS,
             rounds=(1, 50),
-            rival=FEDERATED_RESNET.model_copy(update={"consistency": ConsistencySettings()}),
+            rival=_FEDERATED_RESNET.model_copy(update={"consistency": ConsistencySettings()}),
         ),
     )
 }

@@ -4,7 +4,8 @@ python tests/benchmarks/bench_privacy.py
 
 The same network, images and logical batch of 64, one core; a private step draws its units by
 Poisson sampling and sends 16 or 64 at once through the network. Each side is timed in turn, after a
-call that warms up. Memory is the peak of a process of its own in its steps, less what it had then.
+call that warms up. Memory is the peak over its steps of a process of its own, beyond what it had
+before them.
 """
 
 import ctypes
