@@ -27,7 +27,7 @@ class Method:
     title: str
     overrides: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ((),)
-    rounds: tuple[int, int] = (4, 64)
+    rounds: tuple[int, int] = (4, 128)
     """Of the autoencoder and of the joint stage; a rival has none of the first."""
     rival: RivalSettings | None = None
     without_unlabelled: bool = False
