@@ -40,6 +40,14 @@ WHOLE = """One latent diffusion network that classifies images, draws new ones, 
 image would look like with or without a finding."""
 CLASSIFIER = """A latent diffusion network that classifies images and does nothing else: its
 denoiser was not trained, so that it draws none, and changes none."""
+DENOISER = """A latent diffusion network that draws images and does nothing else: its classifier
+was not trained, so that it classifies none, and changes none."""
+DRAW = "images = pipe(num_images=4, generator=torch.Generator().manual_seed(0)).images"
+CLASSIFY = "probabilities = pipe.classify(images)  # (N, {count}), in the order of pipe.classes"
+EXPLAIN = (
+    'changed = pipe.explain(Image.open("image.png"), "{first}")  # .sources, .images, .before, ...'
+)
+OPEN = 'images = [Image.open("image.png")]'
 CARD = """---
 library_name: diffusers
 tags:
@@ -67,9 +75,7 @@ from PIL import Image
 from mediffusion_core.artifacts.pipeline import JointDiffusionPipeline
 
 pipe = JointDiffusionPipeline.from_pretrained("path/to/this/folder")
-images = pipe(num_images=4, generator=torch.Generator().manual_seed(0)).images
-probabilities = pipe.classify(images)  # (4, {classes_count}), in the order of pipe.classes
-changed = pipe.explain(Image.open("image.png"), "{first_class}")  # .sources, .images, .before, ...
+{use}
 ```
 
 Images are {channels}, {size} x {size} pixels; Pillow's images of any size are cropped to their
@@ -122,11 +128,11 @@ def model_card(
         multi_label: Whether an image may have several.
     """
     extractor = settings.evaluation.extractor
+    purpose, use = _purpose(settings)
     return CARD.format(
         source=settings.data.source,
-        purpose=WHOLE if settings.training.joint.diffusion_weight else CLASSIFIER,
-        classes_count=len(classes),
-        first_class=classes[0],
+        purpose=purpose,
+        use="\n".join(use).format(count=len(classes), first=classes[0]),
         channels="grey" if settings.data.channels == 1 else "colour",
         size=settings.data.image_size,
         kind="of which an image may have several" if multi_label else "one an image",
@@ -142,6 +148,14 @@ def model_card(
         commit=shorten(summary.get("commit")),
         settings_hash=summary.get("settings_hash", "unknown"),
     )
+
+
+def _purpose(settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """What a model is for, by what of it was trained, and the lines of code that do it."""
+    joint = settings.training.joint
+    if joint.trains_both_halves:
+        return WHOLE, (DRAW, CLASSIFY, EXPLAIN)
+    return (CLASSIFIER, (OPEN, CLASSIFY)) if joint.classification_weight else (DENOISER, (DRAW,))
 
 
 def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:

@@ -182,7 +182,8 @@ class JointDiffusionPipeline(DiffusionPipeline):
         """Calibrated probabilities (N, classes) of images, on the CPU.
 
         Raises:
-            UserError: if the images are not of the model's size and channels, or not in [0, 1].
+            UserError: if the images are not of the model's size and channels, or not in [0, 1], or
+                if the classifier was not trained.
         """
         model = self.trained
         return model.classify(_as_batch(images, model.settings))
@@ -210,8 +211,9 @@ class JointDiffusionPipeline(DiffusionPipeline):
             which have `flipped` (N,).
 
         Raises:
-            UserError: as `classify`; if the target is no class, names one twice or several that
-                exclude each other, or if an exclusive one is to be absent.
+            UserError: as `classify`; if the denoiser was not trained; if the target is no class,
+                names one twice or several that exclude each other, or if an exclusive one is to be
+                absent.
         """
         model = self.trained
         names = [target] if isinstance(target, str) else target

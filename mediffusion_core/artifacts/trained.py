@@ -73,7 +73,12 @@ class TrainedModel:
         return class_probabilities(logits / self.temperature, self.multi_label)
 
     def classify(self, images: Tensor) -> Tensor:
-        """Calibrated probabilities (N, classes) of images (N, C, H, W)."""
+        """Calibrated probabilities (N, classes) of images (N, C, H, W).
+
+        Raises:
+            UserError: if the classifier was not trained.
+        """
+        self.refuse_to_classify()
         return self.probabilities(self.logits(self.encode(images)))
 
     @torch.no_grad()
@@ -103,6 +108,18 @@ class TrainedModel:
                 "(training.joint.diffusion_weight=0)"
             )
 
+    def refuse_to_classify(self) -> None:
+        """Refuses what needs a classifier where nobody has trained it.
+
+        Raises:
+            UserError: if the classification loss had no weight.
+        """
+        if not self.settings.training.joint.classification_weight:
+            raise UserError(
+                "this model classifies and changes no images: its classifier was not trained "
+                "(training.joint.classification_weight=0)"
+            )
+
     def sample(self, count: int, steps: int, seed: int) -> Tensor:
         """New images (count, C, H, W), the same for the same seed.
 
@@ -130,9 +147,10 @@ class TrainedModel:
         The search looks at each as it will be judged: decoded, and encoded anew.
 
         Raises:
-            UserError: if the denoiser was not trained.
+            UserError: if the denoiser or the classifier was not trained.
         """
         self.refuse_to_draw()
+        self.refuse_to_classify()
 
         def look(made: Tensor) -> Tensor:
             return self.logits(self.encode(self.decode(made)))

@@ -320,13 +320,41 @@ def test_the_card_tells_the_largest_budget(tiny: tuple[str, ...]) -> None:
     assert "ε = not measured" in card(unknown)
 
 
-def test_the_card_of_a_classifier_promises_no_pictures(tiny: tuple[str, ...]) -> None:
-    whole, classifier = (
-        model_card(SUMMARY, compose("config", [*tiny, *given]), CLASSES, True)
-        for given in ((), ("training.joint.diffusion_weight=0",))
-    )
-    assert "draws new ones" in whole and "does nothing else" not in whole
-    assert "draws new ones" not in classifier and "does nothing else" in classifier
+def test_the_card_promises_and_shows_no_more_than_was_trained(tiny: tuple[str, ...]) -> None:
+    def card(*given: str) -> str:
+        return model_card(SUMMARY, compose("config", [*tiny, *given]), CLASSES, True)
+
+    whole = card()
+    classifier = card("training.joint.diffusion_weight=0")
+    denoiser = card("training.joint.classification_weight=0")
+    assert "does nothing else" not in whole
+    assert "does nothing else" in classifier and "does nothing else" in denoiser
+    for use, cards in (
+        ("pipe(num_images=4", {whole, denoiser}),
+        ("pipe.classify(images)", {whole, classifier}),
+        ("pipe.explain(", {whole}),
+    ):
+        assert {one for one in (whole, classifier, denoiser) if use in one} == cards
+
+
+def test_a_half_that_was_not_trained_is_refused(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    def exported_without(part: str) -> JointDiffusionPipeline:
+        run = make_run(tmp_path / part, tiny, f"training.joint.{part}_weight=0")
+        return JointDiffusionPipeline.from_pretrained(export_run(run, tmp_path / f"{part}-out"))
+
+    classifier, denoiser = exported_without("diffusion"), exported_without("classification")
+    given = images(2)
+    assert len(classifier.classify(given)) == 2
+    assert len(denoiser(2, 1, output_type="pt").images) == 2
+    for refused in (lambda: classifier(2, 1), lambda: classifier.explain(given, CLASSES[0])):
+        with pytest.raises(UserError, match="its denoiser was not trained"):
+            refused()
+    for refused in (
+        lambda: denoiser.classify(given),
+        lambda: denoiser.explain(given, CLASSES[0]),
+    ):
+        with pytest.raises(UserError, match="its classifier was not trained"):
+            refused()
 
 
 def test_the_card_tells_what_hides_a_whole_site(tiny: tuple[str, ...]) -> None:
