@@ -51,7 +51,8 @@ def write_results(sources: Sources, document: Path) -> Path:
         The document.
 
     Raises:
-        UserError: the document lacks the marks, or a run or study is not there or not completed.
+        UserError: the document lacks the marks, a run or study is not there or not completed, or
+            two of one kind have the same command.
     """
     sections = {}
     if sources.runs:
@@ -79,9 +80,7 @@ def _run_table(document: Path, runs: Sequence[Path]) -> str:
     ]
     standing = read_section(document, "results").splitlines()
     commands = [_command(run) for run in runs]
-    twice = [one for one in commands if commands.count(one) > 1]
-    if twice:
-        raise UserError(f"two of these runs have the same command: {twice[0]}")
+    _refuse_two("runs", commands)
     rows = {line.split("`")[1]: line for line in standing if line.startswith("| `")}
     for command, run in zip(commands, runs, strict=True):
         figures = read_finished(run / "summary.json", "run")
@@ -137,8 +136,17 @@ def _labels_section(document: Path, studies: Sequence[Path]) -> str:
     """The tables that stand there, those of the same command replaced, the other ones behind."""
     parts = re.split(rf"(?m)^(?={re.escape(LABELS)})", read_section(document, "labels"))
     kept = [part.strip("\n") for part in parts if part.startswith(LABELS)]
-    tables = {part.split("`")[1]: part for part in (*kept, *map(_labels_tables, studies))}
+    written = [_labels_tables(study) for study in studies]
+    _refuse_two("studies", [part.split("`")[1] for part in written])
+    tables = {part.split("`")[1]: part for part in (*kept, *written)}
     return "\n\n".join(tables.values())
+
+
+def _refuse_two(what: str, commands: Sequence[str]) -> None:
+    """Refuses what would be silently written over: two of one command."""
+    twice = [one for one in commands if commands.count(one) > 1]
+    if twice:
+        raise UserError(f"two of these {what} have the same command: {twice[0]}")
 
 
 def _labels_tables(study: Path) -> str:

@@ -126,6 +126,9 @@ def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None
     text = write_results(Sources(labels=[tmp_path]), readme).read_text()
     assert text.count(shown) == 1 and text.count("0.850 ± 0.010") == 1
     assert text.index("--seeds 2") < text.index("--seeds 3")
+    with pytest.raises(UserError, match="two of these studies have the same command"):
+        write_results(Sources(labels=[other, other]), readme)
+    assert readme.read_text() == text
 
 
 def test_what_was_not_measured_is_shown_as_such(tmp_path: Path) -> None:
