@@ -16,7 +16,8 @@ from rich.progress import track
 from mediffusion_core.artifacts.checkpoints import read_folder, write_folder
 from mediffusion_core.data.hospitals import Hospitals, open_hospitals
 from mediffusion_core.evaluation.classification import class_scores, exact_auc, macro
-from mediffusion_core.settings import Settings
+from mediffusion_core.privacy.settings import PrivacySettings
+from mediffusion_core.settings import FederationSettings, Settings
 from mediffusion_core.training.augmentation import turns_and_flips
 from simulations.rivals.network import PixelClassifier, build_resnet
 from simulations.rivals.run import RivalRun
@@ -43,7 +44,7 @@ def independent_classifier(
         The classifier, and its figures on the run's public test set: `auc_macro`,
         `auc_per_class`, `selected_round` and how it was trained.
     """
-    everything = _with_all_labels(settings)
+    everything = with_all_labels(settings)
     folder = run / FOLDER / _digest(everything, hospitals)
     channels, classes = settings.data.channels, hospitals.store.classes
     if not (folder / "state.json").is_file():
@@ -88,8 +89,11 @@ def _train(settings: Settings, hospitals: Hospitals, folder: Path, console: Cons
     write_folder(folder, {WEIGHTS: model.network.state_dict()}, state)
 
 
-def _with_all_labels(settings: Settings) -> Settings:
-    """The same splits, all training labels, one place."""
+def with_all_labels(settings: Settings) -> Settings:
+    """The same splits, all training labels, one place.
+
+    How the model was trained, privately or by a server's own optimizer, is left out.
+    """
     labels = {
         "labelled_fraction": 1.0,
         "labelled_fraction_by_site": {},
@@ -97,11 +101,19 @@ def _with_all_labels(settings: Settings) -> Settings:
         "labels_at": "sites",
         "use_unlabelled": True,
     }
-    place = {"pool_sites": True, "only_site": None}
+    given = settings.federation
+    federation = FederationSettings(
+        num_sites=given.num_sites,
+        pool_sites=True,
+        autoencoder_rounds=given.autoencoder_rounds,
+        num_rounds=given.num_rounds,
+        ema_decay=given.ema_decay,
+    )
     return settings.model_copy(
         update={
             "data": settings.data.model_copy(update=labels),
-            "federation": settings.federation.model_copy(update=place),
+            "federation": federation,
+            "privacy": PrivacySettings(),
         }
     )
 

@@ -112,10 +112,14 @@ def differences(
 def agreement(
     found: Sequence[Explanation], groups: Sequence[str], num_bootstraps: int, seed: int
 ) -> dict[tuple[str, str], Estimate]:
-    """Mean Spearman correlation of each pair of methods' maps, over the images."""
+    """Mean Spearman correlation of each pair of methods' maps, over the images.
+
+    Of how much a pixel matters, either way: differences of counterfactuals have no sign, and a
+    signed map's ranks say nothing of those of its size.
+    """
     return {
         (one.name, two.name): estimate_mean(
-            rank_agreement(one.maps, two.maps), groups, num_bootstraps, seed
+            rank_agreement(one.maps.abs(), two.maps.abs()), groups, num_bootstraps, seed
         )
         for one, two in combinations(found, 2)
     }

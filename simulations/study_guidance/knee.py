@@ -19,8 +19,8 @@ def knee(costs: Sequence[float], gains: Sequence[float]) -> int | None:
     """The point of the front that stands highest above the line between its ends.
 
     Kneedle's first knee for a concave rising curve (Satopää et al. 2011), on the points as they
-    are: both axes from 0 to 1 over the front, the largest gain - cost. None without a point; with
-    one the point itself.
+    are: both axes from 0 to 1 over the front, the largest gain - cost. None where no point stands
+    above that line: the curve bends nowhere, or the other way. With one point the point itself.
     """
     front = pareto_front(costs, gains)
     if len(front) < 2:
@@ -31,4 +31,5 @@ def knee(costs: Sequence[float], gains: Sequence[float]) -> int | None:
     def above(at: int) -> float:
         return (gains[at] - gains[first]) / height - (costs[at] - costs[first]) / width
 
-    return max(front, key=above)
+    best = max(front, key=above)
+    return best if above(best) > 0 else None

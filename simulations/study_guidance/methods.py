@@ -26,10 +26,10 @@ class Ours:
         return model.explain(latents, target, self.guidance)
 
     def redrawn(self, number: int) -> "Ours | None":
-        """The same with another draw; None where nothing is drawn."""
+        """The same with draws that no search before had; None where nothing is drawn."""
         if self.guidance.inversion:
             return None
-        seed = self.guidance.noise_seed + number
+        seed = self.guidance.noise_seed + number * self.guidance.attempts
         return Ours(self.name, self.guidance.model_copy(update={"noise_seed": seed}))
 
     def described(self) -> dict[str, Any]:

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from test_study_generation import make_run
 
 from mediffusion_core.errors import UserError
 from simulations import independent_classifier
 from simulations.rivals.settings import RivalSettings
+from simulations.study_explanations.measure import agreement
+from simulations.study_explanations.methods import Explanation
 from simulations.study_explanations.study import study_explanations
 from simulations.study_results import explanation_tables
 
@@ -54,6 +57,13 @@ def test_all_methods_explain_the_same_images(run: Path, tmp_path: Path) -> None:
     for picture in ("panel.png", "curves.png"):
         assert picture in text
         assert Image.open(tmp_path / "out" / picture).size[0] > 100
+
+
+def test_a_map_agrees_with_its_own_size_whatever_its_signs() -> None:
+    signed = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = [Explanation("signed", signed, 0.0), Explanation("size", signed.abs(), 0.0)]
+    [(names, one)] = agreement(found, ["a", "b", "c"], 10, 0).items()
+    assert names == ("signed", "size") and one.value == pytest.approx(1)
 
 
 def test_what_cannot_be_explained_is_named(
