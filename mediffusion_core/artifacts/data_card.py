@@ -104,7 +104,7 @@ def _regions(source: Source) -> str | None:
     marked: list[NDArray[np.uint8]] = []
     for index in range(len(source.image_ids)):
         try:
-            region = source.regions(index)
+            region = source.regions(index, None)
             if region is not None:
                 marked.append(_marked(source.load(index), region))
         except ImageError:

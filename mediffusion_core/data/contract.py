@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mediffusion_core.data.regions import Regions
 from mediffusion_core.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -44,8 +45,9 @@ class Source:
         moves: the images that stand in another centre than the table gives.
         splits: the official split of each image, one of `SPLITS`; None where there is none. A
             group never stands in two of them.
-        regions: index to bool (H, W) of the image as published, true where a finding lies (a
-            mask, or boxes filled in); None for an image without. Picklable, as `load`.
+        regions: index and finding to bool (H, W) of the image as published, true where it lies
+            (boxes filled in), with None for the finding where any lies; a lesion's mask is of
+            whatever it is. None for an image without. Picklable, as `load`.
         isolated: whether `load` may end its process on a broken file, as some codecs in C do.
 
     Raises:
@@ -64,7 +66,7 @@ class Source:
     fingerprint: str
     moves: tuple[Move, ...] = ()
     splits: tuple[str, ...] | None = None
-    regions: Callable[[int], NDArray[np.bool_] | None] | None = None
+    regions: Regions | None = None
     isolated: bool = False
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ def finding_regions(settings: Settings, hospitals: Hospitals) -> Where | None:
     """Where findings are, at the size of the prepared images; None where nobody has marked them.
 
     In phantoms each finding has its own pixels; of other images the marks of the data set are
-    taken, whatever they are of: a lesion, or the boxes of all findings.
+    taken: the boxes of that finding, or the lesion, whatever it is.
 
     Raises:
         UserError: when asked for a mark that turns out to be damaged.
@@ -66,7 +66,7 @@ def finding_regions(settings: Settings, hospitals: Hospitals) -> Where | None:
 
     def where(row: int, finding: str) -> NDArray[np.bool_] | None:
         try:
-            marked = regions(index_of[ids[row]])
+            marked = regions(index_of[ids[row]], finding)
         except ImageError as error:
             raise UserError(f"{ids[row]}: {error}") from None
         if marked is None:

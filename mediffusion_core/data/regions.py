@@ -16,6 +16,9 @@ from mediffusion_core.errors import UserError
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels."""
 
+Regions = Callable[[int, str | None], NDArray[np.bool_] | None]
+"""An image's index and a finding, or None for any, to the pixels (H, W) where it lies."""
+
 Masks = tuple[list[str], NDArray[np.uint8], tuple[int, int]]
 """M image names, their packed masks (M, ⌈H·W/8⌉), and (H, W)."""
 
@@ -43,7 +46,7 @@ def fill_boxes(boxes: Iterable[Box], side: float, shape: tuple[int, int]) -> NDA
     return filled
 
 
-def packed_masks(path: Path, names: Sequence[str]) -> Callable[[int], NDArray[np.bool_] | None]:
+def packed_masks(path: Path, names: Sequence[str]) -> Regions:
     """Masks out of a `.npz` with `image`, `mask_packed` (as from `np.packbits`) and `shape`.
 
     Args:
@@ -51,8 +54,9 @@ def packed_masks(path: Path, names: Sequence[str]) -> Callable[[int], NDArray[np
         names: N images; names that only the file knows are left out.
 
     Returns:
-        Index of an image to its mask, bool (H, W), or None where the file has none. It is
-        picklable, and raises `ImageError` where the file was damaged in the meantime.
+        Index of an image, and a finding that it does not ask for, to the image's mask, bool (H, W),
+        or None where the file has none. It is picklable, and raises `ImageError` where the file was
+        damaged in the meantime.
 
     Raises:
         UserError: damaged file, missing arrays, arrays that don't fit together.
@@ -76,6 +80,7 @@ def _unpack(
     rows: Sequence[int | None],
     shape: tuple[int, int],
     index: int,
+    finding: str | None,
 ) -> NDArray[np.bool_] | None:
     row = rows[index]
     if row is None:

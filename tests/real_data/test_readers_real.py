@@ -59,7 +59,7 @@ def test_isic_masks_lie_on_their_lesions() -> None:
     assert source.regions is not None
     darker, shares = [], []
     for index in range(0, len(source.image_ids), 100):
-        mask, pixels = source.regions(index), source.load(index)
+        mask, pixels = source.regions(index, None), source.load(index)
         assert mask is not None
         assert mask.dtype == np.bool_ and mask.shape == pixels.shape[:2] == (150, 200)
         shares.append(mask.mean())

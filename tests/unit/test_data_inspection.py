@@ -192,7 +192,7 @@ def test_the_card_marks_regions_where_they_are_known(
     box = np.zeros((64, 64), np.bool_)
     box[8:40, 8:40] = True
     source = dataclasses.replace(
-        read_source(settings.data, settings.seed), regions=lambda index: box if index else None
+        read_source(settings.data, settings.seed), regions=lambda index, _: box if index else None
     )
     page = write_data_card(hospitals, source, settings, tmp_path / "card.html").read_text()
     assert "Where findings lie" in page
@@ -204,7 +204,7 @@ def test_the_card_marks_regions_where_they_are_known(
 def test_the_card_leaves_out_a_region_whose_image_cannot_be_read(
     hospitals: Hospitals, settings: Settings, tmp_path: Path
 ) -> None:
-    def broken(index: int) -> None:
+    def broken(index: int, finding: str | None) -> None:
         raise ImageError("no such file")
 
     source = dataclasses.replace(read_source(settings.data, settings.seed), regions=broken)

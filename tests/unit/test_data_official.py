@@ -144,7 +144,7 @@ def medmnist_package(folder: Path, monkeypatch: pytest.MonkeyPatch, info: object
 
 def regions_of(source: Source) -> list[np.ndarray | None]:
     regions = pickle.loads(pickle.dumps(source.regions))
-    return [regions(index) for index in range(len(source.image_ids))]
+    return [regions(index, None) for index in range(len(source.image_ids))]
 
 
 # ChestX-ray14
@@ -199,6 +199,16 @@ def test_chest_boxes_are_united_and_scaled_to_the_image(tmp_path: Path) -> None:
     assert one.sum() == 2 and one[15, 30:].all()
 
 
+def test_a_chest_box_is_its_own_findings_alone(tmp_path: Path) -> None:
+    source = chestxray14.read(chest_folder(tmp_path), 0)
+    assert source.regions is not None
+    infiltration, nodule = (source.regions(1, name) for name in ("Infiltration", "Nodule"))
+    assert infiltration is not None and nodule is not None
+    assert infiltration[8:10, 0:2].all() and infiltration.sum() == 4
+    assert nodule[0, 16] and nodule.sum() == 1
+    assert source.regions(1, "Mass") is None and source.regions(0, "Mass") is None
+
+
 def test_chest_without_boxes_has_no_regions(tmp_path: Path) -> None:
     settings = chest_folder(tmp_path)
     (tmp_path / "BBox_List_2017.csv").unlink()
@@ -212,7 +222,7 @@ def test_chest_region_of_an_image_outside_the_root_is_refused(tmp_path: Path) ->
     path.symlink_to(tmp_path / "secret.png")
     source = chestxray14.read(settings, 0)
     with pytest.raises(ImageError, match="outside"):
-        source.regions(2)
+        source.regions(2, "Mass")
 
 
 def test_chest_images_of_the_parts_are_found(tmp_path: Path) -> None:
@@ -288,7 +298,7 @@ def test_isic_masks_damaged_after_reading_are_an_image_error(tmp_path: Path) -> 
     source = isic2019.read(settings, 0)
     path.write_bytes(b"junk")
     with pytest.raises(ImageError, match=r"lesion_masks.npz"):
-        source.regions(0)
+        source.regions(0, None)
 
 
 # CheXpert

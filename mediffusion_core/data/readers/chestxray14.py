@@ -32,8 +32,10 @@ BOXES = "BBox_List_2017.csv"
 BOX_LABEL = "Finding Label"
 BOX_SIDES = ("Bbox [x", "y", "w", "h]")
 """The published header is `Bbox [x,y,w,h]`, which a CSV file reads as four columns."""
-BOX_FINDINGS = ("Infiltrate", *FINDINGS)
-"""The boxes call Infiltration so."""
+BOX_FINDINGS = {"Infiltrate": "Infiltration", **{finding: finding for finding in FINDINGS}}
+"""What the boxes call a finding, which differs once."""
+Marked = tuple[str, Box]
+"""A finding and where it is."""
 ORIGINAL_SIDE = 1024
 """Boxes are in pixels of the published images, which are squares of this side."""
 
@@ -113,16 +115,17 @@ def _listed(path: Path) -> set[str]:
         raise UserError(f"{path}: not a list of images ({error})") from None
 
 
-def _boxes(path: Path, names: Sequence[str]) -> dict[int, tuple[Box, ...]]:
+def _boxes(path: Path, names: Sequence[str]) -> dict[int, tuple[Marked, ...]]:
     """Boxes of the images that the table lists, by the image's index."""
     index_of = {name: index for index, name in enumerate(names)}
-    boxes: dict[int, tuple[Box, ...]] = defaultdict(tuple)
+    boxes: dict[int, tuple[Marked, ...]] = defaultdict(tuple)
     for row in read_table(path, (NAME, BOX_LABEL, *BOX_SIDES)):
         if row[BOX_LABEL] not in BOX_FINDINGS:
             allowed = ", ".join(BOX_FINDINGS)
             raise UserError(f"{path}: unknown finding {row[BOX_LABEL]!r}, allowed are {allowed}")
         if row[NAME] in index_of:
-            boxes[index_of[row[NAME]]] += (_box(path, row),)
+            marked = (BOX_FINDINGS[row[BOX_LABEL]], _box(path, row))
+            boxes[index_of[row[NAME]]] += (marked,)
     return dict(boxes)
 
 
@@ -143,12 +146,17 @@ def _box(path: Path, row: Mapping[str, str]) -> Box:
 
 
 def _region(
-    root: Path, paths: tuple[str, ...], boxes: Mapping[int, tuple[Box, ...]], index: int
+    root: Path,
+    paths: tuple[str, ...],
+    boxes: Mapping[int, tuple[Marked, ...]],
+    index: int,
+    finding: str | None,
 ) -> NDArray[np.bool_] | None:
-    if index not in boxes:
+    marked = [box for name, box in boxes.get(index, ()) if finding in (None, name)]
+    if not marked:
         return None
     height, width = load_file(root, paths, ORIGINAL_SIDE, index).shape[:2]
-    return fill_boxes(boxes[index], ORIGINAL_SIDE, (height, width))
+    return fill_boxes(marked, ORIGINAL_SIDE, (height, width))
 
 
 def _labels(table: Path, texts: list[str]) -> NDArray[np.float32]:
