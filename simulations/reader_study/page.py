@@ -41,7 +41,7 @@ button { font: inherit; padding: 8px 18px; }
 <h1>Reader study</h1>
 <p>Each item shows an image, and two changed versions of it that a computer drew. Please answer the
 questions for every item, then save your answers and send the file back. Nothing is sent by this
-page.</p>
+page. Until then this browser keeps what you have answered, should the page be closed.</p>
 <form id="form" data-study="{{ study }}">
 <p><label>Your name or number <input name="reader" required maxlength="80"></label></p>
 {% for item in items %}
@@ -57,29 +57,66 @@ page.</p>
   {% for key, question in questions.items() %}
   <fieldset><legend>{{ question }}</legend>
     {% for choice, text in choices.items() %}
-    <label><input type="radio" name="{{ number }}.{{ key }}" value="{{ choice }}" required>
+    <label><input type="radio" name="{{ number }}.{{ key }}" value="{{ choice }}">
     {{ text }}</label>
     {% endfor %}
   </fieldset>
   {% endfor %}
 </section>
 {% endfor %}
-<p><button type="submit">Save answers</button></p>
+<p><button type="submit">Save answers</button> <span id="status"></span></p>
 </form>
 </main>
 <script>
 const form = document.getElementById("form");
+const status = document.getElementById("status");
+const kept = "reader study " + form.dataset.study;
+const questions = new Set([...form.querySelectorAll("[type=radio]")].map((one) => one.name)).size;
+
+function given() {
+  const answers = Object.fromEntries(new FormData(form));
+  const reader = answers.reader;
+  delete answers.reader;
+  return {study: form.dataset.study, reader: reader, answers: answers};
+}
+function open() {
+  return questions - Object.keys(given().answers).length;
+}
+function left() {
+  return "Still open: " + open() + " of " + questions + " questions.";
+}
+function show() {
+  status.textContent = open() ? left() : "All questions are answered.";
+}
+function keep() {
+  localStorage.setItem(kept, JSON.stringify(given()));
+}
+function restore() {
+  const before = JSON.parse(localStorage.getItem(kept) || "null");
+  if (!before) return;
+  form.elements.reader.value = before.reader;
+  for (const [name, value] of Object.entries(before.answers)) {
+    form.querySelector(`[name="${name}"][value="${value}"]`).checked = true;
+  }
+}
+
+try { restore(); } catch (error) { console.warn(error); }
+show();
+form.addEventListener("input", () => {
+  show();
+  try { keep(); } catch (error) { console.warn(error); }
+});
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  const given = Object.fromEntries(new FormData(form));
-  const reader = given.reader;
-  delete given.reader;
-  const text = JSON.stringify({study: form.dataset.study, reader: reader, answers: given}, null, 2);
+  if (open() && !confirm(left() + " Save what is answered?")) return;
+  const answers = given();
   const link = document.createElement("a");
+  const text = JSON.stringify(answers, null, 2);
   link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
-  link.download = "answers-" + reader.replace(/[^A-Za-z0-9-]+/g, "_") + ".json";
+  link.download = "answers-" + answers.reader.replace(/[^A-Za-z0-9-]+/g, "_") + ".json";
+  document.body.append(link);
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => { URL.revokeObjectURL(link.href); link.remove(); }, 1000);
 });
 </script>
 </body>

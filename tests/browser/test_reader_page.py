@@ -31,12 +31,13 @@ const linked = new Promise((resolve) => {{ URL.createObjectURL = (blob) => {{
   return "about:blank#saved";
 }}; }});
 HTMLAnchorElement.prototype.click = function () {{ document.body.dataset.file = this.download; }};
+window.confirm = (text) => {{ document.body.dataset.asked = text; return {agrees}; }};
+document.body.dataset.found = JSON.stringify(given().answers);
 form.querySelector("[name=reader]").value = {reader};
 for (const [name, value] of Object.entries(choices)) {{
   form.querySelector(`[name="${{name}}"][value="${{value}}"]`).click();
 }}
 form.querySelector("button").click();
-document.body.dataset.invalid = form.querySelectorAll("fieldset input:invalid").length;
 linked.then((text) => {{ document.body.dataset.saved = text; }});
 </script>
 """
@@ -54,10 +55,22 @@ def page() -> str:
     )
 
 
-def visited(folder: Path, choices: dict[str, str], reader: str) -> dict[str, str]:
-    """What the page has done after a reader has made the choices and pressed the button."""
+def visited(
+    folder: Path, choices: dict[str, str], reader: str, agrees: bool = False
+) -> dict[str, str]:
+    """What the page has done after a reader has made the choices and pressed the button.
+
+    Args:
+        folder: Of the page, and of what the browser keeps from one visit to the next.
+        choices: Answers by name.
+        reader: Whose.
+        agrees: Whether the reader confirms what the page asks.
+    """
     assert BROWSER is not None
-    script = READER.format(choices=json.dumps(choices), reader=json.dumps(reader))
+    script = READER.format(
+        choices=json.dumps(choices), reader=json.dumps(reader), agrees=json.dumps(agrees)
+    )
+    folder.mkdir(exist_ok=True)
     path = folder / "page.html"
     path.write_text(page().replace("</body>", script + "</body>"), encoding="utf-8")
     done = subprocess.run(
@@ -95,7 +108,7 @@ def answers(side_of_ours: bool) -> dict[str, str]:
 
 def test_what_a_reader_clicks_is_scored(tmp_path: Path) -> None:
     given = visited(tmp_path, answers(side_of_ours=True), "Dr. Ada / 1")
-    assert given["file"] == "answers-Dr_Ada_1.json" and given["invalid"] == "0"
+    assert given["file"] == "answers-Dr_Ada_1.json" and "asked" not in given
     saved = tmp_path / given["file"]
     saved.write_text(given["saved"], encoding="utf-8")
     shown = [{"pair": item.pair, "left": item.left} for item in ITEMS]
@@ -108,8 +121,18 @@ def test_what_a_reader_clicks_is_scored(tmp_path: Path) -> None:
         assert (figures["ours"], figures["repeated_alike"], figures["unanswered"]) == (2, 1, 0)
 
 
-def test_nothing_is_saved_while_a_question_is_open(tmp_path: Path) -> None:
+def test_open_questions_are_saved_if_the_reader_wants_it(tmp_path: Path) -> None:
     some = dict(list(answers(side_of_ours=True).items())[:-1])
-    given = visited(tmp_path, some, "Ada")
+    given = visited(tmp_path / "no", some, "Ada", agrees=False)
     assert "saved" not in given and "file" not in given
-    assert given["invalid"] == "3"  # the three choices of one question
+    assert given["asked"].startswith("Still open: 1 of 9 questions.")
+    given = visited(tmp_path / "yes", some, "Ada", agrees=True)
+    assert json.loads(given["saved"])["answers"] == some
+
+
+def test_a_closed_page_comes_back_with_its_answers(tmp_path: Path) -> None:
+    every = answers(side_of_ours=False)
+    first = dict(list(every.items())[:4])
+    assert json.loads(visited(tmp_path, first, "Ada")["found"]) == {}
+    again = visited(tmp_path, {}, "Ada", agrees=True)
+    assert json.loads(again["found"]) == first == json.loads(again["saved"])["answers"]
