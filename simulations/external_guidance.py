@@ -1,8 +1,9 @@
 """Counterfactuals that a classifier of pixels pulls, through the model's own denoiser."""
 
+import torch
 from torch import Tensor
 
-from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.artifacts.trained import BATCH, TrainedModel
 from mediffusion_core.diffusion.external_guidance import externally_guided_latents
 from mediffusion_core.diffusion.target import Target
 from simulations.rivals.network import PixelClassifier, normalised
@@ -26,15 +27,19 @@ def external_latents(
         logits: Tensor = network(normalised(model.codec.decode(clean)))
         return logits
 
-    return externally_guided_latents(
-        model.joint,
-        model.alphas_cumprod,
-        latents.to(model.device),
-        target.to(model.device),
-        classifier,
-        start=guidance.start,
-        steps=guidance.steps,
-        scale=guidance.scale,
-        closeness=guidance.closeness,
-        prediction=model.settings.diffusion.prediction,
-    )
+    parts = [
+        externally_guided_latents(
+            model.joint,
+            model.alphas_cumprod,
+            latents[rows].to(model.device),
+            target.rows(rows).to(model.device),
+            classifier,
+            start=guidance.start,
+            steps=guidance.steps,
+            scale=guidance.scale,
+            closeness=guidance.closeness,
+            prediction=model.settings.diffusion.prediction,
+        )
+        for rows in torch.arange(len(latents)).split(BATCH)
+    ]
+    return torch.cat(parts)

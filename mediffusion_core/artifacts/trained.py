@@ -173,16 +173,20 @@ class TrainedModel:
         self, latents: Tensor, target: Target, *, start: float, scale: float, seed: int
     ) -> Tensor:
         """As `explain`, by the procedure of Mediffusion's authors: all steps, nothing kept."""
-        return reference_counterfactual_latents(
-            self.joint,
-            self.alphas_cumprod,
-            latents.to(self.device),
-            target.to(self.device),
-            start=start,
-            scale=scale,
-            prediction=self.settings.diffusion.prediction,
-            seed=seed,
-        )
+        parts = [
+            reference_counterfactual_latents(
+                self.joint,
+                self.alphas_cumprod,
+                latents[rows].to(self.device),
+                target.rows(rows).to(self.device),
+                start=start,
+                scale=scale,
+                prediction=self.settings.diffusion.prediction,
+                seed=seed + number,
+            )
+            for number, rows in enumerate(torch.arange(len(latents)).split(BATCH))
+        ]
+        return torch.cat(parts)
 
     def save(self, folder: Path) -> None:
         """Writes weights (safetensors) and description into a folder, atomically."""

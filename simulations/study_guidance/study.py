@@ -1,6 +1,6 @@
 """`fed-mediffusion study guidance`: the grid, its knee, and ours against the reference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
 
     Returns:
         The written page, `results.md`; beside it stand `results.json`, a chart and the panels.
+        Where a method fails or a signal ends the study they are of what was measured before.
 
     Raises:
         UserError: there is no run, its images cannot be found, too few of them fit, or one half
@@ -51,23 +52,29 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     points: list[Ours] = []
     if not options.ours_alone:
         points = grid(base, options.scales, options.starts, options.steps)
-    grid_rows = _measure(benches["validation"], points, False, "grid", console)
+    grid_rows = list(_measured(benches["validation"], points, False, "grid", console))
     best = knee(
         [row.figures["l1"].value for row in grid_rows],
         [row.figures["flipped"].value for row in grid_rows],
     )
     methods = _compared(base, None if best is None else points[best], options)
-    rows = _measure(benches["test"], methods, True, "test patients", console)
-    results = {
-        **opened.provenance(run),
-        "images": {name: len(bench.images.images) for name, bench in benches.items()},
-        "independent": opinion,
-        "fid_floor": benches["test"].floor(),
-        "knee": None if best is None else points[best].name,
-        "rows": [row.described() for row in rows],
-        "grid": [row.described() for row in grid_rows],
-    }
-    return _write(results, rows, grid_rows, benches["test"], output)
+    rows: list[Row] = []
+    try:
+        rows.extend(_measured(benches["test"], methods, True, "test patients", console))
+    finally:
+        # A method that fails takes none of the others' hours with it.
+        results = {
+            **opened.provenance(run),
+            "images": {name: len(bench.images.images) for name, bench in benches.items()},
+            "independent": opinion,
+            "fid_floor": benches["test"].floor(),
+            "knee": None if best is None else points[best].name,
+            "rows": [row.described() for row in rows],
+            "grid": [row.described() for row in grid_rows],
+            "not_measured": [method.name for method in methods[len(rows) :]],
+        }
+        page = _write(results, rows, grid_rows, benches["test"], output)
+    return page
 
 
 def _compared(base: CounterfactualSettings, best: Ours | None, options: Options) -> list[Method]:
@@ -132,14 +139,12 @@ def _write(
     return page
 
 
-def _measure(
+def _measured(
     bench: Bench, methods: Sequence[Method], effects: bool, title: str, console: Console
-) -> list[Row]:
-    rows = []
+) -> Iterator[Row]:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(title, total=len(methods))
         for method in methods:
             progress.update(task, description=f"{title}: {method.name}")
-            rows.append(bench.measure(method, effects=effects))
+            yield bench.measure(method, effects=effects)
             progress.advance(task)
-    return rows

@@ -62,7 +62,8 @@ def guidance_page(results: Mapping[str, Any], grid: Sequence[Row], rows: Sequenc
         parts += [
             "## Grid, validation patients",
             _table(grid, MAIN, costs=True, marked=results["knee"]),
-            "The knee of flips against L1 is in bold. One attempt a point, without the search.",
+            "The knee of flips against L1 is in bold, where there is one. One attempt a point, "
+            "without the search.",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -76,8 +77,13 @@ def _introduction(results: Mapping[str, Any]) -> str:
         f"{independent['architecture']} trained on {independent['labelled_images']} labelled "
         f"images; its macro AUC is {format_figure(independent['auc_macro'])}. Intervals are 95 % "
         "over patients, with the number of images. FID is to as many images of other patients; "
-        f"that of the images as they are is {results['fid_floor']:.0f}."
+        f"that of the images as they are is {results['fid_floor']:.0f}.{_missing(results)}"
     )
+
+
+def _missing(results: Mapping[str, Any]) -> str:
+    names = results["not_measured"]
+    return f" **Not measured**, since the study ended early: {'; '.join(names)}." if names else ""
 
 
 def _table(
@@ -99,10 +105,11 @@ def _table(
 
 
 def _wishes(rows: Sequence[Row]) -> str:
-    ours = next(row for row in rows if row.method.name == "ours")
     columns = [*MAIN, WHERE[0]]
     lines = [
         [wish, *(format_estimate(figures[figure], spec) for _, figure, spec in columns)]
-        for wish, figures in ours.wishes.items()
+        for row in rows
+        if row.method.name == "ours"
+        for wish, figures in row.wishes.items()
     ]
     return markdown_table(["wish", *(heading for heading, _, _ in columns)], lines)

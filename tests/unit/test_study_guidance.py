@@ -168,6 +168,26 @@ def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -
     }
 
 
+def test_what_was_measured_stays_where_a_method_fails(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*given: object, **more: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(TrainedModel, "explain_as_published", out_of_memory)
+    options = parse_options("1", "0.1", "2", "200:0.01", 1, 1, ["steps=1", "attempts=1"])
+    with pytest.raises(MemoryError):
+        study_guidance(run, options, tmp_path / "out", "cpu")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["not_measured"] == ["reference, s 200, t 0.01"]
+    assert "ours" in [row["method"] for row in results["rows"]]
+    assert (
+        "**Not measured**, since the study ended early: reference, s 200"
+        in (tmp_path / "out" / "results.md").read_text()
+    )
+    assert "ours" in counterfactual_tables([tmp_path / "out"])
+
+
 def test_ours_can_be_measured_alone(run: Path, tmp_path: Path) -> None:
     given = ["steps=1", "attempts=1"]
     options = parse_options("1", "0.1", "2", "200:0.01", 1, 1, given, ours_alone=True)
