@@ -6,21 +6,26 @@ from torch import Tensor
 from mediffusion_core.artifacts.trained import BATCH, TrainedModel
 from mediffusion_core.diffusion.external_guidance import externally_guided_latents
 from mediffusion_core.diffusion.target import Target
+from mediffusion_core.settings import CounterfactualSettings
 from simulations.rivals.network import PixelClassifier, normalised
 
 
 def external_latents(
-    model: TrainedModel, external: PixelClassifier, latents: Tensor, target: Target
+    model: TrainedModel,
+    external: PixelClassifier,
+    latents: Tensor,
+    target: Target,
+    guidance: CounterfactualSettings,
 ) -> Tensor:
-    """Latents (B, c, h, w), with noise level, steps, scale and closeness of the run's guidance.
+    """Latents (B, c, h, w) of counterfactuals that the external classifier pulls and judges.
 
     Args:
         model: The trained model, whose head is not asked.
         external: The classifier that pulls.
         latents: Of the sources, (B, c, h, w).
         target: What each should become.
+        guidance: That of ours, but for the mask.
     """
-    guidance = model.settings.evaluation.counterfactual
     network = external.network.to(model.device).eval()
 
     def classifier(clean: Tensor) -> Tensor:
@@ -34,11 +39,8 @@ def external_latents(
             latents[rows].to(model.device),
             target.rows(rows).to(model.device),
             classifier,
-            start=guidance.start,
-            steps=guidance.steps,
-            scale=guidance.scale,
-            closeness=guidance.closeness,
-            prediction=model.settings.diffusion.prediction,
+            guidance,
+            model.settings.diffusion.prediction,
         )
         for rows in torch.arange(len(latents)).split(BATCH)
     ]

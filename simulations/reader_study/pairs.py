@@ -28,7 +28,7 @@ class Pairs:
 def make_pairs(
     model: TrainedModel, external: PixelClassifier, images: Tensor, target: Target
 ) -> Pairs:
-    """Makes both counterfactuals of each image, with noise level, steps and scale of the run.
+    """Makes both counterfactuals of each image, by the same guidance but for ours' mask.
 
     Args:
         model: The trained model.
@@ -38,7 +38,7 @@ def make_pairs(
     """
     guidance = model.settings.evaluation.counterfactual
     ours = make_counterfactuals(model, images, target, guidance)
-    made = external_latents(model, external, model.encode(images), target)
+    made = external_latents(model, external, model.encode(images), target, guidance)
     return Pairs(ours.sources, {OURS: ours.images, EXTERNAL: model.decode(made)})
 
 

@@ -87,7 +87,9 @@ def explanations(case: Case) -> list[Explanation]:
         "SHAP": lambda: expected_gradients(model, sources, index, case.real, case.seed),
     }
     made: dict[str, Callable[[], Tensor]] = {
-        EXTERNAL: lambda: external_latents(model, case.external, case.latents, case.target),
+        EXTERNAL: lambda: external_latents(
+            model, case.external, case.latents, case.target, case.guidance
+        ),
         OURS: lambda: model.explain(case.latents, case.target, case.guidance),
     }
     return [

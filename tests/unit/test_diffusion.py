@@ -31,7 +31,7 @@ from mediffusion_core.diffusion.noise_process import (
 )
 from mediffusion_core.diffusion.sampling import sample_latents
 from mediffusion_core.diffusion.target import Target
-from mediffusion_core.settings import DiffusionSettings, Prediction
+from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings, Prediction
 
 SETTINGS = DiffusionSettings()
 SCHEDULE = {
@@ -164,28 +164,23 @@ def test_an_external_classifier_pulls_through_the_denoiser() -> None:
     latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     target = Target(torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool), False)
 
-    def made(scale: float, closeness: float = 0.0) -> Tensor:
+    def made(scale: float, **changes: object) -> Tensor:
+        plain = {"start": 0.4, "steps": 100, "scale": scale, "attempts": 1, "inversion": True}
+        settings = CounterfactualSettings.model_validate({**plain, **changes})
         return externally_guided_latents(
-            model,
-            ALPHAS,
-            latents,
-            target,
-            model.classify,
-            start=0.4,
-            steps=100,
-            scale=scale,
-            closeness=closeness,
-            prediction="epsilon",
+            model, ALPHAS, latents, target, model.classify, settings, "epsilon"
         )
 
-    torch.testing.assert_close(made(0.0), latents, rtol=0, atol=0.1)
+    torch.testing.assert_close(made(1e-9), latents, rtol=0, atol=0.1)
     before, after = model.classify(latents), model.classify(made(2.0))
     there = target.reached(before)
     assert there.any() and not there.all()
     assert target.reached(after).all()
     moved = (made(2.0) - latents).square().mean(dim=(1, 2, 3)).sqrt()
-    torch.testing.assert_close(made(2.0)[there], made(0.0)[there])
     near = (made(2.0, closeness=0.2) - latents).square().mean(dim=(1, 2, 3)).sqrt()
+    drawn = made(2.0, inversion=False, attempts=3)
+    assert target.reached(model.classify(drawn)).all()
+    assert not torch.equal(drawn, made(2.0, inversion=False, attempts=3, noise_seed=9))
     assert float(near[~there].mean()) < float(moved[~there].mean())
 
 

@@ -1,0 +1,61 @@
+"""One step of a counterfactual's way back: how hard a classifier's gradient pulls, and when not."""
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.diffusion.noise_process import descending_timesteps, predict_clean
+from mediffusion_core.settings import CounterfactualSettings
+
+SURE = 0.95
+"""Confidence at a noisy latent above which nothing pulls."""
+
+
+def guided_timesteps(alphas_cumprod: Tensor, settings: CounterfactualSettings) -> list[int]:
+    """The levels of the way back, the noisiest first."""
+    start = round(settings.start * (len(alphas_cumprod) - 1))
+    return descending_timesteps(start, settings.steps)
+
+
+def normalised_pull(gradient: Tensor, confidence: Tensor, mask: Tensor) -> Tensor:
+    """The gradient within the mask at an RMS of 1, so that a scale means the same for every image.
+
+    Args:
+        gradient: g (B, c, h, w), of the target's loss.
+        confidence: What the classifier gives to the target, (B,); above `SURE` nothing pulls.
+        mask: (B, 1, h, w) or (1, 1, h, w) in [0, 1].
+
+    Returns:
+        √d g/‖g‖ with d the numbers within the mask, (B, c, h, w).
+    """
+    gradient = gradient * mask
+    norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, 1, 1, 1)
+    size = mask.flatten(1).sum(dim=1).reshape(-1, 1, 1, 1) * gradient.shape[1]
+    unsure = (confidence < SURE).reshape(-1, 1, 1, 1)
+    return torch.where(unsure, gradient / norm * size.sqrt(), 0.0)
+
+
+def pulled_noise(
+    latents: Tensor,
+    noise_pred: Tensor,
+    pull: Tensor,
+    source: Tensor,
+    alpha_bar: Tensor,
+    settings: CounterfactualSettings,
+) -> Tensor:
+    """ε̂ + s √(1 - ᾱ_t) · pull (arXiv 2105.05233, algorithm 2), with ẑ_0 nearer to the source.
+
+    Args:
+        latents: z_t (B, c, h, w).
+        noise_pred: ε̂.
+        pull: As `normalised_pull` gives it.
+        source: Clean latents, towards which ẑ_0 is moved by `settings.closeness`.
+        alpha_bar: ᾱ_t, a scalar.
+        settings: Guidance, with s.
+
+    Returns:
+        The noise that leads to that ẑ_0, (B, c, h, w).
+    """
+    noise_pred = noise_pred + settings.scale * (1 - alpha_bar).sqrt() * pull
+    clean = predict_clean(latents, noise_pred, alpha_bar)
+    clean = clean + settings.closeness * (source - clean)
+    return (latents - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()

@@ -1,0 +1,99 @@
+"""The search for a counterfactual: several attempts at each image, of which the best is kept."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.diffusion.target import Target
+from mediffusion_core.settings import CounterfactualSettings
+
+Look = Callable[[Tensor], Tensor]
+"""Logits (B, C) of clean latents (B, c, h, w), as the result will be judged."""
+
+Attempt = Callable[[Tensor, Target, CounterfactualSettings], Tensor]
+"""Positions of n images (n,), what they should become and with which guidance, to latents
+(n, c, h, w)."""
+
+
+def search_counterfactuals(
+    latents: Tensor, target: Target, settings: CounterfactualSettings, look: Look, attempt: Attempt
+) -> Tensor:
+    """The best attempt at each image.
+
+    With inversion, attempt k of `settings.attempts` starts at k / attempts of the noise level and
+    pulls with as much of the scale: the search for the least change that is enough. With drawn
+    noise each attempt draws another one, at full strength. Only images that no attempt has brought
+    to `settings.confidence`, with the other findings moved by no more than `settings.tolerance` in
+    the mean, go on to the next. Of several attempts with the confidence the one that moved the
+    others least is kept, of none the one that came nearest.
+
+    Args:
+        latents: Clean scaled latents of the sources (B, c, h, w).
+        target: What they should become.
+        settings: Guidance.
+        look: Who decides whether they have.
+        attempt: Makes one attempt.
+
+    Returns:
+        (B, c, h, w).
+    """
+    best = _Best(latents, target, settings, look)
+    for number in range(1, settings.attempts + 1):
+        rows = best.open_rows()
+        if not len(rows):
+            break
+        best.keep_better(rows, attempt(rows, target.rows(rows), _of_attempt(settings, number)))
+    return best.found
+
+
+def _of_attempt(settings: CounterfactualSettings, number: int) -> CounterfactualSettings:
+    """What the k-th attempt of a search is made with, k from 1."""
+    if not settings.inversion:
+        return settings.model_copy(update={"noise_seed": settings.noise_seed + number - 1})
+    part = number / settings.attempts
+    return settings.model_copy(
+        update={"start": settings.start * part, "scale": settings.scale * part}
+    )
+
+
+class _Best:
+    """The best that has been found for each image so far."""
+
+    def __init__(
+        self, latents: Tensor, target: Target, settings: CounterfactualSettings, look: Look
+    ) -> None:
+        self.found = latents.clone()
+        self._target, self._settings, self._look = target, settings, look
+        self._before = self._seen(latents, target)
+        self._sure = torch.full((len(latents),), -1.0, device=latents.device)
+        self._moved = torch.full((len(latents),), torch.inf, device=latents.device)
+
+    def open_rows(self) -> Tensor:
+        """Positions of the images that are not yet as was asked, (n,)."""
+        done = (self._sure >= self._settings.confidence) & (self._moved <= self._settings.tolerance)
+        return (~done).nonzero().flatten()
+
+    def keep_better(self, rows: Tensor, made: Tensor) -> None:
+        """Takes latents (n, c, h, w) of images at positions (n,), where they are an improvement."""
+        wish = self._target.rows(rows)
+        seen = self._seen(made, wish)
+        sure, moved = wish.confidence(seen), self._others_moved(wish, seen, self._before[rows])
+        enough = sure >= self._settings.confidence
+        was_enough = self._sure[rows] >= self._settings.confidence
+        nearer = torch.where(enough, moved < self._moved[rows], sure > self._sure[rows])
+        better = (enough & ~was_enough) | ((enough == was_enough) & nearer)
+        self.found[rows[better]] = made[better]
+        self._sure[rows[better]], self._moved[rows[better]] = sure[better], moved[better]
+
+    @torch.no_grad()
+    def _seen(self, latents: Tensor, target: Target) -> Tensor:
+        return target.probabilities(self._look(latents).to(latents.device))
+
+    @staticmethod
+    def _others_moved(target: Target, seen: Tensor, before: Tensor) -> Tensor:
+        """Mean change of the other findings, (n,); of exclusive classes none is held, 0."""
+        others = ~target.named(seen.shape[1])
+        if not target.multi_label or not bool(others.any()):
+            return torch.zeros(len(seen), device=seen.device)
+        return ((seen - before).abs() * others).sum(dim=1) / others.sum(dim=1)
