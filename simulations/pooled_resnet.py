@@ -17,19 +17,22 @@ def training_images(hospitals: Hospitals) -> ImageSet:
     return joined([hospitals.train(site) for site in range(len(hospitals.shards))])
 
 
-def train_resnet(opened: TrainedRun, images: ImageSet, steps: int) -> PixelClassifier:
+def train_resnet(
+    opened: TrainedRun, images: ImageSet, steps: int, number: int = 0
+) -> PixelClassifier:
     """Trains for a number of steps, with augmentation as the run has it; the last weights count.
 
     Args:
         opened: The run whose classes, seed and precision are used.
         images: At least one with a label.
         steps: Of `RivalSettings().batch_size` images.
+        number: Of several trainings, each of which draws weights and batches of its own.
     """
     settings, model = opened.settings, opened.model
     # A round's steps are its passes, rounded up.
     epochs = (steps - 0.5) * RivalSettings().batch_size / len(images.labelled)
     rival = RivalSettings(rounds=1, local_epochs=epochs)
-    torch.manual_seed(derive_seed(settings.seed, "pooled", "weights"))
+    torch.manual_seed(derive_seed(settings.seed, "pooled", "weights", number))
     network = build_resnet(settings.data.channels, len(model.classes), rival.stem_stride)
     train_locally(
         network,
@@ -40,7 +43,7 @@ def train_resnet(opened: TrainedRun, images: ImageSet, steps: int) -> PixelClass
         multi_label=model.multi_label,
         precision=settings.training.precision,
         round_number=1,
-        seed=derive_seed(settings.seed, "pooled", "batches"),
+        seed=derive_seed(settings.seed, "pooled", "batches", number),
     )
     free = turns_and_flips(settings.data.augmentation)
     return PixelClassifier(network, model.multi_label, free, settings.training.precision)

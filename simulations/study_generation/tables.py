@@ -78,8 +78,8 @@ def _useful(rows: Mapping[str, Any]) -> list[str]:
         ),
         "A ResNet-18 for equally many steps on the labelled training images of all sites, on as "
         "many class-guided samples with labels drawn from theirs, and on both "
-        "([1905.10887](https://arxiv.org/abs/1905.10887)); differences are paired over resampled "
-        "patients.",
+        "([1905.10887](https://arxiv.org/abs/1905.10887)), several times each. Intervals are of "
+        "one training, over all of them and resampled patients, over which differences are paired.",
     ]
 
 

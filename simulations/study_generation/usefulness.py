@@ -3,7 +3,7 @@
 The classification accuracy score of arXiv 1905.10887, with the AUC in the place of accuracy.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from mediffusion_core.evaluation.classification import (
     interval,
     macro,
     macro_draws,
-    macro_interval,
 )
 from mediffusion_core.training.local import derive_seed
 from simulations.pooled_resnet import train_resnet
@@ -27,16 +26,19 @@ from simulations.rivals.network import PixelClassifier
 from simulations.trained_run import TrainedRun
 
 BOOTSTRAPS = 400
+TRAININGS = 3
+"""Of each set: a network's first weights and batches move its AUC as much as drawn images may."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A classifier's AUC on the test set."""
+    """Several classifiers' AUC on the test set, trained alike but for what is drawn."""
 
     auc: float
-    interval: list[float]
+    """Their mean."""
     draws: Tensor
-    """Macro AUC of each bootstrap over patients, (B,), on the same patients for all."""
+    """Macro AUC of each of them in each bootstrap over patients, (trainings, B), on the same
+    patients for all."""
 
 
 def usefulness(
@@ -48,6 +50,8 @@ def usefulness(
 ) -> dict[str, Any]:
     """Trains on the labelled images, on as many drawn ones, and on both, for equally many steps.
 
+    Each several times: intervals are of one training, over trainings as well as over patients.
+
     Args:
         opened: The run.
         labelled: The labelled training images, of all sites.
@@ -56,8 +60,8 @@ def usefulness(
         tell: Told what is done.
 
     Returns:
-        For `real`, `synthetic` and `both`: how many images, macro AUC and its 95 % interval, and
-        for the last two the difference to `real`, paired over resampled patients.
+        For `real`, `synthetic` and `both`: how many images, mean macro AUC and its 95 % interval,
+        and for the last two the difference to `real`, paired over resampled patients.
     """
     settings = opened.settings
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "generation", "wishes"))
@@ -74,14 +78,17 @@ def usefulness(
     sets: Mapping[str, ImageSet] = {"real": real, "synthetic": synthetic, "both": both}
     judged: dict[str, Judged] = {}
     for name, images in sets.items():
-        tell(f"training a ResNet-18 on {len(images)} images: {name}")
-        judged[name] = _judge(opened, train_resnet(opened, images, steps))
+        trained = []
+        for number in range(TRAININGS):
+            tell(f"ResNet-18 {number + 1} of {TRAININGS} on {len(images)} images: {name}")
+            trained.append(train_resnet(opened, images, steps, number))
+        judged[name] = _judge(opened, trained)
     return {
         name: {
             "images": len(sets[name]),
             "auc": one.auc,
-            "interval": one.interval,
-            "against_real": None if name == "real" else _difference(one, judged["real"]),
+            "interval": list(interval(one.draws.flatten())),
+            "against_real": None if name == "real" else difference(one, judged["real"]),
         }
         for name, one in judged.items()
     }
@@ -93,19 +100,22 @@ def images_in_memory(images: Tensor, targets: Tensor) -> ImageSet:
     return ImageSet(pixels, np.arange(len(pixels)), targets)
 
 
-def _judge(opened: TrainedRun, classifier: PixelClassifier) -> Judged:
+def _judge(opened: TrainedRun, classifiers: Sequence[PixelClassifier]) -> Judged:
     test = opened.hospitals.test()
-    logits = classifier.logits(test.take(torch.arange(len(test))))
-    scores = class_scores(logits, classifier.multi_label)
-    per_class = exact_auc(scores, test.targets)
-    groups = opened.hospitals.groups(test.rows)
+    pixels, groups = test.take(torch.arange(len(test))), opened.hospitals.groups(test.rows)
     seed = derive_seed(opened.settings.seed, "bootstrap")
-    draws = bootstrap_auc(scores, test.targets, groups, BOOTSTRAPS, seed)  # (B, classes)
-    return Judged(
-        macro(per_class), list(macro_interval(per_class, draws)), macro_draws(per_class, draws)
-    )
+    aucs, draws = [], []
+    for classifier in classifiers:
+        scores = class_scores(classifier.logits(pixels), classifier.multi_label)
+        per_class = exact_auc(scores, test.targets)
+        drawn = bootstrap_auc(scores, test.targets, groups, BOOTSTRAPS, seed)  # (B, classes)
+        aucs.append(macro(per_class))
+        draws.append(macro_draws(per_class, drawn))
+    return Judged(sum(aucs) / len(aucs), torch.stack(draws))
 
 
-def _difference(one: Judged, other: Judged) -> dict[str, float]:
-    low, high = interval(one.draws - other.draws)
+def difference(one: Judged, other: Judged) -> dict[str, float]:
+    """Of every training of one to every training of the other, on the same patients."""
+    apart = one.draws[:, None] - other.draws[None]  # (trainings, trainings, B)
+    low, high = interval(apart.flatten())
     return {"value": one.auc - other.auc, "low": low, "high": high}

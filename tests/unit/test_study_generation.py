@@ -17,7 +17,12 @@ from mediffusion_core.model import untrained_codec
 from simulations.simulate import LAUNCH
 from simulations.study_generation.sets import drawn_by_ddpm, drawn_with_labels
 from simulations.study_generation.study import Options, study_generation
-from simulations.study_generation.usefulness import images_in_memory, usefulness
+from simulations.study_generation.usefulness import (
+    Judged,
+    difference,
+    images_in_memory,
+    usefulness,
+)
 from simulations.study_results import sample_tables
 from simulations.trained_run import open_trained_run
 
@@ -99,8 +104,17 @@ def test_a_classifier_learns_from_what_is_drawn(tmp_path: Path, tiny: tuple[str,
         against = found[name]["against_real"]
         assert against["value"] == pytest.approx(found[name]["auc"] - found["real"]["auc"])
         assert against["low"] <= against["high"]
+        low, high = found[name]["interval"]
+        assert low <= found[name]["auc"] <= high
     kept = images_in_memory(labelled.take(torch.arange(count)), labelled.targets)
     assert torch.equal(kept.take(torch.arange(count)), labelled.take(torch.arange(count)))
+
+
+def test_how_far_trainings_are_apart_is_in_the_interval_of_a_difference() -> None:
+    draws = torch.tensor([[0.8] * 50, [0.9] * 50])
+    same = difference(Judged(0.85, draws), Judged(0.85, draws))
+    assert same["value"] == 0
+    assert (same["low"], same["high"]) == pytest.approx((-0.1, 0.1))
 
 
 def test_a_study_says_what_it_misses(tmp_path: Path, tiny: tuple[str, ...]) -> None:
