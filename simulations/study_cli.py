@@ -177,11 +177,14 @@ def guidance(
     scales: Annotated[str, typer.Option(help="Scales of the grid, with commas.")] = "1,2,4",
     starts: Annotated[
         str, typer.Option(help="Noise levels of the grid, as fractions of T.")
-    ] = "0.2,0.4",
+    ] = "0.3,0.5",
     steps: Annotated[str, typer.Option(help="Numbers of steps of the grid.")] = "5,10",
     reference: Annotated[
-        str, typer.Option(help="Scale:start of the published procedure; it takes minutes each.")
-    ] = "200:0.2,500:0.5",
+        str,
+        typer.Option(
+            help="Scale:start of the published procedure; validation images choose one of them."
+        ),
+    ] = "50:0.2,200:0.2,500:0.2,200:0.5,500:0.5",
     grid_images: Annotated[
         int, typer.Option(min=1, help="Validation images a wish, for the grid.")
     ] = 4,

@@ -17,7 +17,7 @@ class Options:
     starts: tuple[float, ...]
     steps: tuple[int, ...]
     reference: tuple[tuple[float, float], ...]
-    """(s, t) of the published procedure, t as a fraction of T."""
+    """(s, t) of the published procedure that validation images choose of, t as a fraction of T."""
     grid_images: int
     """Validation images a wish."""
     images: int

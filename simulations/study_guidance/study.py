@@ -1,6 +1,7 @@
 """`fed-mediffusion study guidance`: the grid, its knee, and ours against the reference."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from simulations.study_guidance.tables import guidance_page
 from simulations.trained_run import TrainedRun, open_trained_run
 
 BOOTSTRAPS = 400
+PUBLISHED = "the published procedure"
 
 
 def study_guidance(run: Path, options: Options, output: Path, device: str) -> Path:
@@ -49,18 +51,9 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
         raise UserError(f"the run {run} trained one half of the network; guidance needs both")
     benches, opinion = _benches(run, opened, options, console)
     base = changed_guidance(opened.settings.evaluation.counterfactual, options.overrides)
-    points: list[Ours] = []
-    if not options.ours_alone:
-        points = grid(base, options.scales, options.starts, options.steps)
-    grid_rows = list(_measured(benches["validation"], points, False, "grid", console))
-    best = knee(
-        [row.figures["l1"].value for row in grid_rows],
-        [row.figures["flipped"].value for row in grid_rows],
-    )
-    methods = _compared(base, None if best is None else points[best], options)
-    rows: list[Row] = []
+    study = _Study(benches["validation"], benches["test"], base, options, console)
     try:
-        rows.extend(_measured(benches["test"], methods, True, "test patients", console))
+        study.measure()
     finally:
         # A method that fails takes none of the others' hours with it.
         results = {
@@ -68,26 +61,92 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
             "images": {name: len(bench.images.images) for name, bench in benches.items()},
             "independent": opinion,
             "fid_floor": benches["test"].floor(),
-            "knee": None if best is None else points[best].name,
-            "rows": [row.described() for row in rows],
-            "grid": [row.described() for row in grid_rows],
-            "not_measured": [method.name for method in methods[len(rows) :]],
+            **study.described(),
         }
-        page = _write(results, rows, grid_rows, benches["test"], output)
+        page = _write(results, study, output)
     return page
 
 
-def _compared(base: CounterfactualSettings, best: Ours | None, options: Options) -> list[Method]:
-    """What is measured on test patients; `best` is the grid's knee."""
-    if options.ours_alone:
-        return [Nothing(), Ours("ours", base)]
-    methods: list[Method] = [Nothing(), *ablations(base)]
-    if best is not None:
-        methods.append(Ours("knee of the grid", best.guidance))
-    return methods + [
-        Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
-        for scale, start in options.reference
-    ]
+@dataclass
+class _Study:
+    """What is measured, one method after the other, ours first and what takes longest last."""
+
+    validation: Bench
+    test: Bench
+    guidance: CounterfactualSettings
+    options: Options
+    console: Console
+    grid: list[Row] = field(default_factory=list)
+    """Ours at many settings, on validation patients."""
+    references: list[Row] = field(default_factory=list)
+    """The published procedure at several settings, on validation patients."""
+    rows: list[Row] = field(default_factory=list)
+    """What is compared, on test patients."""
+    left: list[str] = field(default_factory=list)
+    """Names of what is still to be compared there."""
+
+    def measure(self) -> None:
+        """Measures everything that was asked for."""
+        options = self.options
+        if options.ours_alone:
+            self._compare([Nothing(), Ours("ours", self.guidance)])
+            return
+        points = grid(self.guidance, options.scales, options.starts, options.steps)
+        self.grid.extend(self._measured(self.validation, points, "grid"))
+        ours: list[Method] = [Nothing(), *ablations(self.guidance)]
+        if self.knee is not None:
+            ours.append(replace(self.knee.method, name="knee of the grid"))
+        published = [
+            Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
+            for scale, start in options.reference
+        ]
+        self._compare(ours, [PUBLISHED] if published else [])
+        self.references.extend(self._measured(self.validation, published, PUBLISHED))
+        if self.references:
+            self._compare([self._best_reference().method])
+
+    @property
+    def knee(self) -> Row | None:
+        """Of the grid, flips against L1."""
+        costs, gains = (
+            [row.figures[name].value for row in self.grid] for name in ("l1", "flipped")
+        )
+        best = knee(costs, gains)
+        return None if best is None else self.grid[best]
+
+    def described(self) -> dict[str, Any]:
+        """As the results have it."""
+        return {
+            "knee": None if self.knee is None else self.knee.method.name,
+            "rows": [row.described() for row in self.rows],
+            "grid": [row.described() for row in self.grid],
+            "references": [row.described() for row in self.references],
+            "not_measured": self.left,
+        }
+
+    def _best_reference(self) -> Row:
+        """What flips most, and of equals what stays nearer."""
+
+        def worth(row: Row) -> tuple[float, float]:
+            return row.figures["flipped"].value, -row.figures["l1"].value
+
+        return max(self.references, key=worth)
+
+    def _compare(self, methods: Sequence[Method], later: Sequence[str] = ()) -> None:
+        self.left = [*(method.name for method in methods), *later]
+        for row in self._measured(self.test, methods, "test patients", effects=True):
+            self.rows.append(row)
+            self.left = self.left[1:]
+
+    def _measured(
+        self, bench: Bench, methods: Sequence[Method], title: str, *, effects: bool = False
+    ) -> Iterator[Row]:
+        with Progress(console=self.console, transient=True) as progress:
+            task = progress.add_task(title, total=len(methods))
+            for method in methods:
+                progress.update(task, description=f"{title}: {method.name}")
+                yield bench.measure(method, effects=effects)
+                progress.advance(task)
 
 
 def _benches(
@@ -117,34 +176,18 @@ def _benches(
     return benches, opinion
 
 
-def _write(
-    results: Mapping[str, Any],
-    rows: Sequence[Row],
-    grid_rows: Sequence[Row],
-    bench: Bench,
-    output: Path,
-) -> Path:
+def _write(results: Mapping[str, Any], study: _Study, output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
-    if grid_rows:
-        save_chart(grid_rows, results["knee"], output / "grid.png")
-    seed = derive_seed(results["seed"], "guidance", "panel")
-    for row in rows:
+    if study.grid:
+        save_chart(study.grid, results["knee"], output / "grid.png")
+    seed, images = derive_seed(results["seed"], "guidance", "panel"), study.test.images
+    for row in study.rows:
         if row.method.name == "ours" or isinstance(row.method, Reference):
             title = row.method.name.replace(",", "").replace(" ", "-")
             path = output / f"panel_{title}.png"
-            save_panel(row, bench.images, bench.model.classes, seed, path)
+            save_panel(row, images, study.test.model.classes, seed, path)
     page = output / "results.md"
-    page.write_text(guidance_page(results, grid_rows, rows), encoding="utf-8")
+    text = guidance_page(results, study.grid, study.references, study.rows)
+    page.write_text(text, encoding="utf-8")
     return page
-
-
-def _measured(
-    bench: Bench, methods: Sequence[Method], effects: bool, title: str, console: Console
-) -> Iterator[Row]:
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(title, total=len(methods))
-        for method in methods:
-            progress.update(task, description=f"{title}: {method.name}")
-            yield bench.measure(method, effects=effects)
-            progress.advance(task)

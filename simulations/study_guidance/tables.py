@@ -34,7 +34,12 @@ WHERE: tuple[Column, ...] = (
 )
 
 
-def guidance_page(results: Mapping[str, Any], grid: Sequence[Row], rows: Sequence[Row]) -> str:
+def guidance_page(
+    results: Mapping[str, Any],
+    grid: Sequence[Row],
+    references: Sequence[Row],
+    rows: Sequence[Row],
+) -> str:
     """The page, from the results as they are written and the rows that they are of."""
     parts = [
         "# Guidance of counterfactuals",
@@ -64,6 +69,13 @@ def guidance_page(results: Mapping[str, Any], grid: Sequence[Row], rows: Sequenc
             _table(grid, MAIN, costs=True, marked=results["knee"]),
             "The knee of flips against L1 is in bold, where there is one. One attempt a point, "
             "without the search.",
+        ]
+    if references:
+        parts += [
+            "## The published procedure, validation patients",
+            _table(references, MAIN, costs=True),
+            "What flips most of these, and of equals what stays nearer, is held against ours on "
+            "test patients.",
         ]
     return "\n\n".join(parts) + "\n"
 
