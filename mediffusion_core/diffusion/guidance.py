@@ -1,7 +1,7 @@
 """Guided counterfactuals: the same image, as the classifier would see it with another label.
 
 The source is taken up to a noise level; on the way back the head's gradient at the noisy latent
-pulls towards the target. The head is trained at these noise levels, so its gradient there means
+pulls towards the target. The head is trained on noise, up to a level, so its gradient there means
 something. What need not change is kept: the mask of what may change comes from where the head
 looks along the source's own path, and everything outside follows that path.
 """
