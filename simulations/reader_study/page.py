@@ -27,9 +27,10 @@ PAGE = """<!doctype html>
 {{ style | safe }}
 .item { padding: 18px; margin: 18px 0; border: 1px solid var(--rule); border-radius: 10px;
   background: var(--paper); }
-.images { display: flex; flex-wrap: wrap; gap: 16px; }
+.item h2 { margin-top: 0; }
+.images { display: grid; grid-template-columns: repeat(3, minmax(0, 256px)); gap: 16px; }
 .images figure { margin: 0; border: 0; }
-.images img { width: 256px; max-width: 100%; display: block; }
+.images img { width: 100%; display: block; }
 figcaption { color: var(--muted); font-size: .85rem; }
 fieldset { border: 0; padding: 0; margin: 12px 0 0; }
 label { margin-right: 18px; }
