@@ -1,9 +1,8 @@
 """Counterfactuals that a classifier of pixels pulls, through the model's own denoiser."""
 
-import torch
 from torch import Tensor
 
-from mediffusion_core.artifacts.trained import BATCH, TrainedModel
+from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.diffusion.external_guidance import externally_guided_latents
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.settings import CounterfactualSettings
@@ -32,16 +31,15 @@ def external_latents(
         logits: Tensor = network(normalised(model.codec.decode(clean)))
         return logits
 
-    parts = [
-        externally_guided_latents(
+    def made(part: Tensor, wish: Target) -> Tensor:
+        return externally_guided_latents(
             model.joint,
             model.alphas_cumprod,
-            latents[rows].to(model.device),
-            target.rows(rows).to(model.device),
+            part,
+            wish,
             classifier,
             guidance,
             model.settings.diffusion.prediction,
         )
-        for rows in torch.arange(len(latents)).split(BATCH)
-    ]
-    return torch.cat(parts)
+
+    return model.by_batch(latents, target, made)

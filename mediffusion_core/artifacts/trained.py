@@ -1,7 +1,8 @@
 """A trained model on disk, and what it can do with images: classify, sample, explain."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -102,11 +103,7 @@ class TrainedModel:
         Raises:
             UserError: if the diffusion loss had no weight.
         """
-        if not self.settings.training.joint.diffusion_weight:
-            raise UserError(
-                "this model draws and changes no images: its denoiser was not trained "
-                "(training.joint.diffusion_weight=0)"
-            )
+        self._refuse_untrained("draws", "denoiser", "diffusion_weight")
 
     def refuse_to_classify(self) -> None:
         """Refuses what needs a classifier where nobody has trained it.
@@ -114,10 +111,13 @@ class TrainedModel:
         Raises:
             UserError: if the classification loss had no weight.
         """
-        if not self.settings.training.joint.classification_weight:
+        self._refuse_untrained("classifies", "classifier", "classification_weight")
+
+    def _refuse_untrained(self, does: str, half: str, weight: str) -> None:
+        if not getattr(self.settings.training.joint, weight):
             raise UserError(
-                "this model classifies and changes no images: its classifier was not trained "
-                "(training.joint.classification_weight=0)"
+                f"this model {does} and changes no images: its {half} was not trained "
+                f"(training.joint.{weight}=0)"
             )
 
     def sample(self, count: int, steps: int, seed: int) -> Tensor:
@@ -155,16 +155,25 @@ class TrainedModel:
         def look(made: Tensor) -> Tensor:
             return self.logits(self.encode(self.decode(made)))
 
-        parts = [
-            counterfactual_latents(
+        def explained(part: Tensor, wish: Target) -> Tensor:
+            return counterfactual_latents(
                 self.joint,
                 self.alphas_cumprod,
-                latents[rows].to(self.device),
-                target.rows(rows).to(self.device),
+                part,
+                wish,
                 settings,
                 self.settings.diffusion.prediction,
                 look,
             )
+
+        return self.by_batch(latents, target, explained)
+
+    def by_batch(
+        self, latents: Tensor, target: Target, made: Callable[[Tensor, Target], Tensor]
+    ) -> Tensor:
+        """What is made of latents (B, c, h, w) and their targets, in batches on the device."""
+        parts = [
+            made(latents[rows].to(self.device), target.rows(rows).to(self.device))
             for rows in torch.arange(len(latents)).split(BATCH)
         ]
         return torch.cat(parts)
@@ -173,20 +182,21 @@ class TrainedModel:
         self, latents: Tensor, target: Target, *, start: float, scale: float, seed: int
     ) -> Tensor:
         """As `explain`, by the procedure of Mediffusion's authors: all steps, nothing kept."""
-        parts = [
-            reference_counterfactual_latents(
+        seeds = count(seed)
+
+        def published(part: Tensor, wish: Target) -> Tensor:
+            return reference_counterfactual_latents(
                 self.joint,
                 self.alphas_cumprod,
-                latents[rows].to(self.device),
-                target.rows(rows).to(self.device),
+                part,
+                wish,
                 start=start,
                 scale=scale,
                 prediction=self.settings.diffusion.prediction,
-                seed=seed + number,
+                seed=next(seeds),
             )
-            for number, rows in enumerate(torch.arange(len(latents)).split(BATCH))
-        ]
-        return torch.cat(parts)
+
+        return self.by_batch(latents, target, published)
 
     def save(self, folder: Path) -> None:
         """Writes weights (safetensors) and description into a folder, atomically."""
