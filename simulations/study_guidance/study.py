@@ -39,7 +39,8 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
 
     Returns:
         The written page, `results.md`; beside it stand `results.json`, a chart and the panels.
-        Where a method fails or a signal ends the study they are of what was measured before.
+        Where a method fails or a signal ends the study they are of what was measured before; until
+        ours was, what an earlier study has left there stays.
 
     Raises:
         UserError: there is no run, its images cannot be found, too few of them fit, or one half
@@ -56,14 +57,15 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
         study.measure()
     finally:
         # A method that fails takes none of the others' hours with it.
-        results = {
-            **opened.provenance(run),
-            "images": {name: len(bench.images.images) for name, bench in benches.items()},
-            "independent": opinion,
-            "fid_floor": benches["test"].floor(),
-            **study.described(),
-        }
-        page = _write(results, study, output)
+        if study.has_ours:
+            results = {
+                **opened.provenance(run),
+                "images": {name: len(bench.images.images) for name, bench in benches.items()},
+                "independent": opinion,
+                "fid_floor": benches["test"].floor(),
+                **study.described(),
+            }
+            page = _write(results, study, output)
     return page
 
 
@@ -104,6 +106,11 @@ class _Study:
         self.references.extend(self._measured(self.validation, published, PUBLISHED))
         if self.references:
             self._compare([self._best_reference().method])
+
+    @property
+    def has_ours(self) -> bool:
+        """Whether there is what every table is about."""
+        return any(row.method.name == "ours" for row in self.rows)
 
     @property
     def knee(self) -> Row | None:

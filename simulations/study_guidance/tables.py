@@ -117,11 +117,10 @@ def _table(
 
 
 def _wishes(rows: Sequence[Row]) -> str:
+    ours = next(row for row in rows if row.method.name == "ours")
     columns = [*MAIN, WHERE[0]]
     lines = [
         [wish, *(format_estimate(figures[figure], spec) for _, figure, spec in columns)]
-        for row in rows
-        if row.method.name == "ours"
-        for wish, figures in row.wishes.items()
+        for wish, figures in ours.wishes.items()
     ]
     return markdown_table(["wish", *(heading for heading, _, _ in columns)], lines)

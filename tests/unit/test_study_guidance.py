@@ -196,6 +196,21 @@ def test_what_was_measured_stays_where_a_method_fails(
     assert "ours" in counterfactual_tables([tmp_path / "out"])
 
 
+def test_a_study_that_fails_before_ours_leaves_an_earlier_one_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*given: object, **more: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(TrainedModel, "explain", out_of_memory)
+    (tmp_path / "results.json").write_text("{}")
+    options = parse_options("1", "0.1", "2", "", 1, 1, ["steps=1", "attempts=1"])
+    with pytest.raises(MemoryError):
+        study_guidance(run, options, tmp_path, "cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
 def test_ours_can_be_measured_alone(run: Path, tmp_path: Path) -> None:
     given = ["steps=1", "attempts=1"]
     options = parse_options("1", "0.1", "2", "200:0.01", 1, 1, given, ours_alone=True)
