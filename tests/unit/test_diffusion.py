@@ -178,6 +178,9 @@ def test_an_external_classifier_pulls_through_the_denoiser() -> None:
     assert target.reached(after).all()
     moved = (made(2.0) - latents).square().mean(dim=(1, 2, 3)).sqrt()
     near = (made(2.0, closeness=0.2) - latents).square().mean(dim=(1, 2, 3)).sqrt()
+    sure = target.confidence(target.probabilities(before)) > 0.999
+    assert sure.any()
+    torch.testing.assert_close(made(2.0)[sure], made(1e-9)[sure])
     drawn = made(2.0, inversion=False, attempts=3)
     assert target.reached(model.classify(drawn)).all()
     assert not torch.equal(drawn, made(2.0, inversion=False, attempts=3, noise_seed=9))
