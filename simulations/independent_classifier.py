@@ -107,7 +107,6 @@ def with_all_labels(settings: Settings) -> Settings:
         pool_sites=True,
         autoencoder_rounds=given.autoencoder_rounds,
         num_rounds=given.num_rounds,
-        ema_decay=given.ema_decay,
     )
     return settings.model_copy(
         update={
