@@ -29,17 +29,9 @@ def external_latents(
 
     def classifier(clean: Tensor) -> Tensor:
         logits: Tensor = network(normalised(model.codec.decode(clean)))
-        return logits
+        return logits / external.temperature
 
     def made(part: Tensor, wish: Target) -> Tensor:
-        return externally_guided_latents(
-            model.joint,
-            model.alphas_cumprod,
-            part,
-            wish,
-            classifier,
-            guidance,
-            model.settings.diffusion.prediction,
-        )
+        return externally_guided_latents(model.guided, part, wish, classifier, guidance)
 
     return model.by_batch(latents, target, made)

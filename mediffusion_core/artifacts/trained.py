@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mediffusion_core.artifacts.checkpoints import read_folder, write_folder
 from mediffusion_core.diffusion.guidance import counterfactual_latents
+from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.diffusion.reference_guidance import reference_counterfactual_latents
 from mediffusion_core.diffusion.sampling import sample_latents
@@ -64,6 +65,15 @@ class TrainedModel:
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (N, c, h, w) to images (N, C, H, W), on the CPU."""
         return torch.cat([self.codec.decode(part).cpu() for part in latents.split(BATCH)])
+
+    @property
+    def guided(self) -> GuidedModel:
+        """The joint UNet as guidance knows it."""
+        diffusion, joint = self.settings.diffusion, self.settings.training.joint
+        levels = joint.noised_levels(diffusion.timesteps) if joint.noised_fraction else 1
+        return GuidedModel(
+            self.joint, self.alphas_cumprod, diffusion.prediction, levels - 1, self.temperature
+        )
 
     def logits(self, latents: Tensor) -> Tensor:
         """Logits (N, classes) of clean latents (N, c, h, w), on the CPU."""
@@ -153,18 +163,10 @@ class TrainedModel:
         self.refuse_to_classify()
 
         def look(made: Tensor) -> Tensor:
-            return self.logits(self.encode(self.decode(made)))
+            return self.logits(self.encode(self.decode(made))) / self.temperature
 
         def explained(part: Tensor, wish: Target) -> Tensor:
-            return counterfactual_latents(
-                self.joint,
-                self.alphas_cumprod,
-                part,
-                wish,
-                settings,
-                self.settings.diffusion.prediction,
-                look,
-            )
+            return counterfactual_latents(self.guided, part, wish, settings, look)
 
         return self.by_batch(latents, target, explained)
 
@@ -186,14 +188,7 @@ class TrainedModel:
 
         def published(part: Tensor, wish: Target) -> Tensor:
             return reference_counterfactual_latents(
-                self.joint,
-                self.alphas_cumprod,
-                part,
-                wish,
-                start=start,
-                scale=scale,
-                prediction=self.settings.diffusion.prediction,
-                seed=next(seeds),
+                self.guided, part, wish, start=start, scale=scale, seed=next(seeds)
             )
 
         return self.by_batch(latents, target, published)

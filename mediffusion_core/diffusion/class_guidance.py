@@ -3,23 +3,19 @@
 import torch
 from torch import Tensor
 
+from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.losses import classification_loss
-from mediffusion_core.diffusion.noise_process import ddim_step, descending_timesteps, noise_from
-from mediffusion_core.model import JointUNet
-from mediffusion_core.settings import Prediction
+from mediffusion_core.diffusion.noise_process import ddim_step, descending_timesteps
 
 
 def sample_labelled_latents(
-    model: JointUNet,
-    alphas_cumprod: Tensor,
+    model: GuidedModel,
     noise: Tensor,
     labels: Tensor,
     *,
     multi_label: bool,
     steps: int,
     scale: float,
-    from_timestep: int,
-    prediction: Prediction,
 ) -> Tensor:
     """Turns noise into latents that the head gives the labels to.
 
@@ -29,28 +25,25 @@ def sample_labelled_latents(
     it is not asked.
 
     Args:
-        model: The joint UNet, in evaluation mode.
-        alphas_cumprod: ᾱ (T,).
+        model: Denoiser and head.
         noise: (B, c, h, w), standard normal.
         labels: y (B, classes) in {0, 1}, NaN where anything may be.
         multi_label: Whether the classes are independent.
         steps: Denoising steps.
         scale: s; 1 is Bayes' rule, more sharpens p.
-        from_timestep: The noisiest timestep at which the head is asked.
-        prediction: What the network predicts.
 
     Returns:
         Scaled latents (B, c, h, w).
     """
+    alphas_cumprod = model.alphas_cumprod
     timesteps = descending_timesteps(len(alphas_cumprod) - 1, steps)
-    latents = noise
+    asked, latents = set(model.asked(timesteps)), noise
     for now, after in zip(timesteps, [*timesteps[1:], -1], strict=True):
-        at = torch.full((len(latents),), now, device=latents.device)
         alpha_bar = alphas_cumprod[now]
         with torch.no_grad():
-            noise_pred = noise_from(model.denoise(latents, at), latents, alpha_bar, prediction)
-        if now <= from_timestep:
-            slope = _log_likelihood_slope(model, latents, at, labels, multi_label)
+            noise_pred = model.noise_pred(latents, now)
+        if now in asked:
+            slope = _log_likelihood_slope(model, latents, now, labels, multi_label)
             noise_pred = noise_pred - scale * (1 - alpha_bar).sqrt() * slope
         previous = alphas_cumprod[after] if after >= 0 else alphas_cumprod.new_ones(())
         latents = ddim_step(latents, noise_pred, alpha_bar, previous)
@@ -58,12 +51,12 @@ def sample_labelled_latents(
 
 
 def _log_likelihood_slope(
-    model: JointUNet, latents: Tensor, timesteps: Tensor, labels: Tensor, multi_label: bool
+    model: GuidedModel, latents: Tensor, timestep: int, labels: Tensor, multi_label: bool
 ) -> Tensor:
     """∇_{z_t} log p(y | z_t), (B, c, h, w)."""
     with torch.enable_grad():
         inputs = latents.detach().requires_grad_(True)
-        loss = classification_loss(model.classify(inputs, timesteps), labels, multi_label)
+        loss = classification_loss(model.classify(inputs, timestep), labels, multi_label)
         if multi_label:  # the loss is the mean over the findings
             loss = loss * labels.shape[1]
         (slope,) = torch.autograd.grad(-loss.sum(), inputs)

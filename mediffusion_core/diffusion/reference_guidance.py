@@ -3,26 +3,18 @@
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.noise_process import (
-    add_noise,
-    ddpm_step,
-    noise_from,
-    predict_clean,
-)
+from mediffusion_core.diffusion.guided_model import GuidedModel
+from mediffusion_core.diffusion.noise_process import add_noise, ddpm_step, predict_clean
 from mediffusion_core.diffusion.target import Target
-from mediffusion_core.model import JointUNet
-from mediffusion_core.settings import Prediction
 
 
 def reference_counterfactual_latents(
-    model: JointUNet,
-    alphas_cumprod: Tensor,
+    model: GuidedModel,
     latents: Tensor,
     target: Target,
     *,
     start: float,
     scale: float,
-    prediction: Prediction,
     seed: int,
 ) -> Tensor:
     """Noise to t, all t steps down under the clean head's gradient (arXiv 2411.09434).
@@ -32,13 +24,11 @@ def reference_counterfactual_latents(
     findings that were not asked for. The authors take s and t of 200 to 500.
 
     Args:
-        model: The joint UNet, in evaluation mode.
-        alphas_cumprod: ᾱ (T,).
+        model: Denoiser and head.
         latents: Clean scaled latents of the sources (B, c, h, w).
         target: What the classifier should see.
         start: Noise level to start from, as a fraction of T.
         scale: s.
-        prediction: What the network predicts.
         seed: Draws the noise, the same for every image.
 
     Returns:
@@ -50,15 +40,16 @@ def reference_counterfactual_latents(
         drawn = torch.randn(latents.shape[1:], generator=generator)
         return drawn.to(latents.device).expand_as(latents)
 
+    alphas_cumprod = model.alphas_cumprod
     first = round(start * (len(alphas_cumprod) - 1))
     current = add_noise(latents, noise(), alphas_cumprod[first])
     for t in range(first, -1, -1):
-        at = torch.full((len(latents),), t, device=latents.device)
         alpha_bar = alphas_cumprod[t]
         with torch.enable_grad():
             inputs = current.detach().requires_grad_(True)
-            noise_pred = noise_from(model.denoise(inputs, at), inputs, alpha_bar, prediction)
-            logits = model.classify(predict_clean(inputs, noise_pred, alpha_bar), at)
+            noise_pred = model.noise_pred(inputs, t)
+            clean = predict_clean(inputs, noise_pred, alpha_bar)
+            logits = model.network.classify(clean, model.at(clean, t))  # as they are
             loss = target.loss(logits, None).sum()
             (gradient,) = torch.autograd.grad(loss, inputs)
         noise_pred = noise_pred.detach() + scale * (1 - alpha_bar).sqrt() * gradient

@@ -9,7 +9,7 @@ from mediffusion_core.diffusion.target import Target
 from mediffusion_core.settings import CounterfactualSettings
 
 Look = Callable[[Tensor], Tensor]
-"""Logits (B, C) of clean latents (B, c, h, w), as the result will be judged."""
+"""Calibrated logits (B, C) of clean latents (B, c, h, w), as the result will be judged."""
 
 Attempt = Callable[[Tensor, Target, CounterfactualSettings], Tensor]
 """Positions of n images (n,), what they should become and with which guidance, to latents

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mediffusion_core.diffusion.noise_process import add_noise, ddim_step, noise_from
+from mediffusion_core.diffusion.guided_model import GuidedModel
+from mediffusion_core.diffusion.noise_process import add_noise, ddim_step
 from mediffusion_core.diffusion.target import Target
-from mediffusion_core.model import JointUNet
-from mediffusion_core.settings import Prediction
 
 
 @dataclass(frozen=True)
@@ -23,27 +22,18 @@ class SourcePath:
 
 
 @torch.no_grad()
-def inverted_path(
-    model: JointUNet,
-    alphas_cumprod: Tensor,
-    latents: Tensor,
-    timesteps: list[int],
-    prediction: Prediction,
-) -> SourcePath:
+def inverted_path(model: GuidedModel, latents: Tensor, timesteps: list[int]) -> SourcePath:
     """DDIM run backwards, from the clean latents up (arXiv 2010.02502, section 4.3).
 
     Without guidance the way back along the same levels leads to the source.
     """
-    found = [latents]
-    current = latents
+    found, current, levels = [latents], latents, model.alphas_cumprod
     for now, after in pairwise([0, *reversed(timesteps)]):
-        at = torch.full((len(latents),), now, device=latents.device)
-        output = model.denoise(current, at)
-        noise_pred = noise_from(output, current, alphas_cumprod[now], prediction)
+        noise_pred = model.noise_pred(current, now)
         if now == 0:
-            current = add_noise(latents, noise_pred, alphas_cumprod[after])
+            current = add_noise(latents, noise_pred, levels[after])
         else:
-            current = ddim_step(current, noise_pred, alphas_cumprod[now], alphas_cumprod[after])
+            current = ddim_step(current, noise_pred, levels[now], levels[after])
         found.append(current)
     return SourcePath(timesteps, found[::-1])
 
@@ -59,36 +49,41 @@ def noised_path(
     return SourcePath(timesteps, [*noised, latents])
 
 
-def logits_along(model: JointUNet, path: SourcePath, target: Target) -> tuple[list[Tensor], Tensor]:
-    """What the head says of the source at each level, and where it looks for the target.
+def logits_along(
+    model: GuidedModel, path: SourcePath, target: Target
+) -> tuple[dict[int, Tensor], Tensor]:
+    """What the head says of the source at each level that it knows, and where it looks.
 
-    Where it looks is the gradient of the target's loss by the latent, its length over channels
-    normalised to a mean of 1 an image at each level and averaged over the levels.
+    Where it looks for the target is the gradient of the target's loss by the latent, its length
+    over channels normalised to a mean of 1 an image at each level and averaged over the levels.
 
     Returns:
-        K logits (B, C), and the saliency (B, 1, h, w).
+        Logits (B, C) by timestep, and the saliency (B, 1, h, w).
     """
-    logits, total = [], torch.zeros(())
-    for now, latents in zip(path.timesteps, path.latents, strict=False):
-        at = torch.full((len(latents),), now, device=latents.device)
+    logits, total = {}, torch.zeros(())
+    for now, latents in _known(model, path):
         with torch.enable_grad():
             inputs = latents.detach().requires_grad_(True)
-            seen = model.classify(inputs, at)
+            seen = model.classify(inputs, now)
             (gradient,) = torch.autograd.grad(target.loss(seen, None).sum(), inputs)
         length = gradient.norm(dim=1, keepdim=True)  # (B, 1, h, w)
         mean = length.mean(dim=(2, 3), keepdim=True).clamp(min=1e-12)
-        logits.append(seen.detach())
+        logits[now] = seen.detach()
         total = total + length / mean
-    return logits, total / len(path.timesteps)
+    return logits, total / len(logits)
 
 
 @torch.no_grad()
-def seen_along(model: JointUNet, path: SourcePath) -> list[Tensor]:
-    """What the head says of the source at each level, K logits (B, C)."""
-    return [
-        model.classify(latents, torch.full((len(latents),), now, device=latents.device))
-        for now, latents in zip(path.timesteps, path.latents, strict=False)
-    ]
+def seen_along(model: GuidedModel, path: SourcePath) -> dict[int, Tensor]:
+    """What the head says of the source at each level that it knows: logits (B, C) by timestep."""
+    return {now: model.classify(latents, now) for now, latents in _known(model, path)}
+
+
+def _known(model: GuidedModel, path: SourcePath) -> list[tuple[int, Tensor]]:
+    """The path at the levels at which the head is asked, with their timesteps."""
+    asked = set(model.asked(path.timesteps))
+    levels = zip(path.timesteps, path.latents, strict=False)
+    return [(now, latents) for now, latents in levels if now in asked]
 
 
 def change_mask(saliency: Tensor, threshold: float) -> Tensor:

@@ -95,7 +95,7 @@ class UnitRows:
         self._alphas, self._device, self._generator = alphas_cumprod, device, generator
         self._images = UnitIndex(unit_of, num_units)
         self._labelled = UnitIndex(unit_of[data.labelled], num_units)
-        self._bound = max(1, round(settings.noised_max_timestep * len(alphas_cumprod)))
+        self._bound = settings.noised_levels(len(alphas_cumprod))
 
     def joint(self, units: Tensor, multiplicity: int, weights: WEIGHTS) -> JointRows:
         """K rows for each loss that has a weight; for `ghost` see `single`.

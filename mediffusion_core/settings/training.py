@@ -75,6 +75,10 @@ class JointTraining(StrictModel):
         """Whether sites must have the server's average of the global weights, as a teacher."""
         return bool(self.consistency.weight) and self.consistency.teacher == "ema"
 
+    def noised_levels(self, timesteps: int) -> int:
+        """How many of the noise levels, from 0 on, the classifier's noised rows are drawn from."""
+        return max(1, round(self.noised_max_timestep * timesteps))
+
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
         if not self.diffusion_weight and not self.classification_weight:

@@ -106,8 +106,8 @@ class JointObjective:
     def _graded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, c, h, w), the first as they are and a share of them noised, and their t."""
         clean = round(len(latents) * (1 - self._settings.noised_fraction))
-        bound = max(1, round(self._settings.noised_max_timestep * len(self._alphas)))
-        timesteps = torch.randint(0, bound, (len(latents),), generator=self._generator)
+        levels = self._settings.noised_levels(len(self._alphas))
+        timesteps = torch.randint(0, levels, (len(latents),), generator=self._generator)
         timesteps[:clean] = 0
         noise = self._noise_for(latents)
         noised = add_noise(latents, noise, self._alphas[timesteps].to(latents.device))

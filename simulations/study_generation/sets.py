@@ -47,24 +47,18 @@ def drawn_with_labels(
     model: TrainedModel, labels: Tensor, steps: int, scale: float, seed: int, console: Console
 ) -> SampleSet:
     """Samples that are asked to show what the labels (n, classes) say; shows how far it is."""
-    settings = model.settings
-    noise = torch.randn(
-        len(labels), *settings.latent_shape, generator=torch.Generator().manual_seed(seed)
-    )
-    level = settings.training.joint.noised_max_timestep * (settings.diffusion.timesteps - 1)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(labels), *model.settings.latent_shape, generator=generator)
     batches = list(zip(noise.split(BATCH), labels.split(BATCH), strict=True))
     text = f"drawing {len(labels)} class-guided samples"
     latents = [
         sample_labelled_latents(
-            model.joint,
-            model.alphas_cumprod,
+            model.guided,
             part.to(model.device),
             wish.to(model.device),
             multi_label=model.multi_label,
             steps=steps,
             scale=scale,
-            from_timestep=round(level),
-            prediction=settings.diffusion.prediction,
         )
         for part, wish in track(batches, text, console=console, transient=True)
     ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mediffusion_core.diffusion.class_guidance import sample_labelled_latents
 from mediffusion_core.diffusion.external_guidance import externally_guided_latents
+from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.losses import (
     classification_loss,
     diffusion_loss,
@@ -135,22 +136,20 @@ def test_labels_draw_latents_towards_them_and_nothing_else() -> None:
     model = GaussianData(1.0, 0.5)
     free = sample_latents(model, ALPHAS, noise, 50, "epsilon")
 
-    def drawn(labels: Tensor, scale: float, from_timestep: int = 999) -> Tensor:
+    def drawn(labels: Tensor, scale: float, head_until: int = 999) -> Tensor:
         return sample_labelled_latents(
-            model,
-            ALPHAS,
+            GuidedModel(model, ALPHAS, "epsilon", head_until),
             noise,
             labels,
             multi_label=labels.isnan().any().item(),
             steps=50,
             scale=scale,
-            from_timestep=from_timestep,
-            prediction="epsilon",
         )
 
     first = F.one_hot(torch.zeros(60, dtype=torch.long), 2).float()
     torch.testing.assert_close(drawn(first, 0.0), free)
-    torch.testing.assert_close(drawn(first, 5.0, from_timestep=-1), free)
+    late = drawn(first, 5.0, head_until=100)  # it is not asked where it knows nothing
+    assert 0 < (late - free).abs().mean() < (drawn(first, 5.0) - free).abs().mean()
     asked = [model.classify(drawn(first, scale))[:, 0].mean() for scale in (0.0, 1.0, 5.0)]
     assert asked[0] < asked[1] < asked[2]
     only = drawn(torch.tensor([[1.0, NAN]]).expand(60, 2), 5.0)
@@ -168,7 +167,7 @@ def test_an_external_classifier_pulls_through_the_denoiser() -> None:
         plain = {"start": 0.4, "steps": 100, "scale": scale, "attempts": 1, "inversion": True}
         settings = CounterfactualSettings.model_validate({**plain, **changes})
         return externally_guided_latents(
-            model, ALPHAS, latents, target, model.classify, settings, "epsilon"
+            GuidedModel(model, ALPHAS, "epsilon", 0), latents, target, model.classify, settings
         )
 
     torch.testing.assert_close(made(1e-9), latents, rtol=0, atol=0.1)

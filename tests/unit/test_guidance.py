@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mediffusion_core.diffusion.guidance import counterfactual_latents, guided_latents
+from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.noise_process import descending_timesteps
 from mediffusion_core.diffusion.reference_guidance import reference_counterfactual_latents
 from mediffusion_core.diffusion.solvers import solver_steps
@@ -22,6 +23,7 @@ from mediffusion_core.diffusion.source_path import (
     noised_path,
 )
 from mediffusion_core.diffusion.target import Target
+from mediffusion_core.diffusion.way_back import normalised_pull
 from mediffusion_core.settings import CounterfactualSettings
 
 PLAIN = {
@@ -36,6 +38,12 @@ PLAIN = {
     "inversion": True,
 }
 """One attempt in which everything may change."""
+
+
+def known(
+    model: GaussianData | None = None, head_until: int = 999, temperature: float = 1.0
+) -> GuidedModel:
+    return GuidedModel(model or GaussianData(0.0, 1.0), ALPHAS, "epsilon", head_until, temperature)
 
 
 def findings(present: list[bool], index: list[int] | None = None) -> Target:
@@ -54,8 +62,7 @@ def opposite(latents: Tensor) -> Target:
 
 def guided(latents: Tensor, target: Target, **changes: object) -> Tensor:
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
-    model = GaussianData(0.0, 1.0)
-    return counterfactual_latents(model, ALPHAS, latents, target, settings, "epsilon")
+    return counterfactual_latents(known(), latents, target, settings)
 
 
 def slow_binary(logit: float, target: float) -> float:
@@ -227,14 +234,14 @@ def test_the_source_path_is_the_source_at_each_level() -> None:
     for at, noisy in zip(timesteps, noised.latents, strict=False):
         noise = (noisy - ALPHAS[at].sqrt() * latents) / (1 - ALPHAS[at]).sqrt()
         torch.testing.assert_close(noise, noise[:1].expand_as(noise), rtol=1e-3, atol=1e-3)
-    inverted = inverted_path(GaussianData(0.0, 1.0), ALPHAS, latents, timesteps, "epsilon")
+    inverted = inverted_path(known(), latents, timesteps)
     # Of unit data the exact way up changes nothing; few steps scale it down, all places alike.
     for inner in inverted.latents:
         ratio = inner / latents
         torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-3)
         assert 0.85 < float(ratio.mean()) < 1.0001
-    logits, saliency = logits_along(GaussianData(0.0, 1.0), inverted, findings([True] * 4))
-    assert [len(one) for one in logits] == [4] * 5
+    logits, saliency = logits_along(known(), inverted, findings([True] * 4))
+    assert {now: len(one) for now, one in logits.items()} == dict.fromkeys(timesteps, 4)
     assert (saliency[:, :, :4] > 0).all() and (saliency[:, :, 4:] == 0).all()
 
 
@@ -258,12 +265,12 @@ def test_an_image_that_has_flipped_is_not_tried_again() -> None:
     settings = CounterfactualSettings.model_validate({**PLAIN, "attempts": 5, "scale": 20.0})
     model = GaussianData(0.0, 1.0)
     counterfactual_latents(
-        model, ALPHAS, latents, target, settings, "epsilon", look=lambda z: 99.0 * _sign(target, z)
+        known(model), latents, target, settings, look=lambda z: 99.0 * _sign(target, z)
     )
     first = model.seen
     again = GaussianData(0.0, 1.0)
     once = settings.model_copy(update={"start": 0.4 / 5, "scale": 20.0 / 5})
-    guided_latents(again, ALPHAS, latents, target, once, "epsilon")
+    guided_latents(known(again), latents, target, once)
     assert first == again.seen
 
 
@@ -285,9 +292,7 @@ def test_of_what_never_flips_the_nearest_attempt_is_kept() -> None:
         return torch.full((1, 2), logit)
 
     settings = CounterfactualSettings.model_validate({**PLAIN, "attempts": 3})
-    found = counterfactual_latents(
-        GaussianData(0.0, 1.0), ALPHAS, latents, target, settings, "epsilon", look
-    )
+    found = counterfactual_latents(known(), latents, target, settings, look)
     assert torch.equal(found, looked[2])
 
 
@@ -311,12 +316,9 @@ def test_each_attempt_draws_its_noise_and_the_best_is_kept(
     latents, target = sources(1), findings([False])
     changes = {"inversion": False, "attempts": 4, "tolerance": 0.02, "noise_seed": 5}
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
-    model = GaussianData(0.0, 1.0)
-    found = counterfactual_latents(
-        model, ALPHAS, latents, target, settings, "epsilon", seen_as(*told)
-    )
+    found = counterfactual_latents(known(), latents, target, settings, seen_as(*told))
     once = settings.model_copy(update={"noise_seed": 5 + kept - 1})
-    assert torch.equal(found, guided_latents(model, ALPHAS, latents, target, once, "epsilon"))
+    assert torch.equal(found, guided_latents(known(), latents, target, once))
 
 
 @given(st.permutations(range(4)))
@@ -331,10 +333,61 @@ def test_an_images_counterfactual_does_not_depend_on_its_company(order: list[int
     torch.testing.assert_close(guided(latents[3:], alone, **few), together[3:])
 
 
+class HalfBlind(GaussianData):
+    """Its head cannot tell anything above a timestep, and notes at which it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.asked: set[int] = set()
+
+    def classify(self, latents: Tensor, timesteps: Tensor | None = None) -> Tensor:
+        if timesteps is not None:
+            self.asked |= set(timesteps.tolist())
+        return super().classify(latents, timesteps)
+
+
+@pytest.mark.parametrize("inversion", [True, False])
+def test_the_head_is_not_asked_at_noise_that_it_was_not_trained_on(inversion: bool) -> None:
+    latents, model = sources(), HalfBlind()
+    target = opposite(latents)
+    changes = {"inversion": inversion, "mask_threshold": 0.5, "steps": 8}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
+    guided_latents(known(model, head_until=250), latents, target, settings)
+    assert model.asked == {t for t in descending_timesteps(400, 8) if t <= 250}
+    assert len(model.asked) == 5
+
+
+def test_a_head_that_knows_none_of_the_levels_is_asked_at_all_of_them() -> None:
+    latents = sources()
+    target, head = opposite(latents), GaussianData(0.0, 1.0)
+    settings = CounterfactualSettings.model_validate(PLAIN)
+    made = guided_latents(known(head_until=0), latents, target, settings)
+    assert target.reached(head.classify(made)).all()
+    everywhere = guided_latents(known(), latents, target, settings)
+    assert torch.equal(made, everywhere)
+
+
+def test_who_pulls_goes_beyond_what_is_asked_of_the_result() -> None:
+    """Half way to certainty: what is only just there does not survive the decoder."""
+    settings = CounterfactualSettings.model_validate({**PLAIN, "confidence": 0.9})
+    gradient, everywhere = torch.ones(3, 2, 4, 4), torch.ones(1, 1, 4, 4)
+    pull = normalised_pull(gradient, torch.tensor([0.5, 0.93, 0.96]), everywhere, settings)
+    assert pull.square().mean(dim=(1, 2, 3)).sqrt().tolist() == pytest.approx([1.0, 1.0, 0.0])
+
+
+def test_a_head_that_is_too_sure_pulls_by_its_calibrated_confidence() -> None:
+    """Sure by its own measure, it would stop long before it is sure by the right one."""
+    latents = sources()
+    target, head = opposite(latents), GaussianData(0.0, 1.0)
+    settings = CounterfactualSettings.model_validate({**PLAIN, "scale": 4.0, "confidence": 0.9})
+    made = [counterfactual_latents(known(temperature=t), latents, target, settings) for t in (1, 4)]
+    sure = [target.confidence(target.probabilities(head.classify(one) / 4)) for one in made]
+    assert (sure[0] < 0.9).all() and (sure[1] >= 0.9).all()
+
+
 def reference(latents: Tensor, target: Target, scale: float, seed: int = 0) -> Tensor:
-    model = GaussianData(0.0, 1.0)
     return reference_counterfactual_latents(
-        model, ALPHAS, latents, target, start=0.1, scale=scale, prediction="epsilon", seed=seed
+        known(), latents, target, start=0.1, scale=scale, seed=seed
     )
 
 
@@ -352,10 +405,9 @@ def test_the_published_procedure_flips_and_redraws_the_image() -> None:
 def test_the_published_gradient_is_that_of_the_clean_estimate() -> None:
     """One step from t = 0, where everything is linear, by hand."""
     latents, target = sources(1).double(), findings([True])
-    model, alphas = GaussianData(0.0, 1.0), ALPHAS.double()
-    made = reference_counterfactual_latents(
-        model, alphas, latents, target, start=0.0, scale=300.0, prediction="epsilon", seed=0
-    )
+    alphas = ALPHAS.double()
+    model = GuidedModel(GaussianData(0.0, 1.0), alphas, "epsilon", 999)
+    made = reference_counterfactual_latents(model, latents, target, start=0.0, scale=300.0, seed=0)
     noise = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     a = alphas[0]
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise

@@ -1,13 +1,17 @@
-"""One step of a counterfactual's way back: how hard a classifier's gradient pulls, and when not."""
+"""A counterfactual's way back from noise: how hard a classifier's gradient pulls, and when not."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from mediffusion_core.diffusion.noise_process import descending_timesteps, predict_clean
+from mediffusion_core.diffusion.solvers import solver_steps
+from mediffusion_core.diffusion.source_path import SourcePath
 from mediffusion_core.settings import CounterfactualSettings
 
-SURE = 0.95
-"""Confidence at a noisy latent above which nothing pulls."""
+Pull = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""z_t (B, c, h, w) and t to ε̂ and to what is added to it, as `normalised_pull` gives it."""
 
 
 def guided_timesteps(alphas_cumprod: Tensor, settings: CounterfactualSettings) -> list[int]:
@@ -16,13 +20,46 @@ def guided_timesteps(alphas_cumprod: Tensor, settings: CounterfactualSettings) -
     return descending_timesteps(start, settings.steps)
 
 
-def normalised_pull(gradient: Tensor, confidence: Tensor, mask: Tensor) -> Tensor:
+def way_back(
+    alphas_cumprod: Tensor,
+    path: SourcePath,
+    mask: Tensor,
+    pull: Pull,
+    settings: CounterfactualSettings,
+) -> Tensor:
+    """From the path's noisiest level to clean latents (B, c, h, w), step by step.
+
+    Outside the mask each step ends on the source's path (arXiv 2201.09865, eq. 8).
+
+    Args:
+        alphas_cumprod: ᾱ (T,).
+        path: The source at every level.
+        mask: Where it may be left, (B, 1, h, w) or (1, 1, h, w) in [0, 1].
+        pull: Who denoises and pulls.
+        settings: Guidance.
+    """
+    current, source = path.latents[0], path.latents[-1]
+    taken = solver_steps(settings.solver, alphas_cumprod, path.timesteps)
+    for step, now in enumerate(path.timesteps):
+        noise_pred, pulled = pull(current, now)
+        alpha_bar = alphas_cumprod[now]
+        noise_pred = _pulled_noise(current, noise_pred, pulled, source, alpha_bar, settings)
+        current = taken(step, current, noise_pred)
+        current = mask * current + (1 - mask) * path.latents[step + 1]
+    return current
+
+
+def normalised_pull(
+    gradient: Tensor, confidence: Tensor, mask: Tensor, settings: CounterfactualSettings
+) -> Tensor:
     """The gradient within the mask at an RMS of 1, so that a scale means the same for every image.
 
     Args:
         gradient: g (B, c, h, w), of the target's loss.
-        confidence: What the classifier gives to the target, (B,); above `SURE` nothing pulls.
+        confidence: What the classifier gives to the target, (B,); from half way between what the
+            settings ask of the result and certainty on, nothing pulls.
         mask: (B, 1, h, w) or (1, 1, h, w) in [0, 1].
+        settings: Guidance.
 
     Returns:
         √d g/‖g‖ with d the numbers within the mask, (B, c, h, w).
@@ -30,11 +67,11 @@ def normalised_pull(gradient: Tensor, confidence: Tensor, mask: Tensor) -> Tenso
     gradient = gradient * mask
     norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, 1, 1, 1)
     size = mask.flatten(1).sum(dim=1).reshape(-1, 1, 1, 1) * gradient.shape[1]
-    unsure = (confidence < SURE).reshape(-1, 1, 1, 1)
+    unsure = (confidence < (1 + settings.confidence) / 2).reshape(-1, 1, 1, 1)
     return torch.where(unsure, gradient / norm * size.sqrt(), 0.0)
 
 
-def pulled_noise(
+def _pulled_noise(
     latents: Tensor,
     noise_pred: Tensor,
     pull: Tensor,
