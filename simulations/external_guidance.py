@@ -23,7 +23,7 @@ def external_latents(
         external: The classifier that pulls.
         latents: Of the sources, (B, c, h, w).
         target: What each should become.
-        guidance: That of ours, but for the mask.
+        guidance: That of ours, but for the mask and for our head's limit to the noise it knows.
     """
     network = external.network.to(model.device).eval()
 
@@ -31,7 +31,10 @@ def external_latents(
         logits: Tensor = network(normalised(model.codec.decode(clean)))
         return logits / external.temperature
 
+    def look(clean: Tensor) -> Tensor:
+        return external.logits(model.codec.decode(clean)) / external.temperature
+
     def made(part: Tensor, wish: Target) -> Tensor:
-        return externally_guided_latents(model.guided, part, wish, classifier, guidance)
+        return externally_guided_latents(model.guided, part, wish, classifier, guidance, look)
 
     return model.by_batch(latents, target, made)

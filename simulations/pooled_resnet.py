@@ -1,20 +1,17 @@
 """A ResNet-18 that is trained once on labelled images in one place: a yardstick, not a rival."""
 
+from dataclasses import replace
+
 import torch
 
-from mediffusion_core.data.hospitals import Hospitals
-from mediffusion_core.data.image_set import ImageSet, joined
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.evaluation.calibration import best_temperature, temperature_losses
 from mediffusion_core.training.augmentation import turns_and_flips
 from mediffusion_core.training.local import derive_seed
 from simulations.rivals.local import rival_optimizer, train_locally
 from simulations.rivals.network import PixelClassifier, build_resnet
 from simulations.rivals.settings import RivalSettings
 from simulations.trained_run import TrainedRun
-
-
-def training_images(hospitals: Hospitals) -> ImageSet:
-    """The training images of all sites, with the labels that these know."""
-    return joined([hospitals.train(site) for site in range(len(hospitals.shards))])
 
 
 def train_resnet(
@@ -47,3 +44,10 @@ def train_resnet(
     )
     free = turns_and_flips(settings.data.augmentation)
     return PixelClassifier(network, model.multi_label, free, settings.training.precision)
+
+
+def calibrated(classifier: PixelClassifier, images: ImageSet) -> PixelClassifier:
+    """The classifier with the temperature that fits images on which it was not trained."""
+    logits = classifier.logits(images.take(torch.arange(len(images))))
+    losses = temperature_losses(logits, images.targets, classifier.multi_label)
+    return replace(classifier, temperature=best_temperature(losses))

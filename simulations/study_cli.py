@@ -174,7 +174,7 @@ def reader_score(
 def guidance(
     run: Run,
     overrides: Changes = None,
-    scales: Annotated[str, typer.Option(help="Scales of the grid, with commas.")] = "1,2,4",
+    scales: Annotated[str, typer.Option(help="Scales of the grid, with commas.")] = "0.5,1,2",
     starts: Annotated[
         str, typer.Option(help="Noise levels of the grid, as fractions of T.")
     ] = "0.3,0.5",

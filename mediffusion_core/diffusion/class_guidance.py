@@ -22,7 +22,7 @@ def sample_labelled_latents(
     ε̂ ← ε̂ - s √(1 - ᾱ_t) ∇_{z_t} log p(y | z_t) (arXiv 2105.05233, algorithm 2), with deterministic
     DDIM steps. p is the head's at the noisy latent; of several findings it is the product over
     those that are known. The head knows noise up to the level that it was trained at, and above
-    it is not asked.
+    it is not asked; one that knows none is asked throughout.
 
     Args:
         model: Denoiser and head.

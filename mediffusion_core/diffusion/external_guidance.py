@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.noise_process import predict_clean
-from mediffusion_core.diffusion.search import search_counterfactuals
+from mediffusion_core.diffusion.search import Look, search_counterfactuals
 from mediffusion_core.diffusion.source_path import inverted_path, noised_path
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.diffusion.way_back import guided_timesteps, normalised_pull, way_back
@@ -23,12 +23,13 @@ def externally_guided_latents(
     target: Target,
     classifier: Classifier,
     settings: CounterfactualSettings,
+    look: Look | None = None,
 ) -> Tensor:
     """Latents of counterfactuals that another classifier pulls, and for which it alone decides.
 
     The search is that of our guidance, and so are the way up, steps, scale, closeness and the hold
     on other findings, so that what differs is who pulls. There is no mask, which is our head's,
-    and it pulls at every noise level, since it looks at what the denoiser takes for the image.
+    and it pulls at every noise level, since what it sees is a clean image at each.
 
     Args:
         model: The denoiser; its head is not asked.
@@ -36,6 +37,7 @@ def externally_guided_latents(
         target: What the classifier should see.
         classifier: f.
         settings: Guidance; its mask is not used.
+        look: How the result is classified; by f where None.
 
     Returns:
         (B, c, h, w).
@@ -44,7 +46,7 @@ def externally_guided_latents(
     def attempt(rows: Tensor, wish: Target, tried: CounterfactualSettings) -> Tensor:
         return _one_attempt(model, latents[rows], wish, classifier, tried)
 
-    return search_counterfactuals(latents, target, settings, classifier, attempt)
+    return search_counterfactuals(latents, target, settings, look or classifier, attempt)
 
 
 def _one_attempt(

@@ -44,17 +44,18 @@ def counterfactual_latents(
     Returns:
         (B, c, h, w).
     """
-    mask = None
+    saliency = None
     if not settings.inversion:  # then it is the same for every draw
-        mask = source_mask(model, latents, target, settings)
+        saliency = source_saliency(model, latents, target, settings)
 
     def attempt(rows: Tensor, wish: Target, tried: CounterfactualSettings) -> Tensor:
-        part = None if mask is None else mask[rows]
+        part = None if saliency is None else saliency[rows]
         return guided_latents(model, latents[rows], wish, tried, part)
 
-    return search_counterfactuals(
-        latents, target, settings, look or model.network.classify, attempt
-    )
+    def clean(made: Tensor) -> Tensor:
+        return model.classify(made, 0)
+
+    return search_counterfactuals(latents, target, settings, look or clean, attempt)
 
 
 def guided_latents(
@@ -62,7 +63,7 @@ def guided_latents(
     latents: Tensor,
     target: Target,
     settings: CounterfactualSettings,
-    mask: Tensor | None = None,
+    saliency: Tensor | None = None,
 ) -> Tensor:
     """One attempt: up to `start` and back under guidance, for all images alike.
 
@@ -70,21 +71,23 @@ def guided_latents(
     size: classifier guidance (arXiv 2105.05233, algorithm 2) with a normalised gradient, so that
     s means the same for every image. The other findings are held at what the head says of the
     source at the same noise level. Then ẑ_0 is moved by `closeness` towards the source, and
-    outside the mask each step ends on the source's path (arXiv 2201.09865, eq. 8). An image whose
-    target is sure is not pulled, and none is at noise that the head was not trained on.
+    outside the mask each step ends on the source's path (arXiv 2201.09865, eq. 8). An image is
+    pulled until its target is sure, half way from `confidence` to certainty, and none is pulled at
+    noise that the head was not trained on, if it was trained on noise at all.
 
-    Takes and returns what `counterfactual_latents` does, and takes the mask (B, 1, h, w) where it
-    is known, as `source_mask` finds it.
+    Takes and returns what `counterfactual_latents` does, and takes the saliency (B, 1, h, w) where
+    it is known, as `source_saliency` finds it.
     """
     timesteps = guided_timesteps(model.alphas_cumprod, settings)
     if settings.inversion:
         path = inverted_path(model, latents, timesteps)
         source_logits, saliency = logits_along(model, path, target)
-        mask = change_mask(saliency, settings.mask_threshold)
     else:
         path = noised_path(model.alphas_cumprod, latents, timesteps, settings.noise_seed)
         source_logits = seen_along(model, path)
-        mask = source_mask(model, latents, target, settings) if mask is None else mask
+        if saliency is None:
+            saliency = source_saliency(model, latents, target, settings)
+    mask = change_mask(saliency, settings.mask_threshold)
 
     def pull(current: Tensor, now: int) -> tuple[Tensor, Tensor]:
         if now not in source_logits:
@@ -101,12 +104,12 @@ def guided_latents(
     return way_back(model.alphas_cumprod, path, mask, pull, settings)
 
 
-def source_mask(
+def source_saliency(
     model: GuidedModel, latents: Tensor, target: Target, settings: CounterfactualSettings
 ) -> Tensor:
-    """Where the images may change, (B, 1, h, w): where the head looks along their inverted paths.
+    """Where the head looks for the target along the images' inverted paths, (B, 1, h, w).
 
-    A drawn noise would draw the mask, too. Takes what `counterfactual_latents` does.
+    Of a drawn noise it would be another for every draw. Takes what `counterfactual_latents` does.
     """
     path = inverted_path(model, latents, guided_timesteps(model.alphas_cumprod, settings))
-    return change_mask(logits_along(model, path, target)[1], settings.mask_threshold)
+    return logits_along(model, path, target)[1]

@@ -49,7 +49,7 @@ def reference_counterfactual_latents(
             inputs = current.detach().requires_grad_(True)
             noise_pred = model.noise_pred(inputs, t)
             clean = predict_clean(inputs, noise_pred, alpha_bar)
-            logits = model.network.classify(clean, model.at(clean, t))  # as they are
+            logits = model.classify_uncalibrated(clean, t)
             loss = target.loss(logits, None).sum()
             (gradient,) = torch.autograd.grad(loss, inputs)
         noise_pred = noise_pred.detach() + scale * (1 - alpha_bar).sqrt() * gradient

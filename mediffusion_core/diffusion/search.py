@@ -26,7 +26,8 @@ def search_counterfactuals(
     noise each attempt draws another one, at full strength. Only images that no attempt has brought
     to `settings.confidence`, with the other findings moved by no more than `settings.tolerance` in
     the mean, go on to the next. Of several attempts with the confidence the one that moved the
-    others least is kept, of none the one that came nearest.
+    others least is kept, of none the one that came nearest. What is still not classified as asked
+    is tried once more with half of the mask's threshold, and then without a mask.
 
     Args:
         latents: Clean scaled latents of the sources (B, c, h, w).
@@ -44,7 +45,17 @@ def search_counterfactuals(
         if not len(rows):
             break
         best.keep_better(rows, attempt(rows, target.rows(rows), _of_attempt(settings, number)))
+    for wider in _with_more_room(settings):
+        rows = best.failed_rows()
+        if not len(rows):
+            break
+        best.keep_better(rows, attempt(rows, target.rows(rows), wider))
     return best.found
+
+
+def most_attempts(settings: CounterfactualSettings) -> int:
+    """How many attempts a search makes at most, each from the next seed where noise is drawn."""
+    return settings.attempts + len(_with_more_room(settings))
 
 
 def _of_attempt(settings: CounterfactualSettings, number: int) -> CounterfactualSettings:
@@ -57,6 +68,17 @@ def _of_attempt(settings: CounterfactualSettings, number: int) -> Counterfactual
     )
 
 
+def _with_more_room(settings: CounterfactualSettings) -> list[CounterfactualSettings]:
+    """What the last attempts are made with, at full strength; none where there is no mask."""
+    if not settings.mask_threshold:
+        return []
+    seed = settings.noise_seed + settings.attempts
+    return [
+        settings.model_copy(update={"mask_threshold": part, "noise_seed": seed + number})
+        for number, part in enumerate((settings.mask_threshold / 2, 0.0))
+    ]
+
+
 class _Best:
     """The best that has been found for each image so far."""
 
@@ -65,19 +87,25 @@ class _Best:
     ) -> None:
         self.found = latents.clone()
         self._target, self._settings, self._look = target, settings, look
-        self._before = self._seen(latents, target)
+        self._before = target.probabilities(self._seen(latents))
         self._sure = torch.full((len(latents),), -1.0, device=latents.device)
         self._moved = torch.full((len(latents),), torch.inf, device=latents.device)
+        self._reached = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
 
     def open_rows(self) -> Tensor:
         """Positions of the images that are not yet as was asked, (n,)."""
         done = (self._sure >= self._settings.confidence) & (self._moved <= self._settings.tolerance)
         return (~done).nonzero().flatten()
 
+    def failed_rows(self) -> Tensor:
+        """Positions of the images that are not classified as was asked, (n,)."""
+        return (~self._reached).nonzero().flatten()
+
     def keep_better(self, rows: Tensor, made: Tensor) -> None:
         """Takes latents (n, c, h, w) of images at positions (n,), where they are an improvement."""
         wish = self._target.rows(rows)
-        seen = self._seen(made, wish)
+        logits = self._seen(made)
+        seen = wish.probabilities(logits)
         sure, moved = wish.confidence(seen), self._others_moved(wish, seen, self._before[rows])
         enough = sure >= self._settings.confidence
         was_enough = self._sure[rows] >= self._settings.confidence
@@ -85,10 +113,11 @@ class _Best:
         better = (enough & ~was_enough) | ((enough == was_enough) & nearer)
         self.found[rows[better]] = made[better]
         self._sure[rows[better]], self._moved[rows[better]] = sure[better], moved[better]
+        self._reached[rows[better]] = wish.reached(logits)[better]
 
     @torch.no_grad()
-    def _seen(self, latents: Tensor, target: Target) -> Tensor:
-        return target.probabilities(self._look(latents).to(latents.device))
+    def _seen(self, latents: Tensor) -> Tensor:
+        return self._look(latents).to(latents.device)
 
     @staticmethod
     def _others_moved(target: Target, seen: Tensor, before: Tensor) -> Tensor:

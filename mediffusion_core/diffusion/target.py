@@ -72,7 +72,7 @@ class Target:
         return asked + hold * others
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Uncalibrated probabilities (B, C) of logits (B, C)."""
+        """Probabilities (B, C) of logits (B, C), as calibrated as these are."""
         return class_probabilities(logits, self.multi_label)
 
     @property

@@ -15,9 +15,9 @@ Pull = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 def guided_timesteps(alphas_cumprod: Tensor, settings: CounterfactualSettings) -> list[int]:
-    """The levels of the way back, the noisiest first."""
-    start = round(settings.start * (len(alphas_cumprod) - 1))
-    return descending_timesteps(start, settings.steps)
+    """The levels of the way back, the noisiest first: the last of the first `start` of all T."""
+    start = round(settings.start * len(alphas_cumprod)) - 1
+    return descending_timesteps(max(0, start), settings.steps)
 
 
 def way_back(

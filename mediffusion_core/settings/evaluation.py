@@ -18,18 +18,18 @@ class CounterfactualSettings(StrictModel):
     is reached by `inversion` of the source, where the search reaches both in `attempts` steps, or
     else by drawn noise, another in each attempt from `noise_seed` on. The search leaves an image
     where its target has `confidence` and the others have moved by no more than `tolerance`, both in
-    calibrated probabilities. What is less salient than `mask_threshold` of the largest is kept, the
-    other findings are held with weight `hold`, and `closeness` moves towards the source at every
-    step; `solver` takes the steps.
+    calibrated probabilities; it is pulled until half way from that confidence to certainty. What is
+    less salient than `mask_threshold` of the largest is kept, the other findings are held with
+    weight `hold`, and `closeness` moves towards the source at every step; `solver` takes the steps.
     """
 
     panel: Count = 8
     count: Count = 48
-    start: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    steps: Count = 10
+    start: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    steps: Count = 5
     scale: Positive = 1.0
     closeness: Annotated[float, Field(ge=0.0)] = 0.0
-    attempts: Count = 8
+    attempts: Count = 5
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     tolerance: Fraction = 0.03
     mask_threshold: Fraction = 0.42

@@ -96,6 +96,20 @@ class Settings(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _guides_where_the_classifier_knows_the_noise(self) -> Self:
+        joint, guidance = self.training.joint, self.evaluation.counterfactual
+        levels = joint.noised_levels(self.diffusion.timesteps) if joint.noised_fraction else 1
+        last = (round(guidance.start * self.diffusion.timesteps) - 1) / guidance.steps
+        if joint.trains_both_halves and levels > 1 and round(last) >= levels:
+            raise ValueError(
+                f"evaluation.counterfactual.steps={guidance.steps} from "
+                f"start={guidance.start:g}: the last one starts above "
+                f"training.joint.noised_max_timestep={joint.noised_max_timestep:g}, up to which "
+                "the classifier guides"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _comparison_fits_the_labels(self) -> Self:
         if self.federation.in_one_place and self.data.labels_at == "server":
             raise ValueError("data.labels_at=server needs a federation of all sites")

@@ -10,7 +10,8 @@ from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import choose_panel
 from mediffusion_core.training.local import derive_seed
-from simulations.pooled_resnet import train_resnet, training_images
+from simulations.pooled_images import training_images, validation_images
+from simulations.pooled_resnet import calibrated, train_resnet
 from simulations.reader_study.page import reader_page
 from simulations.reader_study.pairs import asked_for, draw_items, make_pairs
 from simulations.reader_study.score import KEY
@@ -56,6 +57,7 @@ def export_reader_study(
     labelled = images.subset(images.labelled)
     console.print(f"training a ResNet-18 on {len(labelled)} labelled images")
     external = train_resnet(opened, labelled, resnet_steps)
+    external = calibrated(external, validation_images(opened.hospitals))
     console.print(f"making {len(panel.positions)} pairs")
     pairs = make_pairs(model, external, test.take(panel.positions), panel.target)
     items = draw_items(len(panel.positions), repeats, draw)

@@ -28,7 +28,9 @@ class Pairs:
 def make_pairs(
     model: TrainedModel, external: PixelClassifier, images: Tensor, target: Target
 ) -> Pairs:
-    """Makes both counterfactuals of each image, by the same guidance but for ours' mask.
+    """Makes both counterfactuals of each image, by the same guidance.
+
+    Ours has its mask besides, and pulls only at noise that its head knows.
 
     Args:
         model: The trained model.

@@ -19,7 +19,7 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.features import FeatureExtractor, build_extractor
 from mediffusion_core.evaluation.generation import halves_by_group
 from mediffusion_core.training.local import derive_seed
-from simulations.pooled_resnet import training_images
+from simulations.pooled_images import training_images
 from simulations.study_generation.measure import Measured, RealImages, measure, obedience
 from simulations.study_generation.sets import (
     SampleSet,

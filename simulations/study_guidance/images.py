@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import Hospitals
-from mediffusion_core.data.image_set import ImageSet, joined
+from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.data.known import finding_regions, patients_with, patients_without
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
@@ -41,11 +41,6 @@ class StudyImages:
     def target(self) -> Target:
         """What each image is to become."""
         return self.panel.target
-
-
-def validation_images(hospitals: Hospitals) -> ImageSet:
-    """The validation patients of all sites."""
-    return joined([hospitals.validation(site) for site in range(len(hospitals.shards))])
 
 
 def choose_images(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.diffusion.search import most_attempts
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.settings import CounterfactualSettings
 from mediffusion_core.training.local import derive_seed
@@ -29,7 +30,7 @@ class Ours:
         """The same with draws that no search before had; None where nothing is drawn."""
         if self.guidance.inversion:
             return None
-        seed = self.guidance.noise_seed + number * self.guidance.attempts
+        seed = self.guidance.noise_seed + number * most_attempts(self.guidance)
         return Ours(self.name, self.guidance.model_copy(update={"noise_seed": seed}))
 
     def described(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from mediffusion_core.evaluation.perceptual import lpips
 from mediffusion_core.settings import CounterfactualSettings
 from mediffusion_core.training.local import derive_seed
 from simulations.independent_classifier import independent_classifier
-from simulations.study_guidance.images import choose_images, validation_images
+from simulations.pooled_images import validation_images
+from simulations.study_guidance.images import choose_images
 from simulations.study_guidance.knee import knee
 from simulations.study_guidance.measure import Bench, Row
 from simulations.study_guidance.methods import Method, Nothing, Ours, Reference, ablations, grid

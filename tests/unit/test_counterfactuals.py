@@ -13,7 +13,7 @@ from mediffusion_core.artifacts.trained import TrainedModel, build_joint
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.classification import macro_interval
-from mediffusion_core.evaluation.counterfactuals import choose_panel, make_counterfactuals
+from mediffusion_core.evaluation.counterfactuals import choose_panel, compare, make_counterfactuals
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.model import untrained_codec
 from mediffusion_core.settings import Settings
@@ -76,6 +76,20 @@ def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> 
     torch.testing.assert_close(made.after, model.classify(made.images))
 
 
+def test_guidance_knows_how_the_head_was_trained(model: TrainedModel) -> None:
+    """At up to 0.6 T; what it is asked for and what it is judged by is calibrated."""
+    warm = replace(model, temperature=3.0)
+    assert (warm.guided.head_until, warm.guided.temperature) == (599, 3.0)
+    latents = torch.randn(2, *model.settings.latent_shape)
+    torch.testing.assert_close(
+        warm.guided.classify(latents, 0), model.joint.classify(latents) / 3, rtol=1e-4, atol=1e-5
+    )
+    joint = model.settings.training.joint.model_copy(update={"noised_fraction": 0.0})
+    training = model.settings.training.model_copy(update={"joint": joint})
+    clean = replace(model, settings=model.settings.model_copy(update={"training": training}))
+    assert clean.guided.head_until == 0
+
+
 def test_features_are_what_the_head_reads(model: TrainedModel) -> None:
     images = torch.rand(5, 1, 32, 32)
     features = model.features(images)
@@ -86,13 +100,14 @@ def test_features_are_what_the_head_reads(model: TrainedModel) -> None:
     torch.testing.assert_close(logits, model.logits(model.encode(images)))
 
 
-def test_a_temperature_changes_how_sure_a_model_is_but_not_what_flips(model: TrainedModel) -> None:
+def test_a_temperature_changes_how_sure_a_model_is_but_not_what_has_flipped(
+    model: TrainedModel,
+) -> None:
     images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     panel = choose_panel(torch.ones(4, 5), tuple("abcde"), True, 4, seed=0)
-    guidance = model.settings.evaluation.counterfactual
-    plain = make_counterfactuals(model, images, panel.target, guidance)
-    surer = make_counterfactuals(replace(model, temperature=0.5), images, panel.target, guidance)
-    assert torch.equal(surer.images, plain.images)
+    latents, made = model.encode(images), model.encode(images.flip(0))
+    plain = compare(model, latents, made, panel.target)
+    surer = compare(replace(model, temperature=0.5), latents, made, panel.target)
     assert torch.equal(surer.eligible, plain.eligible)
     assert torch.equal(surer.flipped, plain.flipped)
     torch.testing.assert_close(surer.before.logit(), 2 * plain.before.logit())

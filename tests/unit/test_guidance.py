@@ -15,6 +15,7 @@ from mediffusion_core.diffusion.guidance import counterfactual_latents, guided_l
 from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.noise_process import descending_timesteps
 from mediffusion_core.diffusion.reference_guidance import reference_counterfactual_latents
+from mediffusion_core.diffusion.search import search_counterfactuals
 from mediffusion_core.diffusion.solvers import solver_steps
 from mediffusion_core.diffusion.source_path import (
     change_mask,
@@ -24,6 +25,7 @@ from mediffusion_core.diffusion.source_path import (
 )
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.diffusion.way_back import normalised_pull
+from mediffusion_core.errors import UserError
 from mediffusion_core.settings import CounterfactualSettings
 
 PLAIN = {
@@ -321,6 +323,28 @@ def test_each_attempt_draws_its_noise_and_the_best_is_kept(
     assert torch.equal(found, guided_latents(known(), latents, target, once))
 
 
+def test_what_no_draw_has_flipped_gets_more_room() -> None:
+    """Half of the mask's threshold, then no mask, each with another draw; the others get none."""
+    latents = sources(2)
+    target = findings([False, False])
+    settings = CounterfactualSettings.model_validate(
+        {**PLAIN, "inversion": False, "attempts": 2, "mask_threshold": 0.4, "noise_seed": 5}
+    )
+    tried: list[tuple[list[int], int, float]] = []
+
+    def attempt(rows: Tensor, _: Target, at: CounterfactualSettings) -> Tensor:
+        tried.append((rows.tolist(), at.noise_seed, at.mask_threshold))
+        flips = torch.tensor([row == 0 or at.mask_threshold == 0.0 for row in rows.tolist()])
+        return torch.where(flips, -1.0, 1.0).reshape(-1, 1, 1, 1).expand(-1, *latents.shape[1:])
+
+    def look(made: Tensor) -> Tensor:
+        return made[:, :, 0, 0]
+
+    found = search_counterfactuals(torch.ones_like(latents), target, settings, look, attempt)
+    assert tried == [([0, 1], 5, 0.4), ([0, 1], 6, 0.4), ([1], 7, 0.2), ([1], 8, 0.0)]
+    assert (found < 0).all()
+
+
 @given(st.permutations(range(4)))
 @hypothesis_settings(max_examples=5, deadline=None)
 def test_an_images_counterfactual_does_not_depend_on_its_company(order: list[int]) -> None:
@@ -333,8 +357,8 @@ def test_an_images_counterfactual_does_not_depend_on_its_company(order: list[int
     torch.testing.assert_close(guided(latents[3:], alone, **few), together[3:])
 
 
-class HalfBlind(GaussianData):
-    """Its head cannot tell anything above a timestep, and notes at which it was asked."""
+class Noting(GaussianData):
+    """Its head notes at which timesteps it was asked."""
 
     def __init__(self) -> None:
         super().__init__(0.0, 1.0)
@@ -348,16 +372,18 @@ class HalfBlind(GaussianData):
 
 @pytest.mark.parametrize("inversion", [True, False])
 def test_the_head_is_not_asked_at_noise_that_it_was_not_trained_on(inversion: bool) -> None:
-    latents, model = sources(), HalfBlind()
+    latents, model = sources(), Noting()
     target = opposite(latents)
     changes = {"inversion": inversion, "mask_threshold": 0.5, "steps": 8}
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
     guided_latents(known(model, head_until=250), latents, target, settings)
-    assert model.asked == {t for t in descending_timesteps(400, 8) if t <= 250}
+    assert model.asked == {t for t in descending_timesteps(399, 8) if t <= 250}
     assert len(model.asked) == 5
+    with pytest.raises(UserError, match=r"trained on noise up to t = 30, and .* starts at 50"):
+        guided_latents(known(model, head_until=30), latents, target, settings)
 
 
-def test_a_head_that_knows_none_of_the_levels_is_asked_at_all_of_them() -> None:
+def test_a_head_that_knows_no_noise_is_asked_at_all_levels() -> None:
     latents = sources()
     target, head = opposite(latents), GaussianData(0.0, 1.0)
     settings = CounterfactualSettings.model_validate(PLAIN)
@@ -379,7 +405,8 @@ def test_a_head_that_is_too_sure_pulls_by_its_calibrated_confidence() -> None:
     """Sure by its own measure, it would stop long before it is sure by the right one."""
     latents = sources()
     target, head = opposite(latents), GaussianData(0.0, 1.0)
-    settings = CounterfactualSettings.model_validate({**PLAIN, "scale": 4.0, "confidence": 0.9})
+    changes = {"scale": 4.0, "confidence": 0.9, "attempts": 4}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
     made = [counterfactual_latents(known(temperature=t), latents, target, settings) for t in (1, 4)]
     sure = [target.confidence(target.probabilities(head.classify(one) / 4)) for one in made]
     assert (sure[0] < 0.9).all() and (sure[1] >= 0.9).all()
