@@ -45,28 +45,30 @@ def save_panel(
 
 
 def save_chart(grid: Sequence[Row], knee: str | None, path: Path) -> None:
-    """Flips against L1 for the grid's points, the knee marked.
+    """Flips against L1 for the grid's points, numbered from the nearest on, the knee marked.
 
     Filled points are by the model, hollow ones by the independent classifier.
     """
     with house_type():
-        figure = new_figure(6.4, 4.0, layout="constrained")
+        figure = new_figure(7.2, 4.0, layout="constrained")
         axes = figure.subplots()
-        for row in grid:
-            closeness = row.figures["l1"].value
-            colour = TERRACOTTA if row.method.name == knee else BLUE
-            flips = row.figures["flipped"].value
+        nearest_first = sorted(grid, key=lambda row: row.figures["l1"].value)
+        for number, row in enumerate(nearest_first, 1):
+            names = ("l1", "flipped", "independent_flipped")
+            closeness, flips, agreed = (row.figures[name].value for name in names)
+            chosen = row.method.name == knee
+            colour = TERRACOTTA if chosen else BLUE
+            axes.plot([closeness, closeness], [flips, agreed], color=MUTED, lw=0.6)
             axes.plot(closeness, flips, "o", color=colour, ms=5)
-            axes.plot(
-                closeness, row.figures["independent_flipped"].value, "o", mfc="none", mec=colour
-            )
-            label = {"xytext": (5, 3), "textcoords": "offset points", "size": 6.5}
-            colour = INK if row.method.name == knee else MUTED
-            axes.annotate(row.method.name, (closeness, flips), color=colour, **label)
-        axes.set(xlabel="L1 to the source", ylim=(-0.05, 1.08))
+            axes.plot(closeness, agreed, "o", mfc="white", mec=colour, ms=5)
+            ink = {"color": INK if chosen else MUTED, "size": 6.5}
+            above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(str(number), (closeness, max(flips, agreed)), **above, **ink)
+            place = {"xycoords": "axes fraction", "va": "top"}
+            line = f"{number}  {row.method.name}{', the knee' if chosen else ''}"
+            axes.annotate(line, (1.02, 1 - (number - 1) / max(12, len(grid))), **place, **ink)
+        axes.set(xlabel="L1 to the source", ylim=(None, 1.08))
         axes.set_title("Share of images flipped: ● by the model, ○ by the independent classifier")
         axes.grid(axis="y")
-        # From the source itself, which is at 0, and with room for the names; one point is enough.
-        widest = max((row.figures["l1"].value for row in grid), default=0.0)
-        axes.set_xlim(0, 1.3 * widest if widest > 0 else 1.0)
+        axes.margins(x=0.08)
         save_figure(figure, path)
