@@ -114,6 +114,13 @@ def test_a_joint_stage_without_any_loss_is_refused() -> None:
     assert "diffusion_weight and training.joint.classification_weight are both 0" in text
 
 
+def test_guidance_whose_last_step_starts_above_the_noise_the_classifier_knows_is_refused() -> None:
+    given = ("evaluation.counterfactual.start=0.5", "evaluation.counterfactual.steps=1")
+    assert "steps=1 from start=0.5: the last one starts above" in refusal(*given)
+    compose("config", [*given, "training.joint.noised_fraction=0"])
+    compose("config", [*given[:1], "evaluation.counterfactual.steps=2"])
+
+
 def test_consistency_without_a_classifier_is_refused() -> None:
     given = ("training.joint.consistency.weight=1", "training.joint.classification_weight=0")
     assert "consistency.weight is relative to training.joint.classification_weight" in refusal(
