@@ -9,7 +9,7 @@ from mediffusion_core.artifacts.provenance import shorten
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.resampling import Estimate
 from simulations.figures import format_estimate, format_figure, format_interval, markdown_table
-from simulations.study_generation.tables import HEADS
+from simulations.study_generation.tables import HEADS, usefulness_table
 from simulations.study_guidance.tables import MAIN, Column
 
 Figures = Mapping[str, Any]
@@ -95,7 +95,7 @@ def explanation_tables(studies: Sequence[Path]) -> str:
 
 
 def sample_tables(studies: Sequence[Path]) -> str:
-    """Real images and samples, a table a study.
+    """Real images and samples, a table a study, and what can be learned from samples.
 
     Raises:
         UserError: a folder holds no finished study of generation.
@@ -109,6 +109,8 @@ def sample_tables(studies: Sequence[Path]) -> str:
         ]
         title = f"{study['count']} images of {study['data']} a set"
         parts.append(_titled(title, study, headings, lines))
+        if study["usefulness"] is not None:
+            parts.append(usefulness_table(study["usefulness"]))
     return "\n\n".join(parts)
 
 

@@ -63,7 +63,8 @@ def generation_page(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _useful(rows: Mapping[str, Any]) -> list[str]:
+def usefulness_table(rows: Mapping[str, Any]) -> str:
+    """What a ResNet-18 learns from real images, from drawn ones and from both."""
     table = []
     for name, row in rows.items():
         low, high = (format_figure(end) for end in row["interval"])
@@ -71,11 +72,14 @@ def _useful(rows: Mapping[str, Any]) -> list[str]:
         paired = "-" if against is None else format_interval(against, "+.3f")
         auc = f"{format_figure(row['auc'])} ({low} to {high})"
         table.append([name, str(row["images"]), auc, paired])
+    headings = ["trained on", "images", "macro AUC on real test images", "against real"]
+    return markdown_table(headings, table)
+
+
+def _useful(rows: Mapping[str, Any]) -> list[str]:
     return [
         "## Training on drawn images",
-        markdown_table(
-            ["trained on", "images", "macro AUC on real test images", "against real"], table
-        ),
+        usefulness_table(rows),
         "A ResNet-18 for equally many steps on the labelled training images of all sites, on as "
         "many class-guided samples with labels drawn from theirs, and on both "
         "([1905.10887](https://arxiv.org/abs/1905.10887)), several times each. Intervals are of "

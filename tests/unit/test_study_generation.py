@@ -1,6 +1,7 @@
 """The study of samples, on a model whose networks are as they were drawn."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,10 @@ def make_run(folder: Path, tiny: tuple[str, ...], *changes: str) -> Path:
 
 def test_samples_are_held_against_real_images(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     run = make_run(tmp_path / "run", tiny, "diffusion.timesteps=8")
-    page = study_generation(run, OPTIONS, tmp_path / "out", "cpu")
-    assert "20 images of phantom a set" in sample_tables([tmp_path / "out"])
+    options = replace(OPTIONS, usefulness_steps=2)
+    page = study_generation(run, options, tmp_path / "out", "cpu")
+    tables = sample_tables([tmp_path / "out"])
+    assert "20 images of phantom a set" in tables and "| both |" in tables
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = {row["key"]: row for row in results["sets"]}
     assert list(rows) == ["real", "reconstructed", "samples", "guided", "ddpm"]
@@ -67,7 +70,7 @@ def test_samples_are_held_against_real_images(tmp_path: Path, tiny: tuple[str, .
     assert rows["samples"]["copying"] < 0.5
     assert (rows["guided"]["obedience"] is None, rows["samples"]["obedience"]) == (False, None)
     text = page.read_text()
-    assert text.count("| real |") == 2 and "DDPM, 8 steps" in text
+    assert text.count("| real |") == 3 and "DDPM, 8 steps" in text
 
 
 def test_a_seed_gives_the_same_samples(tmp_path: Path, tiny: tuple[str, ...]) -> None:
