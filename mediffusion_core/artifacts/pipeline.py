@@ -107,6 +107,11 @@ class JointDiffusionPipeline(DiffusionPipeline):
         # Otherwise diffusers warns three times that accelerate is not installed.
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
         pipeline: JointDiffusionPipeline = super().from_pretrained(folder, **options)
+        # Weights lie in the file's mapping as they come; kernels round differently where memory is
+        # not aligned, and guidance makes a visible difference of that.
+        for module in (pipeline.vae, pipeline.unet, pipeline.head):
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.clone()
         return pipeline
 
     @property
