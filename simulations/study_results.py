@@ -109,7 +109,7 @@ def sample_tables(studies: Sequence[Path]) -> str:
         ]
         title = f"{study['count']} images of {study['data']} a set"
         parts.append(_titled(title, study, headings, lines))
-        if study["usefulness"] is not None:
+        if study.get("usefulness") is not None:  # of a study before there was one
             parts.append(usefulness_table(study["usefulness"]))
     return "\n\n".join(parts)
 
