@@ -26,8 +26,9 @@ def search_counterfactuals(
     noise each attempt draws another one, at full strength. Only images that no attempt has brought
     to `settings.confidence`, with the other findings moved by no more than `settings.tolerance` in
     the mean, go on to the next. Of several attempts with the confidence the one that moved the
-    others least is kept, of none the one that came nearest. What is still not classified as asked
-    is tried once more with half of the mask's threshold, and then without a mask.
+    others least is kept, else of those that are classified as asked, else of all, the surest one.
+    What is still not classified as asked is tried once more with half of the mask's threshold, and
+    then without a mask.
 
     Args:
         latents: Clean scaled latents of the sources (B, c, h, w).
@@ -90,16 +91,17 @@ class _Best:
         self._before = target.probabilities(self._seen(latents))
         self._sure = torch.full((len(latents),), -1.0, device=latents.device)
         self._moved = torch.full((len(latents),), torch.inf, device=latents.device)
-        self._reached = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
+        self._rank = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        """2 where the target has the confidence, 1 where it is only reached, else 0."""
 
     def open_rows(self) -> Tensor:
         """Positions of the images that are not yet as was asked, (n,)."""
-        done = (self._sure >= self._settings.confidence) & (self._moved <= self._settings.tolerance)
+        done = (self._rank == 2) & (self._moved <= self._settings.tolerance)
         return (~done).nonzero().flatten()
 
     def failed_rows(self) -> Tensor:
         """Positions of the images that are not classified as was asked, (n,)."""
-        return (~self._reached).nonzero().flatten()
+        return (self._rank == 0).nonzero().flatten()
 
     def keep_better(self, rows: Tensor, made: Tensor) -> None:
         """Takes latents (n, c, h, w) of images at positions (n,), where they are an improvement."""
@@ -107,13 +109,13 @@ class _Best:
         logits = self._seen(made)
         seen = wish.probabilities(logits)
         sure, moved = wish.confidence(seen), self._others_moved(wish, seen, self._before[rows])
-        enough = sure >= self._settings.confidence
-        was_enough = self._sure[rows] >= self._settings.confidence
-        nearer = torch.where(enough, moved < self._moved[rows], sure > self._sure[rows])
-        better = (enough & ~was_enough) | ((enough == was_enough) & nearer)
+        reached = wish.reached(logits)
+        rank = reached.long() + (reached & (sure >= self._settings.confidence))
+        nearer = torch.where(rank == 2, moved < self._moved[rows], sure > self._sure[rows])
+        better = (rank > self._rank[rows]) | ((rank == self._rank[rows]) & nearer)
         self.found[rows[better]] = made[better]
         self._sure[rows[better]], self._moved[rows[better]] = sure[better], moved[better]
-        self._reached[rows[better]] = wish.reached(logits)[better]
+        self._rank[rows[better]] = rank[better]
 
     @torch.no_grad()
     def _seen(self, latents: Tensor) -> Tensor:

@@ -323,6 +323,21 @@ def test_each_attempt_draws_its_noise_and_the_best_is_kept(
     assert torch.equal(found, guided_latents(known(), latents, target, once))
 
 
+def test_of_exclusive_classes_one_that_is_flipped_is_kept_before_one_that_is_surer() -> None:
+    told = iter([(0.1, 0.8, 0.1), (0.40, 0.31, 0.29), (0.45, 0.54, 0.01)])
+    made = iter([torch.full((1, 2, 8, 8), 1.0), torch.full((1, 2, 8, 8), 2.0)])
+    target = Target(torch.tensor([0]), torch.tensor([True]), False)
+    settings = CounterfactualSettings.model_validate({**PLAIN, "inversion": False, "attempts": 2})
+    found = search_counterfactuals(
+        sources(1),
+        target,
+        settings,
+        lambda _: torch.tensor([next(told)]).log(),
+        lambda *_: next(made),
+    )
+    assert (found == 1.0).all()
+
+
 def test_what_no_draw_has_flipped_gets_more_room() -> None:
     """Half of the mask's threshold, then no mask, each with another draw; the others get none."""
     latents = sources(2)
