@@ -69,10 +69,10 @@ class TrainedModel:
     @property
     def guided(self) -> GuidedModel:
         """The joint UNet as guidance knows it."""
-        diffusion, joint = self.settings.diffusion, self.settings.training.joint
-        levels = joint.noised_levels(diffusion.timesteps) if joint.noised_fraction else 1
+        diffusion = self.settings.diffusion
+        until = self.settings.training.joint.classified_until(diffusion.timesteps)
         return GuidedModel(
-            self.joint, self.alphas_cumprod, diffusion.prediction, levels - 1, self.temperature
+            self.joint, self.alphas_cumprod, diffusion.prediction, until, self.temperature
         )
 
     def logits(self, latents: Tensor) -> Tensor:

@@ -79,6 +79,10 @@ class JointTraining(StrictModel):
         """How many of the noise levels, from 0 on, the classifier's noised rows are drawn from."""
         return max(1, round(self.noised_max_timestep * timesteps))
 
+    def classified_until(self, timesteps: int) -> int:
+        """The noisiest timestep on which the classifier is trained; 0 if on no noise."""
+        return self.noised_levels(timesteps) - 1 if self.noised_fraction else 0
+
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
         if not self.diffusion_weight and not self.classification_weight:

@@ -98,9 +98,9 @@ class Settings(StrictModel):
     @model_validator(mode="after")
     def _guides_where_the_classifier_knows_the_noise(self) -> Self:
         joint, guidance = self.training.joint, self.evaluation.counterfactual
-        levels = joint.noised_levels(self.diffusion.timesteps) if joint.noised_fraction else 1
+        until = joint.classified_until(self.diffusion.timesteps)
         last = (round(guidance.start * self.diffusion.timesteps) - 1) / guidance.steps
-        if joint.trains_both_halves and levels > 1 and round(last) >= levels:
+        if joint.trains_both_halves and until and round(last) > until:
             raise ValueError(
                 f"evaluation.counterfactual.steps={guidance.steps} from "
                 f"start={guidance.start:g}: the last one starts above "

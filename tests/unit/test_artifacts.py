@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from untrained import untrained_model
 
 from configs.compose import compose
 from mediffusion_core.artifacts.checkpoints import (
@@ -20,10 +21,9 @@ from mediffusion_core.artifacts.checkpoints import (
     write_folder,
 )
 from mediffusion_core.artifacts.run_folder import RunFolder, run_path, write_json
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
-from mediffusion_core.model import untrained_codec
 from mediffusion_core.settings import RunSettings, Settings
 
 CLASSES = ("Effusion", "Mass")
@@ -39,10 +39,9 @@ def components(seed: int = 0) -> dict[str, dict[str, Tensor]]:
 
 
 def trained(settings: Settings, multi_label: bool = True) -> TrainedModel:
-    torch.manual_seed(0)
-    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-    codec.mean.fill_(0.5)
-    return TrainedModel(settings, CLASSES, multi_label, codec, build_joint(settings, len(CLASSES)))
+    model = untrained_model(settings, CLASSES, multi_label)
+    model.codec.mean.fill_(0.5)
+    return model
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from untrained import untrained_model
 
 from configs.compose import compose
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.classification import macro_interval
 from mediffusion_core.evaluation.counterfactuals import choose_panel, compare, make_counterfactuals
 from mediffusion_core.evaluation.judge import Judge
-from mediffusion_core.model import untrained_codec
 from mediffusion_core.settings import Settings
 
 NAN = float("nan")
@@ -61,10 +61,7 @@ def test_exclusive_classes_are_those_that_are_named_or_the_most_frequent() -> No
 
 @pytest.fixture(scope="module")
 def model(tiny: tuple[str, ...]) -> TrainedModel:
-    settings = compose("config", tiny)
-    torch.manual_seed(0)
-    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-    return TrainedModel(settings, tuple("abcde"), True, codec, build_joint(settings, 5))
+    return untrained_model(compose("config", tiny), "abcde")
 
 
 def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> None:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from untrained import untrained_model
 
 from configs.compose import compose
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.target import Target
-from mediffusion_core.model import untrained_codec
 from simulations.external_guidance import external_latents
 from simulations.pooled_resnet import calibrated
 from simulations.rivals.network import PixelClassifier
@@ -32,10 +32,7 @@ def bright(factor: float, temperature: float) -> PixelClassifier:
 
 @pytest.fixture(scope="module")
 def model(tiny: tuple[str, ...]) -> TrainedModel:
-    settings = compose("config", tiny)
-    torch.manual_seed(0)
-    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-    return TrainedModel(settings, tuple("abc"), True, codec, build_joint(settings, 3))
+    return untrained_model(compose("config", tiny), "abc")
 
 
 def test_an_external_classifier_pulls_and_decides_by_calibrated_probabilities(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from untrained import untrained_model
 
 from configs.compose import compose
 from mediffusion_core.artifacts.trained import TrainedModel, build_joint
@@ -100,8 +101,7 @@ def test_a_saved_model_attends_as_before(tiny: tuple[str, ...], tmp_path: Path) 
 
 def test_a_model_whose_denoiser_nobody_trained_draws_nothing(tiny: tuple[str, ...]) -> None:
     settings = compose("config", (*tiny, "training.joint.diffusion_weight=0"))
-    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-    model = TrainedModel(settings, ("a", "b"), True, codec, build_joint(settings, 2))
+    model = untrained_model(settings, ("a", "b"))
     latents = torch.randn(2, *settings.latent_shape)
     assert model.logits(latents).shape == (2, 2)
     target = Target(torch.tensor([0, 0]), torch.tensor([True, True]), True)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from untrained import untrained_model
 
 from configs.compose import compose
 from mediffusion_core.artifacts.neighbours_picture import save_neighbours
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.errors import UserError
-from mediffusion_core.model import untrained_codec
 from simulations.simulate import LAUNCH
 from simulations.study_generation.sets import drawn_by_ddpm, drawn_with_labels
 from simulations.study_generation.study import Options, study_generation
@@ -38,10 +38,7 @@ def make_run(folder: Path, tiny: tuple[str, ...], *changes: str) -> Path:
     store = f"data.store='{folder.parent / 'store'}'"
     overrides = [*tiny, "data.phantom.patients_per_site=[120,120,120]", store, *changes]
     settings = compose("config", overrides)
-    torch.manual_seed(0)
-    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-    joint = build_joint(settings, len(CLASSES))
-    TrainedModel(settings, CLASSES, True, codec, joint).save(folder / "model")
+    untrained_model(settings, CLASSES).save(folder / "model")
     (folder / LAUNCH).write_text(json.dumps({"config_name": "config", "overrides": overrides}))
     return folder
 

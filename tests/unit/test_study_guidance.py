@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from untrained import untrained_model
 
 from configs.compose import compose
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.data.phantom import FINDINGS
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.perceptual import lpips
-from mediffusion_core.model import untrained_codec
 from mediffusion_core.settings import CounterfactualSettings
 from simulations import independent_classifier
 from simulations.rivals.run import refuse_what_rivals_ignore
@@ -124,10 +124,7 @@ def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A run's folder with a model that nobody has trained."""
     folder = tmp_path_factory.mktemp("guidance")
     settings = compose("config", (*tiny, "data.validation_fraction=0.3"))
-    torch.manual_seed(0)
-    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-    model = TrainedModel(settings, FINDINGS, True, codec, build_joint(settings, 5))
-    model.save(folder / "run" / "model")
+    untrained_model(settings, FINDINGS).save(folder / "run" / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FED_MEDIFFUSION_STORE", str(folder / "store"))
         recipe = RivalSettings(rounds=2, local_epochs=0.3, every=2)
