@@ -10,7 +10,7 @@ from mediffusion_core.diffusion.noise_process import predict_clean
 from mediffusion_core.diffusion.search import Look, search_counterfactuals
 from mediffusion_core.diffusion.source_path import inverted_path, noised_path
 from mediffusion_core.diffusion.target import Target
-from mediffusion_core.diffusion.way_back import guided_timesteps, normalised_pull, way_back
+from mediffusion_core.diffusion.way_back import guided_timesteps, pulled_by, way_back
 from mediffusion_core.settings import CounterfactualSettings
 
 Classifier = Callable[[Tensor], Tensor]
@@ -72,13 +72,10 @@ def _one_attempt(
         source_logits = classifier(latents)
 
     def pull(current: Tensor, now: int) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            inputs = current.detach().requires_grad_(True)
+        def see(inputs: Tensor) -> tuple[Tensor, Tensor]:
             noise_pred = model.noise_pred(inputs, now)
-            logits = classifier(predict_clean(inputs, noise_pred, alphas_cumprod[now]))
-            loss = target.loss(logits, source_logits, settings.hold).sum()
-            (gradient,) = torch.autograd.grad(loss, inputs)
-        confidence = target.confidence(target.probabilities(logits.detach()))
-        return noise_pred.detach(), normalised_pull(gradient, confidence, everywhere, settings)
+            return noise_pred, classifier(predict_clean(inputs, noise_pred, alphas_cumprod[now]))
+
+        return pulled_by(see, current, target, source_logits, everywhere, settings)
 
     return way_back(alphas_cumprod, path, everywhere, pull, settings)

@@ -20,7 +20,7 @@ from mediffusion_core.diffusion.source_path import (
     seen_along,
 )
 from mediffusion_core.diffusion.target import Target
-from mediffusion_core.diffusion.way_back import guided_timesteps, normalised_pull, way_back
+from mediffusion_core.diffusion.way_back import guided_timesteps, pulled_by, way_back
 from mediffusion_core.settings import CounterfactualSettings
 
 
@@ -93,13 +93,11 @@ def guided_latents(
         if now not in source_logits:
             with torch.no_grad():
                 return model.noise_pred(current, now), torch.zeros_like(current)
-        with torch.enable_grad():
-            inputs = current.detach().requires_grad_(True)
-            noise_pred, logits = model.noise_pred_and_logits(inputs, now)
-            loss = target.loss(logits, source_logits[now], settings.hold).sum()
-            (gradient,) = torch.autograd.grad(loss, inputs)
-        confidence = target.confidence(target.probabilities(logits.detach()))
-        return noise_pred.detach(), normalised_pull(gradient, confidence, mask, settings)
+
+        def see(inputs: Tensor) -> tuple[Tensor, Tensor]:
+            return model.noise_pred_and_logits(inputs, now)
+
+        return pulled_by(see, current, target, source_logits[now], mask, settings)
 
     return way_back(model.alphas_cumprod, path, mask, pull, settings)
 

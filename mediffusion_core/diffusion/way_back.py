@@ -8,10 +8,14 @@ from torch import Tensor
 from mediffusion_core.diffusion.noise_process import descending_timesteps, predict_clean
 from mediffusion_core.diffusion.solvers import solver_steps
 from mediffusion_core.diffusion.source_path import SourcePath
+from mediffusion_core.diffusion.target import Target
 from mediffusion_core.settings import CounterfactualSettings
 
 Pull = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """z_t (B, c, h, w) and t to ε̂ and to what is added to it, as `normalised_pull` gives it."""
+
+See = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""z_t (B, c, h, w) to ε̂ and to calibrated logits (B, C), differentiable."""
 
 
 def guided_timesteps(alphas_cumprod: Tensor, settings: CounterfactualSettings) -> list[int]:
@@ -47,6 +51,33 @@ def way_back(
         current = taken(step, current, noise_pred)
         current = mask * current + (1 - mask) * path.latents[step + 1]
     return current
+
+
+def pulled_by(
+    see: See,
+    latents: Tensor,
+    target: Target,
+    source_logits: Tensor,
+    mask: Tensor,
+    settings: CounterfactualSettings,
+) -> tuple[Tensor, Tensor]:
+    """ε̂ and the pull of a classifier's gradient at z_t, as `Pull` gives them.
+
+    Args:
+        see: Denoiser and classifier.
+        latents: z_t (B, c, h, w).
+        target: What the classifier should see.
+        source_logits: What the other findings are held at, (B, C).
+        mask: As `normalised_pull` takes it.
+        settings: Guidance.
+    """
+    with torch.enable_grad():
+        inputs = latents.detach().requires_grad_(True)
+        noise_pred, logits = see(inputs)
+        loss = target.loss(logits, source_logits, settings.hold).sum()
+        (gradient,) = torch.autograd.grad(loss, inputs)
+    confidence = target.confidence(target.probabilities(logits.detach()))
+    return noise_pred.detach(), normalised_pull(gradient, confidence, mask, settings)
 
 
 def normalised_pull(
