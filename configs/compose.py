@@ -40,6 +40,31 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
     return validate(_to_mapping(config_name, given))
 
 
+def change(settings: Settings, overrides: Sequence[str]) -> Settings:
+    """Settings with changes on top such as `evaluation.every=4`, checked as composed ones are.
+
+    Raises:
+        UserError: one line that names what is wrong.
+    """
+    if not overrides:  # nor is what was settled before some refusal refused now
+        return settings
+    given = settings.model_dump(mode="json")
+    known = known_keys(given)
+    for override in overrides:
+        _check_override(override)
+        key = override.partition("=")[0]
+        if key not in known:
+            raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
+    try:
+        changed = OmegaConf.to_container(
+            OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides))), resolve=True
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
+    assert isinstance(changed, dict)
+    return validate({str(key): value for key, value in changed.items()})
+
+
 def flatten(overrides: Sequence[str]) -> str:
     """Overrides as one string, as `flwr run` carries them; `split` is its inverse."""
     return shlex.join(overrides)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.losses import classification_loss
-from mediffusion_core.diffusion.noise_process import ddim_step, descending_timesteps
+from mediffusion_core.diffusion.noise_process import ddim_step
+from mediffusion_core.timesteps import descending_timesteps
 
 
 def sample_labelled_latents(

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.noise_process import predict_clean
-from mediffusion_core.diffusion.search import Look, search_counterfactuals
+from mediffusion_core.diffusion.search import Look, most_attempts, search_counterfactuals
 from mediffusion_core.diffusion.source_path import inverted_path, noised_path
 from mediffusion_core.diffusion.target import Target
-from mediffusion_core.diffusion.way_back import guided_timesteps, pulled_by, way_back
+from mediffusion_core.diffusion.way_back import pulled_by, way_back
 from mediffusion_core.settings import CounterfactualSettings
 
 Classifier = Callable[[Tensor], Tensor]
@@ -27,9 +27,10 @@ def externally_guided_latents(
 ) -> Tensor:
     """Latents of counterfactuals that another classifier pulls, and for which it alone decides.
 
-    The search is that of our guidance, and so are the way up, steps, scale, closeness and the hold
-    on other findings, so that what differs is who pulls. There is no mask, which is our head's,
-    and it pulls at every noise level, since what it sees is a clean image at each.
+    The search is that of our guidance, with as many draws where noise is drawn, and so are the way
+    up, steps, scale, closeness and the hold on other findings, so that what differs is who pulls.
+    There is no mask, which is our head's, and it pulls at every noise level, since what it sees is
+    a clean image at each.
 
     Args:
         model: The denoiser; its head is not asked.
@@ -46,7 +47,10 @@ def externally_guided_latents(
     def attempt(rows: Tensor, wish: Target, tried: CounterfactualSettings) -> Tensor:
         return _one_attempt(model, latents[rows], wish, classifier, tried)
 
-    return search_counterfactuals(latents, target, settings, look or classifier, attempt)
+    # An inversion has nothing to draw: further attempts would be steps of its strength.
+    attempts = settings.attempts if settings.inversion else most_attempts(settings)
+    unmasked = settings.model_copy(update={"mask_threshold": 0.0, "attempts": attempts})
+    return search_counterfactuals(latents, target, unmasked, look or classifier, attempt)
 
 
 def _one_attempt(
@@ -62,7 +66,7 @@ def _one_attempt(
     (arXiv 2302.07121, equation 6) with a normalised gradient.
     """
     alphas_cumprod = model.alphas_cumprod
-    timesteps = guided_timesteps(alphas_cumprod, settings)
+    timesteps = settings.timesteps(len(alphas_cumprod))
     if settings.inversion:
         path = inverted_path(model, latents, timesteps)
     else:

@@ -20,7 +20,7 @@ from mediffusion_core.diffusion.source_path import (
     seen_along,
 )
 from mediffusion_core.diffusion.target import Target
-from mediffusion_core.diffusion.way_back import guided_timesteps, pulled_by, way_back
+from mediffusion_core.diffusion.way_back import pulled_by, way_back
 from mediffusion_core.settings import CounterfactualSettings
 
 
@@ -78,7 +78,7 @@ def guided_latents(
     Takes and returns what `counterfactual_latents` does, and takes the saliency (B, 1, h, w) where
     it is known, as `source_saliency` finds it.
     """
-    timesteps = guided_timesteps(model.alphas_cumprod, settings)
+    timesteps = settings.timesteps(len(model.alphas_cumprod))
     if settings.inversion:
         path = inverted_path(model, latents, timesteps)
         source_logits, saliency = logits_along(model, path, target)
@@ -109,5 +109,5 @@ def source_saliency(
 
     Of a drawn noise it would be another for every draw. Takes what `counterfactual_latents` does.
     """
-    path = inverted_path(model, latents, guided_timesteps(model.alphas_cumprod, settings))
+    path = inverted_path(model, latents, settings.timesteps(len(model.alphas_cumprod)))
     return logits_along(model, path, target)[1]

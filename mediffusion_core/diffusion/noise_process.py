@@ -103,9 +103,3 @@ def ddpm_step(latents: Tensor, noise_pred: Tensor, noise: Tensor, alphas: Tensor
     )
     variance = (1 - previous) / (1 - alpha_bar) * (1 - alpha)
     return mean + variance.sqrt() * noise
-
-
-def descending_timesteps(start: int, steps: int) -> list[int]:
-    """At most `steps` distinct timesteps from `start` down, evenly spaced, none below 0."""
-    spaced = torch.linspace(start, start / steps, steps).round().long()
-    return list(dict.fromkeys(int(t) for t in spaced.clamp(min=0)))

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.noise_process import ddim_step, descending_timesteps, noise_from
+from mediffusion_core.diffusion.noise_process import ddim_step, noise_from
 from mediffusion_core.model import JointUNet
 from mediffusion_core.settings import Prediction
+from mediffusion_core.timesteps import descending_timesteps
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ def search_counterfactuals(
     to `settings.confidence`, with the other findings moved by no more than `settings.tolerance` in
     the mean, go on to the next. Of several attempts with the confidence the one that moved the
     others least is kept, else of those that are classified as asked, else of all, the surest one.
-    What is still not classified as asked is tried once more with half of the mask's threshold, and
-    then without a mask.
+    With `settings.relax_mask` what is still not classified as asked is tried once more with half of
+    the mask's threshold, and then without a mask.
 
     Args:
         latents: Clean scaled latents of the sources (B, c, h, w).
@@ -46,17 +46,17 @@ def search_counterfactuals(
         if not len(rows):
             break
         best.keep_better(rows, attempt(rows, target.rows(rows), _of_attempt(settings, number)))
-    for wider in _with_more_room(settings):
+    for relaxed in _with_relaxed_masks(settings):
         rows = best.failed_rows()
         if not len(rows):
             break
-        best.keep_better(rows, attempt(rows, target.rows(rows), wider))
+        best.keep_better(rows, attempt(rows, target.rows(rows), relaxed))
     return best.found
 
 
 def most_attempts(settings: CounterfactualSettings) -> int:
     """How many attempts a search makes at most, each from the next seed where noise is drawn."""
-    return settings.attempts + len(_with_more_room(settings))
+    return settings.attempts + len(_with_relaxed_masks(settings))
 
 
 def _of_attempt(settings: CounterfactualSettings, number: int) -> CounterfactualSettings:
@@ -69,9 +69,9 @@ def _of_attempt(settings: CounterfactualSettings, number: int) -> Counterfactual
     )
 
 
-def _with_more_room(settings: CounterfactualSettings) -> list[CounterfactualSettings]:
+def _with_relaxed_masks(settings: CounterfactualSettings) -> list[CounterfactualSettings]:
     """What the last attempts are made with, at full strength; none where there is no mask."""
-    if not settings.mask_threshold:
+    if not (settings.relax_mask and settings.mask_threshold):
         return []
     seed = settings.noise_seed + settings.attempts
     return [

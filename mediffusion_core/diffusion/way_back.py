@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.noise_process import descending_timesteps, predict_clean
+from mediffusion_core.diffusion.noise_process import predict_clean
 from mediffusion_core.diffusion.solvers import solver_steps
 from mediffusion_core.diffusion.source_path import SourcePath
 from mediffusion_core.diffusion.target import Target
@@ -16,12 +16,6 @@ Pull = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 See = Callable[[Tensor], tuple[Tensor, Tensor]]
 """z_t (B, c, h, w) to ε̂ and to calibrated logits (B, C), differentiable."""
-
-
-def guided_timesteps(alphas_cumprod: Tensor, settings: CounterfactualSettings) -> list[int]:
-    """The levels of the way back, the noisiest first: the last of the first `start` of all T."""
-    start = round(settings.start * len(alphas_cumprod)) - 1
-    return descending_timesteps(max(0, start), settings.steps)
 
 
 def way_back(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
+from mediffusion_core.timesteps import descending_timesteps
 
 Solver = Literal["ddim", "dpmsolver++"]
 """How a guided step is taken: to first order, or to second with the step before."""
@@ -19,8 +20,9 @@ class CounterfactualSettings(StrictModel):
     else by drawn noise, another in each attempt from `noise_seed` on. The search leaves an image
     where its target has `confidence` and the others have moved by no more than `tolerance`, both in
     calibrated probabilities; it is pulled until half way from that confidence to certainty. What is
-    less salient than `mask_threshold` of the largest is kept, the other findings are held with
-    weight `hold`, and `closeness` moves towards the source at every step; `solver` takes the steps.
+    less salient than `mask_threshold` of the largest is kept, which `relax_mask` loosens for images
+    that no attempt has flipped. The other findings are held with weight `hold`, and `closeness`
+    moves towards the source at every step; `solver` takes the steps.
     """
 
     panel: Count = 8
@@ -33,10 +35,15 @@ class CounterfactualSettings(StrictModel):
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     tolerance: Fraction = 0.03
     mask_threshold: Fraction = 0.42
+    relax_mask: bool = True
     hold: Annotated[float, Field(ge=0.0)] = 1.0
     inversion: bool = False
     noise_seed: Annotated[int, Field(ge=0)] = 0
     solver: Solver = "ddim"
+
+    def timesteps(self, total: int) -> list[int]:
+        """The levels of the way back, the noisiest first: the last of the first `start` of all."""
+        return descending_timesteps(max(0, round(self.start * total) - 1), self.steps)
 
 
 class EvaluationSettings(StrictModel):

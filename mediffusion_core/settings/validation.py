@@ -20,11 +20,25 @@ def validate(composed: Mapping[str, Any]) -> Settings:
     try:
         settings = Settings.model_validate(composed)
         refuse_what_nobody_trained(settings)
+        _refuse_blind_guidance(settings)
     except ValidationError as error:
         raise UserError(_one_line(error, composed)) from None
     except ValueError as error:
         raise UserError(str(error)) from None
     return settings
+
+
+def _refuse_blind_guidance(settings: Settings) -> None:
+    """Refuses a way back on which the classifier never sees noise that it was trained on."""
+    joint, guidance = settings.training.joint, settings.evaluation.counterfactual
+    total = settings.diffusion.timesteps
+    until = joint.classified_until(total)
+    if joint.trains_both_halves and until and guidance.timesteps(total)[-1] > until:
+        raise ValueError(
+            f"evaluation.counterfactual.steps={guidance.steps} from start={guidance.start:g}: the "
+            f"last one starts above training.joint.noised_max_timestep="
+            f"{joint.noised_max_timestep:g}, up to which the classifier guides"
+        )
 
 
 def _one_line(error: ValidationError, composed: Mapping[str, Any]) -> str:

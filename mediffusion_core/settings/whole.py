@@ -96,20 +96,6 @@ class Settings(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _guides_where_the_classifier_knows_the_noise(self) -> Self:
-        joint, guidance = self.training.joint, self.evaluation.counterfactual
-        until = joint.classified_until(self.diffusion.timesteps)
-        last = (round(guidance.start * self.diffusion.timesteps) - 1) / guidance.steps
-        if joint.trains_both_halves and until and round(last) > until:
-            raise ValueError(
-                f"evaluation.counterfactual.steps={guidance.steps} from "
-                f"start={guidance.start:g}: the last one starts above "
-                f"training.joint.noised_max_timestep={joint.noised_max_timestep:g}, up to which "
-                "the classifier guides"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _comparison_fits_the_labels(self) -> Self:
         if self.federation.in_one_place and self.data.labels_at == "server":
             raise ValueError("data.labels_at=server needs a federation of all sites")

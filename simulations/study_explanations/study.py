@@ -17,6 +17,7 @@ from simulations.study_explanations.methods import Case, explanations
 from simulations.study_explanations.pictures import save_curves, save_maps
 from simulations.study_explanations.tables import explanations_page
 from simulations.study_guidance.images import StudyImages, choose_images
+from simulations.study_guidance.methods import Ours, refuse_blind_guidance
 from simulations.study_guidance.options import changed_guidance
 from simulations.trained_run import open_trained_run
 
@@ -53,7 +54,8 @@ def study_explanations(
     opened = open_trained_run(run, device, console)
     if not opened.settings.training.joint.trains_both_halves:
         raise UserError(f"the run {run} trained one half of its network, which explains nothing")
-    guidance = changed_guidance(opened.settings.evaluation.counterfactual, overrides)
+    guidance = changed_guidance(opened.settings, overrides)
+    refuse_blind_guidance(opened.model.guided, [Ours("ours", guidance)])
     chosen = choose_images(
         opened.model,
         opened.hospitals.test(),

@@ -9,10 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from mediffusion_core.artifacts.trained import TrainedModel
+from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.search import most_attempts
 from mediffusion_core.diffusion.target import Target
+from mediffusion_core.errors import UserError
 from mediffusion_core.settings import CounterfactualSettings
 from mediffusion_core.training.local import derive_seed
+
+ONE_ATTEMPT = {"attempts": 1, "relax_mask": False}
+"""What makes a search try once."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,11 @@ def grid(
     steps: Sequence[int],
 ) -> list[Ours]:
     """One attempt at each scale, start and number of steps: what the search searches through."""
+    once = base.model_copy(update=ONE_ATTEMPT)
     return [
         Ours(
             f"s {scale:g}, t {start:g}, {count} steps",
-            base.model_copy(update={"scale": scale, "start": start, "steps": count, "attempts": 1}),
+            once.model_copy(update={"scale": scale, "start": start, "steps": count}),
         )
         for scale, start, count in product(scales, starts, steps)
     ]
@@ -105,8 +111,10 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
     """Our guidance, and the same with one part left out or exchanged, of those that are in use."""
     changes: dict[str, dict[str, Any]] = {
         "ours": {},
-        "without search": {"attempts": 1},
-        "without mask": {"mask_threshold": 0.0},
+        "mask not relaxed": {"relax_mask": False},
+        "one attempt": ONE_ATTEMPT,
+        "one attempt, mask relaxed": {"attempts": 1},
+        "without mask": {"mask_threshold": 0.0, "attempts": most_attempts(base)},
         "without closeness": {"closeness": 0.0},
         "others not held": {"hold": 0.0},
         "noised, not inverted": {"inversion": not base.inversion},
@@ -114,8 +122,21 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
     }
     if not base.inversion:
         changes["inverted, not noised"] = changes.pop("noised, not inverted")
-    methods = [Ours(name, base.model_copy(update=change)) for name, change in changes.items()]
-    return methods[:1] + [one for one in methods if one.guidance != base]
+    methods: list[Ours] = []
+    for name, change in changes.items():
+        guidance = base.model_copy(update=change)
+        if all(guidance != known.guidance for known in methods):
+            methods.append(Ours(name, guidance))
+    return methods
+
+
+def refuse_blind_guidance(model: GuidedModel, methods: Sequence[Ours]) -> None:
+    """Raises UserError where one of them never comes down to noise that the head has seen."""
+    for method in methods:
+        try:
+            model.asked(method.guidance.timesteps(len(model.alphas_cumprod)))
+        except UserError as error:
+            raise UserError(f"{method.name}: {error}") from None
 
 
 def timed(

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from configs.compose import compose
+from configs.compose import change
 from mediffusion_core.errors import UserError
-from mediffusion_core.settings import CounterfactualSettings
+from mediffusion_core.settings import CounterfactualSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ def class_names(between: str) -> tuple[str, ...]:
     return tuple(between.split(",")) if between else ()
 
 
-def changed_guidance(
-    guidance: CounterfactualSettings, overrides: Sequence[str]
-) -> CounterfactualSettings:
-    """A run's guidance with changes on top, checked as all settings are."""
+def changed_guidance(settings: Settings, overrides: Sequence[str]) -> CounterfactualSettings:
+    """A run's guidance with changes on top, checked beside the run's other settings.
+
+    Raises:
+        UserError: one line that names what is wrong.
+    """
     keys = [f"evaluation.counterfactual.{one}" for one in overrides]
-    changes = compose("config", keys).evaluation.counterfactual if keys else guidance
-    names = {one.partition("=")[0] for one in overrides}
-    return guidance.model_copy(update={name: getattr(changes, name) for name in names})
+    return change(settings, keys).evaluation.counterfactual
 
 
 def _numbers(name: str, text: str, most: float, whole: bool = False) -> tuple[float, ...]:

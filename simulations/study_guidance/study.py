@@ -12,14 +12,21 @@ from mediffusion_core.artifacts.run_folder import write_json
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.features import build_extractor, spatial_efficientnet_lite0
 from mediffusion_core.evaluation.perceptual import lpips
-from mediffusion_core.settings import CounterfactualSettings
 from mediffusion_core.training.local import derive_seed
 from simulations.independent_classifier import independent_classifier
 from simulations.pooled_images import validation_images
 from simulations.study_guidance.images import choose_images
 from simulations.study_guidance.knee import knee
 from simulations.study_guidance.measure import Bench, Row
-from simulations.study_guidance.methods import Method, Nothing, Ours, Reference, ablations, grid
+from simulations.study_guidance.methods import (
+    Method,
+    Nothing,
+    Ours,
+    Reference,
+    ablations,
+    grid,
+    refuse_blind_guidance,
+)
 from simulations.study_guidance.options import Options, changed_guidance
 from simulations.study_guidance.pictures import save_chart, save_panel
 from simulations.study_guidance.tables import guidance_page
@@ -51,9 +58,19 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     opened = open_trained_run(run, device, console)
     if not opened.settings.training.joint.trains_both_halves:
         raise UserError(f"the run {run} trained one half of the network; guidance needs both")
+    guidance = changed_guidance(opened.settings, options.overrides)
+    if options.ours_alone:
+        points, ours, published = [], [Ours("ours", guidance)], []
+    else:
+        points = grid(guidance, options.scales, options.starts, options.steps)
+        ours = ablations(guidance)
+        published = [
+            Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
+            for scale, start in options.reference
+        ]
+    refuse_blind_guidance(opened.model.guided, [*points, *ours])
     benches, opinion = _benches(run, opened, options, console)
-    base = changed_guidance(opened.settings.evaluation.counterfactual, options.overrides)
-    study = _Study(benches["validation"], benches["test"], base, options, console)
+    study = _Study(benches["validation"], benches["test"], points, ours, published, console)
     try:
         study.measure()
     finally:
@@ -76,8 +93,10 @@ class _Study:
 
     validation: Bench
     test: Bench
-    guidance: CounterfactualSettings
-    options: Options
+    points: Sequence[Ours]
+    """The grid to be measured."""
+    ours: Sequence[Ours]
+    published: Sequence[Reference]
     console: Console
     grid: list[Row] = field(default_factory=list)
     """Ours at many settings, on validation patients."""
@@ -90,21 +109,12 @@ class _Study:
 
     def measure(self) -> None:
         """Measures everything that was asked for."""
-        options = self.options
-        if options.ours_alone:
-            self._compare([Nothing(), Ours("ours", self.guidance)])
-            return
-        points = grid(self.guidance, options.scales, options.starts, options.steps)
-        self.grid.extend(self._measured(self.validation, points, "grid"))
-        ours: list[Method] = [Nothing(), *ablations(self.guidance)]
+        self.grid.extend(self._measured(self.validation, self.points, "grid"))
+        ours: list[Method] = [Nothing(), *self.ours]
         if self.knee is not None:
             ours.append(replace(self.knee.method, name="knee of the grid"))
-        published = [
-            Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
-            for scale, start in options.reference
-        ]
-        self._compare(ours, [PUBLISHED] if published else [])
-        self.references.extend(self._measured(self.validation, published, PUBLISHED))
+        self._compare(ours, [PUBLISHED] if self.published else [])
+        self.references.extend(self._measured(self.validation, self.published, PUBLISHED))
         if self.references:
             self._compare([self._best_reference().method])
 

@@ -67,8 +67,7 @@ def guidance_page(
         parts += [
             "## Grid, validation patients",
             _table(grid, MAIN, costs=True, marked=results["knee"]),
-            "The knee of flips against L1 is in bold, where there is one. One attempt a point, "
-            "without the search.",
+            "The knee of flips against L1 is in bold, where there is one. One attempt a point.",
         ]
     if references:
         parts += [

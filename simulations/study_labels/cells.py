@@ -32,7 +32,9 @@ from simulations.rivals.settings import RivalSettings
 from simulations.study_labels.methods import Method, Trial
 
 DESCRIPTION, FIGURES, PREDICTIONS = "cell.json", "figures.json", "predictions.safetensors"
-FEW_COUNTERFACTUALS = tuple(f"evaluation.counterfactual.{name}=1" for name in ("count", "attempts"))
+FEW_COUNTERFACTUALS = tuple(
+    f"evaluation.counterfactual.{one}" for one in ("count=1", "attempts=1", "relax_mask=false")
+)
 """The study compares none of their figures."""
 KEPT = (
     "auc_macro",

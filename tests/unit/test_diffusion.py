@@ -25,7 +25,6 @@ from mediffusion_core.diffusion.noise_process import (
     add_noise,
     ddim_step,
     ddpm_step,
-    descending_timesteps,
     noise_from,
     predict_clean,
     prediction_target,
@@ -33,6 +32,7 @@ from mediffusion_core.diffusion.noise_process import (
 from mediffusion_core.diffusion.sampling import sample_latents
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings, Prediction
+from mediffusion_core.timesteps import descending_timesteps
 
 SETTINGS = DiffusionSettings()
 SCHEDULE = {

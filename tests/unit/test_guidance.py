@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import combinations
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mediffusion_core.diffusion.external_guidance import externally_guided_latents
 from mediffusion_core.diffusion.guidance import counterfactual_latents, guided_latents
 from mediffusion_core.diffusion.guided_model import GuidedModel
-from mediffusion_core.diffusion.noise_process import descending_timesteps
 from mediffusion_core.diffusion.reference_guidance import reference_counterfactual_latents
-from mediffusion_core.diffusion.search import search_counterfactuals
+from mediffusion_core.diffusion.search import most_attempts, search_counterfactuals
 from mediffusion_core.diffusion.solvers import solver_steps
 from mediffusion_core.diffusion.source_path import (
     change_mask,
@@ -27,6 +28,7 @@ from mediffusion_core.diffusion.target import Target
 from mediffusion_core.diffusion.way_back import normalised_pull
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import CounterfactualSettings
+from mediffusion_core.timesteps import descending_timesteps
 
 PLAIN = {
     "start": 0.4,
@@ -338,13 +340,13 @@ def test_of_exclusive_classes_one_that_is_flipped_is_kept_before_one_that_is_sur
     assert (found == 1.0).all()
 
 
-def test_what_no_draw_has_flipped_gets_more_room() -> None:
-    """Half of the mask's threshold, then no mask, each with another draw; the others get none."""
+@pytest.mark.parametrize("relaxed", [True, False])
+def test_the_mask_is_relaxed_for_what_no_draw_has_flipped(relaxed: bool) -> None:
+    """Half of its threshold, then no mask, each with another draw; the others get none."""
     latents = sources(2)
     target = findings([False, False])
-    settings = CounterfactualSettings.model_validate(
-        {**PLAIN, "inversion": False, "attempts": 2, "mask_threshold": 0.4, "noise_seed": 5}
-    )
+    changes = {"inversion": False, "attempts": 2, "mask_threshold": 0.4, "noise_seed": 5}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": relaxed})
     tried: list[tuple[list[int], int, float]] = []
 
     def attempt(rows: Tensor, _: Target, at: CounterfactualSettings) -> Tensor:
@@ -356,8 +358,29 @@ def test_what_no_draw_has_flipped_gets_more_room() -> None:
         return made[:, :, 0, 0]
 
     found = search_counterfactuals(torch.ones_like(latents), target, settings, look, attempt)
-    assert tried == [([0, 1], 5, 0.4), ([0, 1], 6, 0.4), ([1], 7, 0.2), ([1], 8, 0.0)]
-    assert (found < 0).all()
+    more = [([1], 7, 0.2), ([1], 8, 0.0)] if relaxed else []
+    assert tried == [([0, 1], 5, 0.4), ([0, 1], 6, 0.4), *more]
+    assert (found < 0).flatten(1).all(dim=1).tolist() == [True, relaxed]
+    assert most_attempts(settings) == len(tried)
+
+
+@pytest.mark.parametrize(("inversion", "attempts"), [(False, 4), (True, 2)])
+def test_an_external_classifier_draws_as_often_and_repeats_no_inversion(
+    inversion: bool, attempts: int
+) -> None:
+    latents, target = sources(1), findings([False])
+    changes = {"inversion": inversion, "attempts": 2, "mask_threshold": 0.4, "steps": 2}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": True})
+    looked: list[Tensor] = []
+
+    def never(clean: Tensor) -> Tensor:
+        looked.append(clean)
+        return torch.full((1, 2), 3.0)
+
+    classifier = GaussianData(0.0, 1.0).classify
+    externally_guided_latents(known(), latents, target, classifier, settings, never)
+    assert len(looked) == 1 + attempts  # the source first
+    assert all(not torch.equal(one, two) for one, two in combinations(looked, 2))
 
 
 @given(st.permutations(range(4)))

@@ -17,6 +17,7 @@ from configs.compose import compose
 from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.data.phantom import FINDINGS
+from mediffusion_core.diffusion.search import most_attempts
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.perceptual import lpips
 from mediffusion_core.settings import CounterfactualSettings
@@ -24,8 +25,9 @@ from simulations import independent_classifier
 from simulations.rivals.run import refuse_what_rivals_ignore
 from simulations.rivals.settings import RivalSettings
 from simulations.study_guidance.knee import knee, pareto_front
+from simulations.study_guidance.measure import Bench
 from simulations.study_guidance.methods import Ours, ablations, grid
-from simulations.study_guidance.options import parse_options
+from simulations.study_guidance.options import changed_guidance, parse_options
 from simulations.study_guidance.study import study_guidance
 from simulations.study_results import counterfactual_tables
 
@@ -71,7 +73,7 @@ def test_the_grid_searches_nothing_and_keeps_the_rest() -> None:
         (2.0, 0.2, 5),
         (2.0, 0.2, 10),
     ]
-    assert {(p.guidance.attempts, p.guidance.closeness) for p in points} == {(1, 0.3)}
+    assert {(most_attempts(p.guidance), p.guidance.closeness) for p in points} == {(1, 0.3)}
 
 
 @pytest.mark.parametrize("inversion", [True, False])
@@ -79,13 +81,19 @@ def test_each_ablation_changes_one_part(inversion: bool) -> None:
     base = CounterfactualSettings(attempts=4, closeness=0.1, inversion=inversion)
     whole, *others = ablations(base)
     assert whole.name == "ours" and whole.guidance == base
+    changed = {}
     for one in others:
         pairs = zip(base.model_dump().items(), one.guidance.model_dump().values(), strict=True)
-        assert len([name for (name, before), after in pairs if before != after]) == 1, one.name
-    names = [one.name for one in others]
-    assert len(names) == 6
-    bare = base.model_copy(update={"closeness": 0.0})
-    assert "without closeness" not in [one.name for one in ablations(bare)]
+        changed[one.name] = {name for (name, before), after in pairs if before != after}
+    assert changed.pop("one attempt") == {"attempts", "relax_mask"}
+    # What has no mask has none to relax, and makes as many attempts all the same.
+    assert changed.pop("without mask") == {"mask_threshold", "attempts"}
+    names = list(changed)
+    assert len(names) == 6 and all(len(parts) == 1 for parts in changed.values())
+    assert [most_attempts(one.guidance) for one in others if one.name == "without mask"] == [6]
+    bare = base.model_copy(update={"closeness": 0.0, "relax_mask": False})
+    left = [one.name for one in ablations(bare)]
+    assert not {"without closeness", "mask not relaxed", "one attempt, mask relaxed"} & set(left)
     assert ("noised, not inverted" in names) == inversion
 
 
@@ -252,6 +260,42 @@ def test_how_a_model_was_trained_does_not_matter_to_the_second_opinion(
     settings = independent_classifier.with_all_labels(compose("config", (*tiny, given)))
     refuse_what_rivals_ignore(settings)
     assert settings.federation.pool_sites and settings.data.labelled_fraction == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "message"),
+    [
+        ("0.9", ["scale=3"], "s 1, t 0.9, 1 steps: the classifier was trained on noise up to t ="),
+        ("0.2", ["start=0.9", "steps=1"], "evaluation.counterfactual.steps=1 from start=0.9: the"),
+        ("0.2", ["scale=x"], "setting evaluation.counterfactual.scale='x': input should be a va"),
+        ("0.2", ["scales=3"], "unknown setting evaluation.counterfactual.scales, did you mean eva"),
+        ("0.2", ["scale"], "override 'evaluation.counterfactual.scale' is not of the form key=val"),
+    ],
+)
+def test_guidance_that_cannot_be_is_named_before_anything_is_measured(
+    given: str,
+    changes: list[str],
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Bench, "measure", None)
+    options = parse_options("1", given, "1", "", 1, 1, changes)
+    with pytest.raises(UserError) as caught:
+        study_guidance(run, options, tmp_path / "out", "cpu")
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_overrides_are_checked_beside_the_runs_own_settings(tiny: tuple[str, ...]) -> None:
+    far = ["start=0.9", "steps=1"]
+    noiseless = compose("config", (*tiny, "training.joint.noised_fraction=0"))
+    changed = changed_guidance(noiseless, far)
+    before = noiseless.evaluation.counterfactual
+    assert changed == before.model_copy(update={"start": 0.9, "steps": 1})
+    with pytest.raises(UserError, match=r"steps=1 from start=0\.9"):
+        changed_guidance(compose("config", tiny), far)
 
 
 def test_findings_are_not_changed_between(run: Path, tmp_path: Path) -> None:
