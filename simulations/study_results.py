@@ -100,11 +100,15 @@ def sample_tables(studies: Sequence[Path]) -> str:
     Raises:
         UserError: a folder holds no finished study of generation.
     """
-    headings = ["images", *(HEADS[name] for name in SAMPLES)]
+    headings = ["images", *(HEADS[name] for name in SAMPLES), "as asked ↑"]
     parts = []
     for study in (_study(folder, "sets") for folder in studies):
         lines = [
-            [row["name"], *(format_interval(row[name], spec) for name, spec in SAMPLES.items())]
+            [
+                row["name"],
+                *(format_interval(row[name], spec) for name, spec in SAMPLES.items()),
+                _obedience(study, row),
+            ]
             for row in study["sets"]
         ]
         title = f"{study['count']} images of {study['data']} a set"
@@ -112,6 +116,12 @@ def sample_tables(studies: Sequence[Path]) -> str:
         if study.get("usefulness") is not None:  # of a study before there was one
             parts.append(usefulness_table(study["usefulness"]))
     return "\n\n".join(parts)
+
+
+def _obedience(study: Figures, row: Figures) -> str:
+    """How well the model's classifier finds what a set was asked to show."""
+    value = study["obedience_real"] if row["key"] == "real" else row.get("obedience")
+    return "-" if value is None else format_figure(value)
 
 
 def _titled(

@@ -11,10 +11,9 @@ from torch import Tensor
 from untrained import untrained_model
 
 from configs.compose import compose
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
-from mediffusion_core.model import untrained_codec
 from mediffusion_core.model.head import AttentionPooling, ClassifierHead, MeanPooling
 from mediffusion_core.settings import HeadSettings
 
@@ -83,12 +82,10 @@ def test_pooling_by_the_mean_leaves_the_weights_their_names() -> None:
 
 def test_a_saved_model_attends_as_before(tiny: tuple[str, ...], tmp_path: Path) -> None:
     settings = compose("config", (*tiny, "model.head.pooling=attention"))
-    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-    joint = build_joint(settings, 2)
+    model = untrained_model(settings, ("a", "b"))
     with torch.no_grad():
-        for query in joint.head.pooling.queries:
+        for query in model.joint.head.pooling.queries:
             query.normal_()
-    model = TrainedModel(settings, ("a", "b"), True, codec, joint)
     model.save(tmp_path / "model")
     again = TrainedModel.load(tmp_path / "model", torch.device("cpu"))
     latents = torch.randn(3, *settings.latent_shape)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from untrained import untrained_model
 
 from configs.compose import compose
 from mediffusion_core.artifacts import pipeline
@@ -25,7 +27,7 @@ from mediffusion_core.artifacts.export import export_run
 from mediffusion_core.artifacts.model_card import model_card
 from mediffusion_core.artifacts.pipeline import JointDiffusionPipeline
 from mediffusion_core.artifacts.run_folder import RunFolder, write_json
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint
+from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.data.images import fit
 from mediffusion_core.diffusion.noise_process import alphas_cumprod
 from mediffusion_core.diffusion.sampling import sample_latents
@@ -33,7 +35,6 @@ from mediffusion_core.diffusion.scheduler import build_scheduler
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.counterfactuals import make_counterfactuals
-from mediffusion_core.model import untrained_codec
 from mediffusion_core.settings import DiffusionSettings, Prediction
 
 ROOT = Path(__file__).parents[2]
@@ -60,15 +61,12 @@ def make_run(folder: Path, tiny: tuple[str, ...], *changes: str, several: bool =
     """The folder of a run whose networks are as they were drawn."""
     named = "data.labelled_fraction_by_site.st-anna=0.1"
     settings = compose("config", [*tiny, f"+{named}", *changes])
-    torch.manual_seed(0)
-    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-    codec.mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.4]).reshape(1, -1, 1, 1))
-    codec.std.copy_(torch.tensor([0.7, 1.1, 0.9, 1.3]).reshape(1, -1, 1, 1))
-    joint = build_joint(settings, len(CLASSES))
-    for parameter in joint.head.parameters():  # queries start at zero
+    model = replace(untrained_model(settings, CLASSES, several), temperature=1.3)
+    model.codec.mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.4]).reshape(1, -1, 1, 1))
+    model.codec.std.copy_(torch.tensor([0.7, 1.1, 0.9, 1.3]).reshape(1, -1, 1, 1))
+    for parameter in model.joint.head.parameters():  # queries start at zero
         nn.init.normal_(parameter, std=0.3)
-    run = RunFolder(folder)
-    TrainedModel(settings, CLASSES, several, codec, joint, 1.3).save(run.model)
+    model.save(RunFolder(folder).model)
     write_json(folder / "summary.json", SUMMARY)
     return folder
 

@@ -49,6 +49,11 @@ def test_samples_are_held_against_real_images(tmp_path: Path, tiny: tuple[str, .
     page = study_generation(run, options, tmp_path / "out", "cpu")
     tables = sample_tables([tmp_path / "out"])
     assert "20 images of phantom a set" in tables and "| both |" in tables
+    lines = tables.partition("| trained on |")[0].splitlines()
+    asked = {line.split(" | ")[0]: line.split(" | ")[-1] for line in lines}
+    assert asked["| samples, 2 steps"] == "- |"
+    assert float(asked["| real"].strip(" |")) > 0
+    assert float(asked["| class-guided, 2 steps, scale 1"].strip(" |")) > 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = {row["key"]: row for row in results["sets"]}
     assert list(rows) == ["real", "reconstructed", "samples", "guided", "ddpm"]
