@@ -2,7 +2,8 @@
 
 The source is taken up to a noise level; on the way back the head's gradient at the noisy latent
 pulls towards the target. The head is trained on noise, up to a level, so its gradient there means
-something, and above it is not asked. What need not change is kept: the mask of what may change
+something, and above it is not asked; one that was trained on none has nothing better to offer than
+being asked at every level. What need not change is kept: the mask of what may change
 comes from where the head looks along the source's own path, and everything outside follows that
 path.
 """
