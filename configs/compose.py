@@ -9,6 +9,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -55,14 +56,15 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
         key = override.partition("=")[0]
         if key not in known:
             raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
+    config = OmegaConf.create(given)
     try:
-        changed = OmegaConf.to_container(
-            OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides))), resolve=True
-        )
-    except OmegaConfBaseException as error:
+        for parsed in OverridesParser.create().parse_overrides(list(overrides)):
+            OmegaConf.update(config, parsed.key_or_group, parsed.value())
+        mapping = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
-    assert isinstance(changed, dict)
-    return validate({str(key): value for key, value in changed.items()})
+    assert isinstance(mapping, dict)
+    return validate(mapping)
 
 
 def flatten(overrides: Sequence[str]) -> str:

@@ -268,6 +268,12 @@ def test_how_a_model_was_trained_does_not_matter_to_the_second_opinion(
         ("0.9", ["scale=3"], "s 1, t 0.9, 1 steps: the classifier was trained on noise up to t ="),
         ("0.2", ["start=0.9", "steps=1"], "evaluation.counterfactual.steps=1 from start=0.9: the"),
         ("0.2", ["scale=x"], "setting evaluation.counterfactual.scale='x': input should be a va"),
+        ("0.2", ["scale=["], "evaluation.counterfactual.scale=[: no viable alternative at input"),
+        (
+            "0.2",
+            ["scale=inf"],
+            "setting evaluation.counterfactual.scale=inf: input should be a fi",
+        ),
         ("0.2", ["scales=3"], "unknown setting evaluation.counterfactual.scales, did you mean eva"),
         ("0.2", ["scale"], "override 'evaluation.counterfactual.scale' is not of the form key=val"),
     ],
