@@ -31,10 +31,10 @@ class CounterfactualSettings(StrictModel):
     steps: Count = 5
     scale: Positive = 1.0
     closeness: Annotated[float, Field(ge=0.0)] = 0.0
-    attempts: Count = 5
+    attempts: Count = 8
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     tolerance: Fraction = 0.03
-    mask_threshold: Fraction = 0.42
+    mask_threshold: Fraction = 0.45
     relax_mask: bool = True
     hold: Annotated[float, Field(ge=0.0)] = 1.0
     inversion: bool = False
