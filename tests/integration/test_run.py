@@ -103,16 +103,17 @@ def figures(run: Finished) -> dict[str, Any]:
 def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Counts must be equal; other machines and numbers of threads add in another order.
 
-    A class has a handful of test images and the scores of a network after so few steps lie close
-    together, so that on another processor two pairs may change places: 0.05 of a class's AUC. What
-    a counterfactual is to become then differs as well, so that none of its figures is compared.
+    A class has as few as two test images and the scores of a network after so few steps lie close
+    together, so that on another processor, one without AVX-512, an image may pass four others: 0.1
+    of a class's AUC. What a counterfactual is to become then differs as well, so that none of its
+    figures is compared.
     """
     for exact in ("stages", "census", "parameters", "seen"):
         assert found[exact] == expected[exact], exact
     for one, other in zip(found["losses"], expected["losses"], strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-    assert found["auc"]["macro"] == pytest.approx(expected["auc"]["macro"], abs=0.02)
-    assert found["auc"] == pytest.approx(expected["auc"], abs=0.08)
+    assert found["auc"]["macro"] == pytest.approx(expected["auc"]["macro"], abs=0.04)
+    assert found["auc"] == pytest.approx(expected["auc"], abs=0.15)
     assert found["fid"] == pytest.approx(expected["fid"], rel=0.02)
     assert found["fid_floor"] == pytest.approx(expected["fid_floor"], rel=1e-3)
     assert found["kid"] == pytest.approx(expected["kid"], rel=0.05)
