@@ -111,7 +111,7 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for exact in ("stages", "census", "parameters", "seen"):
         assert found[exact] == expected[exact], exact
     for one, other in zip(found["losses"], expected["losses"], strict=True):
-        assert one == pytest.approx(other, rel=1e-3)
+        assert one == pytest.approx(other, rel=2e-3)
     assert found["auc"]["macro"] == pytest.approx(expected["auc"]["macro"], abs=0.04)
     assert found["auc"] == pytest.approx(expected["auc"], abs=0.15)
     assert found["fid"] == pytest.approx(expected["fid"], rel=0.02)
