@@ -120,7 +120,7 @@ def sample_tables(studies: Sequence[Path]) -> str:
 
 def _obedience(study: Figures, row: Figures) -> str:
     """How well the model's classifier finds what a set was asked to show."""
-    value = study.get("obedience_real") if row["key"] == "real" else row.get("obedience")
+    value = study.get("obedience_real") if row.get("key") == "real" else row.get("obedience")
     return "-" if value is None else format_figure(value)
 
 
