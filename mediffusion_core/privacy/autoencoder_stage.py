@@ -67,7 +67,11 @@ def train_private_autoencoder(
     with UnitGradients(
         autoencoder, losses, privacy.mode, privacy.clipping, privacy.max_grad_norm
     ) as gradients:
-        check_gradients(gradients, _made_up(images, privacy, latent_shape, device))
+        shape = (images.pixels.shape[3], *images.pixels.shape[1:3])
+        count = privacy.noise_multiplicity
+        check_gradients(
+            gradients, (_made_up(shape, latent_shape, count, device, seed) for seed in range(3))
+        )
         for step in range(steps):
             progress = (round_number - 1 + step / steps) / rounds
             set_rate(optimizer, settings.warmup_steps, behind + step, progress)
@@ -79,16 +83,14 @@ def train_private_autoencoder(
 
 
 def _made_up(
-    images: ImageSet,
-    privacy: PrivacySettings,
+    image_shape: tuple[int, int, int],
     latent_shape: tuple[int, int, int],
+    count: int,
     device: torch.device,
+    seed: int,
 ) -> ImageRows:
-    """Rows of three units that do not exist, as the check needs them."""
-    height, width, channels = images.pixels.shape[1:]
-    generator = torch.Generator().manual_seed(0)
-    count = privacy.noise_multiplicity
-    shape = (3, channels, height, width)
-    drawn = [torch.rand(shape, generator=generator).to(device) for _ in range(count)]
+    """`count` rows each of three units that do not exist, as the check needs them."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.rand(3, *image_shape, generator=generator).to(device) for _ in range(count)]
     noise = [torch.randn(3, *latent_shape, generator=generator).to(device) for _ in drawn]
     return ImageRows(tuple(drawn), tuple(noise))

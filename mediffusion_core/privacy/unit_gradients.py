@@ -20,8 +20,9 @@ from mediffusion_core.privacy.convolution_norms import lengths
 Mode = Literal["hooks", "ghost"]
 Clipping = Literal["flat", "per_layer"]
 
-TOLERANCE = 1e-4
-"""Relative error that a per-unit gradient may have; see `gradient_check`."""
+TOLERANCE = 1e-3
+"""Relative error that a per-unit gradient may have; see `gradient_check`. Rounding in fp32 was seen
+to reach 1.4e-4 after a noised step; with Opacus' fault of channels-last it is 0.3 to 1."""
 
 
 class Batch(Protocol):
