@@ -61,14 +61,8 @@ def independent_classifier(
 
 def _train(settings: Settings, hospitals: Hospitals, folder: Path, console: Console) -> None:
     pooled = open_hospitals(settings)
-    rounds = iter(
-        track(
-            range(RECIPE.rounds),
-            "training an independent classifier",
-            console=console,
-            transient=True,
-        )
-    )
+    console.print("training an independent classifier")
+    rounds = iter(track(range(RECIPE.rounds), "rounds", console=console, transient=True))
     next(rounds)
     model, selected = RivalRun(settings, RECIPE, pooled, NARROW).train(
         lambda *_: next(rounds, None)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from simulations.cli_arguments import Device, Overrides, Run
+from simulations.processes import interrupted_by_signals
 
 Changes = Annotated[
     list[str] | None,
@@ -22,8 +23,9 @@ study = typer.Typer(help="Experiments of several runs; what is done is not run a
 
 
 @study.callback()
-def studies() -> None:
+def studies(context: typer.Context) -> None:
     """Experiments of several runs; what is done is not run again."""
+    context.with_resource(interrupted_by_signals())
 
 
 @study.command(epilog="Example: fed-mediffusion study unlabelled --seeds 3")

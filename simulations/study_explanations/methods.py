@@ -73,8 +73,11 @@ class Explanation:
     """Whether the model sees the target in each counterfactual, (n,); None of other methods."""
 
 
-def explanations(case: Case) -> list[Explanation]:
-    """All methods' maps, ours last but for chance, which ranks pixels by lot."""
+def explanations(case: Case, tell: Callable[[str], None]) -> list[Explanation]:
+    """All methods' maps, ours last but for chance, which ranks pixels by lot.
+
+    `tell` is told each method's name before it begins.
+    """
     model, sources, index = case.model, case.sources, case.index
 
     def chance() -> Tensor:
@@ -92,11 +95,14 @@ def explanations(case: Case) -> list[Explanation]:
         ),
         OURS: lambda: model.explain(case.latents, case.target, case.guidance),
     }
-    return [
-        *(_timed(name, draw) for name, draw in maps.items()),
-        *(_difference(case, name, make) for name, make in made.items()),
-        _timed(CHANCE, chance),
-    ]
+    explained = []
+    for name in (*maps, *made, CHANCE):
+        tell(name)
+        if name in made:
+            explained.append(_difference(case, name, made[name]))
+        else:
+            explained.append(_timed(name, maps.get(name, chance)))
+    return explained
 
 
 def _timed(name: str, draw: Callable[[], Tensor]) -> Explanation:

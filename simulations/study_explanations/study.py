@@ -84,9 +84,10 @@ def _compare(
     case: Case, chosen: StudyImages, about: Mapping[str, Any], output: Path, console: Console
 ) -> Path:
     """Explains, measures, and writes the page with what is known about the study."""
-    console.print(f"explaining {len(case.latents)} images")
     masks, groups = chosen.known.masks, chosen.groups
-    found = explanations(case)
+    found = explanations(
+        case, lambda name: console.print(f"explaining {len(case.latents)} images: {name}")
+    )
     rows = [
         measure(case, one, masks, groups, BOOTSTRAPS, case.seed)
         for one in track(found, "measuring", console=console, transient=True)

@@ -161,8 +161,10 @@ class _Study:
     ) -> Iterator[Row]:
         with Progress(console=self.console, transient=True) as progress:
             task = progress.add_task(title, total=len(methods))
-            for method in methods:
+            for number, method in enumerate(methods, start=1):
                 progress.update(task, description=f"{title}: {method.name}")
+                if not self.console.is_terminal:  # where nothing can be redrawn
+                    self.console.print(f"{title}, {number} of {len(methods)}: {method.name}")
                 yield bench.measure(method, effects=effects)
                 progress.advance(task)
 

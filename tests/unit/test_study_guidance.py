@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 from untrained import untrained_model
 
 from configs.compose import compose
@@ -22,6 +25,7 @@ from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.perceptual import lpips
 from mediffusion_core.settings import CounterfactualSettings
 from simulations import independent_classifier
+from simulations.cli import app
 from simulations.rivals.run import refuse_what_rivals_ignore
 from simulations.rivals.settings import RivalSettings
 from simulations.study_guidance.knee import knee, pareto_front
@@ -260,6 +264,27 @@ def test_how_a_model_was_trained_does_not_matter_to_the_second_opinion(
     settings = independent_classifier.with_all_labels(compose("config", (*tiny, given)))
     refuse_what_rivals_ignore(settings)
     assert settings.federation.pool_sites and settings.data.labelled_fraction == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_study_and_keeps_what_was_measured(
+    number: signal.Signals, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        TrainedModel, "explain_as_published", lambda *_, **__: os.kill(os.getpid(), number)
+    )
+    before = signal.getsignal(number)
+    command = f"study guidance {run} --scales 1 --starts 0.1 --steps 2 --reference 200:0.01"
+    few = ["--images", "1", "--grid-images", "1", "--output", str(tmp_path / "out")]
+    ended = CliRunner().invoke(app, [*command.split(), *few, "steps=1", "attempts=1"])
+    assert ended.exit_code not in (0, 2)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["not_measured"] == ["the published procedure"]
+    assert signal.getsignal(number) == before
+    assert "grid, 1 of 1: s 1, t 0.1, 2 steps\n" in ended.stderr
+    compared = [row["method"] for row in results["rows"]]
+    for place, name in enumerate(compared, start=1):
+        assert f"test patients, {place} of {len(compared)}: {name}\n" in ended.stderr
 
 
 @pytest.mark.parametrize(
