@@ -67,7 +67,8 @@ def train_private_autoencoder(
     with UnitGradients(
         autoencoder, losses, privacy.mode, privacy.clipping, privacy.max_grad_norm
     ) as gradients:
-        shape = (images.pixels.shape[3], *images.pixels.shape[1:3])
+        _, height, width, channels = images.pixels.shape
+        shape = (channels, height, width)
         count = privacy.noise_multiplicity
         check_gradients(
             gradients, (_made_up(shape, latent_shape, count, device, seed) for seed in range(3))
