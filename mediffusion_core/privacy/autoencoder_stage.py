@@ -70,9 +70,8 @@ def train_private_autoencoder(
         _, height, width, channels = images.pixels.shape
         shape = (channels, height, width)
         count = privacy.noise_multiplicity
-        check_gradients(
-            gradients, (_made_up(shape, latent_shape, count, device, seed) for seed in range(3))
-        )
+        made_up = (_made_up(shape, latent_shape, count, device, seed) for seed in range(3))
+        check_gradients(gradients, next(made_up), made_up)
         for step in range(steps):
             progress = (round_number - 1 + step / steps) / rounds
             set_rate(optimizer, settings.warmup_steps, behind + step, progress)

@@ -88,7 +88,7 @@ def train_private_joint(
     with UnitGradients(
         model, called, privacy.mode, privacy.clipping, privacy.max_grad_norm
     ) as gradients:
-        check_gradients(gradients, made_up)
+        check_gradients(gradients, next(made_up), made_up)
         for step in range(steps):
             progress = (round_number - 1 + step / steps) / rounds
             set_rate(optimizer, settings.warmup_steps, behind + step, progress)

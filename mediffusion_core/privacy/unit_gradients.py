@@ -77,7 +77,7 @@ class UnitGradients(Generic[B]):
         self.module, self.losses, self.mode = module, losses, mode
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         # A norm that is too small by the tolerance must not lead past C.
-        self.bound = max_grad_norm / (1 + TOLERANCE)
+        self.bound = max_grad_norm * (1 - TOLERANCE)
         self._per_layer = clipping == "per_layer"
         convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
         self._guards = [

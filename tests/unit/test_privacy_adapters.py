@@ -30,7 +30,7 @@ def test_per_sample_gradients_of_adapters_are_those_of_autograd(
                 nn.init.normal_(module.up.weight, std=0.1)
         with joint_gradients(network, mode) as gradients:
             names = set(gradients.parameters)
-            assert check_gradients(gradients, [joint_batch(mode, 1, memory)]) <= 1e-4
+            assert check_gradients(gradients, joint_batch(mode, 1, memory)) <= 1e-4
     assert any(".attentions." in name for name in names)
     assert any(".conv1.down" in name for name in names)
     assert all(".down.weight" in n or ".up.weight" in n or n.startswith("head.") for n in names)

@@ -103,7 +103,7 @@ def test_per_sample_gradients_of_the_joint_unet_are_those_of_autograd(
     mode: str, multiplicity: int, memory: torch.memory_format
 ) -> None:
     with joint_gradients(joint_network(memory), mode) as gradients:
-        assert check_gradients(gradients, [joint_batch(mode, multiplicity, memory)]) <= 1e-4
+        assert check_gradients(gradients, joint_batch(mode, multiplicity, memory)) <= 1e-4
 
 
 @pytest.mark.parametrize("memory", MEMORY)
@@ -113,7 +113,7 @@ def test_per_sample_gradients_of_the_autoencoder_are_those_of_autograd(
 ) -> None:
     gradients, batch = autoencoder_gradients(mode, multiplicity, memory)
     with gradients:
-        assert check_gradients(gradients, [batch]) <= 1e-4
+        assert check_gradients(gradients, batch) <= 1e-4
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
@@ -124,10 +124,10 @@ def test_per_sample_gradient_check_catches_the_channels_last_fault_without_the_g
     message = f"JointUNet in mode {mode} are off by"
     joint = joint_gradients(joint_network(), mode, guard=False)
     with joint, pytest.raises(WrongGradientError, match=message):
-        check_gradients(joint, [joint_batch(mode)] * 2)
+        check_gradients(joint, joint_batch(mode), [joint_batch(mode)] * 2)
     gradients, batch = autoencoder_gradients(mode, 1, torch.contiguous_format, guard=False)
     with gradients, pytest.raises(WrongGradientError):
-        check_gradients(gradients, [batch])
+        check_gradients(gradients, batch)
 
 
 class Plain(nn.Module):
@@ -179,18 +179,28 @@ def test_one_unit_more_moves_the_sum_by_at_most_the_bound(
         without = clipped(gradients, Rows(inputs[:-1]))
     assert float((whole - without).norm()) <= bound * (1 + 1e-5) + 1e-5
     lengths = inputs.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    expected = (inputs * (bound / (1 + TOLERANCE) / lengths).clamp(max=1)).sum(dim=0)
+    expected = (inputs * (bound * (1 - TOLERANCE) / lengths).clamp(max=1)).sum(dim=0)
     torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-4)
+
+
+class Kinked(Rows):
+    """A unit alone has another slope than in its batch."""
+
+    def take(self, units: Tensor) -> Rows:
+        return Rows(1.5 * self.inputs[units])
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 def test_per_sample_gradient_check_asks_other_units_before_it_refuses(mode: str) -> None:
-    """Rounding next to a kink can part one batch from autograd, a wrong hook parts all of them."""
-    broken, whole = Rows(torch.tensor([[1.0, torch.nan, 0.0]])), Rows(torch.eye(3))
+    right, off = Rows(torch.eye(3)), Kinked(torch.eye(3))
     with plain_gradients(mode, 1.0) as gradients:
-        assert check_gradients(gradients, [broken, whole]) <= 1e-6
-        with pytest.raises(WrongGradientError, match="off by nan, nan"):
-            check_gradients(gradients, [broken, broken])
+        assert check_gradients(gradients, off, [right, right]) <= 1e-6
+        for others in ([], [right, off], [off, right]):
+            with pytest.raises(WrongGradientError, match="are off by"):
+                check_gradients(gradients, off, others)
+        broken = Rows(torch.tensor([[1.0, torch.nan, 0.0]]))
+        with pytest.raises(WrongGradientError, match="are off by nan, allowed"):
+            check_gradients(gradients, broken, [right, right])
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
