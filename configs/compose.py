@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mediffusion_core.errors import UserError
-from mediffusion_core.settings import Settings, did_you_mean, known_keys, validate
+from mediffusion_core.settings import Settings, checked, did_you_mean, known_keys, validate
 
 FOLDER = Path(__file__).resolve().parent
 MAPPINGS = ("data.labelled_fraction_by_site", "data.uncertain_by_finding")
@@ -44,6 +44,8 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
 def change(settings: Settings, overrides: Sequence[str]) -> Settings:
     """Settings with changes on top such as `evaluation.every=4`, checked as composed ones are.
 
+    They may be those of a model, which name no place of a site's own, as a run's do.
+
     Raises:
         UserError: one line that names what is wrong.
     """
@@ -64,7 +66,7 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     assert isinstance(mapping, dict)
-    return validate(mapping)
+    return checked(mapping)
 
 
 def flatten(overrides: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from mediffusion_core.settings.training import (
     JointTraining,
     TrainingSettings,
 )
-from mediffusion_core.settings.validation import did_you_mean, known_keys, validate
+from mediffusion_core.settings.validation import checked, did_you_mean, known_keys, validate
 from mediffusion_core.settings.whole import RunSettings, Settings
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "UNetSettings",
     "Uncertain",
     "Weighting",
+    "checked",
     "did_you_mean",
     "known_keys",
     "validate",

@@ -12,14 +12,27 @@ from mediffusion_core.settings.whole import Settings
 
 
 def validate(composed: Mapping[str, Any]) -> Settings:
-    """Checks a composed configuration.
+    """Checks a composed configuration of a run that is to be started.
+
+    Raises:
+        UserError: naming the first key that is wrong, its value, and what is allowed.
+    """
+    settings = checked(composed)
+    try:
+        refuse_what_nobody_trained(settings)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return settings
+
+
+def checked(composed: Mapping[str, Any]) -> Settings:
+    """Checks a configuration, of a run to be started or of one that is over.
 
     Raises:
         UserError: naming the first key that is wrong, its value, and what is allowed.
     """
     try:
         settings = Settings.model_validate(composed)
-        refuse_what_nobody_trained(settings)
         _refuse_blind_guidance(settings)
     except ValidationError as error:
         raise UserError(_one_line(error, composed)) from None
