@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mediffusion_core.diffusion.guided_model import GuidedModel
 from mediffusion_core.diffusion.noise_process import predict_clean
-from mediffusion_core.diffusion.search import Look, most_attempts, search_counterfactuals
+from mediffusion_core.diffusion.search import Look, search_counterfactuals
 from mediffusion_core.diffusion.source_path import inverted_path, noised_path
 from mediffusion_core.diffusion.target import Target
 from mediffusion_core.diffusion.way_back import pulled_by, way_back
@@ -47,9 +47,7 @@ def externally_guided_latents(
     def attempt(rows: Tensor, wish: Target, tried: CounterfactualSettings) -> Tensor:
         return _one_attempt(model, latents[rows], wish, classifier, tried)
 
-    # An inversion has nothing to draw: further attempts would be steps of its strength.
-    attempts = settings.attempts if settings.inversion else most_attempts(settings)
-    unmasked = settings.model_copy(update={"mask_threshold": 0.0, "attempts": attempts})
+    unmasked = settings.model_copy(update={"mask_threshold": 0.0})
     return search_counterfactuals(latents, target, unmasked, look or classifier, attempt)
 
 

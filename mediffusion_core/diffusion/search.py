@@ -28,7 +28,7 @@ def search_counterfactuals(
     the mean, go on to the next. Of several attempts with the confidence the one that moved the
     others least is kept, else of those that are classified as asked, else of all, the surest one.
     With `settings.relax_mask` what is still not classified as asked is tried once more with half of
-    the mask's threshold, and then without a mask.
+    the mask's threshold, and then without a mask; where there is none, with two further draws.
 
     Args:
         latents: Clean scaled latents of the sources (B, c, h, w).
@@ -70,8 +70,9 @@ def _of_attempt(settings: CounterfactualSettings, number: int) -> Counterfactual
 
 
 def _with_relaxed_masks(settings: CounterfactualSettings) -> list[CounterfactualSettings]:
-    """What the last attempts are made with, at full strength; none where there is no mask."""
-    if not (settings.relax_mask and settings.mask_threshold):
+    """What the last attempts are made with, at full strength."""
+    # Without a mask an inversion at full strength has been made.
+    if not settings.relax_mask or (settings.inversion and not settings.mask_threshold):
         return []
     seed = settings.noise_seed + settings.attempts
     return [

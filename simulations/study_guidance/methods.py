@@ -111,15 +111,16 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
     """Our guidance, and the same with one part left out or exchanged, of those that are in use."""
     changes: dict[str, dict[str, Any]] = {
         "ours": {},
-        "mask not relaxed": {"relax_mask": False},
         "one attempt": ONE_ATTEMPT,
-        "one attempt, mask relaxed": {"attempts": 1},
-        "without mask": {"mask_threshold": 0.0, "attempts": most_attempts(base)},
+        "without mask": {"mask_threshold": 0.0},
         "without closeness": {"closeness": 0.0},
         "others not held": {"hold": 0.0},
         "noised, not inverted": {"inversion": not base.inversion},
         "by DPM-Solver++": {"solver": "dpmsolver++"},
     }
+    if base.mask_threshold:
+        changes["mask not relaxed"] = {"relax_mask": False}
+        changes["one attempt, mask relaxed"] = {"attempts": 1}
     if not base.inversion:
         changes["inverted, not noised"] = changes.pop("noised, not inverted")
     methods: list[Ours] = []
