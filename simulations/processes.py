@@ -41,13 +41,17 @@ def noted_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP interrupt as Ctrl-C does, so that what was done until then can be kept.
+    """The first SIGTERM or SIGHUP interrupts as Ctrl-C does; what was done can then be kept.
 
-    A signal that is ignored, as SIGHUP under `nohup`, stays ignored.
+    Those that follow it, as where a terminal is closed, do not interrupt the keeping. A signal that
+    is ignored, as SIGHUP under `nohup`, stays ignored.
     """
+    received: list[int] = []
 
     def interrupt(number: int, _: object) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt(signal.Signals(number).name)
 
     asking = [
         number

@@ -48,7 +48,7 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     Returns:
         The written page, `results.md`; beside it stand `results.json`, a chart and the panels.
         Where a method fails or a signal ends the study they are of what was measured before; until
-        ours was, what an earlier study has left there stays.
+        ours was, nothing is written, and what an earlier study has left there stays.
 
     Raises:
         UserError: there is no run, its images cannot be found, too few of them fit, or one half
@@ -84,6 +84,8 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
                 **study.described(),
             }
             page = _write(results, study, output)
+        else:
+            console.print(f"ended before ours was measured: nothing is written to {output}")
     return page
 
 
