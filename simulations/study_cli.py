@@ -100,7 +100,7 @@ def generation(
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
     scale: Annotated[
         float, typer.Option(min=0.0, help="How hard class-guided samples are pulled.")
-    ] = 3.0,
+    ] = 40.0,
     ddpm: Annotated[
         bool, typer.Option(help="Draw by all steps of DDPM, too; takes minutes.")
     ] = False,

@@ -161,11 +161,12 @@ class _Study:
     def _measured(
         self, bench: Bench, methods: Sequence[Method], title: str, *, effects: bool = False
     ) -> Iterator[Row]:
-        with Progress(console=self.console, transient=True) as progress:
+        redraws = self.console.is_terminal
+        with Progress(console=self.console, transient=True, disable=not redraws) as progress:
             task = progress.add_task(title, total=len(methods))
             for number, method in enumerate(methods, start=1):
                 progress.update(task, description=f"{title}: {method.name}")
-                if not self.console.is_terminal:  # where nothing can be redrawn
+                if not redraws:
                     self.console.print(f"{title}, {number} of {len(methods)}: {method.name}")
                 yield bench.measure(method, effects=effects)
                 progress.advance(task)
