@@ -113,8 +113,9 @@ class _Study:
         """Measures everything that was asked for."""
         self.grid.extend(self._measured(self.validation, self.points, "grid"))
         ours: list[Method] = [Nothing(), *self.ours]
-        if self.knee is not None:
-            ours.append(replace(self.knee.method, name="knee of the grid"))
+        knee = None if self.knee is None else self.knee.method
+        if isinstance(knee, Ours) and knee.guidance not in [one.guidance for one in self.ours]:
+            ours.append(replace(knee, name="knee of the grid"))
         self._compare(ours, [PUBLISHED] if self.published else [])
         self.references.extend(self._measured(self.validation, self.published, PUBLISHED))
         if self.references:

@@ -284,13 +284,15 @@ def test_a_signal_ends_the_study_and_keeps_what_was_measured(
     before = signal.getsignal(number)
     command = f"study guidance {run} --scales 1 --starts 0.1 --steps 2 --reference 200:0.01"
     few = ["--images", "1", "--grid-images", "1", "--output", str(tmp_path / "out")]
-    ended = CliRunner().invoke(app, [*command.split(), *few, "steps=1", "attempts=1"])
+    ended = CliRunner().invoke(app, [*command.split(), *few, "scale=1", "start=0.1", "steps=2"])
     assert ended.exit_code not in (0, 2)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["not_measured"] == ["the published procedure"]
     assert signal.getsignal(number) == before
     assert "grid, 1 of 1: s 1, t 0.1, 2 steps\n" in ended.stderr
     compared = [row["method"] for row in results["rows"]]
+    # The grid's only point is ours with one attempt.
+    assert results["knee"] == "s 1, t 0.1, 2 steps" and "knee of the grid" not in compared
     for place, name in enumerate(compared, start=1):
         assert f"test patients, {place} of {len(compared)}: {name}\n" in ended.stderr
 
