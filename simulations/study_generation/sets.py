@@ -37,6 +37,7 @@ def drawn_by_ddpm(model: TrainedModel, count: int, seed: int) -> SampleSet:
     """Samples by all steps of the stochastic sampler (arXiv 2006.11239, algorithm 2)."""
     pipeline = JointDiffusionPipeline.of(model)
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=None)  # unless in a terminal
     generator = torch.Generator().manual_seed(seed)
     steps = model.settings.diffusion.timesteps
     images = pipeline(count, steps, generator, output_type="pt").images
