@@ -265,7 +265,15 @@ def test_how_a_model_was_trained_does_not_matter_to_the_second_opinion(
     assert settings.federation.pool_sites and settings.data.labelled_fraction == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that is heeded: tests in the background inherit that a terminal's are ignored."""
+    heeded = signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(request.param, heeded)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_a_signal_ends_the_study_and_keeps_what_was_measured(
     number: signal.Signals, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
