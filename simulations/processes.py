@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,19 +24,9 @@ def noted_signals() -> Iterator[list[int]]:
     A signal that is ignored, as SIGHUP under `nohup`, stays ignored.
     """
     received: list[int] = []
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                previous[number] = signal.signal(number, lambda given, _: received.append(given))
-    except ValueError:
-        # Only the main thread may handle signals; elsewhere they are its caller's business.
-        pass
-    try:
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with _handled(asking, lambda given, _: received.append(given)):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -53,17 +43,28 @@ def interrupted_by_signals() -> Iterator[None]:
         if len(received) == 1:
             raise KeyboardInterrupt(signal.Signals(number).name)
 
-    asking = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN
-    ]
-    previous = {number: signal.signal(number, interrupt) for number in asking}
+    with _handled((signal.SIGTERM, signal.SIGHUP), interrupt):
+        yield
+
+
+@contextmanager
+def _handled(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, object], None]
+) -> Iterator[None]:
+    """Handles those of the signals that are not ignored."""
+    previous = {}
+    try:
+        for number in numbers:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, handler)
+    except ValueError:
+        # Only the main thread may handle signals; elsewhere they are its caller's business.
+        pass
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def run_to_end(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
