@@ -59,9 +59,16 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
                 content[protocol.LEDGER_HEAD] = _record(budget.ledger_head(site))
         except Exception as error:
             content = _failure(error, folder)
+        content[protocol.ANSWERS_TO] = ConfigRecord(_answered(message))
         return Message(content, reply_to=message)
 
     return answer
+
+
+def _answered(message: Message) -> dict[str, str | int]:
+    """Which message the reply answers."""
+    instructions = message.content.config_records.get(protocol.INSTRUCTIONS, {})
+    return protocol.answered(message.metadata.message_type, instructions)
 
 
 def _failure(error: Exception, folder: Path | None) -> RecordDict:

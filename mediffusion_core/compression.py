@@ -31,6 +31,7 @@ StateDict = Mapping[str, Tensor]
 SCALE = ":scale"
 """After a tensor's name: what its rows are multiplied with, (rows,)."""
 FLOAT8 = torch.float8_e4m3fn
+EIGHT_BITS = (FLOAT8, torch.int8)
 SMALLEST = 2.0**-9
 """The smallest positive number of `FLOAT8`."""
 
@@ -89,6 +90,26 @@ def changed(before: StateDict, travelling: StateDict, method: Compression) -> St
     return _squares({n: torch.relu(v) if n.endswith(SQUARE) else v for n, v in moved.items()})
 
 
+def layout(state: StateDict, method: Compression) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Names, shapes and types of what `change` makes of a component."""
+    found = {}
+    for name, value in state.items():
+        code = _code(name, value, method)
+        found[name] = (value.shape, code or value.dtype)
+        if code in EIGHT_BITS:
+            found[name + SCALE] = (value.shape[:1], torch.float32)
+    return found
+
+
+def _code(name: str, value: Tensor, method: Compression) -> torch.dtype | None:
+    """The type that a tensor's numbers are coded in; None where it travels as it is."""
+    if method == "none" or value.dtype != torch.float32 or value.dim() < 2:
+        return None
+    if method == "bf16":
+        return torch.bfloat16
+    return FLOAT8 if name.endswith((MEAN, SQUARE)) else torch.int8
+
+
 def _roots(state: StateDict) -> dict[str, Tensor]:
     return {n: value.sqrt() if n.endswith(SQUARE) else value for n, value in state.items()}
 
@@ -100,14 +121,12 @@ def _squares(state: StateDict) -> dict[str, Tensor]:
 def _coded(state: StateDict, method: Compression, positive: bool = False) -> dict[str, Tensor]:
     travelling = {}
     for name, value in state.items():
-        if value.dtype != torch.float32 or value.dim() < 2:
-            travelling[name] = value
-        elif method == "bf16":
-            travelling[name] = value.bfloat16()
-        else:
-            dtype = FLOAT8 if name.endswith((MEAN, SQUARE)) else torch.int8
+        code = _code(name, value, method)
+        if code in EIGHT_BITS:
             least = SMALLEST if positive and name.endswith(SQUARE) else None
-            travelling[name], travelling[name + SCALE] = _eight_bits(value, dtype, least)
+            travelling[name], travelling[name + SCALE] = _eight_bits(value, code, least)
+        else:
+            travelling[name] = value if code is None else value.to(code)
     return travelling
 
 

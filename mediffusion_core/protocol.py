@@ -58,6 +58,9 @@ INSTRUCTIONS = "instructions"
 """ConfigRecord from the server: settings hash, round, and what the kind of message needs."""
 IDENTITY = "identity"
 """ConfigRecord from a site in reply to the census: its name."""
+ANSWERS_TO = "answers_to"
+"""ConfigRecord from a site beside each answer: kind, round and settings hash of the message that it
+answers, so that a late or repeated answer shows."""
 METRICS = "metrics"
 """MetricRecord from a site: the census, or what `ALLOWED_METRICS` lets through."""
 COUNTS = "counts"
@@ -71,8 +74,8 @@ server keeps and sends with its next message, so that an older copy of the ledge
 sends it with every reply; its digest is keyed by the site's salt, and tells the number of entries
 and no more."""
 BUDGET = "budget"
-"""The code of a failure that ends a site's part in the run and not the run: its patients have
-spent what the site allows."""
+"""The code of a failure that ends a site's part in the run: its patients have spent what the site
+allows."""
 
 WEIGHTED_BY = {
     AUTOENCODER: "images_seen",
@@ -106,6 +109,15 @@ def allowed(
     """The metrics that may leave a site: those of the list, as far as the site's own has them."""
     names = ALLOWED_METRICS & set(by_site)
     return {name: float(value) for name, value in metrics.items() if name in names}
+
+
+def answered(kind: str, instructions: Mapping[str, object]) -> dict[str, str | int]:
+    """The entries of `ANSWERS_TO` in the reply to such a message."""
+    return {
+        "kind": kind,
+        "round": int(str(instructions.get("round", -1))),
+        "settings_hash": str(instructions.get("settings_hash", "")),
+    }
 
 
 BOOTSTRAP_THRESHOLDS = 400
@@ -221,6 +233,10 @@ ANSWERS = {
 """By kind of message. A new kind, record or field has its place here before it may leave."""
 
 WITH_ANY = {
+    ANSWERS_TO: (
+        "beside each answer, the kind of message, round and settings hash that it answers, as the "
+        "server sent them"
+    ),
     FAILURE: (
         "in place of an answer, a code and a random id; the code `budget` says that the site's "
         "patients have spent what they may, and so that they took part before"

@@ -1,6 +1,7 @@
 """The server's side of the federation."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from mediffusion_core.data.known import patients_without
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import resolve_device
-from server.federation import Federation, Sites
+from server.flower_sites import FlowerSites
+from server.reply_contract import ReplyContract
 from server.rounds import FederatedRun
+from server.sites import Sites
 from server.state import fresh_state, restore_state
 
 app = ServerApp()
@@ -32,19 +35,17 @@ def main(grid: Grid, context: Context) -> None:
     settings = compose(str(config["config-name"]), split(str(config["overrides"])))
     # While the server judges the sites wait, so it may use every core.
     torch.set_num_threads(os.cpu_count() or 1)
-    federation = Federation(
-        grid,
-        settings.fingerprint(),
-        settings.num_participants,
-        settings.federation.round_timeout,
-        settings.federation.min_replies,
-        settings.federation.compression,
-    )
-    serve(federation, settings, RunFolder(run_path(settings.run, context.run_id)))
+    folder = RunFolder(run_path(settings.run, context.run_id))
+    serve(lambda contract: FlowerSites(grid, settings, contract), settings, folder)
 
 
-def serve(sites: Sites, settings: Settings, folder: RunFolder) -> None:
+def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder) -> None:
     """Runs the federation, or what is left of it, and ends with its summary and report.
+
+    Args:
+        connect: Makes the sites of the run, given the contract that their replies must keep.
+        settings: Of the run.
+        folder: Of the run.
 
     Raises:
         Exception: whatever ended the run early; the summary then names it.
@@ -52,7 +53,7 @@ def serve(sites: Sites, settings: Settings, folder: RunFolder) -> None:
     folder.create(settings)
     folder.point_latest()
     try:
-        figures = _run(sites, settings, folder)
+        figures = _run(connect, settings, folder)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
@@ -62,7 +63,9 @@ def serve(sites: Sites, settings: Settings, folder: RunFolder) -> None:
     write_report(folder.path)
 
 
-def _run(sites: Sites, settings: Settings, folder: RunFolder) -> dict[str, Any]:
+def _run(
+    connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder
+) -> dict[str, Any]:
     federation = settings.federation
     plan = {"autoencoder": settings.autoencoder_rounds, "joint": federation.num_rounds}
     write_json(folder.path / "plan.json", plan)
@@ -71,7 +74,7 @@ def _run(sites: Sites, settings: Settings, folder: RunFolder) -> dict[str, Any]:
     store = hospitals.store
     run = FederatedRun(
         settings,
-        sites,
+        connect(ReplyContract(settings, len(store.classes))),
         Judge.of_hospitals(settings, hospitals, patients_without(settings, hospitals)),
         folder,
         restored or fresh_state(settings, len(store.classes)),

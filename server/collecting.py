@@ -1,8 +1,7 @@
 """One message to each of several sites, and what comes back before a deadline.
 
 A site that goes is asked again when it is back, and a round ends without it where enough others
-have answered. Replies belong to the message that was asked last: a late one to an earlier message
-is never looked at.
+have answered. A late reply to an earlier message is never read.
 """
 
 import time
@@ -24,15 +23,9 @@ PAUSE = 1.0
 
 
 @dataclass(frozen=True)
-class Collected:
-    """Replies, errors of sites among them, and the nodes from which none came."""
+class Waiting:
+    """A message that a node has not answered yet."""
 
-    replies: list[Message]
-    missing: set[int]
-
-
-@dataclass(frozen=True)
-class _Asked:
     node: int
     since: str
     """When the node had come, as it was asked."""
@@ -42,50 +35,60 @@ def collect(
     grid: Grid,
     nodes: Collection[int],
     message: Callable[[int], Message],
+    receive: Callable[[Message], bool],
     needed: int,
     timeout: float,
-) -> Collected:
+    grace: float,
+) -> set[int]:
     """Asks sites and waits for them.
 
     Args:
         grid: Sends messages and collects replies.
         nodes: Whom to ask.
         message: What to ask a node.
-        needed: With so many replies the others are waited for only as long as they are there.
-        timeout: Seconds after which nobody is waited for.
+        receive: Takes each reply as it comes, errors among them, and returns whether it counts.
+        needed: Once so many replies count, nodes that are away have the grace period to come back.
+        timeout: Seconds after which no node is waited for.
+        grace: Seconds.
+
+    Returns:
+        The nodes from which no reply came.
     """
     deadline = time.monotonic() + timeout
-    missing, replies = set(nodes), list[Message]()
-    asked: dict[str, _Asked] = {}
+    missing, counted, enough_since = set(nodes), 0, float("inf")
+    asked: dict[str, Waiting] = {}
     while missing:
         there = {node.node_id: node.last_activated_at for node in grid.get_nodes()}
-        asked = _still_with_their_site(asked, there)
+        asked = still_waiting(asked, there)
         silent = {one.node for one in asked.values()}
         fresh = sorted((missing & there.keys()) - silent)
         ids = grid.push_messages([message(node) for node in fresh]) if fresh else ()
         # One that Flower did not take has no id, and is sent again at the next look.
         asked |= {
-            sent: _Asked(node, there[node]) for sent, node in zip(ids, fresh, strict=False) if sent
+            sent: Waiting(node, there[node]) for sent, node in zip(ids, fresh, strict=False) if sent
         }
         for reply in grid.pull_messages(set(asked)) if asked else ():
             answered = asked.pop(reply.metadata.reply_to_message_id)
             if not (reply.has_error() and reply.error.code in GONE):
-                replies.append(reply)
+                counted += receive(reply)
                 missing.discard(answered.node)
-        enough = len(replies) >= needed and not asked and not missing & there.keys()
-        left = deadline - time.monotonic()
-        if not missing or enough or left <= 0:
+        now = time.monotonic()
+        enough = counted >= needed and not asked and not missing & there.keys()
+        enough_since = min(enough_since, now) if enough else float("inf")
+        if not missing or now - enough_since >= grace or now >= deadline:
             break
-        time.sleep(min(PAUSE, left))
-    return Collected(replies, missing)
+        time.sleep(min(PAUSE, deadline - now))
+    return missing
 
 
-def _still_with_their_site(
-    asked: Mapping[str, _Asked], there: Mapping[int, str]
-) -> dict[str, _Asked]:
+def still_waiting(asked: Mapping[str, Waiting], there: Mapping[int, str]) -> dict[str, Waiting]:
     """The messages whose site is still the process that was asked.
 
     A site that was killed has forgotten its message. Where it is back before Flower takes it for
     gone, no error ever tells of that; that it came anew does.
+
+    Args:
+        asked: Messages by their id.
+        there: By node, when it came.
     """
     return {sent: one for sent, one in asked.items() if there.get(one.node, one.since) == one.since}

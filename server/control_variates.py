@@ -40,7 +40,7 @@ def remembered(
     Returns:
         `control_COMPONENT` of each component for which a gradient came, to be put into components.
     """
-    kept = {}
+    kept: dict[str, StateDict] = {}
     for component, control in CONTROLS.items():
         sites = _by_site(components.get(CONTROL + component, {}))
         for reply in replies:

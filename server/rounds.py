@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from math import nan
 from typing import Any
 
@@ -39,8 +40,7 @@ from mediffusion_core.training.local import derive_seed
 from server.aggregation import aggregate, mean_metric, moving_average
 from server.client_level import ClientLevelPrivacy
 from server.control_variates import corrections, remembered
-from server.federation import Sites
-from server.messages import Reply, SiteError
+from server.messages import Census, Reply, SiteError
 from server.optimizers import server_step
 from server.privacy import (
     SCALE,
@@ -51,6 +51,7 @@ from server.privacy import (
     told_heads,
 )
 from server.selection import Judged, select
+from server.sites import Sites
 from server.state import SERVER, RunState
 
 StateDict = Mapping[str, Tensor]
@@ -95,13 +96,13 @@ class FederatedRun:
                 self._asked_of(settings.num_participants),
                 folder.path,
             )
-        self._beside_joint: dict[str, StateDict] = {}
+        self._census: dict[str, Census] = {}
         self._encoded: set[str] = set()
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
         """Runs what is left, and returns the figures of the selected model."""
-        census = self._census()
+        self._take_census()
         while self._state.autoencoder_rounds < self._settings.autoencoder_rounds:
             self._autoencoder_round()
         self._share_latent_scale()
@@ -110,28 +111,41 @@ class FederatedRun:
             self._save("joint")
         while self._state.joint_rounds < self._settings.federation.num_rounds:
             self._joint_round()
-        return self._figures(census)
+        return self._figures()
 
-    def _census(self) -> dict[str, Any]:
-        replies = self._federation.census()
-        # What was known before a restart goes to the sites first, so that an older ledger shows.
+    def _take_census(self) -> None:
+        self._let_in(self._federation.census())
+        if not self._folder.history():
+            self._record("census", 1, 1, sites=self._named_census())
+        save_sites(self._named_census(), self._folder.pictures / "sites.png")
+
+    def _let_in(self, replies: Sequence[Reply]) -> None:
+        """Takes in sites by their census. A site that comes back may have lost its latents."""
+        # A ledger's head from before goes to its site first, so that an older ledger shows.
         self._state.components = told_heads(replies) | self._state.components
-        census = {reply.site: reply.census for reply in replies}
-        if self._settings.training.joint.needs_label_counts:
-            self._beside_joint[LABEL_COUNTS] = LabelCounts.of_census(census.values()).arrays()
-        for counts in census.values():
-            counts.pop("known_per_class", None)
+        self._census |= {reply.site: reply.census for reply in replies}
+        self._encoded -= {reply.site for reply in replies}
+
+    def _named_census(self) -> dict[str, dict[str, Any]]:
+        """The census by site, with counts by the names of the classes."""
+        named: dict[str, dict[str, Any]] = {}
+        for site, counts in self._census.items():
+            named[site] = {name: n for name, n in counts.items() if name != "known_per_class"}
             per_class = counts.get("per_class")
             if isinstance(per_class, list):  # not with differential privacy
-                counts["per_class"] = dict(zip(self._classes, per_class, strict=True))
-        if not self._folder.history():
-            self._record("census", 1, 1, sites=census)
-        save_sites(census, self._folder.pictures / "sites.png")
-        return census
+                named[site]["per_class"] = dict(zip(self._classes, per_class, strict=True))
+        return named
+
+    def _start_round(self) -> dict[str, Any]:
+        """Lets newcomers take part; returns what the round's record says of them."""
+        newcomers = self._federation.newcomers()
+        self._let_in(newcomers)
+        return {"joined": [reply.site for reply in newcomers]} if newcomers else {}
 
     def _autoencoder_round(self) -> None:
         state = self._state
         number, total = state.autoencoder_rounds + 1, self._settings.autoencoder_rounds
+        joined = self._start_round()
         replies = self._ask(
             protocol.TRAIN_AUTOENCODER,
             number,
@@ -142,7 +156,7 @@ class FederatedRun:
         state.autoencoder_rounds = number
         codec = state.codec(self._settings).to(self._device)
         psnr = self._judge.reconstruction(codec, self._folder.pictures)
-        self._record("autoencoder", number, total, psnr=psnr, **_losses(replies))
+        self._record("autoencoder", number, total, psnr=psnr, **_losses(replies), **joined)
         self._save(AUTOENCODER)
 
     def _share_latent_scale(self) -> None:
@@ -190,7 +204,8 @@ class FederatedRun:
         number = state.joint_rounds + 1
         teaching = self._settings.training.joint.needs_average
         names = (*JOINT, EMA_UNET, EMA_HEAD) if teaching else JOINT
-        sent = {name: state.components[name] for name in names} | self._beside_joint
+        joined = self._start_round()
+        sent = {name: state.components[name] for name in names} | self._label_counts()
         sites = self._participants("joint", number)
         self._encode(sites)
         sites = [site for site in sites if site in self._encoded]
@@ -206,10 +221,16 @@ class FederatedRun:
                 number,
             )
         state.joint_rounds = number
-        self._record("joint", number, federation.num_rounds, **_losses(replies))
+        self._record("joint", number, federation.num_rounds, **_losses(replies), **joined)
         if number % self._settings.evaluation.every == 0 or number == federation.num_rounds:
             self._judge_model(number)
         self._save("joint")
+
+    def _label_counts(self) -> dict[str, StateDict]:
+        """How often each class occurs at all sites, where the objective needs it."""
+        if not self._settings.training.joint.needs_label_counts:
+            return {}
+        return {LABEL_COUNTS: LabelCounts.of_census(self._census.values()).arrays()}
 
     def _judge_model(self, number: int) -> None:
         """Judges the averaged global model, and keeps it if the sites' patients prefer it."""
@@ -336,8 +357,8 @@ class FederatedRun:
         """How many of so many sites train in a round; never more of fewer."""
         return max(1, round(self._settings.federation.participation * sites))
 
-    def _figures(self, census: Mapping[str, Any]) -> dict[str, Any]:
-        history = self._folder.history()
+    def _figures(self) -> dict[str, Any]:
+        history, census = self._folder.history(), self._named_census()
         judged = {line["round"]: line for line in history if line["stage"] == "judgement"}
         assert self._state.selection is not None
         selected = judged[self._state.selection.kept]
@@ -355,6 +376,7 @@ class FederatedRun:
             "autoencoder_rounds": self._state.autoencoder_rounds,
             "seconds": self._elapsed(),
             "census": census,
+            "set_aside": _set_aside(history),
             **({"privacy": promised(self._settings, census)} if private else {}),
             **({"client_level": self._client_level.spent()} if self._client_level else {}),
             "parameters": {
@@ -364,6 +386,8 @@ class FederatedRun:
         }
 
     def _record(self, stage: str, number: int, rounds: int, **figures: Any) -> None:
+        if set_aside := self._federation.take_set_aside():
+            figures["set_aside"] = [asdict(one) for one in set_aside]
         self._folder.record(
             stage=stage, round=number, rounds=rounds, time=self._elapsed(), **figures
         )
@@ -390,3 +414,12 @@ def _losses(replies: list[Reply]) -> dict[str, Any]:
         "sites": {reply.site: reply.metrics for reply in replies},
         "traffic": {reply.site: reply.traffic for reply in replies},
     }
+
+
+def _set_aside(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each reply that did not count: stage, round, site, kind of message and reason."""
+    return [
+        {"stage": line["stage"], "round": line["round"], **one}
+        for line in history
+        for one in line.get("set_aside", ())
+    ]

@@ -6,7 +6,7 @@ such run a core.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from flwr.app import ArrayRecord, Context, Message, Metadata, RecordDict
 from torch import Tensor
@@ -15,19 +15,12 @@ from client.app import app
 from configs.compose import compose, flatten
 from mediffusion_core import protocol
 from mediffusion_core.artifacts.run_folder import RunFolder
-from mediffusion_core.compression import method_for
 from mediffusion_core.errors import UserError
 from mediffusion_core.settings import Compression, Settings
 from server.app import serve
-from server.messages import (
-    Reply,
-    SiteError,
-    array_records,
-    check_success,
-    is_spent,
-    request,
-    size_of,
-)
+from server.messages import Reply, array_records, request
+from server.reply_contract import ReplyContract
+from server.sites import Receive, Records, Sites
 
 StateDict = Mapping[str, Tensor]
 
@@ -48,87 +41,58 @@ def run_in_process(config_name: str, overrides: Sequence[str]) -> RunFolder:
 
     Raises:
         UserError: for a mistake in settings or data.
-        SiteError: if a site fails.
+        SiteError: if too few sites answer.
     """
     settings = compose(config_name, overrides)
     if settings.run.folder is None:
         raise UserError("a run in this process needs a run.folder")
     folder = RunFolder(settings.run.folder)
     with folder.held():
-        sites = SitesHere(config_name, overrides, settings)
-        serve(sites, settings, folder)
+        serve(lambda c: SitesHere(config_name, overrides, settings, c), settings, folder)
     return folder
 
 
-class SitesHere:
+class SitesHere(Sites):
     """The sites of one run, asked one after the other in this process."""
 
-    def __init__(self, config_name: str, overrides: Sequence[str], settings: Settings) -> None:
+    def __init__(
+        self,
+        config_name: str,
+        overrides: Sequence[str],
+        settings: Settings,
+        contract: ReplyContract,
+    ) -> None:
         """Takes what each site composes its settings of, and what the server composed of it."""
+        super().__init__(settings, contract)
         self._run_config = {"config-name": config_name, "overrides": flatten(overrides)}
         self._hash = settings.fingerprint()
-        self._num_sites = settings.num_participants
-        self._compression = settings.federation.compression
-        self._names: dict[str, int] = {}
+        self._participants = settings.num_participants
 
-    @property
-    def sites(self) -> list[str]:
-        """Names of the sites, in order, once there was a census."""
-        return sorted(self._names)
-
-    def census(self) -> list[Reply]:
-        """Asks each site for its name and its counts."""
-        replies = []
-        for index in range(self._num_sites):
-            message = order(protocol.CENSUS, self._hash, {}, index, 0)
-            content = self._content(message, index)
-            if is_spent(content):
-                continue
-            name = str(content.config_records[protocol.IDENTITY]["site"])
-            self._names[name] = index
-            replies.append(Reply.of(name, content))
-        if not replies:
-            raise SiteError("every site's privacy budget is spent")
-        return sorted(replies, key=lambda reply: reply.site)
-
-    def ask(
-        self,
-        kind: str,
-        round_number: int,
-        components: Mapping[str, StateDict],
-        sites: Collection[str] | None = None,
-        own: Mapping[str, Mapping[str, StateDict]] | None = None,
-    ) -> list[Reply]:
-        """Sends one kind of message to the named sites, or to all, and returns their replies.
-
-        `own` is by site's name what goes to that site alone. A site whose privacy budget is spent
-        has no reply, and is asked no more.
-
-        Raises:
-            SiteError: if a site fails, or sends a number that is none.
-        """
-        replies = []
-        method = method_for(kind, self._compression)
-        shared = array_records(components, method)
-        for name in self.sites:
-            if sites is not None and name not in sites:
-                continue
-            index = self._names[name]
-            records = {**shared, **array_records((own or {}).get(name, {}))}
-            message = _order(kind, self._hash, records, index, round_number)
-            received = size_of(records)
-            content = self._content(message, index)
-            if is_spent(content):
-                del self._names[name]
-            else:
-                replies.append(Reply.of(name, content, components, method, received))
+    def newcomers(self) -> list[Reply]:
+        """Asks those for their census again whose last one did not count."""
+        replies: list[Reply] = []
+        for index in set(range(self._participants)) - {*self._nodes.values(), *self._spent}:
+            content = self._answer(protocol.CENSUS, 0, index, {})
+            self._count(protocol.CENSUS, index, content, self._admit, replies)
         return replies
 
-    def _content(self, message: Message, index: int) -> RecordDict:
-        content = answer(message, index, self._num_sites, self._run_config).content
-        if not is_spent(content):
-            check_success(f"site {index}", message.metadata.message_type, content)
-        return content
+    def _wait(self) -> list[int]:
+        return list(range(self._participants))
+
+    def _exchange(
+        self, kind: str, round_number: int, records: Records, receive: Receive, needed: int
+    ) -> None:
+        for index, sent in records.items():
+            receive(index, self._answer(kind, round_number, index, sent))
+
+    def _may_have(self, node: int, name: str) -> bool:
+        return self._nodes.get(name, node) == node
+
+    def _answer(
+        self, kind: str, round_number: int, index: int, records: Mapping[str, ArrayRecord]
+    ) -> RecordDict:
+        message = _order(kind, self._hash, records, index, round_number)
+        return answer(message, index, self._participants, self._run_config).content
 
 
 def order(

@@ -154,6 +154,8 @@ class LiveView:
             return
         for entry in entries:
             self._say_stage(entry["stage"])
+            for line in _of_sites(entry):
+                self._say(line)
             self._say(self._event(entry))
         self._say_stage(self._progress.stage)
 
@@ -190,6 +192,7 @@ class LiveView:
             parts.append(self._site_table())
         if self._progress.figures:
             parts.append(Text(_listed(self._progress.figures)))
+        parts += [Text(line, style="yellow") for line in _of_sites(entry)]
         return Group(*parts)
 
     def _site_table(self) -> Table:
@@ -210,6 +213,15 @@ class LiveView:
 def _figures(entry: Mapping[str, Any]) -> dict[str, float]:
     numbers = {key: _number(value) for key, value in entry.items() if key not in _NOT_FIGURES}
     return {key: value for key, value in numbers.items() if value is not None}
+
+
+def _of_sites(entry: Mapping[str, Any]) -> list[str]:
+    """Which sites joined in a round, and whose replies did not count."""
+    joined = [f"{site} joined" for site in entry.get("joined", ())]
+    aside = [
+        f"{a['site']} set aside: {a['kind']} {a['reason']}" for a in entry.get("set_aside", ())
+    ]
+    return joined + aside
 
 
 def _number(value: Any) -> float | None:

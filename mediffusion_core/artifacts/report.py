@@ -53,6 +53,7 @@ def write_report(folder: Path) -> Path:
         cards=_cards(summary),
         classes=_classes(summary),
         sites=_sites(summary),
+        set_aside=_set_aside(summary),
         counterfactual=_counterfactual(_inside(summary, "counterfactual")),
         parameters=[(name, count(n)) for name, n in _inside(summary, "parameters").items()],
         stages=_stages(history),
@@ -229,6 +230,14 @@ def _sites(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return [
         (name, [count(_inside(census, name).get(key)) for key in keys] + [number(auc.get(name))])
         for name in dict.fromkeys([*census, *auc])
+    ]
+
+
+def _set_aside(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Replies that did not count: stage and round, site, kind of message, reason."""
+    return [
+        [f"{one['stage']} {one['round']}", one["site"], one["kind"], one["reason"]]
+        for one in summary.get("set_aside", ())
     ]
 
 

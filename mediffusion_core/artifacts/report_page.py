@@ -142,6 +142,18 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 <p class="missing">{{ not_measured }}</p>
 {% endif %}
 
+{% if set_aside %}
+<h3>Replies that did not count</h3>
+<div class="box"><table class="notes">
+  <thead><tr><th>Round</th><th>Site</th><th>Message</th><th class="left">Reason</th></tr></thead>
+  <tbody>
+  {% for round, site, kind, reason in set_aside %}
+  <tr><th scope="row">{{ round }}</th><td>{{ site }}</td><td>{{ kind }}</td><td class="left wrap">{{ reason }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% endif %}
+
 <h2>Counterfactuals</h2>
 <div class="box"><table class="notes">
   <tbody>

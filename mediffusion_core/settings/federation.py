@@ -1,6 +1,6 @@
 """Who takes part in a run, for how long, and what the server makes of the replies."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -49,14 +49,19 @@ class ClientLevelSettings(StrictModel):
         return self.noise_multiplier is not None
 
 
+FORMER_NAMES = {"min_replies": "min_sites"}
+
+
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
-    `participation` is the share of the sites, drawn anew for each round of training. A round ends
-    without the sites that are silent once `min_replies` have answered; by default it needs all of
-    those asked. `weighting` says what a site's images weigh. What a federation is held against has
-    the same splits and labels: `pool_sites` trains on all images in one place, `only_site` at one
-    site alone. `compression` holds for rounds of training.
+    `participation` is the share of the sites, drawn anew for each round of training. The run needs
+    `min_sites` of them, by default more than half: a site that fails, stays silent for
+    `round_timeout` seconds or sends a reply that breaks the contract is set aside for that round.
+    Once so many have answered, sites that are away have `grace_period` seconds to come back.
+    `weighting` says what a site's images weigh. Two comparisons have the same splits and labels:
+    `pool_sites` trains on all images in one place, `only_site` at one site alone. `compression`
+    holds for rounds of training.
     """
 
     num_sites: Count
@@ -73,18 +78,27 @@ class FederationSettings(StrictModel):
     cpus_per_site: Positive = 1.0
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0
-    min_replies: Count | None = None
+    grace_period: Annotated[float, Field(ge=0.0)] = 60.0
+    min_sites: Count | None = None
 
     @property
     def in_one_place(self) -> bool:
         """Whether there is a single participant, and nothing is federated."""
         return self.pool_sites or self.only_site is not None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_former_names(cls, given: Any) -> Any:
+        """Opens folders of runs that were written with a setting's former name."""
+        if not isinstance(given, dict):
+            return given
+        return {FORMER_NAMES.get(name, name): value for name, value in given.items()}
+
     @model_validator(mode="after")
-    def _replies_can_come(self) -> Self:
-        if self.min_replies is not None and self.min_replies > self.num_sites:
+    def _enough_can_come(self) -> Self:
+        if self.min_sites is not None and self.min_sites > self.num_sites:
             raise ValueError(
-                f"federation.min_replies {self.min_replies} is more than "
+                f"federation.min_sites {self.min_sites} is more than "
                 f"federation.num_sites {self.num_sites}"
             )
         return self

@@ -21,7 +21,7 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "device": True,
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
-    "federation": {"round_timeout", "min_replies"},
+    "federation": {"round_timeout", "grace_period", "min_sites"},
     "privacy": {"public_model", "ledger", "ledger_heads", "max_epsilon"},
 }
 """Settings outside the hash: where things lie, how long to wait and for whom; never what a site
@@ -111,6 +111,12 @@ class Settings(StrictModel):
         if self.federation.in_one_place:
             return 1
         return self.federation.num_sites + (self.data.labels_at == "server")
+
+    @property
+    def min_sites(self) -> int:
+        """How many must take part: `federation.min_sites`, or more than half."""
+        least = self.federation.min_sites or self.num_participants // 2 + 1
+        return min(least, self.num_participants)
 
     @property
     def autoencoder_rounds(self) -> int:

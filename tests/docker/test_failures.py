@@ -66,7 +66,9 @@ class Run:
 
 @pytest.fixture(scope="module")
 def overrides(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    return (*overrides, f"federation.num_rounds={ROUNDS}", f"evaluation.every={ROUNDS}")
+    rounds = (f"federation.num_rounds={ROUNDS}", f"evaluation.every={ROUNDS}")
+    # A round without one of the sites would end with other weights.
+    return (*overrides, *rounds, f"federation.min_sites={len(SITES)}")
 
 
 @pytest.fixture(scope="module")

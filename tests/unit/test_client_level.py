@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from test_rounds import short_run
@@ -34,14 +33,6 @@ def privacy(folder: Path, noise: float, bound: float = 1.0, sites: int = 4) -> C
     return ClientLevelPrivacy(settings, sites, folder)
 
 
-class Answer(Reply):
-    """A site's reply with given metrics."""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {"images_seen": 10.0, "labelled_seen": float(self.site != "unlabelled")}
-
-
 def reply(change: tuple[float, ...], site: str = "labelled") -> Reply:
     a, b, c, d, e = change
     changes = {
@@ -52,7 +43,9 @@ def reply(change: tuple[float, ...], site: str = "labelled") -> Reply:
         component: {name: value + changes[component][name] for name, value in state.items()}
         for component, state in SENT.items()
     }
-    return Answer(site, RecordDict(), components)
+    return Reply(
+        site, components, {"images_seen": 10.0, "labelled_seen": float(site != "unlabelled")}
+    )
 
 
 def vector(components: Mapping[str, Mapping[str, Tensor]]) -> Tensor:

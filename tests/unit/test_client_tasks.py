@@ -101,7 +101,7 @@ def test_the_census_is_counts_and_a_name(ask: Asking, settings: Settings) -> Non
     hospitals = open_hospitals(settings)
     for site, shard in enumerate(hospitals.shards):
         content = ask(protocol.CENSUS, site=site)
-        assert set(content) == {protocol.IDENTITY, protocol.METRICS}
+        assert set(content) == {protocol.ANSWERS_TO, protocol.IDENTITY, protocol.METRICS}
         assert dict(content.config_records[protocol.IDENTITY]) == {"site": shard.site}
         counts = dict(content.metric_records[protocol.METRICS])
         labelled = int(shard.labelled.sum())
@@ -131,7 +131,7 @@ def test_an_autoencoder_round_returns_weights_and_listed_metrics(
     ask: Asking, autoencoding: dict[str, Weights]
 ) -> None:
     content = ask(protocol.TRAIN_AUTOENCODER, autoencoding)
-    assert set(content) == {*protocol.AUTOENCODING, protocol.METRICS}
+    assert set(content) == {protocol.ANSWERS_TO, *protocol.AUTOENCODING, protocol.METRICS}
     autoencoder = autoencoding[protocol.AUTOENCODER]
     trained = numbers(content.array_records[protocol.AUTOENCODER])
     assert trained.keys() == autoencoder.keys()
@@ -146,7 +146,7 @@ def test_latent_sums_are_those_of_all_training_images(
     ask: Asking, settings: Settings, autoencoder: Weights, codec: LatentCodec
 ) -> None:
     content = ask(protocol.LATENT_CENSUS, {protocol.AUTOENCODER: autoencoder}, site=1)
-    assert set(content) == {protocol.COUNTS}
+    assert set(content) == {protocol.ANSWERS_TO, protocol.COUNTS}
     sums = numbers(content.array_records[protocol.COUNTS])
     mean, std = scale_from_sums(sums["total"], sums["squares"], float(sums["count"]))
     train = open_hospitals(settings).train(1)
@@ -162,7 +162,7 @@ def encoded(ask: Asking, codec: LatentCodec) -> None:
     """All sites' latents are kept; the reply to it holds nothing."""
     for site in range(3):
         content = ask(protocol.ENCODE, {protocol.AUTOENCODER: codec.state_dict()}, site)
-        assert set(content) == set()
+        assert set(content) == {protocol.ANSWERS_TO}
 
 
 def test_latents_are_encoded_once(
@@ -184,7 +184,7 @@ def test_a_joint_round_returns_weights_moments_and_listed_metrics(
     ask: Asking, joint: dict[str, Weights], encoded: None, site: int, labelled: bool
 ) -> None:
     content = ask(protocol.TRAIN_JOINT, joint, site)
-    assert set(content) == {*protocol.JOINT, protocol.METRICS}
+    assert set(content) == {protocol.ANSWERS_TO, *protocol.JOINT, protocol.METRICS}
     metrics = dict(content.metric_records[protocol.METRICS])
     assert set(metrics) <= protocol.ALLOWED_METRICS
     assert (metrics["labelled_seen"] > 0) == labelled == ("classification_loss" in metrics)
@@ -207,7 +207,12 @@ def test_control_variates_come_back_as_mean_gradients(
     known = compose("config", given).fingerprint()
     sent(protocol.ENCODE, given, known, {protocol.AUTOENCODER: codec.state_dict()})
     first = sent(protocol.TRAIN_JOINT, given, known, joint).content
-    assert set(first) == {*protocol.JOINT, *protocol.CONTROLS.values(), protocol.METRICS}
+    assert set(first) == {
+        protocol.ANSWERS_TO,
+        *protocol.JOINT,
+        *protocol.CONTROLS.values(),
+        protocol.METRICS,
+    }
     gradients = {
         control: numbers(first.array_records[control]) for control in protocol.CONTROLS.values()
     }
@@ -236,7 +241,7 @@ def test_validation_leaves_as_sums(
 ) -> None:
     replies = [ask(protocol.EVALUATE, joint, site) for site in range(3)]
     for content in replies:
-        assert set(content) == {protocol.COUNTS}
+        assert set(content) == {protocol.ANSWERS_TO, protocol.COUNTS}
     sums = [numbers(content.array_records[protocol.COUNTS]) for content in replies]
     for one in sums:
         assert set(one) == {"counts", "bootstraps", "temperature_losses"}
@@ -259,7 +264,7 @@ def test_validation_leaves_as_sums(
 def failure(reply: Message) -> tuple[str, str]:
     """Code and id of a site that could not do its work; fails where the reply holds more."""
     assert reply.has_content()
-    assert set(reply.content) == {protocol.FAILURE}
+    assert set(reply.content) == {protocol.ANSWERS_TO, protocol.FAILURE}
     record = dict(reply.content.config_records[protocol.FAILURE])
     assert set(record) == {"code", "id"}
     assert len(str(record["id"])) == 8

@@ -13,6 +13,7 @@ from mediffusion_core.protocol import CENSUS
 from server.collecting import collect
 from simulations.in_process import FIRST_SITE, order
 
+GRACE = 10.0
 Answers = dict[int, list[int | None]]
 """By node what it does with each message: None replies, a number is Flower's error."""
 
@@ -74,8 +75,15 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[set[int], set[in
         def message(node: int) -> Message:
             return order(CENSUS, "hash", {}, node - FIRST_SITE)
 
-        found = collect(grid, {1, 2, 3}, message, needed, 60.0)  # type: ignore[arg-type]
-        return {reply.metadata.src_node_id for reply in found.replies}, found.missing
+        counted = set()
+
+        def receive(reply: Message) -> bool:
+            if not reply.has_error():
+                counted.add(reply.metadata.src_node_id)
+            return not reply.has_error()
+
+        missing = collect(grid, ALL, message, receive, needed, 60.0, GRACE)  # type: ignore[arg-type]
+        return counted, missing
 
     return running
 
@@ -101,7 +109,14 @@ def test_enough_replies_end_the_round_without_a_site_that_is_gone(run: Run) -> N
     gone = ErrorCode.REPLY_MESSAGE_UNAVAILABLE
     grid = Grid({1: [None], 2: [gone], 3: [None]}, [ALL, {1, 3}])
     assert run(grid, 2) == ({1, 3}, {2})
-    assert grid.clock[0] <= 2.0
+    assert GRACE <= grid.clock[0] <= GRACE + 2.0
+
+
+def test_a_site_that_comes_back_within_the_grace_period_is_asked(run: Run) -> None:
+    gone = ErrorCode.NODE_UNAVAILABLE
+    grid = Grid({1: [None], 2: [gone, None], 3: [None]}, [ALL, *[{1, 3}] * 8, ALL])
+    assert run(grid, 2) == (ALL, set())
+    assert grid.asked == [1, 2, 3, 2]
 
 
 def test_a_site_that_is_not_there_holds_nobody(run: Run) -> None:
@@ -122,10 +137,17 @@ def test_too_few_replies_are_waited_for_until_the_deadline(run: Run) -> None:
     assert grid.clock == [60.0]
 
 
-def test_a_sites_own_error_is_its_answer(run: Run) -> None:
+def test_a_sites_own_error_is_its_answer_and_does_not_count(run: Run) -> None:
     raised = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
     grid = Grid({1: [None], 2: [raised], 3: [None]}, [ALL])
-    assert run(grid, 2) == (ALL, set())
+    assert run(grid, 2) == ({1, 3}, set())
+    assert grid.asked == [1, 2, 3]
+
+
+def test_a_site_that_is_away_is_waited_for_where_another_has_failed(run: Run) -> None:
+    raised = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    grid = Grid({1: [None], 2: [raised], 3: [None]}, [{1, 2}, {1, 2}, {1, 2}, ALL])
+    assert run(grid, 2) == ({1, 3}, set())
     assert grid.asked == [1, 2, 3]
 
 

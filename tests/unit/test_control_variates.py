@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
-from flwr.app import MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mediffusion_core.protocol import CONTROLS, HEAD, METRICS, UNET
+from mediffusion_core.protocol import CONTROLS, HEAD, UNET
 from mediffusion_core.training.control_variates import ControlVariate
 from mediffusion_core.training.moments import fresh_moments, load_moments, read_moments
 from server.aggregation import weighted_mean
@@ -30,8 +29,8 @@ class Point(nn.Module):
 
 
 def reply(site: str, gradient: Mapping[str, Tensor], images: float, labelled: float = 0) -> Reply:
-    metrics = MetricRecord({"images_seen": images, "labelled_seen": labelled})
-    return Reply(site, RecordDict({METRICS: metrics}), {CONTROLS[UNET]: gradient})
+    metrics = {"images_seen": images, "labelled_seen": labelled}
+    return Reply(site, {CONTROLS[UNET]: gradient}, metrics)
 
 
 def weighted(values: Mapping[str, Tensor]) -> Tensor:
@@ -167,7 +166,7 @@ def test_the_order_in_which_sites_came_changes_not_a_bit(order: tuple[int, ...])
 
 def test_a_site_without_labels_has_no_part_in_the_heads_mean() -> None:
     heads = [
-        Reply(one.site, one.content, {CONTROLS[HEAD]: {"x": torch.full((1,), value)}})
+        Reply(one.site, {CONTROLS[HEAD]: {"x": torch.full((1,), value)}}, one.metrics)
         for one, value in ((reply("a", {}, 9, 2), 4.0), (reply("b", {}, 9, 0), 8.0))
     ]
     kept = remembered({}, heads)
@@ -177,7 +176,7 @@ def test_a_site_without_labels_has_no_part_in_the_heads_mean() -> None:
 
 
 def test_without_control_variates_nothing_is_kept_and_nothing_sent() -> None:
-    plain = Reply("a", reply("a", {}, 3).content, {UNET: {"x": torch.ones(1)}})
+    plain = Reply("a", {UNET: {"x": torch.ones(1)}}, reply("a", {}, 3).metrics)
     assert remembered({}, [plain]) == {}
     assert corrections({}, ["a"]) == {"a": {}}
 

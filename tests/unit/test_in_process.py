@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.compose import compose
+from mediffusion_core import protocol
 from mediffusion_core.data.hospitals import open_hospitals
 from mediffusion_core.errors import UserError
 from server.messages import SiteError
@@ -29,10 +30,24 @@ def test_a_single_site_trains_and_is_judged_on_everyones_patients(overrides: lis
     assert set(summary["auc_per_site"]) == {"site-0", "site-1", "site-2"}
 
 
-def test_a_site_that_fails_ends_the_run(overrides: list[str], tmp_path: Path) -> None:
+def test_a_failing_site_is_set_aside_and_the_run_goes_on(
+    overrides: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "run" / "sites" / "site-1" / "latents.safetensors").mkdir(parents=True)
-    with pytest.raises(SiteError, match=r"site 1 failed during query\.encode: code internal"):
-        run_in_process("config", overrides)
+    folder = run_in_process("config", overrides)
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    told = {(one["site"], one["kind"]) for one in summary["set_aside"]}
+    assert told == {("site-1", protocol.ENCODE)}
+    assert all("code internal" in one["reason"] for one in summary["set_aside"])
+    [joint] = [line for line in folder.history() if line["stage"] == "joint"]
+    assert sorted(joint["sites"]) == ["site-0", "site-2"]
+
+
+def test_fewer_sites_than_the_minimum_end_the_run(overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run" / "sites" / "site-1" / "latents.safetensors").mkdir(parents=True)
+    with pytest.raises(SiteError, match=r"site-1 .* code internal"):
+        run_in_process("config", [*overrides, "federation.min_sites=3"])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
 

@@ -51,6 +51,15 @@ def test_plain_mode_prints_each_event_once_on_one_line(tmp_path: Path) -> None:
     assert lines[3].startswith("joint 1/2  auc_macro 0.8125")
 
 
+def test_a_site_that_joins_or_is_set_aside_has_a_line(tmp_path: Path) -> None:
+    console, text = plain_console()
+    aside = [{"site": "b", "kind": "train.joint", "reason": "sent no reply in time"}]
+    with LiveView(tmp_path, console):
+        add_line(tmp_path, stage="joint", round=2, rounds=3, joined=["a"], set_aside=aside)
+    lines = text.getvalue().splitlines()
+    assert lines[1:3] == ["a joined", "b set aside: train.joint sent no reply in time"]
+
+
 def test_plain_mode_announces_a_stage_that_only_a_site_has_reached(tmp_path: Path) -> None:
     console, text = plain_console()
     with LiveView(tmp_path, console) as view:

@@ -21,7 +21,6 @@ from mediffusion_core.payload import FORMAT, unpack
 from mediffusion_core.privacy.accounting import Charge, noise_multiplier_for
 from mediffusion_core.privacy.ledger import Ledger
 from mediffusion_core.training.moments import fresh_moments
-from server.messages import SiteError
 from server.privacy import sums_deviation
 from server.rounds import FederatedRun
 from server.state import fresh_state
@@ -219,7 +218,7 @@ def test_every_kind_of_message_is_charged_empty_or_refused(
             failure = content.config_records[protocol.FAILURE]
             assert failure["code"] == "refused"
         elif kind == protocol.ENCODE:
-            assert set(content) == {protocol.LEDGER_HEAD} and not charged
+            assert set(content) == {protocol.ANSWERS_TO, protocol.LEDGER_HEAD} and not charged
         else:
             assert protocol.FAILURE not in content and len(charged) == 1
     assert entries == ["census", "autoencoder", "latents", "joint"]
@@ -265,7 +264,7 @@ def test_a_site_at_its_cap_answers_with_a_code_and_does_nothing(
     weights = components(given, codec)
     sending = {name: weights[name] for name in protocol.AUTOENCODING}
     content = asked(protocol.TRAIN_AUTOENCODER, given, sending)
-    assert set(content) == {protocol.FAILURE}
+    assert set(content) == {protocol.ANSWERS_TO, protocol.FAILURE}
     assert content.config_records[protocol.FAILURE]["code"] == protocol.BUDGET
 
 
@@ -304,8 +303,12 @@ def test_a_ledger_set_back_while_the_run_was_down_is_refused(
     shutil.rmtree(ledger)
     shutil.copytree(older, ledger)
     shutil.copy(tmp_path / head.name, head)
-    with pytest.raises(SiteError, match="ledger-behind"):
-        run_in_process("config", overrides)
+    folder = run_in_process("config", overrides)
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert {one["site"] for one in summary["set_aside"]} == {"site-0"}
+    assert all("ledger-behind" in one["reason"] for one in summary["set_aside"])
+    trained = [set(line["sites"]) for line in folder.history() if line["stage"] == "joint"]
+    assert trained[-1] == {"site-1", "site-2"}
 
 
 def test_too_large_a_delta_is_refused(overrides: list[str]) -> None:

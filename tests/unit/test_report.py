@@ -159,6 +159,7 @@ def test_hostile_text_stays_text(folder: Path) -> None:
         commit=HOSTILE,
         auc_per_class={HOSTILE: {"auc": 0.5, "interval": [0.4, 0.6], "positives": 1}},
         census={HOSTILE: {**site, "per_class": {HOSTILE: 1}}},
+        set_aside=[{"stage": "joint", "round": 3, "site": HOSTILE, "kind": "k", "reason": HOSTILE}],
         parameters={HOSTILE: 1},
     )
     (folder / "summary.json").write_text(json.dumps(given))
@@ -166,7 +167,8 @@ def test_hostile_text_stays_text(folder: Path) -> None:
     page = Page(write_report(folder))
     assert "script" not in {tag for tag, _ in page.tags}
     assert not any(name.startswith("on") for _, found in page.tags for name in found)
-    assert page.text.count("<script>alert") >= 6
+    assert page.text.count("<script>alert") >= 8
+    assert "joint 3" in page.text
 
 
 def test_every_picture_exists_and_known_ones_come_first(folder: Path) -> None:

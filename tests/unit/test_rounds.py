@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from messages import sent
 from torch import Tensor
 
 from configs.compose import compose
@@ -18,44 +17,29 @@ from mediffusion_core.evaluation.calibration import best_temperature, temperatur
 from mediffusion_core.evaluation.judge import Judge
 from mediffusion_core.settings import Settings
 from server.messages import Reply
+from server.reply_contract import ReplyContract
 from server.rounds import FederatedRun
 from server.state import fresh_state
+from simulations.in_process import SitesHere
 
 
-class Sites:
-    """Three real sites; only what Flower does between them and the server is left out."""
+class Recording(SitesHere):
+    """Three real sites, and what they were sent."""
 
-    def __init__(self, settings: Settings, overrides: Sequence[str]) -> None:
+    def __init__(self, overrides: Sequence[str], settings: Settings, num_classes: int) -> None:
+        super().__init__("config", overrides, settings, ReplyContract(settings, num_classes))
         self.sent: list[tuple[str, Mapping[str, Mapping[str, Tensor]]]] = []
-        self._hash = settings.fingerprint()
-        self._overrides = overrides
-
-    @property
-    def sites(self) -> list[str]:
-        return ["site-0", "site-1", "site-2"]
-
-    def census(self) -> list[Reply]:
-        return self.ask(protocol.CENSUS, 0, {})
 
     def ask(
         self,
         kind: str,
-        number: int,
+        round_number: int,
         components: Mapping[str, Mapping[str, Tensor]],
         sites: Collection[str] | None = None,
         own: Mapping[str, Mapping[str, Mapping[str, Tensor]]] | None = None,
     ) -> list[Reply]:
         self.sent.append((kind, dict(components)))
-        asked = [site for site, name in enumerate(self.sites) if sites is None or name in sites]
-        arrays = [{**components, **(own or {}).get(self.sites[site], {})} for site in asked]
-        replies = [
-            sent(kind, self._overrides, self._hash, given, site, number)
-            for site, given in zip(asked, arrays, strict=True)
-        ]
-        return [
-            Reply.of(self.sites[site], reply.content)
-            for site, reply in zip(asked, replies, strict=True)
-        ]
+        return super().ask(kind, round_number, components, sites, own)
 
 
 CPU = torch.device("cpu")
@@ -63,18 +47,19 @@ CPU = torch.device("cpu")
 
 def short_run(
     shortest: tuple[str, ...], folder: Path, *more: str
-) -> tuple[FederatedRun, Sites, Hospitals, RunFolder]:
+) -> tuple[FederatedRun, Recording, Hospitals, RunFolder]:
     """A run of one round of each stage, its sites, its data and its folder."""
     places = (f"data.store={folder / 'store'}", f"run.folder={folder / 'run'}")
     overrides = (*shortest, *places, *more)  # the last of two values counts
     settings = compose("config", overrides)
-    hospitals, sites = open_hospitals(settings), Sites(settings, overrides)
+    hospitals = open_hospitals(settings)
     store, run_folder = hospitals.store, RunFolder(folder / "run")
+    sites = Recording(overrides, settings, len(store.classes))
     run_folder.create(settings)
     groups, origin = hospitals.groups(hospitals.test_rows), hospitals.site_of_test()
     run = FederatedRun(
         settings,
-        sites,  # type: ignore[arg-type]
+        sites,
         Judge(settings, hospitals.test(), groups, origin, store.classes, store.multi_label),
         run_folder,
         fresh_state(settings, len(store.classes)),

@@ -1,0 +1,119 @@
+"""The sites of a run, reached by Flower.
+
+A site that sends no reply in time takes part no more, so that it is waited for once and not in each
+round. It takes part again when it has answered a census.
+"""
+
+import time
+from collections.abc import Mapping
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from mediffusion_core import protocol
+from mediffusion_core.settings import Settings
+from server.collecting import Waiting, collect, still_waiting
+from server.messages import Reply, SiteError, request
+from server.reply_contract import ReplyContract
+from server.sites import Receive, Records, Sites
+
+LOOK = 0.1
+"""Seconds between two looks at which nodes are there."""
+
+
+class FlowerSites(Sites):
+    """The sites of one run, reached by Flower."""
+
+    def __init__(self, grid: Grid, settings: Settings, contract: ReplyContract) -> None:
+        """Takes Flower's grid, the run's settings, and the contract that replies must keep."""
+        super().__init__(settings, contract)
+        self._grid = grid
+        self._hash = settings.fingerprint()
+        self._expected = settings.num_participants
+        self._timeout = settings.federation.round_timeout
+        self._grace = settings.federation.grace_period
+        self._joining: dict[str, Waiting] = {}
+
+    def newcomers(self) -> list[Reply]:
+        """The census of sites that came, or came back, since the last message.
+
+        Waits only where fewer than the minimum are left.
+
+        Raises:
+            SiteError: if they stay fewer.
+        """
+        deadline = time.monotonic() + self._timeout
+        replies = self._joined()
+        while len(self._nodes) + len(self._spent) < self._minimum:
+            if time.monotonic() > deadline:
+                raise SiteError(f"{len(self._nodes)} sites are left, {self._minimum} are needed")
+            time.sleep(LOOK)
+            replies += self._joined()
+        return sorted(replies, key=lambda reply: reply.site)
+
+    def _joined(self) -> list[Reply]:
+        """Takes the answers of nodes that were asked for their census, and asks new ones."""
+        there = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+        replies: list[Reply] = []
+        self._joining = still_waiting(self._joining, there)
+        for reply in self._grid.pull_messages(set(self._joining)) if self._joining else ():
+            del self._joining[reply.metadata.reply_to_message_id]
+            node = reply.metadata.src_node_id
+            self._count(protocol.CENSUS, node, _content(reply), self._admit, replies)
+        known = {*self._nodes.values(), *self._spent, *(one.node for one in self._joining.values())}
+        new = sorted(there.keys() - known)
+        messages = [self._message(protocol.CENSUS, 0, node, {}) for node in new]
+        for sent, node in zip(self._grid.push_messages(messages) if new else (), new, strict=False):
+            if sent:
+                self._joining[sent] = Waiting(node, there[node])
+        return replies
+
+    def _wait(self) -> list[int]:
+        begun = time.monotonic()
+        enough_since = None
+        while len(nodes := sorted(self._grid.get_node_ids())) < self._expected:
+            now = time.monotonic()
+            if len(nodes) < self._minimum:
+                enough_since = None
+            elif enough_since is None:
+                enough_since = now
+            elif now - enough_since > self._grace:
+                return nodes
+            if now - begun > self._timeout:
+                raise SiteError(f"{len(nodes)} sites came in time, and {self._minimum} are needed")
+            time.sleep(LOOK)
+        return nodes
+
+    def _exchange(
+        self, kind: str, round_number: int, records: Records, receive: Receive, needed: int
+    ) -> None:
+        def message(node: int) -> Message:
+            return self._message(kind, round_number, node, records[node])
+
+        def received(reply: Message) -> bool:
+            return receive(int(reply.metadata.src_node_id), _content(reply))
+
+        waits = (needed, self._timeout, self._grace)
+        for node in sorted(collect(self._grid, records.keys(), message, received, *waits)):
+            receive(node, "sent no reply in time")
+            self._nodes.pop(self._name(node), None)
+
+    def _may_have(self, node: int, name: str) -> bool:
+        """A registered key takes part under its own name alone, and a name belongs to one node."""
+        there = {one.node_id: one.name for one in self._grid.get_nodes()}
+        registered = there.get(node, "")
+        holder = self._nodes.get(name, node)
+        return registered in ("", name) and (holder == node or holder not in there)
+
+    def _message(
+        self, kind: str, round_number: int, node: int, records: Mapping[str, ArrayRecord]
+    ) -> Message:
+        content = request(self._hash, round_number, records)
+        return Message(content, message_type=kind, dst_node_id=node, group_id=str(round_number))
+
+
+def _content(reply: Message) -> RecordDict | str:
+    """What a reply holds, or why there is nothing."""
+    if reply.has_error():
+        return f"was lost (Flower's code {reply.error.code})"
+    return reply.content

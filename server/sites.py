@@ -1,0 +1,213 @@
+"""The sites of one run: which take part, what they are asked, and which replies count.
+
+A site that fails, stays silent or breaks the reply contract is set aside for that message. The run
+goes on with the others as long as `federation.min_sites` answer, and asks the site again with the
+next message. A site that appears later is asked for its census and takes part from then on.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from mediffusion_core import protocol
+from mediffusion_core.compression import method_for
+from mediffusion_core.settings import Settings
+from server.messages import (
+    BudgetSpentError,
+    Census,
+    RefusedReplyError,
+    Reply,
+    SiteError,
+    array_records,
+    size_of,
+)
+from server.reply_contract import Asked, ReplyContract
+
+StateDict = Mapping[str, Tensor]
+Records = Mapping[int, Mapping[str, ArrayRecord]]
+"""By node, the arrays that it is sent."""
+Receive = Callable[[int, RecordDict | str], bool]
+"""Takes a node and the content of its reply, or the reason why there is none; returns whether it
+counts."""
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A site whose reply to a kind of message did not count, and why."""
+
+    site: str
+    kind: str
+    reason: str
+
+
+class Sites(ABC):
+    """The sites of one run. A subclass carries the messages."""
+
+    def __init__(self, settings: Settings, contract: ReplyContract) -> None:
+        """Takes the run's settings, and the contract that replies must keep."""
+        self._minimum = settings.min_sites
+        self._compression = settings.federation.compression
+        self._contract = contract
+        self._nodes: dict[str, int] = {}
+        self._census: dict[str, Census] = {}
+        self._spent: set[int] = set()
+        self._set_aside: list[SetAside] = []
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites that take part, in order."""
+        return sorted(self._nodes)
+
+    def take_set_aside(self) -> list[SetAside]:
+        """The replies that did not count since the last call."""
+        taken, self._set_aside = self._set_aside, []
+        return taken
+
+    def census(self) -> list[Reply]:
+        """Waits for the sites, and asks each for its name and its counts.
+
+        Raises:
+            SiteError: if fewer than the minimum answer.
+        """
+        nodes = self._wait()
+        replies: list[Reply] = []
+
+        def receive(node: int, content: RecordDict | str) -> bool:
+            return self._count(protocol.CENSUS, node, content, self._admit, replies)
+
+        self._exchange(protocol.CENSUS, 0, {node: {} for node in nodes}, receive, self._minimum)
+        if self._spent and not replies:
+            raise SiteError("every site's privacy budget is spent")
+        self._refuse_too_few(protocol.CENSUS, len(replies) + len(self._spent), self._minimum)
+        return _ordered(replies)
+
+    @abstractmethod
+    def newcomers(self) -> list[Reply]:
+        """The census of sites that came, or came back, since the last message."""
+
+    def ask(
+        self,
+        kind: str,
+        round_number: int,
+        components: Mapping[str, StateDict],
+        sites: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, StateDict]] | None = None,
+    ) -> list[Reply]:
+        """Sends one kind of message, and returns the replies that count, ordered by site.
+
+        Args:
+            kind: Of message.
+            round_number: Goes with it.
+            components: Weights that go with it to all.
+            sites: Names of those asked; all by default.
+            own: By site's name, what goes to that site alone.
+
+        A site whose privacy budget is spent has no reply, and is asked no more.
+
+        Raises:
+            SiteError: if too few replies count.
+        """
+        shared = array_records(components, method_for(kind, self._compression))
+        records = {
+            node: {**shared, **array_records((own or {}).get(name, {}))}
+            for name, node in self._nodes.items()
+            if sites is None or name in sites
+        }
+        needed = self._needed(kind, len(records))
+        asked = Asked(kind, round_number, components)
+        spent, replies = len(self._spent), list[Reply]()
+
+        def read(node: int, content: RecordDict) -> Reply:
+            name, received = self._name(node), size_of(records[node])
+            traffic = {"bytes_received": received, "bytes_sent": size_of(content.array_records)}
+            checked = self._contract.read(asked, self._census[name], content)
+            return Reply(name, checked.components, checked.metrics, traffic=traffic)
+
+        def receive(node: int, content: RecordDict | str) -> bool:
+            return self._count(kind, node, content, read, replies)
+
+        self._exchange(kind, round_number, records, receive, needed)
+        self._refuse_too_few(kind, len(replies) + len(self._spent) - spent, needed)
+        return _ordered(replies)
+
+    @abstractmethod
+    def _wait(self) -> list[int]:
+        """The nodes that are asked for their census, once enough are there.
+
+        Raises:
+            SiteError: if fewer than the minimum come in time.
+        """
+
+    @abstractmethod
+    def _exchange(
+        self, kind: str, round_number: int, records: Records, receive: Receive, needed: int
+    ) -> None:
+        """Sends each node its records, and tells `receive` of each node once.
+
+        Once `needed` replies count, nodes that are away need not be waited for.
+        """
+
+    @abstractmethod
+    def _may_have(self, node: int, name: str) -> bool:
+        """Whether a node may take part under that name."""
+
+    def _admit(self, node: int, content: RecordDict) -> Reply:
+        """Lets a site take part.
+
+        Raises:
+            RefusedReplyError: if its census breaks the contract, or its name is another site's.
+        """
+        name, census, head = self._contract.census(content)
+        if not self._may_have(node, name):
+            raise RefusedReplyError(f"took the name {name}, which is another site's")
+        self._nodes[name], self._census[name] = node, census
+        return Reply(name, head, census=census)
+
+    def _count(
+        self,
+        kind: str,
+        node: int,
+        content: RecordDict | str,
+        read: Callable[[int, RecordDict], Reply],
+        replies: list[Reply],
+    ) -> bool:
+        """Adds a node's reply to those that count, or sets its site aside."""
+        try:
+            if isinstance(content, str):
+                raise RefusedReplyError(content)
+            replies.append(read(node, content))
+        except BudgetSpentError:
+            self._nodes.pop(self._name(node), None)
+            self._spent.add(node)
+        except RefusedReplyError as error:
+            self._set_aside.append(SetAside(self._name(node), kind, str(error)))
+            return False
+        return True
+
+    def _needed(self, kind: str, asked: int) -> int:
+        """How many replies must count: as many may be missing as the run has above its minimum.
+
+        A site that was away when the others encoded may still be away.
+        """
+        spare = max(0, len(self._nodes) - self._minimum)
+        return max(0 if kind == protocol.ENCODE else min(1, asked), asked - spare)
+
+    def _refuse_too_few(self, kind: str, counted: int, needed: int) -> None:
+        if counted >= needed:
+            return
+        reasons = [f"{one.site} {one.reason}" for one in self._set_aside if one.kind == kind]
+        raise SiteError(
+            f"{counted} replies to {kind} count and {needed} are needed: {'; '.join(reasons)}"
+        )
+
+    def _name(self, node: int) -> str:
+        """The site's name, or a label before its census."""
+        names = {known: name for name, known in self._nodes.items()}
+        return names.get(node, f"site at node {node}")
+
+
+def _ordered(replies: Sequence[Reply]) -> list[Reply]:
+    return sorted(replies, key=lambda reply: reply.site)
