@@ -38,8 +38,8 @@ from mediffusion_core.evaluation.generation import (
     frechet_distance,
     halves_by_group,
     kernel_distance,
-    psnr,
 )
+from mediffusion_core.evaluation.similarity import psnr
 
 __all__ = [
     "EXTRACTORS",

@@ -1,12 +1,12 @@
-"""Temperature scaling, and how far probabilities stand from frequencies.
+"""Temperature scaling, and figures of calibration.
 
-A temperature is one number by which all logits are divided (arXiv 1706.04599, section 4.2): it
-changes how sure a model is, never which class it names. It is found on validation patients. What
-leaves a site for that is a sum of losses at each temperature of one fixed grid, which adds up over
-sites: the minimum of the sum is that of the pooled patients.
+A temperature is one number by which all logits are divided (arXiv 1706.04599, section 4.2). It
+changes confidences, never which of the exclusive classes comes first. It is fitted on validation
+patients: each site sends the sum of its losses at every temperature of one fixed grid. The sums
+add up over sites, and the minimum of the total is that of the pooled patients.
 
-Where classes are independent each known pair of sample and class is a prediction of its own; where
-they exclude each other a sample is one, and is left out where its class is missing.
+With independent classes each known pair of sample and class is one prediction. With exclusive
+classes each sample is one prediction; samples whose class is missing are left out.
 """
 
 import math
@@ -21,10 +21,11 @@ TEMPERATURES = torch.logspace(-3, 3, 81, base=2, dtype=torch.float64)
 """The grid (K,), from 1/8 to 8 in steps of about 5 %, the same at every site."""
 
 NUM_BINS = 15
+_LARGEST_BELOW_1 = 1.0 - 2.0**-53
 
 
 def temperature_losses(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
-    """Negative log-likelihood of the known labels at every temperature, to be added up over sites.
+    """Negative log-likelihood of the known labels at every temperature; sites' sums add up.
 
     Args:
         logits: (N, C).
@@ -46,13 +47,15 @@ def temperature_losses(logits: Tensor, targets: Tensor, multi_label: bool) -> Te
 
 
 def best_temperature(losses: Tensor) -> float:
-    """The temperature of the least loss, between the grid's points by a parabola in its logarithm.
+    """The temperature of the least loss.
+
+    Between the grid's points the loss is interpolated by a parabola in log temperature.
 
     Args:
-        losses: (K,) as `temperature_losses` gives them, or the sum of several sites'.
+        losses: (K,) from `temperature_losses`, or their sum over sites.
 
     Returns:
-        1 where no temperature is better than another, as without a label; never beyond the grid.
+        Within the grid; 1 where all losses are equal, as without labels.
     """
     if bool(losses.max() == losses.min()):
         return 1.0
@@ -60,7 +63,7 @@ def best_temperature(losses: Tensor) -> float:
     if lowest in (0, len(losses) - 1):
         return float(TEMPERATURES[lowest])
     before, least, after = losses[lowest - 1 : lowest + 2].tolist()
-    # `argmin` names the first of equals, so that `before` is above `least`.
+    # `argmin` returns the first of equal values: `before` is above `least`, the divisor positive.
     steps = 0.5 * (before - after) / (before - 2 * least + after)
     ratio = float(TEMPERATURES[1] / TEMPERATURES[0])
     return float(TEMPERATURES[lowest]) * math.pow(ratio, steps)
@@ -69,8 +72,8 @@ def best_temperature(losses: Tensor) -> float:
 def calibration_error(probabilities: Tensor, targets: Tensor, multi_label: bool) -> float:
     """Expected calibration error over 15 bins of equal width (arXiv 1706.04599, eq. 3).
 
-    Independent classes: the probability of a class against how often it is there. Exclusive ones:
-    the probability of the top class against how often it is right.
+    Independent classes: a class's probability against its frequency. Exclusive classes: the top
+    class's probability against its accuracy.
 
     Args:
         probabilities: (N, C).
@@ -83,18 +86,21 @@ def calibration_error(probabilities: Tensor, targets: Tensor, multi_label: bool)
     Raises:
         ValueError: as `classification.check_scores`.
     """
-    sure, right = _known(probabilities, targets, multi_label)
+    from torchmetrics.functional.classification import binary_calibration_error  # takes seconds
+
+    confidence, right = _known(probabilities, targets, multi_label)
+    if not len(confidence):
+        return float("nan")
     if not multi_label:
-        sure, top = sure.max(dim=1)
+        confidence, top = confidence.max(dim=1)
         right = right.gather(1, top[:, None]).squeeze(1)
-    edges = torch.linspace(0, 1, NUM_BINS + 1, dtype=torch.float64)
-    bins = torch.bucketize(sure, edges[1:-1])
-    gaps = torch.zeros(NUM_BINS, dtype=torch.float64).index_add_(0, bins, sure - right)
-    return float(gaps.abs().sum() / len(sure)) if len(sure) else float("nan")
+    # torchmetrics gives a confidence of exactly 1 a bin of its own, beyond the last one.
+    confidence = confidence.clamp(max=_LARGEST_BELOW_1)
+    return float(binary_calibration_error(confidence, right.long(), n_bins=NUM_BINS))
 
 
 def brier_score(probabilities: Tensor, targets: Tensor, multi_label: bool) -> float:
-    """Mean squared distance of probabilities from labels (Brier 1950).
+    """Mean squared distance of probabilities from labels (Brier 1950); torchmetrics has none.
 
     Args:
         probabilities: (N, C).
@@ -114,7 +120,7 @@ def brier_score(probabilities: Tensor, targets: Tensor, multi_label: bool) -> fl
 
 
 def _known(values: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
-    """What can be held against a label, float64: pairs (M,) if `multi_label`, else rows (M, C)."""
+    """Values and known labels in float64: pairs (M,) if `multi_label`, else rows (M, C)."""
     check_scores(values, targets)
     known = ~targets.isnan()
     chosen = known if multi_label else known.all(dim=1)

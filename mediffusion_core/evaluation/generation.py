@@ -1,19 +1,28 @@
-"""Distances between sets of features and between images: FID, KID and PSNR."""
+"""FID and KID, distances between two sets of features, by torchmetrics.
+
+torchmetrics takes 3 seconds to import, so the functions that need it import it.
+"""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class _GivenFeatures(nn.Identity):
+    """Stands where torchmetrics expects a feature extractor; its input are features already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to two sets of features.
+    """Fréchet distance (FID) of the Gaussians fitted to two sets of features.
 
     |μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½) (Heusel et al. 2017, arXiv 1706.08500, eq. 6),
-    with unbiased covariances. The mixed trace is the sum of the singular values of A Bᵀ, where
-    Σ_a = AᵀA and Σ_b = BᵀB: no square root of a singular D x D matrix is taken, so fewer samples
-    than features cost neither accuracy nor time. The figure itself stays biased upwards for few
-    samples; compare only figures of equal numbers of samples.
+    with unbiased covariances. It is biased upwards for few samples: compare only figures of equal
+    numbers of samples.
 
     Args:
         a: (N, D), N at least 2.
@@ -25,22 +34,29 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: fewer than 2 samples, or D differs.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     _check(a, b)
-    mean_a, factor_a = _moments(a)
-    mean_b, factor_b = _moments(b)
-    mixed = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
-    spread = factor_a.square().sum() + factor_b.square().sum()
-    distance = (mean_a - mean_b).square().sum() + spread - 2.0 * mixed
-    return max(0.0, float(distance))
+    a, b = a.double(), b.double()
+    if len(a) + len(b) < a.shape[1]:
+        # The distance lies in the span of both sets. The eigenvalues of a smaller matrix are
+        # found sooner: 0.02 s instead of 0.9 s for 100 samples a set and D = 1280.
+        basis = torch.linalg.qr(torch.cat([a, b]).T).Q  # (D, N + M)
+        a, b = a @ basis, b @ basis
+    metric = FrechetInceptionDistance(_GivenFeatures(a.shape[1]))
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    return max(0.0, float(metric.compute()))
 
 
 def kernel_distance(
     a: Tensor, b: Tensor, subset_size: int = 100, num_subsets: int = 50, seed: int = 0
 ) -> tuple[float, float]:
-    """Kernel distance: unbiased squared MMD under k(x, y) = (x·y / D + 1)³, over random subsets.
+    """Kernel distance (KID): squared MMD under k(x, y) = (x·y / D + 1)³, over random subsets.
 
-    Bińkowski et al. 2018, arXiv 1801.01401, section 4. Unlike the Fréchet distance its mean does
-    not depend on the number of samples; it can be negative.
+    Bińkowski et al. 2018, arXiv 1801.01401, section 4. Each subset's MMD is unbiased: unlike the
+    Fréchet distance the mean does not depend on the number of samples, and it can be negative. The
+    subsets are drawn here, since torchmetrics draws them from PyTorch's global generator.
 
     Args:
         a: (N, D), N at least 2.
@@ -55,13 +71,15 @@ def kernel_distance(
     Raises:
         ValueError: fewer than 2 samples, or D differs.
     """
+    from torchmetrics.image.kid import poly_mmd
+
     _check(a, b)
     a, b = a.double(), b.double()
     size = min(subset_size, len(a), len(b))
     generator = torch.Generator().manual_seed(seed)
     values = torch.stack(
         [
-            _squared_mmd(
+            poly_mmd(
                 a[torch.randperm(len(a), generator=generator)[:size]],
                 b[torch.randperm(len(b), generator=generator)[:size]],
             )
@@ -74,8 +92,8 @@ def kernel_distance(
 def halves_by_group(groups: Sequence[str], count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Two equally large sets of images that share no patient.
 
-    The distance of one to the other is the floor: what a perfect generator would score with as
-    many samples. Two images of one patient, one in each set, would make it look smaller.
+    The distance between the two is the floor: a perfect generator scores it with as many samples.
+    A patient with images in both sets would lower it.
 
     Args:
         groups: Patient or lesion of each of N images, at least two different ones.
@@ -94,19 +112,6 @@ def halves_by_group(groups: Sequence[str], count: int, seed: int) -> tuple[Tenso
     return torch.tensor(sides[0][:size]), torch.tensor(sides[1][:size])
 
 
-def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image.
-
-    Args:
-        images: (B, C, H, W) in [0, 1].
-        reference: (B, C, H, W) in [0, 1].
-
-    Returns:
-        (B,) in dB; inf where an image equals its reference.
-    """
-    return -10.0 * (images - reference).square().mean(dim=(1, 2, 3)).log10()
-
-
 def _permutation(count: int, generator: torch.Generator) -> list[int]:
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     return order
@@ -119,24 +124,3 @@ def _check(a: Tensor, b: Tensor) -> None:
         )
     if min(len(a), len(b)) < 2:
         raise ValueError(f"distances need at least 2 samples a set, got {len(a)} and {len(b)}")
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and a factor F (min(N, D), D) with FᵀF the unbiased covariance."""
-    features = features.double()
-    mean = features.mean(dim=0)
-    factor = (features - mean) / (len(features) - 1) ** 0.5
-    if factor.shape[0] > factor.shape[1]:
-        factor = torch.linalg.qr(factor, mode="r").R
-    return mean, factor
-
-
-def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    n = len(x)
-    k_xx, k_yy, k_xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-    within = k_xx.sum() - k_xx.trace() + k_yy.sum() - k_yy.trace()
-    return within / (n * (n - 1)) - 2.0 * k_xy.mean()
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1.0) ** 3

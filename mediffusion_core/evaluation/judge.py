@@ -38,8 +38,8 @@ from mediffusion_core.evaluation.generation import (
     frechet_distance,
     halves_by_group,
     kernel_distance,
-    psnr,
 )
+from mediffusion_core.evaluation.similarity import psnr
 from mediffusion_core.model import LatentCodec, class_probabilities
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.local import autocast, derive_seed

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "simulations": {"mediffusion_core", "configs", "client", "server", "deployment"},
 }
 FEDERATED = {"flwr", "ray", "hydra", "omegaconf", "typer", "rich"}
-OPTIONAL = {"torchvision", "medmnist", "lpips", "torchmetrics", "sklearn", "pandas"}
+OPTIONAL = {"torchvision", "medmnist", "lpips", "sklearn", "pandas"}
+SLOW = {"torchmetrics", "monai", "captum"}
 
 
 def imported_modules(tree: ast.AST) -> Iterator[str]:
@@ -73,6 +74,20 @@ def test_the_core_knows_no_federation() -> None:
 def test_no_package_needs_what_is_not_installed_by_default(package: str) -> None:
     found = {file: names & OPTIONAL for file, names in imports(package).items()}
     assert {file: names for file, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used(package: str) -> None:
+    """Or a command's `--help` would wait for it."""
+    found = {
+        (file, name)
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in imported_modules(node)
+        if name.partition(".")[0] in SLOW
+    }
+    assert found == set()
 
 
 def test_all_importing_forms_are_seen() -> None:

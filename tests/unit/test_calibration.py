@@ -191,8 +191,16 @@ def test_one_probability_is_off_by_its_distance_from_the_frequency() -> None:
 def test_the_bounds_of_exclusive_classes(named: int, error: float, score: float) -> None:
     targets = torch.tensor([[1.0, 0.0, 0.0]])
     probabilities = torch.eye(3)[[named]]
-    assert calibration_error(probabilities, targets, False) == error
+    assert calibration_error(probabilities, targets, False) == pytest.approx(error)
     assert brier_score(probabilities, targets, False) == score
+
+
+def test_a_confidence_of_one_is_in_the_last_bin() -> None:
+    """Together with one of 0.98: on average they are right as often as they say."""
+    probabilities = torch.tensor([[1.0], [0.98]], dtype=torch.float64).repeat(50, 1)
+    targets = torch.ones(100, 1)
+    targets[0] = 0.0
+    assert calibration_error(probabilities, targets, True) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("multi_label", [True, False])

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics.classification import BinaryAUROC, MultilabelAUROC
 from torchmetrics.functional.classification import multilabel_auroc
 
 from mediffusion_core.evaluation import (
@@ -125,15 +126,56 @@ def test_counts_are_the_confusion_matrix_at_each_threshold() -> None:
                     assert counts[c, t, target, prediction] == both.sum()
 
 
-def test_binned_area_equals_torchmetrics() -> None:
-    # torchmetrics takes probabilities, and thresholds that reach both ends of them.
-    scores, targets = draw(500, 4, seed=3)
-    thresholds = torch.linspace(0, 1, 20)
-    ours = auc_from_counts(threshold_counts(scores.sigmoid(), targets, thresholds))
-    theirs = multilabel_auroc(
-        scores.sigmoid(), targets.long(), num_labels=4, average=None, thresholds=thresholds
+def binned(scores: Tensor, targets: Tensor, thresholds: Tensor) -> MultilabelAUROC:
+    """torchmetrics' binned AUROC, which takes probabilities."""
+    metric = MultilabelAUROC(
+        scores.shape[1], average="none", thresholds=thresholds.sigmoid(), ignore_index=-1
     )
-    assert torch.allclose(ours, theirs.double(), atol=1e-6)
+    metric.update(scores.sigmoid(), targets.nan_to_num(-1).long())
+    return metric
+
+
+def test_counts_and_their_area_are_those_of_torchmetrics() -> None:
+    scores, targets = draw(500, 4, seed=3)
+    scores, thresholds = scores.double(), logit_thresholds(101, limit=30.0)
+    targets[::6, 0] = NAN
+    counts, theirs = (
+        threshold_counts(scores, targets, thresholds),
+        binned(scores, targets, thresholds),
+    )
+    assert torch.equal(counts.transpose(0, 1), theirs.confmat)
+    assert torch.allclose(auc_from_counts(counts), theirs.compute().double(), atol=1e-6)
+
+
+def test_counts_of_torchmetrics_do_not_add_up_over_sites_that_send_logits() -> None:
+    """Why the counts are our own: it takes what lies within [0, 1] for probabilities."""
+    scores, targets = (
+        torch.tensor([[0.2], [0.4], [-3.0], [3.0]]),
+        torch.tensor([[0], [1], [0], [1]]),
+    )
+    thresholds = torch.tensor([0.3, 0.6])
+
+    def theirs(rows: slice) -> Tensor:
+        metric = BinaryAUROC(thresholds=thresholds)
+        metric.update(scores[rows, 0], targets[rows, 0])
+        return metric.confmat
+
+    assert not torch.equal(theirs(slice(0, 2)) + theirs(slice(2, 4)), theirs(slice(0, 4)))
+    sites = [
+        threshold_counts(scores[rows], targets[rows].float(), thresholds.logit())
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
+    assert torch.equal((sites[0] + sites[1])[0], theirs(slice(0, 4)))
+
+
+def test_the_exact_area_is_that_of_torchmetrics() -> None:
+    scores, targets = draw(500, 4, seed=8)
+    scores = scores.round(decimals=1)  # ties
+    targets[::6, 0] = NAN
+    theirs = multilabel_auroc(
+        scores.sigmoid(), targets.nan_to_num(-1).long(), 4, average="none", ignore_index=-1
+    )
+    assert torch.allclose(exact_auc(scores, targets), theirs.double(), atol=1e-6)
 
 
 def test_scores_beyond_the_last_threshold_keep_the_end_points() -> None:
