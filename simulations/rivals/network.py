@@ -1,10 +1,12 @@
 """A ResNet-18 for small images, and what the judge asks of a classifier."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
+from mediffusion_core.errors import UserError
 from mediffusion_core.model import class_probabilities
 from mediffusion_core.model.classifying import symmetries
 from mediffusion_core.training.local import autocast
@@ -27,7 +29,11 @@ def build_resnet(
 
     With a stride of 1 that is the source's stem for images of 32 pixels (its section 4.2).
     `widths` are the channels of its four stages.
+
+    Raises:
+        UserError: as `require_monai`.
     """
+    require_monai()
     # Imported here: it takes seconds, and only this network needs it.
     from monai.networks.nets.resnet import ResNet
 
@@ -47,6 +53,16 @@ def build_resnet(
     if norm == "group":
         _normalise_groups(network)
     return network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+
+
+def require_monai() -> None:
+    """Checks that MONAI is installed, without importing it.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec("monai") is None:
+        raise UserError("a ResNet-18 needs MONAI: pip install 'fed-mediffusion[studies]'")
 
 
 def _normalise_groups(module: nn.Module) -> None:

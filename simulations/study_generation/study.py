@@ -20,6 +20,7 @@ from mediffusion_core.evaluation.features import FeatureExtractor, build_extract
 from mediffusion_core.evaluation.generation import halves_by_group
 from mediffusion_core.training.local import derive_seed
 from simulations.pooled_images import training_images
+from simulations.rivals.network import require_monai
 from simulations.study_generation.measure import Measured, RealImages, measure, obedience
 from simulations.study_generation.sets import (
     SampleSet,
@@ -66,8 +67,10 @@ def study_generation(run: Path, options: Options, output: Path, device: str) -> 
 
     Raises:
         UserError: there is no run, its images cannot be found, too few of them are test images,
-            or its denoiser is not trained.
+            its denoiser is not trained, or a classifier is asked for and MONAI is not installed.
     """
+    if options.usefulness_steps:
+        require_monai()
     console = Console(stderr=True, soft_wrap=True)
     opened = open_trained_run(run, device, console)
     if not opened.settings.training.joint.diffusion_weight:

@@ -1,5 +1,7 @@
 """The rivals: what they learn from, and that they learn it."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.errors import UserError
 from mediffusion_core.evaluation.classification import class_scores, exact_auc, macro
 from simulations.rivals.local import RivalRound, cutout, rival_optimizer, train_locally
 from simulations.rivals.network import PixelClassifier, build_resnet
@@ -68,6 +71,12 @@ def test_a_rival_learns_to_tell_bright_from_dark(
     model = PixelClassifier(network, False, orientation_free=True, precision="fp32")
     logits = model.logits(unseen.take(torch.arange(20)))
     assert macro(exact_auc(class_scores(logits, False), unseen.targets)) == 1.0
+
+
+def test_a_missing_monai_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "monai", None)  # as Python marks what can't be imported
+    with pytest.raises(UserError, match=r"needs MONAI: pip install 'fed-mediffusion\[studies\]'$"):
+        build_resnet(channels=1, num_classes=2, stem_stride=2)
 
 
 def test_with_group_normalisation_an_image_is_judged_by_itself() -> None:
