@@ -1,12 +1,10 @@
-"""Judging a model: nothing here trains, and nothing here knows of a federation.
+"""Evaluation of models, without training and without federation.
 
-`classification` turns scores into areas under the ROC curve, exactly or from counts that add up
-over sites; `calibration` finds a temperature, likewise from sums, and measures how far
-probabilities can be trusted; `features`, `generation` and `manifolds` measure how far generated
-images stand from real ones, `half_samples` how sure that is, `memorisation` whether they are
-copies; `counterfactual_figures` brings together what `similarity`, `localisation` and `transition`
-say of counterfactuals, with the intervals of `resampling`. Sites call the same functions as the
-server, so that a pooled figure and one computed in a single place can be held against each other.
+Classification: areas under the ROC curve, from scores or from counts that add up over sites;
+temperature scaling and calibration error, likewise from sums. Generation: features, FID and KID,
+precision to coverage, and copies of training images, with intervals. Counterfactuals: flip rate,
+closeness, place and size of the change, with intervals over patients. Sites and server call the
+same functions, so a pooled figure can be compared with one computed in a single place.
 """
 
 from mediffusion_core.evaluation.calibration import (

@@ -1,8 +1,8 @@
-"""Maps of what in an image speaks for a class: the explanations that ours are held against.
+"""Attribution maps, with which counterfactuals are compared: Grad-CAM, gradients and SHAP.
 
-All explain the score that the model gives to a class, its logit, or of exclusive classes the logit
-against all others, in one view of the image, as guidance does. captum computes them; it is an extra
-(`explanations`), and takes seconds to import.
+Each map explains the model's score of one class: its logit, or with exclusive classes its logit
+against all others. The model classifies one view of the image, as guidance does. captum computes
+the maps; it is in the extra `explanations` and takes seconds to import.
 """
 
 from collections.abc import Iterator
@@ -17,36 +17,36 @@ from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.evaluation.classification import class_scores
 
 ROWS = 128
-"""Images in a pass forward and back."""
+"""Images per forward and backward pass."""
 CELLS = 7
-"""A side of the maps that Grad-CAM is taken from, at least."""
+"""Smallest side, in cells, of the maps that Grad-CAM reads."""
 
 
 class ImageClassifier(nn.Module):
-    """Images (B, C, H, W) in [0, 1] to scores (B, classes), differentiable by the pixels."""
+    """Maps images (B, C, H, W) in [0, 1] to scores (B, classes), differentiable in the pixels."""
 
     def __init__(self, model: TrainedModel) -> None:
-        """Takes the model, whose networks it shares."""
+        """Shares the model's networks."""
         super().__init__()
         self.codec, self.joint, self.multi_label = model.codec, model.joint, model.multi_label
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores at the clean latent, in one view."""
+        """Scores of the clean latents, from one view of each image."""
         return class_scores(self.joint.classify(self.codec.encode(images)), self.multi_label)
 
 
 def grad_cam(model: TrainedModel, images: Tensor, index: Tensor) -> Tensor:
     """Grad-CAM, (B, H, W), not negative.
 
-    ReLU Σ_k α_k A_k, where α_k is the mean gradient of the score by map k (arXiv 1610.02391,
-    equations 1 and 2), enlarged. The head reads the maps of every level of the encoder, and the
-    last ones may have two cells a side; taken is the last residual block of the deepest level that
-    has maps of at least 7 x 7, the size in the networks that the method was made for.
+    ReLU Σ_k α_k A_k, where α_k is the mean gradient of the score with respect to map k (arXiv
+    1610.02391, equations 1 and 2), enlarged to the image. The head reads maps of every level of the
+    encoder; the deepest may have two cells a side. The maps are those of the last residual
+    block of the deepest level with at least 7 x 7 cells, the size that the paper's networks have.
 
     Args:
         model: The trained model.
         images: (B, C, H, W) in [0, 1].
-        index: The class that is explained in each, (B,).
+        index: The class to explain in each image, (B,).
     """
     from captum.attr import LayerGradCam
 
@@ -64,17 +64,17 @@ def grad_cam(model: TrainedModel, images: Tensor, index: Tensor) -> Tensor:
 def integrated_gradients(
     model: TrainedModel, images: Tensor, index: Tensor, baseline: Tensor, steps: int = 32
 ) -> Tensor:
-    """Integrated gradients, summed over channels, (B, H, W); what speaks against is negative.
+    """Integrated gradients, summed over channels, (B, H, W), signed.
 
     (x - x') ∫ ∂f(x' + a (x - x'))/∂x da for a in [0, 1] (arXiv 1703.01365, equation 1), by
-    Gauss-Legendre. The values of an image add up to f(x) - f(x').
+    Gauss-Legendre quadrature. The values of an image add up to f(x) - f(x').
 
     Args:
         model: The trained model.
         images: x (B, C, H, W) in [0, 1].
-        index: The class that is explained in each, (B,).
-        baseline: x' (C, H, W), an image that says nothing.
-        steps: Points at which the integrand is taken.
+        index: The class to explain in each image, (B,).
+        baseline: x' (C, H, W), an uninformative image.
+        steps: Points of the quadrature.
     """
     from captum.attr import IntegratedGradients
 
@@ -99,16 +99,17 @@ def expected_gradients(
     """SHAP values by expected gradients, summed over channels, (B, H, W), signed.
 
     The mean of (x - x') ∂f(x' + a (x - x'))/∂x over images x' of the data and a from 0 to 1 (arXiv
-    1906.10670, equation 3): of SHAP's additive explanations (arXiv 1705.07874) the one for
-    differentiable models. Each image has the same draws, so that its map is its own.
+    1906.10670, equation 3), which approximates SHAP's additive explanations (arXiv 1705.07874) for
+    differentiable models. Every image gets the same draws, so its map does not depend on the other
+    images.
 
     Args:
         model: The trained model.
         images: x (B, C, H, W) in [0, 1].
-        index: The class that is explained in each, (B,).
-        baselines: x' (M, C, H, W), which are drawn from.
+        index: The class to explain in each image, (B,).
+        baselines: Images (M, C, H, W) from which x' is drawn.
         seed: Of the draws.
-        samples: Draws an image.
+        samples: Draws per image.
     """
     from captum.attr import GradientShap
 
@@ -116,15 +117,15 @@ def expected_gradients(
     baselines = baselines.to(model.device)
     maps = []
     for image, at in zip(images.to(model.device).split(1), index.tolist(), strict=True):
-        with _drawn_by(seed):
+        with _global_seed(seed):
             found = shap.attribute(image, baselines, n_samples=samples, target=at)
         maps.append(found.detach().sum(dim=1).float().cpu())
     return torch.cat(maps)
 
 
 @contextmanager
-def _drawn_by(seed: int) -> Iterator[None]:
-    """Seeds the global generators, which captum draws from, and puts them back."""
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seeds the global generators, from which captum draws, and restores them afterwards."""
     before = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

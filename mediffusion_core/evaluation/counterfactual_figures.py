@@ -1,7 +1,7 @@
-"""Every figure of a set of counterfactuals, each an image's own before it is a mean.
+"""Every figure of a set of counterfactuals: per image first, then means with intervals.
 
-Flip, closeness and realism belong in one table: what leaves an image as it is has the best FID and
-the best closeness of all.
+Report flip rate, closeness and realism together: a method that changes nothing has the best FID and
+the best closeness.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ from mediffusion_core.evaluation.similarity import (
 from mediffusion_core.evaluation.transition import latent_divergence, transition_score
 
 Columns = dict[str, Tensor]
-"""Figures by name, (n,) each, nan where there is none of an image."""
+"""Figures by name, (n,) each, nan where an image has none."""
 
 
 class Opinion(Protocol):
-    """Another classifier, which the counterfactuals were not made with."""
+    """An independent classifier, which was not used to make the counterfactuals."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W) in [0, 1]."""
@@ -42,31 +42,38 @@ class Opinion(Protocol):
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the n images beside their labels."""
+    """Ground truth of the n images beyond their labels."""
 
     masks: Tensor
-    """Where the finding or the lesion is, booleans (n, H, W); all false where it is not known."""
+    """Pixels of the finding or the lesion, booleans (n, H, W); all false where unknown."""
     truth: Tensor
-    """The same patients as they were asked to become, (n, C, H, W); nan where not known."""
+    """True counterfactuals of the same patients, (n, C, H, W); nan where unknown."""
 
 
 def image_figures(
     made: Counterfactuals, target: Target, known: Known, independent: Opinion | None
 ) -> Columns:
-    """What is cheap to measure of each image.
+    """The figures of each image that are cheap to compute.
 
-    `flipped`: the model sees the target (of images in which it did not before).
-    `independent_flipped`: so does the independent classifier (of images in which neither did).
-    `target_change`, `off_target`: as the functions of those names. `l1`, `l2`, `ssim`: closeness to
-    the source. `energy_inside`, `iou`, `pointing`: where the change is, against the mask.
-    `inside`, `outside`: mean change of a pixel there. `truth_l1`, `truth_l1_source`: distance of
-    the counterfactual, and of the source, to the same patient as asked for.
+    `flipped`: the model classifies the counterfactual as the target; nan where it already did so
+    with the source. `independent_flipped`: the same for the independent classifier; nan where
+    either classifier already did so with the source. `target_change`, `off_target`: see the
+    functions. `l1`, `l2`, `ssim`: closeness to the source. `energy_inside`, `iou`, `pointing`:
+    place of the change against the mask. `inside`, `outside`: mean change of a pixel there.
+    `truth_l1`, `truth_l1_source`: distance of the counterfactual, and of the source, to the true
+    counterfactual.
+
+    Args:
+        made: The counterfactuals.
+        target: What was asked for.
+        known: Ground truth of the same images.
+        independent: The independent classifier; without it `independent_flipped` is nan.
     """
     energy = squared_change(made.sources, made.images)
     inside, outside = change_per_pixel(made.sources, made.images, known.masks)
     return {
         "flipped": torch.where(made.eligible, made.flipped.double(), torch.nan),
-        "independent_flipped": _second_opinion(made, target, independent),
+        "independent_flipped": _independent_flips(made, target, independent),
         "target_change": target_change(made.before, made.after, target),
         "off_target": off_target(made.before, made.after, target),
         "l1": mean_absolute(made.images, made.sources),
@@ -85,29 +92,29 @@ def image_figures(
 def effect_figures(
     model: TrainedModel, made: Counterfactuals, target: Target, real: Tensor, labels: Tensor
 ) -> Columns:
-    """How little of the image the effect needs: `cout` and `minimality`, after `transition`.
+    """`cout` and `minimality`: how small a change has the effect.
 
-    Minimality holds the change against the ways to other patients' images, by the features that
-    the head reads. By latents it would be log(1 + e) for everyone: two patients differ at every
-    place, so that no counterfactual comes near another one, or near the target's.
+    Minimality compares the size of the change with distances to other patients' images, in the
+    features that the head reads. In latents it would be log(1 + e) for every image: two patients
+    differ at every position, far more than a counterfactual and its source.
 
     Args:
-        model: Whose counterfactuals they are.
+        model: The model that made the counterfactuals.
         made: The counterfactuals.
-        target: What was asked for; of several findings, real images are compared by the first.
+        target: What was asked for; of several findings, minimality considers the first.
         real: Real images, (m, C, H, W).
-        labels: Of the real images, (m, classes), nan where missing.
+        labels: Labels of the real images, (m, classes), nan where missing.
     """
+    source_class = made.before.argmax(dim=1, keepdim=True)  # (n, 1)
 
-    def balance(images: Tensor) -> Tensor:
+    def margin(images: Tensor) -> Tensor:
         probabilities = model.classify(images)
         if target.multi_label:
             return 2 * target.confidence(probabilities) - 1
-        was = made.before.argmax(dim=1, keepdim=True)
-        return target.confidence(probabilities) - probabilities.gather(1, was).squeeze(1)
+        return target.confidence(probabilities) - probabilities.gather(1, source_class).squeeze(1)
 
     return {
-        "cout": transition_score(made.sources, made.images, balance),
+        "cout": transition_score(made.sources, made.images, margin),
         "minimality": _minimality(model, made, target, real, labels),
     }
 
@@ -122,14 +129,14 @@ def _minimality(
     present = target.present.reshape(len(sources), -1)[:, 0].to(labels.dtype)
     found = torch.full((len(sources),), torch.nan, dtype=torch.float64)
     for row in range(len(sources)):
-        as_asked = labels[:, index[row]] == present[row]
-        as_it_was = labels[:, index[row]] == 1 - present[row]
+        like_target = labels[:, index[row]] == present[row]
+        like_source = labels[:, index[row]] == 1 - present[row]
         if not target.multi_label:
-            as_it_was = labels[:, made.before[row].argmax()] == 1
-        if bool(as_asked.any()) and bool(as_it_was.any()):
+            like_source = labels[:, made.before[row].argmax()] == 1
+        if bool(like_target.any()) and bool(like_source.any()):
             one = slice(row, row + 1)
             found[one] = latent_divergence(
-                sources[one], changed[one], others[as_it_was], others[as_asked]
+                sources[one], changed[one], others[like_source], others[like_target]
             )
     return found
 
@@ -139,8 +146,14 @@ def summarise(
 ) -> dict[str, Estimate]:
     """Mean of each figure with its interval over patients, and two ratios of means.
 
-    `inside_outside`: the change of a pixel inside the mask and outside. `extent`: the change, and
-    that which the same patient as asked for would have been; 1 is as much as it takes.
+    `inside_outside`: change of a pixel inside the mask, divided by that of one outside. `extent`:
+    change of the image, divided by that of the true counterfactual; 1 is the right amount.
+
+    Args:
+        columns: From `image_figures` and `effect_figures`.
+        groups: Patient or lesion of each of the n images.
+        num_bootstraps: B.
+        seed: Of the draws.
     """
     figures = {
         name: estimate_mean(values, groups, num_bootstraps, seed)
@@ -153,7 +166,9 @@ def summarise(
     return figures
 
 
-def _second_opinion(made: Counterfactuals, target: Target, independent: Opinion | None) -> Tensor:
+def _independent_flips(
+    made: Counterfactuals, target: Target, independent: Opinion | None
+) -> Tensor:
     if independent is None:
         return torch.full((len(made.images),), torch.nan, dtype=torch.float64)
     before = target.reached(independent.logits(made.sources))

@@ -1,6 +1,7 @@
-"""Judging counterfactuals: a fixed panel of test images, and figures over it."""
+"""A fixed panel of test images, their counterfactuals, and figures over them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +14,13 @@ from mediffusion_core.settings import CounterfactualSettings
 
 @dataclass(frozen=True)
 class Panel:
-    """Test images and what each is asked to become; chosen by label and seed, not by a model."""
+    """Test images and a target for each; chosen by label and seed, independently of any model."""
 
     positions: Tensor
     """Positions in the test set, (n,)."""
     target: Target
     names: tuple[str, ...]
-    """What is asked for: `remove Effusion`, `NV → MEL`."""
+    """Each target as text: `remove Effusion`, `NV → MEL`."""
 
 
 def choose_panel(
@@ -34,63 +35,64 @@ def choose_panel(
 ) -> Panel:
     """Chooses a panel of up to `count` images from a test set's labels.
 
-    Multi-label: every class in turn, removed from an image that has it, then added to one that
-    has not. Exclusive: between two classes, by default the most frequent ones, both ways in turn.
-    No image is asked for twice.
+    Multi-label: for every class in turn an image that has it, to remove it; then for every class an
+    image without it, to add it. Exclusive: between two classes, in both directions in turn. No
+    image is chosen twice.
 
     Args:
         targets: (N, C) in {0, 1}, NaN where missing.
         classes: Names of the C classes.
         multi_label: Whether the classes are independent.
-        count: How many images at most.
+        count: Images at most.
         seed: Chooses among the images that fit.
-        additions: Whether findings are also added; without, every image has what is asked about.
-        between: The two exclusive classes.
+        additions: Whether findings are also added; if not, they are only removed.
+        between: The two exclusive classes; the most frequent ones by default.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(targets), generator=generator)
     if multi_label:
-        wishes = _multi_label_wishes(classes, additions)
+        requests = _multi_label_requests(classes, additions)
     else:
-        wishes = _exclusive_wishes(between or _most_frequent(targets))
-    pools = {wish: order[targets[order, wish[0]] == wish[1]].tolist() for wish in wishes}
-    chosen: list[tuple[int, int, bool, str]] = []
-    used: set[int] = set()
+        requests = _exclusive_requests(between or _most_frequent(targets))
+    pools = {one: order[targets[order, one.source] == one.label].tolist() for one in requests}
+    chosen: dict[int, _Request] = {}  # by position
     while len(chosen) < count and any(pools.values()):
-        for wish in wishes:
-            pools[wish] = [row for row in pools[wish] if row not in used]
-            if pools[wish] and len(chosen) < count:
-                held, value, index = wish
-                name = (
-                    f"{'remove' if value else 'add'} {classes[index]}"
-                    if multi_label
-                    else f"{classes[held]} → {classes[index]}"
-                )
-                present = not value if multi_label else True
-                chosen.append((pools[wish][0], index, present, name))
-                used.add(pools[wish][0])
+        for request in requests:
+            pools[request] = [row for row in pools[request] if row not in chosen]
+            if pools[request] and len(chosen) < count:
+                chosen[pools[request][0]] = request
     target = Target(
-        torch.tensor([index for _, index, _, _ in chosen], dtype=torch.long),
-        torch.tensor([present for _, _, present, _ in chosen], dtype=torch.bool),
+        torch.tensor([one.target for one in chosen.values()], dtype=torch.long),
+        torch.tensor([not (multi_label and one.label) for one in chosen.values()]).bool(),
         multi_label,
     )
-    positions = torch.tensor([position for position, *_ in chosen], dtype=torch.long)
-    return Panel(positions, target, tuple(name for *_, name in chosen))
+    names = tuple(_name(one, classes, multi_label) for one in chosen.values())
+    return Panel(torch.tensor(list(chosen), dtype=torch.long), target, names)
 
 
-Wish = tuple[int, int, int]
-"""An image whose label at the first index has the given value shall change at the last index."""
+class _Request(NamedTuple):
+    """A change of class `target` for images in which class `source` has the label `label`."""
+
+    source: int
+    label: int
+    target: int
 
 
-def _multi_label_wishes(classes: tuple[str, ...], additions: bool) -> list[Wish]:
-    removed = [(index, 1, index) for index in range(len(classes))]
-    added = [(index, 0, index) for index in range(len(classes)) if additions]
-    return removed + added
+def _multi_label_requests(classes: tuple[str, ...], additions: bool) -> list[_Request]:
+    removals = [_Request(index, 1, index) for index in range(len(classes))]
+    added = [_Request(index, 0, index) for index in range(len(classes)) if additions]
+    return removals + added
 
 
-def _exclusive_wishes(between: tuple[int, int]) -> list[Wish]:
+def _exclusive_requests(between: tuple[int, int]) -> list[_Request]:
     first, second = between
-    return [(second, 1, first), (first, 1, second)]
+    return [_Request(second, 1, first), _Request(first, 1, second)]
+
+
+def _name(request: _Request, classes: tuple[str, ...], multi_label: bool) -> str:
+    if multi_label:
+        return f"{'remove' if request.label else 'add'} {classes[request.target]}"
+    return f"{classes[request.source]} → {classes[request.target]}"
 
 
 def _most_frequent(targets: Tensor) -> tuple[int, int]:
@@ -100,23 +102,23 @@ def _most_frequent(targets: Tensor) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Counterfactuals:
-    """What a model made of a panel; n images."""
+    """Counterfactuals of n images, with the model's classification before and after."""
 
     sources: Tensor
-    """The model's reconstructions of the images, (n, C, H, W): guidance changes nothing else."""
+    """The model's reconstructions, (n, C, H, W); counterfactuals differ from them by guidance."""
     images: Tensor
     """The counterfactuals, (n, C, H, W)."""
     before: Tensor
-    """Probabilities of the sources, encoded anew from their pixels, (n, classes)."""
+    """Probabilities of the sources, encoded again from their pixels, (n, classes)."""
     after: Tensor
-    """Probabilities of the counterfactuals, encoded anew from their pixels, (n, classes)."""
+    """Probabilities of the counterfactuals, encoded again from their pixels, (n, classes)."""
     eligible: Tensor
     """(n,): the source was not already classified as the target."""
     flipped: Tensor
     """(n,): the counterfactual is classified as the target."""
 
     def outcome(self, row: int) -> bool | None:
-        """Whether one image flipped; None where its source was classified so from the start."""
+        """Whether one image flipped; None where its source was already classified as the target."""
         return bool(self.flipped[row]) if bool(self.eligible[row]) else None
 
     def figures(self, target: Target) -> dict[str, float]:
@@ -124,8 +126,7 @@ class Counterfactuals:
 
         `flip_rate`: share of the eligible images that reach their target. `l1`: mean absolute
         change of a pixel, images in [0, 1]. `off_target`: mean absolute change of the other
-        classes' probabilities. `target_change`: mean change of the target's probability in the
-        wanted direction.
+        classes' probabilities. `target_change`: mean rise of the target's confidence.
         """
         eligible = int(self.eligible.sum())
         flips = int((self.flipped & self.eligible).sum())
@@ -140,7 +141,7 @@ class Counterfactuals:
 
 
 def off_target(before: Tensor, after: Tensor, target: Target) -> Tensor:
-    """Mean |p_after - p_before| of the classes that were not asked for, (n,); nan without any.
+    """Mean |p_after - p_before| of the classes outside the target, (n,); nan if there are none.
 
     Args:
         before: Probabilities of the sources, (n, classes).
@@ -152,21 +153,21 @@ def off_target(before: Tensor, after: Tensor, target: Target) -> Tensor:
 
 
 def target_change(before: Tensor, after: Tensor, target: Target) -> Tensor:
-    """By how much the probability of what was asked for has risen, (n,); of several, the least."""
+    """Rise of the target's confidence, (n,); with several classes, of the least confident one."""
     return target.confidence(after) - target.confidence(before)
 
 
 def make_counterfactuals(
     model: TrainedModel, images: Tensor, target: Target, settings: CounterfactualSettings
 ) -> Counterfactuals:
-    """Makes one counterfactual an image and lets the model classify source and counterfactual.
+    """Makes one counterfactual per image and classifies source and counterfactual.
 
-    Both have been through the autoencoder once, so their difference is guidance's alone.
+    Both have passed the autoencoder once, so they differ by guidance alone.
 
     Args:
         model: The trained model.
         images: (n, C, H, W) in [0, 1].
-        target: What each should become.
+        target: The target of each.
         settings: Guidance.
     """
     latents = model.encode(images)
@@ -174,7 +175,7 @@ def make_counterfactuals(
 
 
 def compare(model: TrainedModel, latents: Tensor, made: Tensor, target: Target) -> Counterfactuals:
-    """Decodes sources and counterfactuals, both (n, c, h, w), and lets the model classify both."""
+    """Decodes and classifies sources and counterfactuals, both latents (n, c, h, w)."""
     sources, images = model.decode(latents), model.decode(made)
     before = model.logits(model.encode(sources))
     after = model.logits(model.encode(images))

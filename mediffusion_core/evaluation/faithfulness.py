@@ -1,4 +1,4 @@
-"""Whether a map names the pixels that the classifier lives on, and how far two maps agree."""
+"""Faithfulness of attribution maps (deletion and insertion), and agreement of two maps."""
 
 from collections.abc import Callable
 
@@ -12,41 +12,42 @@ from mediffusion_core.evaluation.transition import replaced_by_rank
 STEPS = 20
 
 Probability = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) to the probability of what is explained in each, (B,)."""
+"""Maps images (B, C, H, W) to the probability of the explained class of each, (B,)."""
 
 
 def deletion_curve(
     images: Tensor, substitute: Tensor, maps: Tensor, probability: Probability, steps: int = STEPS
 ) -> Tensor:
-    """What is left of the class as the map's pixels go, the highest first; (B, steps + 1).
+    """The class's probability while pixels are deleted, highest map value first; (B, steps + 1).
 
     arXiv 1806.07421, section 3.1. The sooner it falls, the better the map.
 
     Args:
         images: (B, C, H, W).
-        substitute: What takes the place of deleted pixels, (C, H, W).
+        substitute: Replaces deleted pixels, (C, H, W).
         maps: (B, H, W), signed or not.
         probability: Of the class.
-        steps: Parts of the image that go one after the other.
+        steps: Deletions, each of an equal share of the pixels.
     """
-    return _along(images, substitute.expand_as(images), maps, probability, steps)
+    return _curve(images, substitute.expand_as(images), maps, probability, steps)
 
 
 def insertion_curve(
     images: Tensor, substitute: Tensor, maps: Tensor, probability: Probability, steps: int = STEPS
 ) -> Tensor:
-    """How the class comes as the map's pixels come, the highest first; (B, steps + 1).
+    """The class's probability while pixels are inserted, highest map value first; (B, steps + 1).
 
-    From the substitute to the image, else as `deletion_curve`. The sooner it rises, the better.
+    As `deletion_curve`, but from the substitute to the image. The sooner it rises, the better the
+    map.
     """
-    return _along(substitute.expand_as(images), images, maps, probability, steps)
+    return _curve(substitute.expand_as(images), images, maps, probability, steps)
 
 
-def _along(
+def _curve(
     images: Tensor, others: Tensor, maps: Tensor, probability: Probability, steps: int
 ) -> Tensor:
-    way = replaced_by_rank(images, others, maps, steps)
-    return torch.stack([probability(one) for one in way], dim=1)
+    replaced = replaced_by_rank(images, others, maps, steps)
+    return torch.stack([probability(one) for one in replaced], dim=1)
 
 
 def area(curves: Tensor) -> Tensor:

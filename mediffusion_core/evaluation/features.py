@@ -1,4 +1,4 @@
-"""Networks whose features FID and KID compare."""
+"""Feature extractors for FID and KID."""
 
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class FeatureExtractor(Protocol):
-    """Maps images to the features that a distance is computed on."""
+    """Maps images to features."""
 
     name: str
     dim: int
@@ -106,10 +106,10 @@ class _Inception:
 def efficientnet_lite0(
     resolution: int = 128, device: torch.device | str = "cpu"
 ) -> FeatureExtractor:
-    """EfficientNet-Lite0 on ImageNet weights that come with a package: nothing is downloaded.
+    """EfficientNet-Lite0 with ImageNet weights from an installed package: nothing is downloaded.
 
-    Features are the last convolution's 1280 maps, averaged over the image. Distances on them are
-    not comparable with published FID figures, which use Inception.
+    Features are the last convolution's 1280 maps, averaged over the image. Distances between them
+    are not comparable with published FID figures, which use Inception.
 
     Args:
         resolution: pixels a side the images are resized to, bilinear with antialiasing.
@@ -119,11 +119,11 @@ def efficientnet_lite0(
 
 
 def spatial_efficientnet_lite0(device: torch.device | str = "cpu") -> FeatureExtractor:
-    """Features that know where things are, for the distance called sFID (arXiv 2103.03841).
+    """Features that keep positions, for sFID (arXiv 2103.03841).
 
-    The source takes as many channels of an earlier map of Inception as give about as many values
-    as its pooled features; here the first 20 channels of EfficientNet-Lite0's last 8 x 8 maps, at
-    128 px, 1280 values like the pooled ones. Not comparable with published figures.
+    The paper takes channels of an earlier layer of Inception, about as many values as the pooled
+    features have. These are the first 20 channels of EfficientNet-Lite0's last 8 x 8 maps, at 128
+    px: 1280 values, as many as pooled. Not comparable with published figures.
 
     Args:
         device: where the network runs.
@@ -143,23 +143,23 @@ def _efficientnet_lite0(resolution: int) -> EfficientNet:
 def inception(weights: Path | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:
     """InceptionV3 as torch-fidelity ports it from TensorFlow: the network of published FID figures.
 
-    Features are the 2048 of the last pooling. Images are rounded to bytes and resized by the
-    network itself.
+    Features are the 2048 values of the last pooling. Images are rounded to bytes; the network
+    resizes them.
 
     Args:
         weights: file of the ported weights; torch-fidelity downloads them if None.
         device: where the network runs.
 
     Raises:
-        UserError: torch-fidelity or its torchvision is missing or unfit, the weights file is
-            missing or is not a state dict, or the download failed.
+        UserError: torch-fidelity or torchvision is missing or does not fit PyTorch, the weights
+            file is missing or is not a state dict, or the download failed.
     """
     if weights is not None:
         _check_weights(weights)
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:
-        # A torchvision built for another PyTorch is there but fails with a RuntimeError.
+        # A torchvision that was built for another PyTorch raises RuntimeError.
         raise UserError(
             f"extractor inception: torch-fidelity cannot be imported ({error}); run `pip install "
             "torch-fidelity torchvision` to match PyTorch, or use efficientnet-lite0"
@@ -193,8 +193,8 @@ def build_extractor(
         device: where the network runs.
 
     Raises:
-        UserError: an unknown name, weights for an extractor that brings its own, or what
-            `inception` raises.
+        UserError: the name is unknown, weights are given for an extractor that has its own, or
+            as `inception`.
     """
     if name == "inception":
         return inception(weights, device)
@@ -208,7 +208,7 @@ def build_extractor(
 def _check_weights(weights: Path) -> None:
     if not weights.is_file():
         raise UserError(f"extractor inception: weights file {weights} does not exist")
-    # torch-fidelity unpickles without restriction; a file that passes here carries no code.
+    # torch-fidelity unpickles without restriction; a file that passes this check runs no code.
     try:
         torch.load(weights, map_location="meta", weights_only=True)
     except Exception as error:

@@ -1,8 +1,8 @@
-"""Intervals of figures that a bootstrap would bias: those of distances between sets of images.
+"""Intervals of distances between sets of images, by the delete-half jackknife.
 
-A bootstrap repeats images. Each image then has itself for a neighbour, and a set of n is worth
-0.63 n different ones: FID, KID, precision and coverage of such a set are others than those of n
-images. Half-samples repeat nothing.
+A bootstrap would bias them. It repeats images: an image is then its own neighbour, and a draw of n
+holds about 0.63 n different images, which changes FID, KID, precision and coverage. A random half
+repeats nothing.
 """
 
 import math
@@ -17,7 +17,7 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure of all images with its 95 % interval."""
+    """A figure of all images and its 95 % interval."""
 
     value: float
     low: float
@@ -34,18 +34,19 @@ def half_sample_intervals(
 ) -> dict[str, Interval]:
     """Figures of two sets with intervals by the delete-half jackknife.
 
-    Over random halves of n observations a figure spreads as it does over samples of n: of the
-    variance of the deletion of d, (n - d) / d · E(θ_half - E θ_half)², the factor is 1 at d = n/2
-    (Shao and Wu, Annals of Statistics 17, 1989). A half's figure has another bias, so that only
-    the deviations from their mean are put around the figure of all images.
+    The jackknife's variance with d of n observations deleted is (n - d) / d · E(θ_d - E θ_d)²
+    (Shao and Wu, Annals of Statistics 17, 1989). At d = n/2 the factor is 1: a figure varies over
+    random halves as it does over samples of n. A half's figure has another bias than that of all
+    images; the interval is therefore the figure of all images plus the halves' deviations from
+    their own mean.
 
     Args:
         figures: Maps features (M, D) and (N, D) to named figures.
         samples: Features (M, D).
         real: Features (N, D).
-        groups: What is drawn together in each set: the patient of each image, or, of drawn ones,
-            the image itself; half of the groups are drawn.
-        num_draws: Halves that are drawn.
+        groups: For each set the group of each image, its patient or, for a generated image, the
+            image itself. Half of the groups are drawn, with all of their images.
+        num_draws: Halves to draw.
         seed: Of the draws.
     """
     whole = figures(samples, real)

@@ -1,4 +1,4 @@
-"""The server's judge: every figure and picture of one evaluation round."""
+"""Evaluation on the public test set: every figure and picture of one evaluation round."""
 
 import math
 import time
@@ -46,29 +46,32 @@ from mediffusion_core.training.local import autocast, derive_seed
 
 
 class Classifier(Protocol):
-    """What is asked of a model to judge its classification."""
+    """A model whose classification can be evaluated."""
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before they become probabilities."""
+        """Divisor of the logits of calibrated probabilities."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """What it classifies, of images (N, C, H, W) in [0, 1]."""
+        """Inputs of `logits` from images (N, C, H, W) in [0, 1]."""
 
     def logits(self, latents: Tensor) -> Tensor:
-        """Logits (N, classes) of encoded images, on the CPU."""
+        """Logits (N, classes) of encoded images, returned on the CPU."""
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (N, classes)."""
 
 
 SHOWN = 32
+"""Samples in the picture."""
 SMALLEST_HALF = 4
+"""Fewest images in each half of the test set."""
 RECONSTRUCTED = 512
+"""Images over which PSNR is averaged, at most."""
 
 
 class Judge:
-    """Judges models on the public test set, always on the same images and the same seeds."""
+    """Evaluates models on the public test set, always with the same images and seeds."""
 
     def __init__(
         self,
@@ -80,10 +83,19 @@ class Judge:
         multi_label: bool,
         truth: Truth | None = None,
     ) -> None:
-        """Takes the public test set with the patient and the site of each of its images.
+        """Chooses the images of each figure from the public test set.
+
+        Args:
+            settings: Of the run.
+            test: The public test set, n images.
+            groups: Patient or lesion of each of the n images.
+            sites: Site of each of the n images.
+            classes: Names of the classes.
+            multi_label: Whether the classes are independent.
+            truth: Gives an image without a finding, where that is known, for the picture.
 
         Raises:
-            UserError: too few images or patients to judge by, or a single exclusive class.
+            UserError: the test set has too few images or patients, or a single exclusive class.
         """
         if len(classes) < 2 and not multi_label:
             raise UserError(f"the only class is {', '.join(classes)}; telling apart needs two")
@@ -111,7 +123,7 @@ class Judge:
     def of_hospitals(
         cls, settings: Settings, hospitals: Hospitals, truth: Truth | None = None
     ) -> Self:
-        """The judge on the public test set that was cut from the hospitals' images.
+        """On the public test set that was split off the hospitals' images.
 
         Raises:
             UserError: as the constructor.
@@ -122,7 +134,7 @@ class Judge:
         return cls(settings, test, groups, sites, store.classes, store.multi_label, truth)
 
     def reconstruction(self, codec: LatentCodec, pictures: Path) -> float:
-        """Mean PSNR in dB over up to 512 test images, and a picture of some."""
+        """Mean PSNR in dB over up to 512 test images; writes a picture of eight."""
         chosen = self._spread(RECONSTRUCTED)
         images = self._test.take(chosen)
         device = codec.mean.device
@@ -138,10 +150,10 @@ class Judge:
         return float(decibels.mean())
 
     def classification(self, model: Classifier) -> dict[str, Any]:
-        """AUC per class, macro and per site on the test set, with patient-bootstrap intervals.
+        """AUC per class, macro and per site on the test set, with intervals over patients.
 
-        Ranks are those of the logits: a temperature would change them between samples where
-        classes exclude each other. `calibration` has the figures with it and without.
+        Scores are computed from the logits without the temperature: with exclusive classes it would
+        change the order of samples. `calibration` has figures with and without the temperature.
         """
         return self.classification_of(model, self.logits(model))
 
@@ -151,7 +163,7 @@ class Judge:
         return model.logits(model.encode(images))
 
     def classification_of(self, model: Classifier, logits: Tensor) -> dict[str, Any]:
-        """The figures of `classification`, where the model's logits (N, classes) are at hand."""
+        """The figures of `classification` from logits (N, classes) of the test set's images."""
         scores = class_scores(logits, self._multi_label)
         targets = self._test.targets
         per_class = exact_auc(scores, targets)
@@ -178,10 +190,10 @@ class Judge:
         }
 
     def generation(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
-        """FID and KID of samples against one half of the test set; the other half is the floor.
+        """FID and KID of samples against one half of the test set; writes a picture of samples.
 
-        Samples and the floor's images are equally many, so the two figures can be compared. All are
-        nan where the denoiser is not trained.
+        `fid_floor` is the FID of the other half. There are as many samples as images in each half,
+        so `fid` and `fid_floor` can be compared. All are nan where the denoiser is not trained.
         """
         if not self._settings.training.joint.diffusion_weight:
             return dict.fromkeys(("fid", "fid_floor", "kid", "kid_std"), math.nan)
@@ -202,10 +214,9 @@ class Judge:
         }
 
     def counterfactuals(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
-        """Flip rate, closeness and side effects over the fixed panel, and its picture.
+        """Flip rate, closeness and side effects over the fixed panel; writes its picture.
 
-        Empty where the test set holds no image that something could be asked of, or where one
-        half of the network is not trained.
+        Empty where the panel is empty, or where one half of the network is not trained.
         """
         joint = self._settings.training.joint
         if not len(self._panel.positions) or not joint.trains_both_halves:

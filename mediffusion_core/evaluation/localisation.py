@@ -1,7 +1,6 @@
-"""Whether an image was changed where the finding is: the change held against a mask.
+"""Whether the change of an image lies within the mask of the finding.
 
-All take the change between two images (B, C, H, W) and masks (B, H, W); an image without a mask
-has one that is empty, and its figure is nan.
+Images are (B, C, H, W) and masks booleans (B, H, W). Where a mask is empty, the figure is nan.
 """
 
 import torch
@@ -9,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MARGIN = 2
-"""Pixels by which a mask is widened: a decoder and a film blur what they draw."""
+"""Pixels by which a mask is widened, since imaging and decoding blur edges."""
 
 
 def squared_change(first: Tensor, second: Tensor) -> Tensor:
-    """The energy of the change: Σ over channels of (x - y)², (B, H, W)."""
+    """Energy of the change, Σ (x - y)² over channels, (B, H, W)."""
     return (first - second).square().sum(dim=1)
 
 
@@ -27,14 +26,14 @@ def dilated(masks: Tensor, pixels: int) -> Tensor:
 def energy_inside(energy: Tensor, masks: Tensor, margin: int = MARGIN) -> Tensor:
     """Share of the change's energy within the widened mask, (B,); nan where nothing changed.
 
-    The energy-based pointing game (arXiv 1910.01279) with a mask for its box.
+    The energy-based pointing game (arXiv 1910.01279) with a mask instead of a box.
     """
     within = (energy * dilated(masks, margin)).sum(dim=(1, 2)) / energy.sum(dim=(1, 2))
     return _where_masked(within, masks)
 
 
 def overlap(energy: Tensor, masks: Tensor) -> Tensor:
-    """Intersection over union of the mask and as many pixels, those that changed most, (B,)."""
+    """Intersection over union of the mask and the equally many pixels that changed most, (B,)."""
     flat, energies = masks.flatten(1), energy.flatten(1)
     size = flat.sum(dim=1, keepdim=True)
     rank = energies.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -46,7 +45,7 @@ def overlap(energy: Tensor, masks: Tensor) -> Tensor:
 def pointing_game(energy: Tensor, masks: Tensor, margin: int = MARGIN) -> Tensor:
     """1 where the pixel that changed most lies in the widened mask, else 0, (B,).
 
-    arXiv 1608.00507, whose margin is 15 pixels of larger images.
+    arXiv 1608.00507, which takes a margin of 15 pixels on larger images.
     """
     most = energy.flatten(1).argmax(dim=1, keepdim=True)
     hit = dilated(masks, margin).flatten(1).gather(1, most).squeeze(1)
@@ -54,9 +53,9 @@ def pointing_game(energy: Tensor, masks: Tensor, margin: int = MARGIN) -> Tensor
 
 
 def change_per_pixel(first: Tensor, second: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean |x - y| of a pixel inside the mask and of one outside, both (B,).
+    """Mean |x - y| per pixel inside and outside the mask, both (B,).
 
-    The check of arXiv 2411.09434, there with lesions' boxes.
+    The check of arXiv 2411.09434, which takes boxes of lesions.
     """
     change = (first - second).abs().mean(dim=1)  # (B, H, W)
     inside = (change * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2))

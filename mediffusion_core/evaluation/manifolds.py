@@ -1,7 +1,8 @@
-"""How far samples are like real images, and how many kinds of real images they are like.
+"""Precision, recall, density and coverage of samples.
 
-Each set's manifold is the union of balls around its points, as wide as the distance to the k-th
-nearest other point of the set.
+A set's manifold is the union of balls around its points. Each ball's radius is the distance to the
+k-th nearest other point of the set. The package `prdc` computes the same with scikit-learn; it has
+had no release since 2020, takes one k for all four figures and prints at each call.
 """
 
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from torch import Tensor
 class Overlap:
     """Fidelity (precision, density) and diversity (recall, coverage) of samples.
 
-    For equal distributions density is 1 in expectation and may be more; the others are in [0, 1].
-    What equal distributions score depends on the number of images and on k, so read these beside
-    the same figures of real images.
+    Density is 1 in expectation for equal distributions and may exceed 1; the others are in [0, 1].
+    The figures of equal distributions depend on the number of images and on k: compare with the
+    same figures of real images.
     """
 
     precision: float
@@ -30,11 +31,11 @@ def manifold_overlap(
 ) -> Overlap:
     """Improved precision and recall, density and coverage.
 
-    With r_k(x) the distance of x to its k-th nearest neighbour in its own set, x itself apart:
-    precision is the share of samples y with |y - x| ≤ r_k(x) for some real x, recall the share of
-    real x with |x - y| ≤ r_k(y) for some sample y (arXiv 1904.06991, equations 1 and 2);
-    density = 1/(kM) Σ_y #{x: |y - x| ≤ r_k(x)}, coverage the share of real x with some sample
-    within r_k(x) (arXiv 2002.09797, section 3). The k are those of the sources.
+    Let r_k(x) be the distance of x to its k-th nearest other point of its own set. Precision is the
+    share of samples y with |y - x| ≤ r_k(x) for some real x. Recall is the share of real x with
+    |x - y| ≤ r_k(y) for some sample y (arXiv 1904.06991, equations 1 and 2). Density is
+    1/(kM) Σ_y #{x: |y - x| ≤ r_k(x)}. Coverage is the share of real x with some sample within
+    r_k(x) (arXiv 2002.09797, section 3). The default k are those of the papers.
 
     Args:
         samples: Features (M, D).
@@ -66,9 +67,9 @@ def manifold_overlap(
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (N, M) of points (N, D) to points (M, D), equal ones alike.
+    """Euclidean distances (N, M) of points (N, D) to points (M, D), exactly symmetric.
 
-    The faster way over products of matrices rounds a distance one way and its mirror another.
+    The faster way through matrix products rounds |x - y| and |y - x| differently.
     """
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 

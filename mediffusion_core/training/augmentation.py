@@ -1,7 +1,8 @@
-"""Random views of images, chosen to suit the kind of image.
+"""Random views of images, by kind of image.
 
-Dermoscopy has no up or down; a radiograph has both, and a left and a right: a mirrored chest is
-another diagnosis.
+Dermoscopic images have no preferred orientation. Radiographs do: a mirrored chest is another
+diagnosis. kornia has the same operations, but draws from PyTorch's global generator, in another
+order than the published runs.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranges:
-    """How far a view may depart from its image."""
+    """Largest changes of a view."""
 
     rotation: float
     """Largest rotation in degrees, either way."""
@@ -25,17 +26,17 @@ class Ranges:
     contrast: float
     """Largest relative change of contrast and absolute change of brightness."""
     turns_and_flips: bool
-    """Quarter turns and mirror images are as likely as the original."""
+    """Whether all eight quarter turns and mirror images are equally likely."""
     saturation: float = 0.0
-    """Largest relative change of the distance of colours from grey."""
+    """Largest relative change of colours' distance from grey."""
     channel_gain: float = 0.0
-    """Largest relative change of each channel by itself, which shifts the hue."""
+    """Largest relative change of each channel on its own, which shifts the hue."""
 
 
 RANGES = {
     "radiograph": Ranges(6.0, (0.93, 1.1), 0.05, 0.1, turns_and_flips=False),
     "dermoscopy": Ranges(0.0, (1.0, 1.25), 0.06, 0.08, turns_and_flips=True),
-    # Light, camera and skin differ between centres more than one centre's images do.
+    # Light, cameras and skin differ more between centres than within one.
     "dermoscopy_colour": Ranges(
         0.0, (0.7, 1.4), 0.06, 0.3, turns_and_flips=True, saturation=0.3, channel_gain=0.1
     ),
@@ -43,7 +44,7 @@ RANGES = {
 
 
 def turns_and_flips(kind: str) -> bool:
-    """Whether quarter turns and mirror images are among a kind's views; "none" has no views."""
+    """Whether a kind's views include quarter turns and mirror images; those of "none" do not."""
     return kind in RANGES and RANGES[kind].turns_and_flips
 
 
@@ -53,7 +54,7 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     Args:
         images: (B, C, H, W) in [0, 1].
         kind: A key of `RANGES`, or "none".
-        generator: Draws everything.
+        generator: Of all draws.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -101,10 +102,10 @@ def _affine(count: int, ranges: Ranges, generator: torch.Generator) -> Tensor:
 
 
 def cutout(latents: Tensor, generator: torch.Generator) -> Tensor:
-    """Sets a random square of each of the latents (B, c, h, w) to 0, their mean.
+    """Sets a random square of each of the latents (B, c, h, w) to 0, their mean (arXiv 1708.04552).
 
-    Its side is up to half of the latent's, its centre anywhere, so that it may lie partly outside
-    (arXiv 1708.04552).
+    The side is at most half of the latent's. The centre is anywhere, so that a part of the square
+    may lie outside.
     """
     count, _, height, width = latents.shape
     half = torch.rand(count, 1, generator=generator) * min(height, width) / 4
@@ -117,12 +118,12 @@ def cutout(latents: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def turn_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each of the images or latents (B, C, S, S) turned by quarters and mirrored at random."""
+    """Turns and mirrors each of the images or latents (B, C, S, S), in one of eight random ways."""
     turns = torch.randint(0, 4, (len(images),), generator=generator)
     flips = torch.rand(len(images), generator=generator) < 0.5
-    out = images.clone()
-    for quarter in range(1, 4):
-        chosen = turns == quarter
-        out[chosen] = images[chosen].rot90(quarter, (2, 3))
-    out[flips] = out[flips].flip(3)
-    return out
+    turned = images.clone()
+    for quarters in range(1, 4):
+        chosen = turns == quarters
+        turned[chosen] = images[chosen].rot90(quarters, (2, 3))
+    turned[flips] = turned[flips].flip(3)
+    return turned

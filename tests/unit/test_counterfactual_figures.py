@@ -218,7 +218,7 @@ class Dark:
         return 10 * (0.5 - images.mean(dim=(1, 2, 3)))[:, None]
 
 
-def test_a_second_opinion_is_asked_where_both_saw_the_finding() -> None:
+def test_independent_flips_count_where_both_classifiers_found_the_finding() -> None:
     sources = torch.tensor([0.2, 0.2, 0.8, 0.2]).reshape(4, 1, 1, 1).expand(4, 1, 16, 16)
     images = torch.tensor([0.8, 0.3, 0.9, 0.8]).reshape(4, 1, 1, 1).expand(4, 1, 16, 16)
     made = Counterfactuals(
@@ -243,7 +243,7 @@ def test_a_second_opinion_is_asked_where_both_saw_the_finding() -> None:
     assert figures["extent"].count == 0
 
 
-def test_a_changes_extent_is_held_against_that_of_the_truth() -> None:
+def test_extent_compares_a_change_with_that_of_the_true_counterfactual() -> None:
     nan = torch.tensor([NAN])
     columns = {
         "l1": torch.tensor([0.1, 0.3, 9.0]),
