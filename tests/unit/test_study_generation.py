@@ -1,6 +1,7 @@
 """The study of samples, on a model whose networks are as they were drawn."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,14 @@ def test_a_study_says_what_it_misses(tmp_path: Path, tiny: tuple[str, ...]) -> N
     refused(few, r"images of \d+ patients; 20 are needed")
     blind = make_run(tmp_path / "blind", tiny, "training.joint.diffusion_weight=0")
     refused(blind, "trained no denoiser")
+
+
+def test_a_study_asks_for_monai_before_it_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "monai", None)  # as Python marks what can't be imported
+    with pytest.raises(UserError, match="needs MONAI"):
+        study_generation(tmp_path, replace(OPTIONS, usefulness_steps=1), tmp_path / "out", "cpu")
 
 
 def test_the_images_are_where_the_run_found_them(tmp_path: Path, tiny: tuple[str, ...]) -> None:
