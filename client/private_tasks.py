@@ -11,17 +11,21 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from client import encoding
-from client.budget import charge
+from client import latent_cache
+from client.privacy_budget import charge
 from client.site import Site
-from mediffusion_core.diffusion.noise_process import alphas_cumprod
-from mediffusion_core.model import Autoencoder, JointUNet
-from mediffusion_core.privacy.accounting import Charge
-from mediffusion_core.privacy.autoencoder_stage import train_private_autoencoder
-from mediffusion_core.privacy.joint_stage import train_private_joint, training_parts
-from mediffusion_core.privacy.plan import AUTOENCODER, JOINT, Plan
-from mediffusion_core.privacy.randomness import secret_seed
-from mediffusion_core.privacy.releases import NoisedCounts, noised_counts, noised_latent_sums
+from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.models import Autoencoder, JointUNet
+from mediffusion_core.privacy.accounting.accountant import Charge
+from mediffusion_core.privacy.accounting.noisy_statistics import (
+    NoisedCounts,
+    noised_counts,
+    noised_latent_sums,
+)
+from mediffusion_core.privacy.accounting.plan import AUTOENCODER, JOINT, Plan
+from mediffusion_core.privacy.dp_sgd.autoencoder_stage import train_private_autoencoder
+from mediffusion_core.privacy.dp_sgd.joint_stage import train_private_joint, training_parts
+from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.privacy.units import UnitIndex, numbered
 
 Metrics = dict[str, float]
@@ -100,7 +104,7 @@ def joint_round(
     counts, plan = _counted(site)
     steps = plan.steps(JOINT, round_number)
     if steps:
-        latents = encoding.kept_latents(site)
+        latents = latent_cache.kept_latents(site)
         charge(site, plan.step_charge(steps), JOINT, round_number)
         unit_of, count = _units(site)
         with training_parts(joint, optimizer, settings.training.joint, settings.privacy):

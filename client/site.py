@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from flwr.app import Context
 
-from client.own_data import open_own
-from client.own_settings import (
+from client.node_configuration import (
     DATA_ROOT,
     DEVICE,
     FOLDER,
@@ -21,13 +20,18 @@ from client.own_settings import (
     own_settings,
     own_threads,
 )
+from client.site_policy import open_own
 from configs.compose import compose, split
-from mediffusion_core.artifacts.run_folder import run_path
-from mediffusion_core.data.hospitals import Hospitals, open_hospitals
-from mediffusion_core.errors import UserError
-from mediffusion_core.protocol import ALLOWED_METRICS
+from mediffusion_core.common.device import resolve_device
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.partitioning.federated_dataset import (
+    FederatedDataset,
+    open_federated_dataset,
+)
+from mediffusion_core.run_io.run_folder import run_path
 from mediffusion_core.settings import Settings
-from mediffusion_core.training.local import Progress, resolve_device
+from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
+from mediffusion_core.training.local_report import Progress
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Site:
     """One simulated hospital: number `index` of the partition."""
 
     settings: Settings
-    hospitals: Hospitals
+    hospitals: FederatedDataset
     index: int
     folder: Path
     allowed_metrics: frozenset[str] = ALLOWED_METRICS
@@ -95,12 +99,12 @@ def open_site(context: Context) -> Site:
 @lru_cache(maxsize=1)
 def _opened(
     config_name: str, overrides: str, own: tuple[tuple[str, Any], ...]
-) -> tuple[Settings, Hospitals, frozenset[str]]:
+) -> tuple[Settings, FederatedDataset, frozenset[str]]:
     node = dict(own)
     settings = own_settings(compose(config_name, split(overrides)), node)
     if SITE_FILE in node:
         return open_own(settings, Path(node[SITE_FILE]))
-    return settings, open_hospitals(settings), ALLOWED_METRICS
+    return settings, open_federated_dataset(settings), ALLOWED_METRICS
 
 
 def site_log(folder: Path | None) -> logging.Logger:

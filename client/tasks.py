@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from client import encoding, private_tasks
-from client.encoding import kept_latents, validation_latents
+from client import latent_cache, private_tasks
+from client.latent_cache import kept_latents, validation_latents
 from client.site import Site
-from mediffusion_core.artifacts.trained import logits_of, restore_joint
-from mediffusion_core.diffusion.noise_process import alphas_cumprod
-from mediffusion_core.errors import RefusedError
+from mediffusion_core.common.errors import RefusedError
+from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.diffusion.process import alphas_cumprod
 from mediffusion_core.evaluation.calibration import temperature_losses
 from mediffusion_core.evaluation.classification import (
     bootstrap_counts,
@@ -18,8 +18,8 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.model import Autoencoder, JointUNet
-from mediffusion_core.protocol import (
+from mediffusion_core.inference.joint_model import logits_of, restore_joint
+from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
     BOOTSTRAP_THRESHOLDS,
@@ -32,18 +32,14 @@ from mediffusion_core.protocol import (
     UNET,
     UNET_MOMENTS,
 )
-from mediffusion_core.training.autoencoder_stage import autoencoder_optimizer, train_autoencoder
-from mediffusion_core.training.control_variates import ControlVariate
-from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
+from mediffusion_core.models import Autoencoder, JointUNet
+from mediffusion_core.training.adam_moments import load_moments, read_moments
+from mediffusion_core.training.autoencoder import autoencoder_optimizer, train_autoencoder
+from mediffusion_core.training.fedbn import keep_own, normalisation_names, own_before, with_own
+from mediffusion_core.training.joint import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
-from mediffusion_core.training.local import LocalReport, derive_seed
-from mediffusion_core.training.local_normalisation import (
-    keep_own,
-    normalisation_names,
-    own_before,
-    with_own,
-)
-from mediffusion_core.training.moments import load_moments, read_moments
+from mediffusion_core.training.local_report import LocalReport
+from mediffusion_core.training.scaffold import ControlVariate
 
 StateDict = Mapping[str, Tensor]
 Metrics = dict[str, float]
@@ -77,7 +73,7 @@ def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
     """Sums over the site's latents; with differential privacy they have noise."""
     if site.settings.privacy.enabled:
         return private_tasks.latent_sums(site, weights)
-    return encoding.latent_sums(site, weights)
+    return latent_cache.latent_sums(site, weights)
 
 
 def autoencoder_round(

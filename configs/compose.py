@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import Settings, checked, did_you_mean, known_keys, validate
 
 FOLDER = Path(__file__).resolve().parent

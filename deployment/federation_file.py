@@ -6,8 +6,8 @@ from typing import Annotated, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from mediffusion_core.errors import UserError
-from mediffusion_core.strict import StrictModel
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.settings.base import StrictModel
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_private_key
 
-from mediffusion_core.data.inspection import Finding, Grade
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.checks.inspection import Finding, Grade
 
 TIMEOUT = 10.0
 """Seconds that the server may take to answer."""

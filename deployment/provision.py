@@ -18,7 +18,7 @@ from cryptography import x509
 from deployment import certificates
 from deployment.federation_file import FederationFile
 from deployment.signing import new_signer
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOCAL_NAMES = ("server", "localhost", "127.0.0.1")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
 
 PERIOD = 2.0
 """Seconds between two looks at the folder."""

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
 
 PURPOSE = b"fed-mediffusion app bundle\0"
 """Goes before the hash, so that a signature made for something else does not fit."""

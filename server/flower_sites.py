@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from mediffusion_core import protocol
+from mediffusion_core.messaging import protocol
 from mediffusion_core.settings import Settings
-from server.collecting import Waiting, collect, still_waiting
+from server.dispatch import Waiting, collect, still_waiting
 from server.messages import Reply, SiteError, request
 from server.reply_contract import ReplyContract
 from server.sites import Receive, Records, Sites

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from mediffusion_core import protocol
-from mediffusion_core.compression import method_of, outward
-from mediffusion_core.payload import FORMAT, pack
+from mediffusion_core.messaging import protocol
+from mediffusion_core.messaging.compression import method_of, outward
+from mediffusion_core.messaging.serialization import FORMAT, pack
 from mediffusion_core.settings import Compression
 
 StateDict = Mapping[str, Tensor]

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mediffusion_core.artifacts.trained import TrainedModel
-from mediffusion_core.errors import UserError
-from mediffusion_core.privacy.accounting import epsilon
-from mediffusion_core.privacy.plan import Plan
-from mediffusion_core.privacy.releases import latent_bound
-from mediffusion_core.protocol import AUTOENCODER, HEAD, LEDGER_HEAD, UNET
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, LEDGER_HEAD, UNET
+from mediffusion_core.privacy.accounting.accountant import epsilon
+from mediffusion_core.privacy.accounting.noisy_statistics import latent_bound
+from mediffusion_core.privacy.accounting.plan import Plan
 from mediffusion_core.settings import Settings
 from server.messages import Reply
 

@@ -12,13 +12,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation.calibration import TEMPERATURES
-from mediffusion_core.privacy.plan import AUTOENCODER as AUTOENCODER_STAGE
-from mediffusion_core.privacy.plan import JOINT as JOINT_STAGE
-from mediffusion_core.privacy.plan import Plan
-from mediffusion_core.privacy.releases import latent_bound
-from mediffusion_core.protocol import (
+from mediffusion_core.messaging.moment_names import SQUARE, STEPS
+from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
     HEAD,
@@ -27,9 +24,12 @@ from mediffusion_core.protocol import (
     UNET,
     UNET_MOMENTS,
 )
+from mediffusion_core.privacy.accounting.noisy_statistics import latent_bound
+from mediffusion_core.privacy.accounting.plan import AUTOENCODER as AUTOENCODER_STAGE
+from mediffusion_core.privacy.accounting.plan import JOINT as JOINT_STAGE
+from mediffusion_core.privacy.accounting.plan import Plan
 from mediffusion_core.settings import Settings
-from mediffusion_core.training.local import local_steps
-from mediffusion_core.training.moments import SQUARE, STEPS
+from mediffusion_core.training.schedule import local_steps
 from server.messages import Census, RefusedReplyError, StateDict
 
 MAX_IMAGES = 10**8

@@ -17,14 +17,12 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from mediffusion_core import protocol
-from mediffusion_core.compression import changed, layout, method_for, method_of
 from mediffusion_core.evaluation.calibration import TEMPERATURES
-from mediffusion_core.payload import FORMAT, unpack
-from mediffusion_core.privacy.head import Head
-from mediffusion_core.protocol import (
-    ALLOWED_METRICS,
-    ANSWERS,
+from mediffusion_core.messaging import disclosure, protocol
+from mediffusion_core.messaging.compression import changed, layout, method_for, method_of
+from mediffusion_core.messaging.disclosure import ANSWERS
+from mediffusion_core.messaging.moment_names import MEAN
+from mediffusion_core.messaging.protocol import (
     AUTOENCODING,
     BOOTSTRAP_THRESHOLDS,
     CENSUS,
@@ -44,8 +42,10 @@ from mediffusion_core.protocol import (
     UNET_MOMENTS,
     WEIGHTED_BY,
 )
+from mediffusion_core.messaging.serialization import FORMAT, unpack
+from mediffusion_core.privacy.ledger.tip import Head
 from mediffusion_core.settings import Compression, Settings
-from mediffusion_core.training.moments import MEAN
+from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
 from server.messages import Census, RefusedReplyError, StateDict, refuse_failure
 from server.reply_bounds import (
     Bounds,
@@ -145,7 +145,7 @@ class ReplyContract:
         if answers_to != protocol.answered(asked.kind, instructions):
             raise RefusedReplyError("answered another message, round or settings")
         refuse_failure(content)
-        if set(content) - ANSWERS[asked.kind].records - set(protocol.WITH_ANY):
+        if set(content) - ANSWERS[asked.kind].records - set(disclosure.WITH_ANY):
             raise RefusedReplyError("sent records that its kind of message does not have")
 
     def _method(self, asked: Asked) -> Compression:

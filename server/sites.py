@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from mediffusion_core import protocol
-from mediffusion_core.compression import method_for
+from mediffusion_core.messaging import protocol
+from mediffusion_core.messaging.compression import method_for
 from mediffusion_core.settings import Settings
 from server.messages import (
     BudgetSpentError,

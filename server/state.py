@@ -7,16 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mediffusion_core.artifacts.checkpoints import (
-    list_checkpoints,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from mediffusion_core.artifacts.run_folder import RunFolder
-from mediffusion_core.artifacts.trained import TrainedModel, build_joint, restore_joint
-from mediffusion_core.errors import UserError
-from mediffusion_core.model import Autoencoder, LatentCodec
-from mediffusion_core.protocol import (
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.inference.joint_model import TrainedModel, build_joint, restore_joint
+from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
     EMA,
@@ -25,9 +19,11 @@ from mediffusion_core.protocol import (
     UNET,
     UNET_MOMENTS,
 )
+from mediffusion_core.models import Autoencoder, LatentCodec
+from mediffusion_core.run_io.checkpoints import list_checkpoints, prune_checkpoints, save_checkpoint
+from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
-from mediffusion_core.training.local import derive_seed
-from mediffusion_core.training.moments import fresh_moments
+from mediffusion_core.training.adam_moments import fresh_moments
 from server.privacy import SCALE, public_components
 from server.selection import Judged, Selection
 

@@ -5,17 +5,17 @@ store, `partition` deals the store to sites, splits and labels. A new data set i
 module and one line in `readers.READERS`.
 """
 
-from mediffusion_core.data.contract import Move, Source
-from mediffusion_core.data.images import ImageError
-from mediffusion_core.data.partition import Shard, partition
+from mediffusion_core.data.dataset import Move, Source
+from mediffusion_core.data.partitioning.splits import ClientPartition, partition
 from mediffusion_core.data.readers import READERS, read_source
-from mediffusion_core.data.store import Store, default_store_folder, prepare
+from mediffusion_core.data.store.images import ImageError
+from mediffusion_core.data.store.prepared import Store, default_store_folder, prepare
 
 __all__ = [
     "READERS",
+    "ClientPartition",
     "ImageError",
     "Move",
-    "Shard",
     "Source",
     "Store",
     "default_store_folder",

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
 
 _SALT_BYTES = 32
 

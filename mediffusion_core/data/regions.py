@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.images import ImageError
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.store.images import ImageError
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels."""

@@ -7,9 +7,9 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from mediffusion_core.diffusion.noise_process import ddim_step, noise_from
+from mediffusion_core.common.timesteps import descending_timesteps
+from mediffusion_core.diffusion.process import ddim_step, noise_from
 from mediffusion_core.settings import DiffusionSettings, Prediction
-from mediffusion_core.timesteps import descending_timesteps
 
 __all__ = ["EvenDDIMScheduler", "SchedulerMixin", "build_scheduler"]
 # diffusers looks for the base class, which tells it how to load, beside the class.

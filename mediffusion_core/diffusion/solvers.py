@@ -7,7 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from mediffusion_core.diffusion.noise_process import ddim_step
+from mediffusion_core.diffusion.process import ddim_step
 from mediffusion_core.settings import Solver
 
 Step = Callable[[int, Tensor, Tensor], Tensor]

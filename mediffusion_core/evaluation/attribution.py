@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mediffusion_core.artifacts.trained import TrainedModel
 from mediffusion_core.evaluation.classification import class_scores
+from mediffusion_core.inference.joint_model import TrainedModel
 
 ROWS = 128
 """Images per forward and backward pass."""

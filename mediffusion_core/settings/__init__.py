@@ -23,6 +23,7 @@ from mediffusion_core.settings.model import (
     Prediction,
     UNetSettings,
 )
+from mediffusion_core.settings.run import RunSettings, Settings
 from mediffusion_core.settings.training import (
     AutoencoderTraining,
     ConsistencySettings,
@@ -30,7 +31,6 @@ from mediffusion_core.settings.training import (
     TrainingSettings,
 )
 from mediffusion_core.settings.validation import checked, did_you_mean, known_keys, validate
-from mediffusion_core.settings.whole import RunSettings, Settings
 
 __all__ = [
     "PASSAGE",

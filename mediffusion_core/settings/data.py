@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
+from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
 
 
 class PhantomSettings(StrictModel):

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
-from mediffusion_core.timesteps import descending_timesteps
+from mediffusion_core.common.timesteps import descending_timesteps
+from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
 
 Solver = Literal["ddim", "dpmsolver++"]
 """How a guided step is taken: to first order, or to second with the step before."""

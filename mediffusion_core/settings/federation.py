@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mediffusion_core.strict import Count, Fraction, Positive, StrictModel
+from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
 
 
 class ServerOptimizer(StrictModel):

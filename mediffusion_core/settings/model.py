@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mediffusion_core.strict import Count, Positive, StrictModel
+from mediffusion_core.settings.base import Count, Positive, StrictModel
 
 PASSAGE = 4
 """Channels by which one number passes an autoencoder with `linear_start`."""

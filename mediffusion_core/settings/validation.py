@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mediffusion_core.errors import UserError
-from mediffusion_core.privacy.refusals import refuse_what_nobody_trained
-from mediffusion_core.settings.whole import Settings
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.settings.compatibility import refuse_what_nobody_trained
+from mediffusion_core.settings.run import Settings
 
 
 def validate(composed: Mapping[str, Any]) -> Settings:

@@ -6,7 +6,7 @@ from typing import Self
 from torch import Tensor
 
 from mediffusion_core.diffusion.losses import diffusion_loss, min_snr_weight
-from mediffusion_core.diffusion.noise_process import add_noise, prediction_target
+from mediffusion_core.diffusion.process import add_noise, prediction_target
 from mediffusion_core.settings import Prediction
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mediffusion_core.data.augmentation import cutout, turn_and_flip
 from mediffusion_core.data.image_set import labelled_positions, unlabelled_positions
-from mediffusion_core.training.augmentation import cutout, turn_and_flip
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mediffusion_core.data.augmentation import augment
 from mediffusion_core.data.image_set import ImageSet
-from mediffusion_core.model import LatentCodec
-from mediffusion_core.training.augmentation import augment
+from mediffusion_core.models import LatentCodec
 
 BATCH = 128
 

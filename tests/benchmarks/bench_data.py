@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mediffusion_core.artifacts.provenance import current_commit
 from mediffusion_core.data import Store, prepare, read_source
 from mediffusion_core.data.image_set import ImageSet
-from mediffusion_core.data.store import open_store
+from mediffusion_core.data.store.prepared import open_store
+from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.settings import DataSettings
 
 MILLION = 1_000_000

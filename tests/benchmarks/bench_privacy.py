@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from bench_training import CLASSES, IMAGES, latents, ours, report, settings_of
 
-from mediffusion_core.artifacts.trained import build_joint
-from mediffusion_core.diffusion.noise_process import alphas_cumprod
-from mediffusion_core.privacy.joint_rows import UnitLosses, UnitRows
-from mediffusion_core.privacy.mechanism import Mechanism, private_gradients
-from mediffusion_core.privacy.unit_gradients import Mode, UnitGradients
+from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.inference.joint_model import build_joint
+from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
+from mediffusion_core.privacy.dp_sgd.noise import Mechanism, private_gradients
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import Mode, UnitGradients
 from mediffusion_core.settings import Settings
-from mediffusion_core.training.joint_stage import joint_optimizer
+from mediffusion_core.training.joint import joint_optimizer
 
 STEPS, ROUNDS, BATCH, LABELLED = 2, 3, 64, 13
 PHYSICAL = {"hooks": 16, "ghost": 64}  # more gain hooks nothing; ghost norms take little memory

@@ -22,15 +22,15 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from configs.compose import compose
-from mediffusion_core.artifacts.provenance import current_commit
-from mediffusion_core.artifacts.trained import build_joint
-from mediffusion_core.diffusion.noise_process import alphas_cumprod
-from mediffusion_core.model import build_unet
+from mediffusion_core.common.device import autocast
+from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.inference.joint_model import build_joint
+from mediffusion_core.models import build_unet
+from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.settings import Settings
-from mediffusion_core.training.joint_stage import joint_optimizer, train_joint
+from mediffusion_core.training.joint import joint_optimizer, train_joint
 from mediffusion_core.training.latent_set import LatentSet
-from mediffusion_core.training.local import autocast
-from simulations.processes import run_to_end
+from simulations.engine.processes import run_to_end
 
 STEPS, ROUNDS = 8, 5
 CLASSES = 4
@@ -181,7 +181,7 @@ def run_training(folder: Path, kind: str) -> float:
         *([f"federation.cpus_per_site={os.cpu_count()}"] if kind == "central" else []),
         *(["federation.pool_sites=true"] if kind == "central" else []),
     ]
-    done = run_to_end([sys.executable, "-m", "simulations.cli", "simulate", *overrides])
+    done = run_to_end([sys.executable, "-m", "simulations.cli.main", "simulate", *overrides])
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

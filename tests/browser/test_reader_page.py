@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mediffusion_core.artifacts.run_folder import write_json
-from simulations.reader_study.page import QUESTIONS, reader_page
-from simulations.reader_study.pairs import EXTERNAL, OURS, Item, Pairs
-from simulations.reader_study.score import score_answers
+from mediffusion_core.run_io.run_folder import write_json
+from simulations.studies.reader.page import QUESTIONS, reader_page
+from simulations.studies.reader.pairs import EXTERNAL, OURS, Item, Pairs
+from simulations.studies.reader.score import score_answers
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)

@@ -10,8 +10,9 @@ from docker_engine import APP, TAG, Federation, build_images, docker, has_engine
 from docker_kits import new_kits
 
 from deployment.provision import Kits
-from mediffusion_core.artifacts.checkpoints import Checkpoint, list_checkpoints
-from simulations.in_process import run_in_process
+from mediffusion_core.common.component_folder import Checkpoint
+from mediffusion_core.run_io.checkpoints import list_checkpoints
+from simulations.engine.in_process import run_in_process
 
 SMALLEST = (
     "training.autoencoder.local_epochs=1",

@@ -16,7 +16,7 @@ from deployment import certificates
 from deployment.certificates import new_site_key, write_secret
 from deployment.provision import Kits
 from deployment.signing import new_signer
-from mediffusion_core.artifacts.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import RunFolder
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 

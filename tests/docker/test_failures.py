@@ -16,7 +16,7 @@ import pytest
 from docker_engine import RUNS, SITES, TAG, Federation, docker
 
 from configs.compose import flatten
-from mediffusion_core.artifacts.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import RunFolder
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -159,7 +159,7 @@ PRIVATE = (
 def charged(federation: Federation, site: str) -> list[str]:
     """The stages of the ledger's entries at a site."""
     script = (
-        "from pathlib import Path; from mediffusion_core.privacy.ledger import Ledger;"
+        "from pathlib import Path; from mediffusion_core.privacy.ledger.ledger import Ledger;"
         f"ledger = Ledger.open(Path('{RUNS}/ledger/{site}'), begin=False);"
         "print(*[entry.stage for entry in ledger.entries()])"
     )

@@ -9,7 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulations.processes import MARKER_VARIABLE, marked_processes, read_process, send_signal
+from simulations.engine.processes import (
+    MARKER_VARIABLE,
+    marked_processes,
+    read_process,
+    send_signal,
+)
 
 LIMIT = 600.0  # seconds, six times what a run takes alone; then it has failed
 

@@ -11,10 +11,10 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.utils import collect_files
 
-from simulations.app_bundle import assemble_app
-from simulations.flower_log import error_line
-from simulations.launcher import Launch, concurrent_sites, launch
-from simulations.processes import MARKER_VARIABLE
+from simulations.engine.app_bundle import assemble_app
+from simulations.engine.flower_log import error_line
+from simulations.engine.launcher import Launch, concurrent_sites, launch
+from simulations.engine.processes import MARKER_VARIABLE
 
 AWKWARD = "sites=[1,2] name='St. \"Anna\"' path=C:\\new x=${y} = é"
 

@@ -16,11 +16,11 @@ import torch
 from integration.processes import LIMIT, Command, start, workers
 
 from configs.compose import compose
-from mediffusion_core.artifacts.checkpoints import list_checkpoints
-from mediffusion_core.artifacts.run_folder import RunFolder
-from mediffusion_core.artifacts.trained import TrainedModel
-from simulations.in_process import run_in_process
-from simulations.processes import marked_processes, send_signal
+from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.run_io.checkpoints import list_checkpoints
+from mediffusion_core.run_io.run_folder import RunFolder
+from simulations.engine.in_process import run_in_process
+from simulations.engine.processes import marked_processes, send_signal
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run.json"
 COMMAND = "python -m pytest tests/integration/test_run.py -k golden --write-golden"
@@ -239,7 +239,7 @@ def assert_same_end(folder: RunFolder, expected_folder: RunFolder) -> None:
             assert torch.equal(found.load(component)[name], tensor), (component, name)
 
 
-IN_PROCESS = "import sys; from simulations.in_process import run_in_process as run; "
+IN_PROCESS = "import sys; from simulations.engine.in_process import run_in_process as run; "
 
 
 def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tuple[RunFolder, ...]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mediffusion_core.errors import UserError
-from simulations.study_labels.plan import make_plan
-from simulations.study_labels.study import study_labels
-from simulations.study_unlabelled import study_unlabelled
+from mediffusion_core.common.errors import UserError
+from simulations.studies.labels.plan import make_plan
+from simulations.studies.labels.study import study_labels
+from simulations.studies.unlabelled.study import study_unlabelled
 
 
 @pytest.mark.slow

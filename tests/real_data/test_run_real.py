@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.messages import sent
 from integration.processes import start
-from messages import sent
 from PIL import Image
 
 from configs.compose import compose
-from mediffusion_core import protocol
-from mediffusion_core.data.hospitals import open_hospitals
+from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
+from mediffusion_core.messaging import protocol
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -64,7 +64,7 @@ def test_real_sources_open_as_hospitals_that_answer_a_census(
         f"run.folder={tmp_path}",
     )
     settings = compose("config", overrides)
-    hospitals = open_hospitals(settings)
+    hospitals = open_federated_dataset(settings)
     held = 0
     for site, shard in enumerate(hospitals.shards):
         content = sent(protocol.CENSUS, overrides, settings.fingerprint(), site=site).content

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.phantom.anatomy import Anatomy, Map, Patient, draw_patient, step
 from mediffusion_core.data.phantom.findings import attenuation
-from mediffusion_core.errors import UserError
 
 FINDINGS: tuple[str, ...] = (
     "Effusion",

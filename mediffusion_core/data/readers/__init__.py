@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from mediffusion_core.data.contract import Source
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.dataset import Source
 from mediffusion_core.data.readers import (
     chestxray14,
     chexpert,
@@ -12,7 +13,6 @@ from mediffusion_core.data.readers import (
     medmnist,
     phantom,
 )
-from mediffusion_core.errors import UserError
 from mediffusion_core.settings import DataSettings
 
 __all__ = ["READERS", "read_source"]

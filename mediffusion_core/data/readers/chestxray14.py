@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import Source, fingerprint, first_shared
-from mediffusion_core.data.images import load_file
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.dataset import Source, first_shared
 from mediffusion_core.data.readers.tables import data_root, image_names, list_files, read_table
 from mediffusion_core.data.regions import Box, fill_boxes
-from mediffusion_core.errors import UserError
+from mediffusion_core.data.store.images import load_file
 from mediffusion_core.settings import DataSettings
 
 FINDINGS = (

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import Source, fingerprint, first_shared
-from mediffusion_core.data.images import load_file
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.dataset import Source, first_shared
 from mediffusion_core.data.readers.tables import data_root, file_stamp, read_table
-from mediffusion_core.errors import UserError
+from mediffusion_core.data.store.images import load_file
 from mediffusion_core.settings import DataSettings, Uncertain, did_you_mean
 
 FINDINGS = (

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import Source, fingerprint, first_shared
-from mediffusion_core.data.images import ImageError, confined
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.dataset import Source, first_shared
 from mediffusion_core.data.readers.dicom_pixels import (
     Window,
     decode_dicom,
@@ -28,7 +29,7 @@ from mediffusion_core.data.readers.labelled_table import (
     read_labelled_table,
 )
 from mediffusion_core.data.readers.tables import data_root
-from mediffusion_core.errors import UserError
+from mediffusion_core.data.store.images import ImageError, confined
 from mediffusion_core.settings import DataSettings
 
 SUFFIX = ".dcm"

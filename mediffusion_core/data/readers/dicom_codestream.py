@@ -7,7 +7,7 @@ can be caught. So the two are compared first.
 import struct
 from dataclasses import dataclass
 
-from mediffusion_core.data.images import ImageError
+from mediffusion_core.data.store.images import ImageError
 
 JPEG = b"\xff\xd8"
 JPEG_2000 = b"\xff\x4f\xff\x51"

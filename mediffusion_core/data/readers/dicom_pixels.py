@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mediffusion_core.data.images import ImageError
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.readers.dicom_codestream import codestream_shape
-from mediffusion_core.errors import UserError
+from mediffusion_core.data.store.images import ImageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset

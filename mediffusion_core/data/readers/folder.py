@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mediffusion_core.data.contract import Source, fingerprint
-from mediffusion_core.data.images import SUFFIXES, load_file
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.dataset import Source
 from mediffusion_core.data.readers.labelled_table import (
     SPLIT_NAMES,
     LabelledTable,
@@ -18,7 +19,7 @@ from mediffusion_core.data.readers.labelled_table import (
     table_path,
 )
 from mediffusion_core.data.readers.tables import data_root, file_stamp, image_path
-from mediffusion_core.errors import UserError
+from mediffusion_core.data.store.images import SUFFIXES, load_file
 from mediffusion_core.settings import DataSettings
 
 FOREIGN = "__MACOSX"

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import Move, Source, fingerprint
-from mediffusion_core.data.images import load_file
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.dataset import Move, Source
 from mediffusion_core.data.readers.tables import data_root, image_names, list_files, read_table
 from mediffusion_core.data.regions import packed_masks
-from mediffusion_core.errors import UserError
+from mediffusion_core.data.store.images import load_file
 from mediffusion_core.settings import DataSettings
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")

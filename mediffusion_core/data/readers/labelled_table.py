@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import SPLITS, Move, first_shared
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.dataset import SPLITS, Move, first_shared
 from mediffusion_core.data.readers.isic2019 import unite_lesions
 from mediffusion_core.data.readers.tables import image_path, read_table
-from mediffusion_core.errors import UserError
 from mediffusion_core.settings import ColumnSettings, DataSettings, did_you_mean
 
 MISSING = ("", "na", "n/a", "nan", "<na>", "null")

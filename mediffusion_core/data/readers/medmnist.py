@@ -23,11 +23,12 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from mediffusion_core.data.contract import Source, fingerprint
-from mediffusion_core.data.images import ImageError
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.dataset import Source
 from mediffusion_core.data.readers.tables import data_root
 from mediffusion_core.data.regions import DAMAGED
-from mediffusion_core.errors import UserError
+from mediffusion_core.data.store.images import ImageError
 from mediffusion_core.settings import DataSettings
 
 PARTS = {"train": "train", "val": "validation", "test": "test"}

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data import phantom
-from mediffusion_core.data.contract import Source, fingerprint
-from mediffusion_core.data.images import fit
+from mediffusion_core.data.dataset import Source
+from mediffusion_core.data.store.images import fit
 from mediffusion_core.settings import DataSettings
 
 

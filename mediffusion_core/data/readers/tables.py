@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mediffusion_core.errors import UserError
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import DataSettings, did_you_mean
 
 DELIMITERS = ",;\t"

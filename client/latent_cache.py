@@ -1,0 +1,165 @@
+"""A site's images as latents: sums for the global scale, and all of them, kept on its disk."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from client.site import Site
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.data.augmentation import turns_and_flips
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.models import Autoencoder, channel_sums, untrained_codec
+from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
+from mediffusion_core.training.latent_set import LatentSet
+from mediffusion_core.training.latents import encode_images, encode_views
+
+StateDict = Mapping[str, Tensor]
+
+LATENTS = "latents.safetensors"
+IMAGES, CODEC = "images", "codec"
+"""Digests beside the latents: of what was encoded, and of that with the codec and the settings."""
+SUMMED = 128
+
+
+@torch.no_grad()
+def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
+    """Sums and sums of squares of the site's latents per channel, and how many values."""
+    settings = site.settings
+    autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
+    autoencoder.load_state_dict(dict(weights))
+    autoencoder.to(site.device).eval()
+    images = site.hospitals.train(site.index)
+    channels = settings.model.autoencoder.latent_channels
+    total, squares = torch.zeros(2, channels, dtype=torch.float64)
+    count = 0
+    parts = torch.arange(len(images)).split(SUMMED) if len(images) else ()
+    for part in parts:
+        sums = channel_sums(autoencoder, images.take(part).to(site.device))
+        total, squares, count = total + sums[0].cpu(), squares + sums[1].cpu(), count + sums[2]
+    return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
+
+
+def encode(site: Site, codec_weights: StateDict) -> None:
+    """Encodes the site's images and keeps the latents in its folder.
+
+    A second call with the same codec, images, labels and settings finds them there and does
+    nothing; an image that became readable since, or a corrected label, makes all of them anew.
+    """
+    settings = site.settings
+    train, validation = site.hospitals.train(site.index), site.hospitals.validation(site.index)
+    images = _digest_of_images(site)
+    digests = {IMAGES: images, CODEC: _digest(site, codec_weights, images)}
+    path = site.folder / LATENTS
+    if path.is_file() and _kept_of(path, CODEC) == digests[CODEC]:
+        return
+    codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
+    codec.load_state_dict(dict(codec_weights))
+    codec.to(site.device)
+    labelled, unlabelled = train.subset(train.labelled), train.subset(train.unlabelled)
+    joint = settings.training.joint
+    views = joint.augmented_views
+    strong = joint.consistency.unlabelled_views if joint.consistency.weight else 0
+    report = site.progress("latents", 1)
+    done, total = 0, len(train) + views * len(labelled) + strong * len(unlabelled)
+
+    def on_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total, float("nan"))
+
+    def random_views(images: ImageSet, count: int, purpose: str, plain: bool) -> Tensor:
+        return encode_views(
+            codec,
+            images,
+            views=count,
+            augmentation=settings.data.augmentation,
+            # Views are drawn one image after the other, so that with a seed that others know an
+            # image more would change the views of those behind it.
+            seed=secret_seed()
+            if settings.privacy.enabled
+            else derive_seed(settings.seed, purpose, site.name),
+            plain=plain,
+            on_batch=on_batch,
+        )
+
+    latents = {
+        "train": encode_images(codec, train, on_batch),
+        "views": random_views(labelled, views, "views", plain=True),
+        "validation": encode_images(codec, validation),
+    }
+    if strong:
+        latents["unlabelled_views"] = random_views(
+            unlabelled, strong, "unlabelled views", plain=False
+        )
+    temporary = path.with_suffix(".tmp")
+    save_file(latents, temporary, digests)
+    temporary.replace(path)
+
+
+def kept_latents(site: Site) -> LatentSet:
+    """The latents that `encode` kept, with the labels of the site's training images.
+
+    Raises:
+        UserError: if images, patients or labels are others than those that were encoded.
+    """
+    _refuse_others(site)
+    kept = load_file(site.folder / LATENTS)
+    return LatentSet(
+        kept["train"],
+        kept["views"],
+        site.hospitals.train(site.index).targets,
+        site.hospitals.store.multi_label,
+        turns_and_flips(site.settings.data.augmentation),
+        kept.get("unlabelled_views"),
+    )
+
+
+def validation_latents(site: Site) -> Tensor:
+    """Latents (n, c, h, w) that `encode` kept of the site's validation patients.
+
+    Raises:
+        UserError: as `kept_latents`.
+    """
+    _refuse_others(site)
+    with safe_open(site.folder / LATENTS, "pt") as file:
+        latents: Tensor = file.get_tensor("validation")
+    return latents
+
+
+def _refuse_others(site: Site) -> None:
+    """Else latents would go with the labels, and be charged to the patients, of other images."""
+    if _kept_of(site.folder / LATENTS, IMAGES) != _digest_of_images(site):
+        raise UserError("the site's images or labels are not those that were encoded")
+
+
+def _digest(site: Site, weights: StateDict, images: str) -> str:
+    """Of all that a site's latents depend on: settings, codec, and which images and labels."""
+    sha = hashlib.sha256(site.settings.fingerprint().encode())
+    for name in sorted(weights):
+        sha.update(name.encode())
+        sha.update(weights[name].contiguous().numpy().tobytes())
+    sha.update(images.encode())
+    return sha.hexdigest()
+
+
+def _digest_of_images(site: Site) -> str:
+    """Of which images the site trains and validates on, in order, their patients and labels."""
+    sha = hashlib.sha256()
+    for images in (site.hospitals.train(site.index), site.hospitals.validation(site.index)):
+        names = [site.hospitals.store.image_ids[row] for row in images.rows]
+        sha.update(json.dumps([names, site.hospitals.groups(images.rows)]).encode())
+        sha.update(images.targets.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _kept_of(path: Path, digest: str) -> str | None:
+    with safe_open(path, "pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return metadata.get(digest)

@@ -1,0 +1,79 @@
+"""What a site in a deployment says itself: where its files lie, and on what it computes.
+
+A simulated site lies on the server's disk, and the run's settings name its paths. A hospital's does
+not: there a path that the server names is never read or written. The site says its own on the
+command line of its SuperNode, `--node-config`, with these keys:
+
+`folder`: where the site may write; with it a site is deployed.
+`site-file`: which images it has, and on what it computes; with it all of them are the site's.
+`data-root`: its images, of which it takes the part `partition-id`, where there is no site file.
+`device`, `threads`: on what it computes; as the run asks where they are not given.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.settings import RunSettings, Settings
+
+NodeConfig = Mapping[str, str | int | float | bool]
+
+FOLDER = "folder"
+SITE_FILE = "site-file"
+DATA_ROOT = "data-root"
+DEVICE = "device"
+THREADS = "threads"
+LEDGER = "ledger"
+"""In the site's folder, what its patients have spent, where no site file names another place."""
+
+
+def own_settings(settings: Settings, node: NodeConfig) -> Settings:
+    """The run's settings with the site's own paths and device.
+
+    Args:
+        settings: As the server sent them.
+        node: What the site's SuperNode was started with.
+
+    Raises:
+        UserError: if the run needs images and the site names none, or the run's table lies outside
+            the site's data root.
+    """
+    if FOLDER not in node:
+        return settings
+    if SITE_FILE in node:  # which says all that follows
+        return settings.model_copy(update={"run": RunSettings()})
+    root = Path(str(node[DATA_ROOT])) if DATA_ROOT in node else None
+    data = settings.data
+    if root is None and data.source != "phantom":
+        raise UserError(f"data={data.source} needs {DATA_ROOT} in this site's node config")
+    if data.table is not None and not _lies_in(root, data.table):
+        raise UserError(f"data.table {data.table} does not lie in this site's data root")
+    ledger = {"ledger": Path(str(node[FOLDER])) / LEDGER, "ledger_heads": None}
+    return settings.model_copy(
+        update={
+            "run": RunSettings(),
+            "device": str(node.get(DEVICE, settings.device)),
+            "data": data.model_copy(update={"root": root, "store": None}),
+            "privacy": settings.privacy.model_copy(update=ledger),
+        }
+    )
+
+
+def own_folder(settings: Settings, node: NodeConfig) -> Path | None:
+    """Where a deployed site keeps what belongs to a run; None in simulation.
+
+    Runs with the same settings share it, so that a continued one finds what the site kept.
+    """
+    return Path(str(node[FOLDER])) / settings.fingerprint() if FOLDER in node else None
+
+
+def own_threads(settings: Settings, node: NodeConfig) -> int:
+    """How many threads the site computes with.
+
+    A simulated site has its share of the cores: with more threads, sites block each other.
+    """
+    return max(1, int(node.get(THREADS, settings.federation.cpus_per_site)))
+
+
+def _lies_in(root: Path | None, table: Path) -> bool:
+    return root is not None and (root / table).resolve().is_relative_to(root.resolve())

@@ -1,0 +1,57 @@
+"""The site's ledger: what its patients have spent, charged before anything leaves."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from client.site import Site
+from mediffusion_core.privacy.accounting.accountant import Charge
+from mediffusion_core.privacy.ledger.ledger import Cap, Head, Ledger
+from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
+
+HEAD = "head"
+
+
+def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
+    """Charges all units among whom an answer draws; on the site's disk when this returns.
+
+    An entry of nobody is written, too: the head, which leaves, would tell that there is nobody.
+
+    Raises:
+        BudgetSpent: if a unit would be past what the site allows; nothing is charged then.
+        LedgerError: if the ledger is not to be trusted.
+    """
+    run = site.folder.parent.parent.name
+    _ledger(site).charge(_names(site), cost, stage, run, round_number)
+
+
+def refuse_older_ledger(site: Site, head: Mapping[str, Tensor]) -> None:
+    """Refuses to go on with a ledger that is older than the one the server was told of.
+
+    Raises:
+        LedgerError: if it does not contain that head, or is not to be trusted.
+    """
+    _ledger(site).must_extend(Head.parse(bytes(head[HEAD].tolist()).decode()))
+
+
+def ledger_head(site: Site) -> dict[str, Tensor]:
+    """The head of the site's ledger, for the server to keep."""
+    text = str(_ledger(site).verify()).encode()
+    return {HEAD: torch.tensor(list(text), dtype=torch.uint8)}
+
+
+def _ledger(site: Site) -> Ledger:
+    privacy = site.settings.privacy
+    cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
+    folder, head = simulated_ledger(site.folder, privacy)
+    return Ledger.open(folder, head=head, cap=cap)
+
+
+def _names(site: Site) -> list[str]:
+    """Every training patient or lesion, once.
+
+    So too where single images are protected: an image has spent at most what its patient has, and
+    a later run that protects patients sees it.
+    """
+    return sorted(set(site.hospitals.groups(site.hospitals.train(site.index).rows)))

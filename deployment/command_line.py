@@ -1,0 +1,27 @@
+"""The command `fed-mediffusion-site`: what a hospital runs, without anything of simulations."""
+
+import typer
+
+from deployment.commands import add_preflight
+from deployment.entry import run
+from deployment.site_cli import site
+
+app = typer.Typer(
+    name="fed-mediffusion-site",
+    help="What a hospital runs at its own site.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.add_typer(site)
+add_preflight(app)
+
+
+def main() -> None:
+    """Entry point of `fed-mediffusion-site`."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What a coordinator and a hospital's engineer type: provision, sign, preflight."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mediffusion_core.common.errors import UserError
+
+SECRETS = Path("/run/secrets")
+"""Where containers find keys and certificates."""
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds the commands of a deployment to the command line."""
+    app.command(epilog="Example: fed-mediffusion provision federation.yaml")(provision)
+    app.command(epilog="Example: fed-mediffusion sign . --key chest/authority/signer.key")(sign)
+    add_preflight(app)
+
+
+def add_preflight(app: typer.Typer) -> None:
+    """Adds the command that a site runs before it joins."""
+    app.command(epilog="Example: fed-mediffusion preflight --server federation.example.org:8000")(
+        preflight
+    )
+
+
+def provision(
+    file: Annotated[Path, typer.Argument(help="The federation file, in YAML.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of keys and kits; the federation's name by default.")
+    ] = None,
+    renew: Annotated[
+        str | None, typer.Option(help="Make a new key for this site, or for `server`.")
+    ] = None,
+    revoke: Annotated[str | None, typer.Option(help="Shut this site out.")] = None,
+) -> None:
+    """Make certificate authority, server certificate and a start-up kit for each site."""
+    from deployment.federation_file import FederationFile
+    from deployment.provision import Kits
+
+    if renew and revoke:
+        raise UserError("--renew and --revoke are two steps")
+    federation = FederationFile.read(file)
+    kits = Kits(federation, output or Path(federation.name))
+    steps = kits.revoke(revoke) if revoke else kits.renew(renew) if renew else kits.make()
+    for step in steps:
+        print(step)
+
+
+def sign(
+    folder: Annotated[Path, typer.Argument(help="The app that `flwr run` will be given.")],
+    key: Annotated[Path, typer.Option(help="The coordinator's signer.key.")],
+) -> None:
+    """Print the signature of an app, without which sites do not run it."""
+    from flwr.cli.build import build_fab_from_disk
+
+    from deployment.signing import sign as signature
+
+    print(signature(build_fab_from_disk(folder.resolve()), key))
+
+
+def preflight(
+    server: Annotated[str, typer.Option(help="HOST:PORT of the federation's server.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the images.")] = Path("/data"),
+    folder: Annotated[Path, typer.Option(help="Where the site writes.")] = Path(
+        "/var/lib/fed-mediffusion/runs"
+    ),
+    secrets: Annotated[Path, typer.Option(help="Folder of ca, node-key and signer.")] = SECRETS,
+    insecure: Annotated[bool, typer.Option(help="A server without TLS, for trials.")] = False,
+    site_file: Annotated[
+        Path | None, typer.Option(help="The site file; what it says is looked at too.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=8, help="Side of prepared images.")] = 64,
+    colour: Annotated[bool, typer.Option(help="Whether runs will ask for colour.")] = False,
+) -> None:
+    """Say whether a site may join: data, disk, memory, GPU, clock, server, keys, policy."""
+    from deployment.findings import report_findings
+    from deployment.preflight import Site, looked_at
+    from deployment.site_commands import look_at_site
+    from mediffusion_core.data.checks.inspection import Finding
+
+    host, _, port = server.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--server {server} is not of the form HOST:PORT")
+    kept = None if insecure else secrets
+    site = Site(
+        host=host.strip("[]"),
+        port=int(port),
+        data=data,
+        writable=(folder,),
+        authority=kept and kept / "ca",
+        node_key=kept and kept / "node-key",
+        signer=kept and kept / "signer",
+    )
+    policy: Iterator[Finding] = iter(())
+    if site_file is not None:
+        policy = look_at_site(site_file, image_size, 3 if colour else 1)
+    raise typer.Exit(report_findings(chain(looked_at(site), policy)))

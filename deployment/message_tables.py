@@ -1,0 +1,45 @@
+"""`fed-mediffusion site messages`: what leaves a site, as tables made of the protocol itself."""
+
+from pathlib import Path
+
+from mediffusion_core.messaging.disclosure import ANSWERS, WITH_ANY
+from mediffusion_core.reporting.marked_sections import replace_sections
+from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
+
+OPEN = ("message", "what the site sends", "whom it could betray", "what protects it")
+PRIVATE = ("message", "what the site sends", "charged, as (q, σ)")
+
+
+def message_tables() -> str:
+    """Two tables in Markdown: with privacy off, and with differential privacy."""
+    plain = [
+        (answer.name, answer.carries, answer.betrays, answer.protected)
+        for answer in ANSWERS.values()
+    ]
+    private = [(answer.name, answer.private, answer.charged) for answer in ANSWERS.values()]
+    metrics = ", ".join(f"`{name}`" for name in sorted(ALLOWED_METRICS))
+    return "\n\n".join(
+        [
+            "With `privacy=off`, the default, everything leaves as it was computed:",
+            _table(OPEN, plain),
+            "With `privacy=dp`, where q is the sample rate and σ the noise multiplier:",
+            _table(PRIVATE, private),
+            f"Whatever was asked, a site may also send, {'; and '.join(WITH_ANY.values())}.",
+            f"The allow-list of metrics: {metrics}.",
+        ]
+    )
+
+
+def write_message_tables(document: Path) -> Path:
+    """Puts the tables between the document's marks `messages`.
+
+    Raises:
+        UserError: if the document has no such marks.
+    """
+    replace_sections(document, {"messages": message_tables()})
+    return document
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,112 @@
+"""The commands `fed-mediffusion site ...`: what a hospital runs at its own site."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mediffusion_core.common.errors import LedgerError
+
+site = typer.Typer(help="What a hospital runs at its own site.")
+ledger = typer.Typer(help="What the site's patients have spent of their privacy, over all runs.")
+site.add_typer(ledger, name="ledger")
+
+Where = Annotated[Path, typer.Argument(help="The site file, or the folder of a ledger.")]
+Delta = Annotated[
+    float | None,
+    typer.Option(min=1e-300, max=0.999, help="δ at which to count; by default the site file's."),
+]
+
+
+@site.callback()
+def sites() -> None:
+    """What a hospital runs at its own site."""
+
+
+@site.command("check", epilog="Example: fed-mediffusion site check /etc/fed-mediffusion/site.toml")
+def check_site_file(
+    file: Annotated[Path, typer.Argument(help="The site file, in TOML.")],
+    image_size: Annotated[int, typer.Option(min=8, help="Side of prepared images.")] = 64,
+    colour: Annotated[bool, typer.Option(help="Whether runs will ask for colour.")] = False,
+) -> None:
+    """Say whether a site will do: file, policy, device, data, room. Ends in ready or not ready."""
+    from deployment.site_commands import check_site
+
+    raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
+
+
+@site.command(epilog="Example: fed-mediffusion site messages README.md")
+def messages(
+    document: Annotated[
+        Path | None, typer.Argument(help="Markdown file with the marks of a section of messages.")
+    ] = None,
+) -> None:
+    """Print what leaves a site, message by message, or write it into a document."""
+    from deployment.message_tables import message_tables, write_message_tables
+
+    print(write_message_tables(document) if document else message_tables())
+
+
+@ledger.callback()
+def ledgers() -> None:
+    """What the site's patients have spent of their privacy, over all runs.
+
+    A ledger that is not to be trusted is one line on stderr and exit status 1.
+    """
+
+
+@ledger.command(epilog="Example: fed-mediffusion site ledger show /etc/fed-mediffusion/site.toml")
+def show(path: Where, delta: Delta = None) -> None:
+    """Show what was spent by run and stage, and the worst patient's ε over all."""
+    from deployment.ledger_commands import show_ledger
+
+    with _trusted():
+        show_ledger(path, delta)
+
+
+@ledger.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion site ledger verify site.toml\n\n"
+    "fed-mediffusion site ledger verify site.toml --against 12:8c1f... --restore-head"
+)
+def verify(
+    path: Where,
+    against: Annotated[
+        str | None, typer.Option(help="COUNT:DIGEST as the server or an export has it.")
+    ] = None,
+    restore_head: Annotated[
+        bool, typer.Option(help="Write a lost second place anew; needs --against.")
+    ] = False,
+) -> None:
+    """Say whether the ledger is whole: its chain, its second place, a head kept elsewhere."""
+    from deployment.ledger_commands import verify_ledger
+
+    with _trusted():
+        print(verify_ledger(path, against, restore_head))
+
+
+@ledger.command(epilog="Example: fed-mediffusion site ledger export site.toml --output ledger.json")
+def export(
+    path: Where,
+    output: Annotated[Path, typer.Option(help="File to write, .json or .csv.")] = Path(
+        "ledger.json"
+    ),
+    delta: Delta = None,
+) -> None:
+    """Write all entries, without names of patients. The last line printed is the file."""
+    from deployment.ledger_commands import export_ledger
+
+    with _trusted():
+        print(export_ledger(path, delta, output))
+
+
+@contextmanager
+def _trusted() -> Iterator[None]:
+    try:
+        yield
+    except LedgerError as error:
+        print(f"fed-mediffusion: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None

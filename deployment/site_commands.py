@@ -1,0 +1,110 @@
+"""`fed-mediffusion site check`: will this site do, before it joins a federation."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployment.findings import report_findings
+from mediffusion_core.common.device import resolve_device
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data import read_source
+from mediffusion_core.data.checks.inspection import Finding
+from mediffusion_core.data.dataset import Source
+from mediffusion_core.data.store.decoding import Decoder, create_array, decode_all
+from mediffusion_core.data.store.prepared import default_store_folder
+from mediffusion_core.settings.site_file import SiteFile
+
+SAMPLED = 50
+"""Images that are decoded to see whether they can be read."""
+
+
+def check_site(path: Path, image_size: int, channels: Literal[1, 3]) -> int:
+    """Prints what was looked at, line by line; 1 where the site is not ready, else 0.
+
+    Raises:
+        UserError: if the site file itself is wrong.
+    """
+    return report_findings(look_at_site(path, image_size, channels))
+
+
+def look_at_site(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator[Finding]:
+    """What a site file says, and whether its device, data and store are there.
+
+    Raises:
+        UserError: if the site file itself is wrong.
+    """
+    site = SiteFile.read(path)
+    yield Finding("ok", f"site file: {site.name}, {path}")
+    yield Finding("ok", f"policy: {_policy(site)}")
+    yield _finding("device", lambda: str(resolve_device(site.policy.device)))
+    try:
+        source = read_source(site.data_settings(image_size, channels), 0)
+    except UserError as error:
+        yield Finding("error", f"data: {error}")
+        return
+    yield _finding("data", lambda: _data(source, image_size, channels))
+    pixels = len(source.image_ids) * image_size**2 * channels
+    yield _finding("store", lambda: _store(site.data.store or default_store_folder(), pixels))
+
+
+def _finding(name: str, look: Callable[[], str]) -> Finding:
+    """What a look says, or the mistake that it came upon."""
+    try:
+        return Finding("ok", f"{name}: {look()}")
+    except UserError as error:
+        return Finding("error", f"{name}: {error}")
+
+
+def _policy(site: SiteFile) -> str:
+    policy = site.policy
+    epsilon = "no limit of ε" if policy.max_epsilon is None else f"ε at most {policy.max_epsilon:g}"
+    noise = policy.min_noise_multiplier
+    least = "no least noise" if noise is None else f"noise multiplier at least {noise:g}"
+    return f"{epsilon}, {least}, {len(policy.allowed_metrics)} metrics may leave"
+
+
+def _data(source: Source, image_size: int, channels: int) -> str:
+    chosen = tuple(range(0, len(source.image_ids), max(1, len(source.image_ids) // SAMPLED)))
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "sample.npy"
+        create_array(target, (len(chosen), image_size, image_size, channels))
+        decoder = Decoder(partial(_sampled, source.load, chosen), target)
+        # As a run will decode them: where a broken image ends the process, not this one.
+        bad = decode_all(decoder, len(chosen), None, None, source.isolated)
+    if bad:
+        position, reason = next(iter(bad.items()))
+        raise UserError(
+            f"{len(bad)} of {len(chosen)} sampled images can't be read: "
+            f"{source.image_ids[chosen[position]]} ({reason})"
+        )
+    patients = len(set(source.groups))
+    return (
+        f"{len(source.image_ids)} images of {patients} patients, classes "
+        f"{', '.join(source.classes)}; {len(chosen)} sampled images can be read"
+    )
+
+
+def _sampled(
+    load: Callable[[int], NDArray[np.uint8]], chosen: Sequence[int], position: int
+) -> NDArray[np.uint8]:
+    return load(chosen[position])
+
+
+def _store(folder: Path, pixels: int) -> str:
+    needed = 2 * pixels  # while a store is built, bad images are left out in a second copy
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from None
+    if free < needed:
+        raise UserError(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+    return f"{folder}, {free / 1e9:.1f} GB free, {needed / 1e9:.2f} GB needed"

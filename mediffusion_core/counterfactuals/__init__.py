@@ -1,0 +1,1 @@
+"""Counterfactuals by classifier guidance: inversion, denoising, search."""

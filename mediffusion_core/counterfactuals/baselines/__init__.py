@@ -1,0 +1,1 @@
+"""Other ways to counterfactuals, for comparison with ours."""

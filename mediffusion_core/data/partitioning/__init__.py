@@ -1,0 +1,1 @@
+"""Which site holds which images, and what each image is used for."""

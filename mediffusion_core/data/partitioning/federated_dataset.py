@@ -1,0 +1,134 @@
+"""The simulated hospitals: one prepared store, and which of its images each of them holds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.image_set import ImageSet, Pixels
+from mediffusion_core.data.partitioning.scanner import ScannedImages, draw_scanner
+from mediffusion_core.data.partitioning.splits import (
+    ClientPartition,
+    labels_to_server,
+    partition,
+    pooled,
+)
+from mediffusion_core.data.readers import read_source
+from mediffusion_core.data.store.prepared import Store, default_store_folder, prepare
+from mediffusion_core.settings import Settings
+
+
+@dataclass(frozen=True)
+class FederatedDataset:
+    """All sites' images. A site opens only its own shard, the server only the public test set."""
+
+    store: Store
+    shards: tuple[ClientPartition, ...]
+    """Who trains, and on what."""
+    centres: tuple[ClientPartition, ...]
+    """As the images were dealt; the public test set has a share of each centre's."""
+    use_unlabelled: bool
+    pixels: Pixels
+    """The store's images, or what the sites' scanners make of them."""
+
+    def train(self, site: int) -> ImageSet:
+        """The site's training images; withheld labels are NaN."""
+        shard = self.shards[site]
+        rows, labels = shard.train, self.labels(shard, "train")
+        if not self.use_unlabelled:
+            rows, labels = rows[shard.labelled], labels[shard.labelled]
+        return ImageSet(self.pixels, rows, torch.from_numpy(labels))
+
+    def validation(self, site: int) -> ImageSet:
+        """The site's held-out patients, empty at a site without labels."""
+        shard = self.shards[site]
+        rows = shard.validation if shard.validation_labelled else shard.validation[:0]
+        labels = self.labels(shard, "validation")[: len(rows)]
+        return ImageSet(self.pixels, rows, torch.from_numpy(labels))
+
+    def labels(self, shard: ClientPartition, split: str) -> NDArray[np.float32]:
+        """What may be known of a site's images in a split, (n, C): NaN where a label is withheld.
+
+        The public test set is judged by all its labels, whatever the site would label itself.
+        """
+        labels: NDArray[np.float32] = self.store.labels[getattr(shard, split)].copy()
+        if split == "train":
+            labels[~shard.labelled] = np.nan
+        if split == "validation" and not shard.validation_labelled:
+            labels[:] = np.nan
+        if split != "test":
+            labels[:, ~shard.known] = np.nan
+        return labels
+
+    @cached_property
+    def test_rows(self) -> NDArray[np.int64]:
+        """Rows of the public test set: every site's share, on which no site trains."""
+        return np.sort(np.concatenate([shard.test for shard in self.centres]))
+
+    def test(self) -> ImageSet:
+        """The public test set."""
+        labels = torch.from_numpy(self.store.labels[self.test_rows])
+        return ImageSet(self.pixels, self.test_rows, labels)
+
+    def as_scanned(self, row: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Another image (H, W) of the patient in a row, as the scanner there would render it."""
+        if isinstance(self.pixels, ScannedImages):
+            return self.pixels.scanner(row).render(image[None, ..., None])[0, ..., 0]
+        return image
+
+    def groups(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
+        """Patient or lesion of each of the given rows."""
+        return tuple(self.store.groups[row] for row in rows)
+
+    def site_of_test(self) -> tuple[str, ...]:
+        """Site of each image of the public test set."""
+        site = {int(row): shard.site for shard in self.centres for row in shard.test}
+        return tuple(site[int(row)] for row in self.test_rows)
+
+
+def open_federated_dataset(
+    settings: Settings, progress: Callable[[int, int], None] | None = None
+) -> FederatedDataset:
+    """Reads, prepares and deals the images that the settings name.
+
+    Raises:
+        UserError: if the images cannot be read or dealt as asked.
+    """
+    source = read_source(settings.data, settings.seed)
+    folder = settings.data.store or default_store_folder()
+    store = prepare(source, settings.data, folder, progress)
+    centres = partition(store, settings.data, settings.federation.num_sites, settings.seed)
+    pixels = _pixels(store, centres, settings.data.scanner_shift, settings.seed)
+    shards = _participants(store, centres, settings)
+    return FederatedDataset(store, shards, centres, settings.data.use_unlabelled, pixels)
+
+
+def _participants(
+    store: Store, centres: tuple[ClientPartition, ...], settings: Settings
+) -> tuple[ClientPartition, ...]:
+    only = settings.federation.only_site
+    if settings.federation.pool_sites:
+        return (pooled(centres),)
+    if only is not None:
+        chosen = tuple(centre for centre in centres if centre.site == only)
+        if not chosen:
+            names = ", ".join(centre.site for centre in centres)
+            raise UserError(f"federation.only_site={only}: no such site; allowed: {names}")
+        return chosen
+    if settings.data.labels_at == "server":
+        return labels_to_server(store, centres)
+    return centres
+
+
+def _pixels(store: Store, shards: Sequence[ClientPartition], strength: float, seed: int) -> Pixels:
+    if not strength:
+        return store.images
+    scanner_of = np.zeros(len(store.images), dtype=np.int64)
+    for number, shard in enumerate(shards):
+        scanner_of[shard.rows] = number
+    scanners = tuple(draw_scanner(strength, seed, shard.site) for shard in shards)
+    return ScannedImages(store.images, scanners, scanner_of)

@@ -1,0 +1,1 @@
+"""The prepared store: images decoded once, checked and kept as arrays."""

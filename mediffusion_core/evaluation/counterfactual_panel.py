@@ -1,0 +1,189 @@
+"""A fixed panel of test images, their counterfactuals, and figures over them."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.counterfactuals.target import Target
+from mediffusion_core.evaluation.similarity import mean_absolute
+from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.settings import CounterfactualSettings
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Test images and a target for each; chosen by label and seed, independently of any model."""
+
+    positions: Tensor
+    """Positions in the test set, (n,)."""
+    target: Target
+    names: tuple[str, ...]
+    """Each target as text: `remove Effusion`, `NV → MEL`."""
+
+
+def choose_panel(
+    targets: Tensor,
+    classes: tuple[str, ...],
+    multi_label: bool,
+    count: int,
+    seed: int,
+    *,
+    additions: bool = True,
+    between: tuple[int, int] | None = None,
+) -> Panel:
+    """Chooses a panel of up to `count` images from a test set's labels.
+
+    Multi-label: for every class in turn an image that has it, to remove it; then for every class an
+    image without it, to add it. Exclusive: between two classes, in both directions in turn. No
+    image is chosen twice.
+
+    Args:
+        targets: (N, C) in {0, 1}, NaN where missing.
+        classes: Names of the C classes.
+        multi_label: Whether the classes are independent.
+        count: Images at most.
+        seed: Chooses among the images that fit.
+        additions: Whether findings are also added; if not, they are only removed.
+        between: The two exclusive classes; the most frequent ones by default.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(targets), generator=generator)
+    if multi_label:
+        requests = _multi_label_requests(classes, additions)
+    else:
+        requests = _exclusive_requests(between or _most_frequent(targets))
+    pools = {one: order[targets[order, one.source] == one.label].tolist() for one in requests}
+    chosen: dict[int, _Request] = {}  # by position
+    while len(chosen) < count and any(pools.values()):
+        for request in requests:
+            pools[request] = [row for row in pools[request] if row not in chosen]
+            if pools[request] and len(chosen) < count:
+                chosen[pools[request][0]] = request
+    target = Target(
+        torch.tensor([one.target for one in chosen.values()], dtype=torch.long),
+        torch.tensor([not (multi_label and one.label) for one in chosen.values()]).bool(),
+        multi_label,
+    )
+    names = tuple(_name(one, classes, multi_label) for one in chosen.values())
+    return Panel(torch.tensor(list(chosen), dtype=torch.long), target, names)
+
+
+class _Request(NamedTuple):
+    """A change of class `target` for images in which class `source` has the label `label`."""
+
+    source: int
+    label: int
+    target: int
+
+
+def _multi_label_requests(classes: tuple[str, ...], additions: bool) -> list[_Request]:
+    removals = [_Request(index, 1, index) for index in range(len(classes))]
+    added = [_Request(index, 0, index) for index in range(len(classes)) if additions]
+    return removals + added
+
+
+def _exclusive_requests(between: tuple[int, int]) -> list[_Request]:
+    first, second = between
+    return [_Request(second, 1, first), _Request(first, 1, second)]
+
+
+def _name(request: _Request, classes: tuple[str, ...], multi_label: bool) -> str:
+    if multi_label:
+        return f"{'remove' if request.label else 'add'} {classes[request.target]}"
+    return f"{classes[request.source]} → {classes[request.target]}"
+
+
+def _most_frequent(targets: Tensor) -> tuple[int, int]:
+    first, second, *_ = targets.nan_to_num().sum(dim=0).argsort(descending=True).tolist()
+    return first, second
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """Counterfactuals of n images, with the model's classification before and after."""
+
+    sources: Tensor
+    """The model's reconstructions, (n, C, H, W); counterfactuals differ from them by guidance."""
+    images: Tensor
+    """The counterfactuals, (n, C, H, W)."""
+    before: Tensor
+    """Probabilities of the sources, encoded again from their pixels, (n, classes)."""
+    after: Tensor
+    """Probabilities of the counterfactuals, encoded again from their pixels, (n, classes)."""
+    eligible: Tensor
+    """(n,): the source was not already classified as the target."""
+    flipped: Tensor
+    """(n,): the counterfactual is classified as the target."""
+
+    def outcome(self, row: int) -> bool | None:
+        """Whether one image flipped; None where its source was already classified as the target."""
+        return bool(self.flipped[row]) if bool(self.eligible[row]) else None
+
+    def figures(self, target: Target) -> dict[str, float]:
+        """Flip rate, closeness and side effects over the panel.
+
+        `flip_rate`: share of the eligible images that reach their target. `l1`: mean absolute
+        change of a pixel, images in [0, 1]. `off_target`: mean absolute change of the other
+        classes' probabilities. `target_change`: mean rise of the target's confidence.
+        """
+        eligible = int(self.eligible.sum())
+        flips = int((self.flipped & self.eligible).sum())
+        return {
+            "flip_rate": flips / eligible if eligible else float("nan"),
+            "eligible": eligible,
+            "count": len(self.images),
+            "l1": float(mean_absolute(self.images, self.sources).mean()),
+            "off_target": float(off_target(self.before, self.after, target).nanmean()),
+            "target_change": float(target_change(self.before, self.after, target).mean()),
+        }
+
+
+def off_target(before: Tensor, after: Tensor, target: Target) -> Tensor:
+    """Mean |p_after - p_before| of the classes outside the target, (n,); nan if there are none.
+
+    Args:
+        before: Probabilities of the sources, (n, classes).
+        after: Probabilities of the counterfactuals, (n, classes).
+        target: What was asked for.
+    """
+    others = ~target.named(before.shape[1])
+    return ((after - before).abs() * others).sum(dim=1) / others.sum(dim=1)
+
+
+def target_change(before: Tensor, after: Tensor, target: Target) -> Tensor:
+    """Rise of the target's confidence, (n,); with several classes, of the least confident one."""
+    return target.confidence(after) - target.confidence(before)
+
+
+def make_counterfactuals(
+    model: TrainedModel, images: Tensor, target: Target, settings: CounterfactualSettings
+) -> Counterfactuals:
+    """Makes one counterfactual per image and classifies source and counterfactual.
+
+    Both have passed the autoencoder once, so they differ by guidance alone.
+
+    Args:
+        model: The trained model.
+        images: (n, C, H, W) in [0, 1].
+        target: The target of each.
+        settings: Guidance.
+    """
+    latents = model.encode(images)
+    return compare(model, latents, model.explain(latents, target, settings), target)
+
+
+def compare(model: TrainedModel, latents: Tensor, made: Tensor, target: Target) -> Counterfactuals:
+    """Decodes and classifies sources and counterfactuals, both latents (n, c, h, w)."""
+    sources, images = model.decode(latents), model.decode(made)
+    before = model.logits(model.encode(sources))
+    after = model.logits(model.encode(images))
+    return Counterfactuals(
+        sources=sources,
+        images=images,
+        before=model.probabilities(before),
+        after=model.probabilities(after),
+        eligible=~target.reached(before),
+        flipped=target.reached(after),
+    )

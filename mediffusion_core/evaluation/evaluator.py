@@ -1,0 +1,286 @@
+"""Evaluation on the public test set: every figure and picture of one evaluation round."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mediffusion_core.common.device import autocast
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.data.ground_truth import Truth
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
+from mediffusion_core.evaluation.calibration import brier_score, calibration_error
+from mediffusion_core.evaluation.classification import (
+    bootstrap_auc,
+    class_scores,
+    exact_auc,
+    interval,
+    macro,
+    macro_interval,
+)
+from mediffusion_core.evaluation.counterfactual_panel import choose_panel, make_counterfactuals
+from mediffusion_core.evaluation.features import build_extractor
+from mediffusion_core.evaluation.generation import (
+    frechet_distance,
+    halves_by_group,
+    kernel_distance,
+)
+from mediffusion_core.evaluation.similarity import psnr
+from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.models import LatentCodec, class_probabilities
+from mediffusion_core.reporting.pictures import (
+    CounterfactualRow,
+    save_counterfactual_panel,
+    save_reconstructions,
+    save_sample_grid,
+)
+from mediffusion_core.settings import Settings
+
+
+class Classifier(Protocol):
+    """A model whose classification can be evaluated."""
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits of calibrated probabilities."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Inputs of `logits` from images (N, C, H, W) in [0, 1]."""
+
+    def logits(self, latents: Tensor) -> Tensor:
+        """Logits (N, classes) of encoded images, returned on the CPU."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities (N, classes)."""
+
+
+SHOWN = 32
+"""Samples in the picture."""
+SMALLEST_HALF = 4
+"""Fewest images in each half of the test set."""
+RECONSTRUCTED = 512
+"""Images over which PSNR is averaged, at most."""
+
+
+class Evaluator:
+    """Evaluates models on the public test set, always with the same images and seeds."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        test: ImageSet,
+        groups: tuple[str, ...],
+        sites: tuple[str, ...],
+        classes: tuple[str, ...],
+        multi_label: bool,
+        truth: Truth | None = None,
+    ) -> None:
+        """Chooses the images of each figure from the public test set.
+
+        Args:
+            settings: Of the run.
+            test: The public test set, n images.
+            groups: Patient or lesion of each of the n images.
+            sites: Site of each of the n images.
+            classes: Names of the classes.
+            multi_label: Whether the classes are independent.
+            truth: Gives an image without a finding, where that is known, for the picture.
+
+        Raises:
+            UserError: the test set has too few images or patients, or a single exclusive class.
+        """
+        if len(classes) < 2 and not multi_label:
+            raise UserError(f"the only class is {', '.join(classes)}; telling apart needs two")
+        self._settings = settings
+        self._test = test
+        self._groups = groups
+        self._sites = np.array(sites)
+        self._classes = classes
+        self._multi_label = multi_label
+        self._truth = truth
+        count = settings.evaluation.counterfactual.count
+        self._halves = halves_by_group(
+            groups, settings.evaluation.num_samples, derive_seed(settings.seed, "spread")
+        )
+        if min(map(len, self._halves)) < SMALLEST_HALF:
+            raise UserError(
+                f"the test set holds {len(test)} images of {len(set(groups))} patients; FID needs "
+                f"two halves of {SMALLEST_HALF} images or more: raise data.test_fraction"
+            )
+        self._panel = choose_panel(
+            test.targets, classes, multi_label, count, derive_seed(settings.seed, "panel")
+        )
+
+    @classmethod
+    def of_hospitals(
+        cls, settings: Settings, hospitals: FederatedDataset, truth: Truth | None = None
+    ) -> Self:
+        """On the public test set that was split off the hospitals' images.
+
+        Raises:
+            UserError: as the constructor.
+        """
+        store = hospitals.store
+        groups, sites = hospitals.groups(hospitals.test_rows), hospitals.site_of_test()
+        test = hospitals.test()
+        return cls(settings, test, groups, sites, store.classes, store.multi_label, truth)
+
+    def reconstruction(self, codec: LatentCodec, pictures: Path) -> float:
+        """Mean PSNR in dB over up to 512 test images; writes a picture of eight."""
+        chosen = self._spread(RECONSTRUCTED)
+        images = self._test.take(chosen)
+        device = codec.mean.device
+        with torch.no_grad():
+            made = torch.cat(
+                [codec.decode(codec.encode(part.to(device))).cpu() for part in images.split(64)]
+            )
+        decibels = psnr(made, images)
+        shown = slice(0, 8)
+        save_reconstructions(
+            images[shown], made[shown], decibels[shown].numpy(), pictures / "reconstructions.png"
+        )
+        return float(decibels.mean())
+
+    def classification(self, model: Classifier) -> dict[str, Any]:
+        """AUC per class, macro and per site on the test set, with intervals over patients.
+
+        Scores are computed from the logits without the temperature: with exclusive classes it would
+        change the order of samples. `calibration` has figures with and without the temperature.
+        """
+        return self.classification_of(model, self.logits(model))
+
+    def logits(self, model: Classifier) -> Tensor:
+        """A model's logits (N, classes) of the test set's images."""
+        images = self._test.take(torch.arange(len(self._test)))
+        return model.logits(model.encode(images))
+
+    def classification_of(self, model: Classifier, logits: Tensor) -> dict[str, Any]:
+        """The figures of `classification` from logits (N, classes) of the test set's images."""
+        scores = class_scores(logits, self._multi_label)
+        targets = self._test.targets
+        per_class = exact_auc(scores, targets)
+        draws = bootstrap_auc(
+            scores,
+            targets,
+            self._groups,
+            self._settings.evaluation.num_bootstraps,
+            derive_seed(self._settings.seed, "bootstrap"),
+        )
+        return {
+            "auc_macro": macro(per_class),
+            "auc_macro_interval": macro_interval(per_class, draws),
+            "auc_per_class": {
+                name: {
+                    "auc": float(per_class[index]),
+                    "interval": interval(draws[:, index]),
+                    "positives": int((targets[:, index] == 1).sum()),
+                }
+                for index, name in enumerate(self._classes)
+            },
+            "auc_per_site": self._per_site(scores, targets),
+            "calibration": self._calibration(model, logits),
+        }
+
+    def generation(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
+        """FID and KID of samples against one half of the test set; writes a picture of samples.
+
+        `fid_floor` is the FID of the other half. There are as many samples as images in each half,
+        so `fid` and `fid_floor` can be compared. All are nan where the denoiser is not trained.
+        """
+        if not self._settings.training.joint.diffusion_weight:
+            return dict.fromkeys(("fid", "fid_floor", "kid", "kid_std"), math.nan)
+        first, second = self._real_features
+        seed = derive_seed(self._settings.seed, "samples")
+        precision = self._settings.training.precision
+        with autocast(precision, model.device):  # half the time, and no other distance
+            images = model.sample(len(second), self._settings.evaluation.sampling_steps, seed)
+        save_sample_grid(images[:SHOWN], pictures / "samples.png")
+        features = self._extractor(images)
+        kid, kid_std = kernel_distance(features, first, subset_size=min(100, len(first) // 2))
+        return {
+            "fid": frechet_distance(features, first),
+            "fid_floor": frechet_distance(second, first),
+            "kid": kid,
+            "kid_std": kid_std,
+            "num_samples": len(second),
+        }
+
+    def counterfactuals(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
+        """Flip rate, closeness and side effects over the fixed panel; writes its picture.
+
+        Empty where the panel is empty, or where one half of the network is not trained.
+        """
+        joint = self._settings.training.joint
+        if not len(self._panel.positions) or not joint.trains_both_halves:
+            return {}
+        settings = self._settings.evaluation.counterfactual
+        images = self._test.take(self._panel.positions)
+        begun = time.perf_counter()
+        made = make_counterfactuals(model, images, self._panel.target, settings)
+        seconds = time.perf_counter() - begun
+        rows = [
+            CounterfactualRow(
+                source=made.sources[row].numpy(),
+                counterfactual=made.images[row].numpy(),
+                target=self._panel.names[row],
+                classes=self._classes,
+                before=made.before[row].numpy(),
+                after=made.after[row].numpy(),
+                flipped=made.outcome(row),
+                truth=self._truth_of(row),
+            )
+            for row in range(min(settings.panel, len(images)))
+        ]
+        save_counterfactual_panel(rows, pictures / "counterfactuals.png")
+        figures = made.figures(self._panel.target)
+        return {**figures, "seconds_per_image": seconds / len(images)}
+
+    def _calibration(self, model: Classifier, logits: Tensor) -> dict[str, float]:
+        targets, multi_label = self._test.targets, self._multi_label
+        calibrated = model.probabilities(logits)
+        uncalibrated = class_probabilities(logits, multi_label)
+        return {
+            "temperature": model.temperature,
+            "ece": calibration_error(calibrated, targets, multi_label),
+            "ece_uncalibrated": calibration_error(uncalibrated, targets, multi_label),
+            "brier": brier_score(calibrated, targets, multi_label),
+            "brier_uncalibrated": brier_score(uncalibrated, targets, multi_label),
+        }
+
+    def _per_site(self, scores: Tensor, targets: Tensor) -> dict[str, float]:
+        return {
+            str(site): macro(exact_auc(scores[chosen], targets[chosen]))
+            for site in np.unique(self._sites)
+            for chosen in [torch.from_numpy(self._sites == site)]
+        }
+
+    def _truth_of(self, row: int) -> NDArray[np.float32] | None:
+        if self._truth is None or bool(self._panel.target.present[row]):
+            return None
+        finding = self._classes[int(self._panel.target.index[row])]
+        store_row = int(self._test.rows[int(self._panel.positions[row])])
+        pixels = self._truth(store_row, finding)
+        return None if pixels is None else (pixels.astype(np.float32) / np.float32(255))[None]
+
+    def _spread(self, count: int) -> Tensor:
+        order = torch.Generator().manual_seed(derive_seed(self._settings.seed, "spread"))
+        return torch.randperm(len(self._test), generator=order)[:count]
+
+    @cached_property
+    def _extractor(self) -> Callable[[Tensor], Tensor]:
+        evaluation = self._settings.evaluation
+        return build_extractor(evaluation.extractor, evaluation.inception_weights)
+
+    @cached_property
+    def _real_features(self) -> tuple[Tensor, Tensor]:
+        first, second = self._halves
+        return self._extractor(self._test.take(first)), self._extractor(self._test.take(second))

@@ -1,0 +1,1 @@
+"""A trained model: it classifies, samples and explains."""

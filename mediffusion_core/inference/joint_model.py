@@ -1,0 +1,259 @@
+"""A trained model on disk, and what it can do with images: classify, sample, explain."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.common.component_folder import read_folder, write_folder
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.counterfactuals.baselines.mediffusion import reference_counterfactual_latents
+from mediffusion_core.counterfactuals.compose import counterfactual_latents
+from mediffusion_core.counterfactuals.guided_model import GuidedModel
+from mediffusion_core.counterfactuals.target import Target
+from mediffusion_core.data.augmentation import turns_and_flips
+from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.diffusion.samplers import sample_latents
+from mediffusion_core.inference.classify import classify_latents, looks
+from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.models import JointUNet, LatentCodec, class_probabilities, untrained_codec
+from mediffusion_core.settings import CounterfactualSettings, Settings
+
+BATCH = 128
+
+
+@dataclass
+class TrainedModel:
+    """Codec and joint UNet with the names of their classes. All images are in [0, 1]."""
+
+    settings: Settings
+    classes: tuple[str, ...]
+    multi_label: bool
+    codec: LatentCodec
+    joint: JointUNet
+    temperature: float = 1.0
+    """What logits are divided by before they become probabilities; 1 leaves them as they are."""
+
+    def __post_init__(self) -> None:
+        """Puts both networks into evaluation mode and computes the noise schedule."""
+        self.codec.eval()
+        self.joint.eval()
+        self.alphas_cumprod = alphas_cumprod(self.settings.diffusion).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks stand."""
+        return self.codec.mean.device
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) to scaled latents (N, c, h, w)."""
+        return torch.cat([self.codec.encode(part.to(self.device)) for part in images.split(BATCH)])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (N, c, h, w) to images (N, C, H, W), on the CPU."""
+        return torch.cat([self.codec.decode(part).cpu() for part in latents.split(BATCH)])
+
+    @property
+    def guided(self) -> GuidedModel:
+        """The joint UNet as guidance knows it."""
+        diffusion = self.settings.diffusion
+        until = self.settings.training.joint.classified_until(diffusion.timesteps)
+        return GuidedModel(
+            self.joint, self.alphas_cumprod, diffusion.prediction, until, self.temperature
+        )
+
+    def logits(self, latents: Tensor) -> Tensor:
+        """Logits (N, classes) of clean latents (N, c, h, w), on the CPU."""
+        return logits_of(self.settings, self.joint, latents)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities (N, classes); logits as `logits` gives them."""
+        return class_probabilities(logits / self.temperature, self.multi_label)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Calibrated probabilities (N, classes) of images (N, C, H, W).
+
+        Raises:
+            UserError: if the classifier was not trained.
+        """
+        self.refuse_to_classify()
+        return self.probabilities(self.logits(self.encode(images)))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the head reads of clean images (N, C, H, W): pooled maps (N, F), on the CPU."""
+        found: list[Tensor] = []
+        pooling = self.joint.head.get_submodule("pooling")
+        hook = pooling.register_forward_hook(
+            lambda _module, _maps, pooled: found.append(pooled.cpu())
+        )
+        try:
+            for part in images.split(BATCH):
+                self.joint.classify(self.encode(part))
+        finally:
+            hook.remove()
+        return torch.cat(found)
+
+    def refuse_to_draw(self) -> None:
+        """Refuses what needs a denoiser where nobody has trained it.
+
+        Raises:
+            UserError: if the diffusion loss had no weight.
+        """
+        self._refuse_untrained("draws", "denoiser", "diffusion_weight")
+
+    def refuse_to_classify(self) -> None:
+        """Refuses what needs a classifier where nobody has trained it.
+
+        Raises:
+            UserError: if the classification loss had no weight.
+        """
+        self._refuse_untrained("classifies", "classifier", "classification_weight")
+
+    def _refuse_untrained(self, does: str, half: str, weight: str) -> None:
+        if not getattr(self.settings.training.joint, weight):
+            raise UserError(
+                f"this model {does} and changes no images: its {half} was not trained "
+                f"(training.joint.{weight}=0)"
+            )
+
+    def sample(self, count: int, steps: int, seed: int) -> Tensor:
+        """New images (count, C, H, W), the same for the same seed.
+
+        Raises:
+            UserError: if the denoiser was not trained.
+        """
+        self.refuse_to_draw()
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(count, *self.settings.latent_shape, generator=generator)
+        parts = [
+            sample_latents(
+                self.joint,
+                self.alphas_cumprod,
+                part.to(self.device),
+                steps,
+                self.settings.diffusion.prediction,
+            )
+            for part in noise.split(BATCH)
+        ]
+        return self.decode(torch.cat(parts))
+
+    def explain(self, latents: Tensor, target: Target, settings: CounterfactualSettings) -> Tensor:
+        """Latents (B, c, h, w) of counterfactuals of the images with the given latents.
+
+        The search looks at each as it will be judged: decoded, and encoded anew.
+
+        Raises:
+            UserError: if the denoiser or the classifier was not trained.
+        """
+        self.refuse_to_draw()
+        self.refuse_to_classify()
+
+        def look(made: Tensor) -> Tensor:
+            return self.logits(self.encode(self.decode(made))) / self.temperature
+
+        def explained(part: Tensor, wish: Target) -> Tensor:
+            return counterfactual_latents(self.guided, part, wish, settings, look)
+
+        return self.by_batch(latents, target, explained)
+
+    def by_batch(
+        self, latents: Tensor, target: Target, made: Callable[[Tensor, Target], Tensor]
+    ) -> Tensor:
+        """What is made of latents (B, c, h, w) and their targets, in batches on the device."""
+        parts = [
+            made(latents[rows].to(self.device), target.rows(rows).to(self.device))
+            for rows in torch.arange(len(latents)).split(BATCH)
+        ]
+        return torch.cat(parts)
+
+    def explain_as_published(
+        self, latents: Tensor, target: Target, *, start: float, scale: float, seed: int
+    ) -> Tensor:
+        """As `explain`, by the procedure of Mediffusion's authors: all steps, nothing kept."""
+        seeds = count(seed)
+
+        def published(part: Tensor, wish: Target) -> Tensor:
+            return reference_counterfactual_latents(
+                self.guided, part, wish, start=start, scale=scale, seed=next(seeds)
+            )
+
+        return self.by_batch(latents, target, published)
+
+    def save(self, folder: Path) -> None:
+        """Writes weights (safetensors) and description into a folder, atomically."""
+        components = {
+            AUTOENCODER: self.codec.state_dict(),
+            UNET: self.joint.unet.state_dict(),
+            HEAD: self.joint.head.state_dict(),
+        }
+        description = {
+            "classes": list(self.classes),
+            "multi_label": self.multi_label,
+            "temperature": self.temperature,
+            "settings": self.settings.shared(),
+        }
+        write_folder(folder, components, description)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Self:
+        """Opens a folder written by `save`.
+
+        Raises:
+            UserError: if there is no model in the folder.
+        """
+        if not (folder / "state.json").is_file():
+            raise UserError(f"no trained model in {folder}; has the run finished an evaluation?")
+        saved = read_folder(folder)
+        settings = Settings.model_validate(saved.state["settings"])
+        classes = tuple(saved.state["classes"])
+        codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
+        codec.load_state_dict(saved.load(AUTOENCODER))
+        joint = restore_joint(settings, len(classes), saved.load(UNET), saved.load(HEAD))
+        multi_label = bool(saved.state["multi_label"])
+        # Models that were written before there was a temperature have none.
+        temperature = float(saved.state.get("temperature", 1.0))
+        return cls(settings, classes, multi_label, codec.to(device), joint.to(device), temperature)
+
+
+def logits_of(settings: Settings, joint: JointUNet, latents: Tensor) -> Tensor:
+    """Logits (N, classes) of clean latents (N, c, h, w), as the settings ask for them; on the CPU.
+
+    At the noise levels of `evaluation.noise_levels`, through noise that the run's seed draws, and
+    over all orientations where a turned image is as likely as the original.
+    """
+    at = looks(
+        settings.evaluation.noise_levels,
+        alphas_cumprod(settings.diffusion),
+        settings.latent_shape,
+        derive_seed(settings.seed, "noise levels"),
+    )
+    free = turns_and_flips(settings.data.augmentation)
+    return classify_latents(joint, latents, orientation_free=free, at=at)
+
+
+def build_joint(settings: Settings, num_classes: int) -> JointUNet:
+    """An untrained joint UNet as the settings describe it."""
+    return JointUNet(settings.model.unet, settings.model.head, settings.latent_shape, num_classes)
+
+
+def restore_joint(
+    settings: Settings,
+    num_classes: int,
+    unet: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+) -> JointUNet:
+    """The joint UNet with a copy of the weights of its two components, on the CPU."""
+    with torch.device("meta"):  # no weights are drawn that would be loaded over
+        joint = build_joint(settings, num_classes)
+    for part, state in ((joint.unet, unet), (joint.head, head)):
+        own = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
+        part.load_state_dict(own, assign=True)
+    return joint

@@ -1,0 +1,1 @@
+"""What server and site say to each other, and how it travels."""

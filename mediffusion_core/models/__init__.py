@@ -1,0 +1,23 @@
+"""What has weights: the autoencoder and the joint UNet."""
+
+from mediffusion_core.models.autoencoder import (
+    Autoencoder,
+    LatentCodec,
+    channel_sums,
+    scale_from_sums,
+    untrained_codec,
+)
+from mediffusion_core.models.probabilities import class_probabilities
+from mediffusion_core.models.unet import JointUNet, build_unet, pooled_width
+
+__all__ = [
+    "Autoencoder",
+    "JointUNet",
+    "LatentCodec",
+    "build_unet",
+    "channel_sums",
+    "class_probabilities",
+    "pooled_width",
+    "scale_from_sums",
+    "untrained_codec",
+]

@@ -1,0 +1,92 @@
+"""The classifier: what it takes from the latent and the UNet's maps of it, and its layers."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mediffusion_core.models.latent_statistics import PER_CHANNEL, latent_moments
+from mediffusion_core.settings import HeadSettings
+
+
+class MeanPooling(nn.Module):
+    """The mean of each map over its positions."""
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) to features (B, Σ C_i)."""
+        return torch.cat([one.mean(dim=(2, 3)) for one in maps], dim=1)
+
+
+class AttentionPooling(nn.Module):
+    """A weighted mean of each map over its positions, with weights from a learned query.
+
+    With x_p the C channels at position p and q the map's query
+
+        z = Σ_p a_p x_p    a = softmax_p(q · x_p / √C)
+
+    which is the pooling of arXiv 1802.04712, equations 7 and 8, with one linear score in the place
+    of its hidden layer, scaled as in arXiv 1706.03762. A small finding need not drown in the mean.
+    The queries start at zero, where all positions weigh the same: training begins with the mean.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        """Takes the channels of each map."""
+        super().__init__()
+        self.queries = nn.ParameterList(torch.zeros(width) for width in widths)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) to features (B, Σ C_i)."""
+        return torch.cat(
+            [_attend(one, query) for one, query in zip(maps, self.queries, strict=True)], dim=1
+        )
+
+
+def _attend(one: Tensor, query: Tensor) -> Tensor:
+    positions = one.flatten(2)  # (B, C, P)
+    scores = torch.einsum("c,bcp->bp", query, positions) / len(query) ** 0.5
+    return torch.einsum("bp,bcp->bc", scores.softmax(dim=1), positions)
+
+
+class MomentsAndMaps(nn.Module):
+    """Moments of the latent beside the pooled maps that the encoder makes of it.
+
+    The maps are divided by the root of their number, so that all of them together weigh about as
+    much as one moment: the noise of private steps goes through every weight, and what it does to
+    the logits grows with the length of what the weights read.
+    """
+
+    def __init__(self, pooling: nn.Module) -> None:
+        """Takes the pooling of the maps."""
+        super().__init__()
+        self.maps = pooling
+
+    def forward(self, read: Sequence[Tensor]) -> Tensor:
+        """The latent (B, c, h, w) and maps (B, C_i, h_i, w_i) to features (B, 5 c + Σ C_i)."""
+        latents, *maps = read
+        pooled = self.maps(maps)
+        return torch.cat([latent_moments(latents), pooled / pooled.shape[1] ** 0.5], dim=1)
+
+
+class ClassifierHead(nn.Sequential):
+    """Pooling, then dropout, linear, LeakyReLU, dropout, linear.
+
+    Widths and layers are the reference's (arXiv 2411.09434). The layers are numbered from 0 and
+    pooling by the mean has no weights, so its weights have the same names as without a pooling.
+    """
+
+    def __init__(self, widths: Sequence[int], num_classes: int, settings: HeadSettings) -> None:
+        """Takes the channels of all that is read, with `moments` those of the latent first."""
+        latent, maps = (widths[:1], widths[1:]) if settings.moments else ((), widths)
+        pooling = AttentionPooling(maps) if settings.pooling == "attention" else MeanPooling()
+        layers = (
+            nn.Dropout(settings.dropout),
+            nn.Linear(PER_CHANNEL * sum(latent) + sum(maps), settings.hidden),
+            nn.LeakyReLU(0.2),
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.hidden, num_classes),
+        )
+        named = [(str(number), layer) for number, layer in enumerate(layers)]
+        read = MomentsAndMaps(pooling) if settings.moments else pooling
+        super().__init__(OrderedDict([("pooling", read), *named]))
+        self.reads_latents = settings.moments

@@ -1,0 +1,1 @@
+"""What private steps and statistics cost, before and after a run."""

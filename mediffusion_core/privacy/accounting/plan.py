@@ -1,0 +1,124 @@
+"""What a site's part in one run comes to: its steps, its noise, and all that it will release.
+
+All of it follows from the settings and from the site's noised counts, so that whoever sees it
+learns no more than those counts.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.privacy.accounting.accountant import Charge, noise_multiplier_for, within
+from mediffusion_core.privacy.dp_sgd.noise import Mechanism
+from mediffusion_core.settings import Settings
+from mediffusion_core.settings.privacy import PrivacySettings
+from mediffusion_core.training.schedule import local_steps
+
+AUTOENCODER, JOINT = "autoencoder", "joint"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A site's private rounds, for `units` units as its noised count has it."""
+
+    privacy: PrivacySettings
+    units: int
+    stages: tuple[tuple[str, float, int], ...]
+    """Each stage's name, passes over the units in a round, and rounds."""
+    noise_multiplier: float
+    """σ of every step."""
+    latent_sums: bool
+    """Whether sums over latents are released, for their scale."""
+
+    @classmethod
+    def of(cls, settings: Settings, units: int, noise_multiplier: float | None = None) -> "Plan":
+        """The plan of a run.
+
+        Args:
+            settings: Of the run.
+            units: The site's noised count.
+            noise_multiplier: If it is known; else it is the settings', or the least with which the
+                run stays within its ε, which takes seconds to find.
+
+        Raises:
+            UserError: if δ is larger than 1 / (10 n), where it promises a single unit too little,
+                or no noise is enough.
+        """
+        privacy, training = settings.privacy, settings.training
+        units = max(1, units)
+        if privacy.target_delta > 1 / (10 * units):
+            raise UserError(
+                f"privacy.target_delta={privacy.target_delta:g} is too large for a site of about "
+                f"{units} units; allowed is at most 1/(10 n) = {1 / (10 * units):.1e}"
+            )
+        stages = (
+            (AUTOENCODER, training.autoencoder.local_epochs, settings.autoencoder_rounds),
+            (JOINT, training.joint.local_epochs, settings.federation.num_rounds),
+        )
+        known = noise_multiplier or privacy.noise_multiplier
+        # With a public autoencoder comes its latents' scale; a hidden site tells of none.
+        summed = privacy.autoencoder != "public" and not settings.federation.client_level.enabled
+        plan = cls(privacy, units, stages, known or math.nan, summed)
+        return plan if known else replace(plan, noise_multiplier=_least_noise(plan))
+
+    @property
+    def sample_rate(self) -> float:
+        """q, with which a unit is in a step."""
+        return min(1.0, self.privacy.batch_size / self.units)
+
+    @property
+    def expected_units(self) -> float:
+        """Units that a step has on average; what the sum of a step is divided by."""
+        return self.sample_rate * self.units
+
+    @property
+    def release(self) -> Charge:
+        """What counts, or latent sums, cost."""
+        return Charge(1.0, self.privacy.release_noise, 1)
+
+    def steps(self, stage: str, round_number: int) -> int:
+        """Steps of a round of a stage."""
+        epochs = {name: passes for name, passes, _ in self.stages}[stage]
+        return local_steps(self.units, epochs, self.expected_units, round_number)
+
+    def step_charge(self, steps: int) -> Charge:
+        """What so many steps cost, at least one."""
+        return Charge(self.sample_rate, self.noise_multiplier, steps)
+
+    def releases(self) -> list[Charge]:
+        """What is released beside weights: counts, and where they are asked for latent sums."""
+        return [self.release] * (2 if self.latent_sums else 1)
+
+    def charges(self) -> list[Charge]:
+        """Everything that the run costs a unit of this site, if no round is made twice."""
+        steps = sum(
+            self.steps(stage, number)
+            for stage, _, rounds in self.stages
+            for number in range(1, rounds + 1)
+        )
+        training = [self.step_charge(steps)] if steps else []
+        return [*self.releases(), *training]
+
+    def mechanism(self) -> Mechanism:
+        """How the site makes each of its steps."""
+        return Mechanism(
+            self.sample_rate,
+            self.noise_multiplier,
+            self.privacy.max_grad_norm,
+            self.expected_units,
+            self.privacy.physical_batch_size,
+        )
+
+
+def _least_noise(plan: Plan) -> float:
+    target, delta = plan.privacy.target_epsilon, plan.privacy.target_delta
+    assert target is not None
+    if not within(plan.releases(), target, delta):
+        raise UserError(
+            f"privacy.target_epsilon={target:g} can't be had with "
+            f"privacy.release_noise={plan.privacy.release_noise:g}, whatever the noise of the "
+            "steps: raise either"
+        )
+    return noise_multiplier_for(
+        target, delta, lambda noise: replace(plan, noise_multiplier=noise).charges()
+    )

@@ -1,0 +1,1 @@
+"""DP-SGD: the private step of each stage, and its check."""

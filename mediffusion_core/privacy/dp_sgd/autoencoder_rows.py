@@ -1,0 +1,61 @@
+"""What a private step of the autoencoder stage sees of each unit, and the one loss that it has."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.diffusion.losses import reconstruction_loss
+from mediffusion_core.models import Autoencoder
+from mediffusion_core.privacy.units import UnitIndex
+from mediffusion_core.settings import AutoencoderTraining
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Of each unit K images, and the noise of their posterior samples."""
+
+    images: tuple[Tensor, ...]
+    """K of (n, C, H, W)."""
+    noise: tuple[Tensor, ...]
+    """K of (n, c, h, w)."""
+
+    def __len__(self) -> int:
+        """How many units, n."""
+        return len(self.images[0])
+
+    def take(self, units: Tensor) -> Self:
+        """Of some of the units."""
+        images = tuple(one[units.to(one.device)] for one in self.images)
+        return type(self)(images, tuple(one[units.to(one.device)] for one in self.noise))
+
+
+def draw_rows(
+    images: ImageSet,
+    index: UnitIndex,
+    units: Tensor,
+    multiplicity: int,
+    latent_shape: tuple[int, int, int],
+    device: torch.device,
+    generator: torch.Generator,
+) -> ImageRows:
+    """K images of each of the units (n,), each drawn by itself, with noise."""
+    chosen = [index.draw(units, generator) for _ in range(multiplicity)]
+    noise = [torch.randn(len(units), *latent_shape, generator=generator) for _ in chosen]
+    return ImageRows(
+        tuple(images.take(one).to(device) for one in chosen), tuple(one.to(device) for one in noise)
+    )
+
+
+def unit_losses(autoencoder: Autoencoder, settings: AutoencoderTraining, rows: ImageRows) -> Tensor:
+    """The loss of `train_autoencoder` for each unit, the mean over its K images, (n,)."""
+    losses = []
+    for images, noise in zip(rows.images, rows.noise, strict=True):
+        posterior = autoencoder.encode(images)
+        decoded = autoencoder.decode(posterior.mean + posterior.std * noise)
+        reconstructed = reconstruction_loss(decoded, images, settings.edge_weight)  # (n,)
+        divergence = posterior.kl() / images[0].numel()  # (n,)
+        losses.append(reconstructed + settings.kl_weight * divergence)
+    return torch.stack(losses).mean(dim=0)

@@ -1,0 +1,250 @@
+"""The model card of an exported pipeline: what it is for, what made it, how good it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mediffusion_core.reporting.report import (
+    NOT_MEASURED,
+    count,
+    interval,
+    largest_epsilon,
+    measured,
+    number,
+    percent,
+)
+from mediffusion_core.run_io.provenance import shorten
+from mediffusion_core.settings import Settings
+
+NOT_PRIVATE = (
+    "Trained without differential privacy: no privacy budget was spent because none was kept. "
+    "Weights of such a model can reveal images and labels that it was trained on. Give it to "
+    "nobody to whom you would not give these."
+)
+
+PRIVATE = (
+    "Trained with differential privacy (DP-SGD): for one {unit} more or less at a site, the "
+    "planned rounds of this run spend at most ε = {epsilon} at δ = {delta}, the largest of its "
+    "sites. A round that was made again, or an earlier run on the same patients, stands in the "
+    "sites' own ledgers and not here. Figures on the public test set are computed from its images "
+    "as they are, which no budget covers."
+)
+
+CLIENT_LEVEL = (
+    "The server cut what each site changed and noised the means: for the whole of one site more or "
+    "less, the weights spend ε = {epsilon} at δ = {delta}, of {rounds} noised means. That is a "
+    "promise about the weights alone. It trusts the server, and covers neither the numbers of "
+    "images and patients above nor figures on the public test set."
+)
+
+WHOLE = """One latent diffusion network that classifies images, draws new ones, and shows what an
+image would look like with or without a finding."""
+CLASSIFIER = """A latent diffusion network that classifies images and does nothing else: its
+denoiser was not trained, so that it draws none, and changes none."""
+DENOISER = """A latent diffusion network that draws images and does nothing else: its classifier
+was not trained, so that it classifies none, and changes none."""
+DRAW = "images = pipe(num_images=4, generator=torch.Generator().manual_seed(0)).images"
+CLASSIFY = "probabilities = pipe.classify(images)  # (N, {count}), in the order of pipe.classes"
+EXPLAIN = (
+    'changed = pipe.explain(Image.open("image.png"), "{first}")  # .sources, .images, .before, ...'
+)
+OPEN = 'images = [Image.open("image.png")]'
+CARD = """---
+library_name: diffusers
+tags:
+- medical-imaging
+- image-classification
+- counterfactual-explanation
+- federated-learning
+---
+
+# Joint diffusion model: {source}
+
+{purpose} It was trained by federated learning with FedMediffusion, by
+the method of Mediffusion ([arXiv 2411.09434](https://arxiv.org/abs/2411.09434)).
+
+## Use
+
+```sh
+pip install .   # in a checkout of FedMediffusion; neither Flower, Ray nor Hydra is needed
+```
+
+```python
+import torch
+from PIL import Image
+
+from mediffusion_core.run_io.pipeline import JointDiffusionPipeline
+
+pipe = JointDiffusionPipeline.from_pretrained("path/to/this/folder")
+{use}
+```
+
+Images are {channels}, {size} x {size} pixels; Pillow's images of any size are cropped to their
+centred square and resized. Classes, {kind}: {classes}.
+
+## Intended use
+
+Research on federated learning, on learning from few labels and on explanation of classifiers.
+**Not a medical device**: not validated for diagnosis, triage, treatment or any other decision about
+a person. A counterfactual explains this model and not the disease. Drawn images are no patients;
+what is learnt from them has to be tested on real ones. Images of another population, scanner,
+projection or preparation than those below are outside of what the figures say anything about.
+
+## Data
+
+{data}
+
+## Privacy
+
+{privacy}
+
+## Figures
+
+On the public test set of the run, on which no site trained; intervals are 95 %, from bootstraps
+over patients or lesions. Probabilities are calibrated by a temperature of {temperature}.
+
+{figures}
+
+{per_class}
+
+FID and KID are those of {extractor} features{comparable}. Their floor is what real images score
+against other real images, in the same number.
+
+## Made by
+
+Seed {seed}, commit {commit}, settings {settings_hash}. All settings but names of sites and paths
+stand in `model_index.json`.
+"""
+
+
+def model_card(
+    summary: Mapping[str, Any], settings: Settings, classes: tuple[str, ...], multi_label: bool
+) -> str:
+    """The card as Markdown, which names no site.
+
+    Args:
+        summary: `summary.json` of the completed run.
+        settings: Of the run.
+        classes: Names of the classes.
+        multi_label: Whether an image may have several.
+    """
+    extractor = settings.evaluation.extractor
+    purpose, use = _purpose(settings)
+    return CARD.format(
+        source=settings.data.source,
+        purpose=purpose,
+        use="\n".join(use).format(count=len(classes), first=classes[0]),
+        channels="grey" if settings.data.channels == 1 else "colour",
+        size=settings.data.image_size,
+        kind="of which an image may have several" if multi_label else "one an image",
+        classes=", ".join(classes),
+        data=_data(summary, settings),
+        privacy=_privacy(summary, settings),
+        temperature=number(_inside(summary, "calibration").get("temperature"), 2),
+        figures=_table(("figure", "value", "95 %, or beside it"), _figures(summary)),
+        per_class=_table(("class", "AUC", "95 %", "positives in the test set"), _classes(summary)),
+        extractor=extractor,
+        comparable="" if extractor == "inception" else ", which compare with nothing published",
+        seed=summary.get("seed", "unknown"),
+        commit=shorten(summary.get("commit")),
+        settings_hash=summary.get("settings_hash", "unknown"),
+    )
+
+
+def _purpose(settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """What a model is for, by what of it was trained, and the lines of code that do it."""
+    joint = settings.training.joint
+    if joint.trains_both_halves:
+        return WHOLE, (DRAW, CLASSIFY, EXPLAIN)
+    return (CLASSIFIER, (OPEN, CLASSIFY)) if joint.classification_weight else (DENOISER, (DRAW,))
+
+
+def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
+    units, sites = settings.privacy, settings.federation.client_level
+    promises = []
+    if units.enabled:
+        epsilon, delta = number(largest_epsilon(summary), 2), f"{units.target_delta:g}"
+        promises.append(PRIVATE.format(unit=units.unit, epsilon=epsilon, delta=delta))
+    if sites.enabled:
+        spent = _inside(summary, "client_level")
+        epsilon, delta = number(spent.get("epsilon"), 2), f"{sites.target_delta:g}"
+        rounds = count(spent.get("rounds"))
+        promises.append(CLIENT_LEVEL.format(epsilon=epsilon, delta=delta, rounds=rounds))
+    return "\n\n".join(promises) or NOT_PRIVATE
+
+
+def _data(summary: Mapping[str, Any], settings: Settings) -> str:
+    data, federation = settings.data, settings.federation
+    census = [one for one in _inside(summary, "census").values() if isinstance(one, Mapping)]
+    rows = [
+        ("source", f"`{data.source}`"),
+        ("sites", f"{federation.num_sites}, {data.partition}"),
+        *(
+            (name, count(sum(values)) if (values := _numbers(census, key)) else NOT_MEASURED)
+            for name, key in (
+                ("images", "images"),
+                ("patients or lesions", "patients"),
+                ("images in training", "train"),
+                ("of these with labels", "labelled"),
+                ("images that chose the model", "validation"),
+            )
+        ),
+    ]
+    if federation.in_one_place:
+        rows.append(("training", "in one place, without federation"))
+    return _table(("", ""), [row for row in rows if row[1] != NOT_MEASURED])
+
+
+def _numbers(census: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """What the sites say of one count; with differential privacy some counts are not sent."""
+    return [value for one in census if (value := measured(one.get(key))) is not None]
+
+
+def _figures(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    changed, calibration = _inside(summary, "counterfactual"), _inside(summary, "calibration")
+    floor, untrained = (number(summary.get(f"fid_{name}"), 1) for name in ("floor", "untrained"))
+    rows = [
+        (
+            "macro AUC",
+            number(summary.get("auc_macro")),
+            interval(summary.get("auc_macro_interval")),
+        ),
+        (
+            "macro AUC, pooled over the sites' validation patients",
+            number(summary.get("auc_pooled")),
+            interval(summary.get("auc_pooled_interval")),
+        ),
+        ("calibration error", number(calibration.get("ece")), ""),
+        ("Brier score", number(calibration.get("brier")), ""),
+        ("FID", number(summary.get("fid"), 1), f"floor {floor}, untrained {untrained}"),
+        ("KID", number(summary.get("kid"), 4), f"± {number(summary.get('kid_std'), 4)}"),
+        ("reconstruction", number(summary.get("psnr"), 1, " dB"), ""),
+        (
+            "counterfactuals that flip the model",
+            percent(changed.get("flip_rate")),
+            f"of {count(changed.get('eligible'))}",
+        ),
+        ("change of other classes", number(changed.get("off_target"), 4), "mean, probability"),
+    ]
+    return [row if row[1] != NOT_MEASURED else (row[0], row[1], "") for row in rows]
+
+
+def _classes(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            number((one or {}).get("auc")),
+            interval((one or {}).get("interval")),
+            count((one or {}).get("positives")),
+        )
+        for name, one in _inside(summary, "auc_per_class").items()
+    ]
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _inside(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = mapping.get(key)
+    return value if isinstance(value, Mapping) else {}

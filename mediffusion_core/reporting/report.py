@@ -1,0 +1,340 @@
+"""The report of a run: one HTML page beside the run's files, readable from disk, offline."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.reporting.pages import render_page
+from mediffusion_core.reporting.report_page import PAGE
+from mediffusion_core.run_io.provenance import shorten
+
+NOT_MEASURED = "not measured"
+
+CAPTIONS = {
+    "samples": "Images drawn from the global model.",
+    "reconstructions": "Images above, what the autoencoder makes of them below, PSNR under each.",
+    "counterfactuals": "What the same image would look like with another finding. Difference: "
+    "counterfactual minus source on one scale, blue darker, brown brighter. Probabilities are "
+    "the model's own, before and after.",
+    "curves": "Losses, reconstruction, AUC, FID and KID over the rounds.",
+    "sites": "What each site holds: images by use, and images per class.",
+}
+"""File name (without a suffix such as `_round_5`) to caption, in the order of the page."""
+
+STAGES = ("prepare", "census", "autoencoder", "latents", "joint", "judgement")
+
+
+def write_report(folder: Path) -> Path:
+    """Writes `report.html` into a run's folder from what the run has left there so far.
+
+    Reads `summary.json`, `settings.json`, `metrics.jsonl` and `pictures/*.png`; each may be
+    absent. A figure that is absent or null reads "not measured".
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: if the folder does not exist or one of the files cannot be read as JSON.
+    """
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist; give the folder of a run")
+    summary = _mapping(folder / "summary.json")
+    settings = _mapping(folder / "settings.json")
+    history = _history(folder / "metrics.jsonl")
+    page = render_page(
+        PAGE,
+        title=str(summary.get("experiment") or folder.resolve().name),
+        status=str(summary.get("status") or "unknown"),
+        facts=[*_facts(summary), ("Privacy", _privacy(summary, settings))],
+        cards=_cards(summary),
+        classes=_classes(summary),
+        sites=_sites(summary),
+        set_aside=_set_aside(summary),
+        counterfactual=_counterfactual(_inside(summary, "counterfactual")),
+        parameters=[(name, count(n)) for name, n in _inside(summary, "parameters").items()],
+        stages=_stages(history),
+        judgements=_judgements(history),
+        pictures=_pictures(folder / "pictures"),
+        settings=json.dumps(settings, indent=2, ensure_ascii=False) if settings else "",
+        not_measured=NOT_MEASURED,
+    )
+    target = folder / "report.html"
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def measured(value: Any) -> float | None:
+    """The value as a float, or None where it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def number(value: Any, digits: int = 3, unit: str = "") -> str:
+    """A figure with fixed digits, or "not measured"."""
+    value = measured(value)
+    return (
+        NOT_MEASURED
+        if value is None
+        else f"{value:.{digits}f}{unit}".replace("-", "\N{MINUS SIGN}")
+    )
+
+
+def percent(value: Any) -> str:
+    """A share in [0, 1] as a percentage, or "not measured"."""
+    value = measured(value)
+    return NOT_MEASURED if value is None else f"{100 * value:.0f} %"
+
+
+def count(value: Any) -> str:
+    """A whole number with separators, or "not measured"."""
+    value = measured(value)
+    return NOT_MEASURED if value is None else f"{value:,.0f}"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as hours, minutes and seconds, or "not measured"."""
+    value = measured(seconds)
+    if value is None:
+        return NOT_MEASURED
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def interval(bounds: Any, digits: int = 3) -> str:
+    """A 95 % interval such as `0.801 to 0.845`; empty where there is none."""
+    if not isinstance(bounds, Sequence) or len(bounds) != 2 or None in map(measured, bounds):
+        return ""
+    return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}"
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    texts = {
+        "Duration": duration(summary.get("seconds")),
+        "Rounds": count(summary.get("rounds")),
+        "Selected round": count(summary.get("selected_round")),
+        "Seed": str(summary["seed"]) if summary.get("seed") is not None else "unknown",
+        "Commit": shorten(summary.get("commit")),
+        "Settings hash": str(summary.get("settings_hash") or "unknown"),
+    }
+    return [(name, "unknown" if text == NOT_MEASURED else text) for name, text in texts.items()]
+
+
+def largest_epsilon(summary: Mapping[str, Any]) -> float | None:
+    """ε of the site whose units the run costs most; None where a site, maybe that one, has none."""
+    sites = _inside(_inside(summary, "privacy"), "sites").values()
+    spent = [measured(one.get("epsilon")) for one in sites]
+    known = [epsilon for epsilon in spent if epsilon is not None]
+    return max(known) if known and len(known) == len(spent) else None
+
+
+def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return "unknown"
+    units = _inside(settings, "privacy")
+    sites = _inside(_inside(settings, "federation"), "client_level")
+    promises = []
+    if units.get("enabled"):
+        epsilon, delta = number(largest_epsilon(summary), 2), units.get("target_delta")
+        promises.append(f"ε {epsilon} for one {units.get('unit')} at δ {delta}")
+    if sites.get("noise_multiplier"):
+        epsilon = number(_inside(summary, "client_level").get("epsilon"), 2)
+        promises.append(f"ε {epsilon} for a whole site at δ {sites.get('target_delta')}")
+    return "; ".join(promises) or "no differential privacy"
+
+
+def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    moved, calibration = _inside(summary, "counterfactual"), _inside(summary, "calibration")
+
+    def intervals(key: str) -> str:
+        text = interval(summary.get(key))
+        return f"95 % interval {text}" if text else ""
+
+    def noted(**values: str) -> str:
+        return ", ".join(f"{k} {v}" for k, v in values.items() if v != NOT_MEASURED)
+
+    spread = measured(summary.get("kid_std"))
+    return [
+        _card("AUC, test", number(summary.get("auc_macro")), intervals("auc_macro_interval")),
+        _card(
+            "AUC, sites pooled",
+            number(summary.get("auc_pooled")),
+            intervals("auc_pooled_interval"),
+        ),
+        _card(
+            "Calibration error, test",
+            number(calibration.get("ece")),
+            noted(
+                uncalibrated=number(calibration.get("ece_uncalibrated")),
+                temperature=number(calibration.get("temperature"), 2),
+            ),
+        ),
+        _card(
+            "Brier score, test",
+            number(calibration.get("brier")),
+            noted(uncalibrated=number(calibration.get("brier_uncalibrated"))),
+        ),
+        _card(
+            "FID",
+            number(summary.get("fid"), 1),
+            noted(
+                floor=number(summary.get("fid_floor"), 1),
+                untrained=number(summary.get("fid_untrained"), 1),
+            ),
+        ),
+        _card(
+            "KID", number(summary.get("kid"), 4), f"± {spread:.4f}" if spread is not None else ""
+        ),
+        _card("Reconstruction PSNR", number(summary.get("psnr"), 1, " dB"), "autoencoder"),
+        _card(
+            "Counterfactuals that flip",
+            percent(moved.get("flip_rate")),
+            noted(of=count(moved.get("eligible"))),
+        ),
+    ]
+
+
+def _card(name: str, value: str, note: str) -> dict[str, str]:
+    return {"name": name, "value": value, "note": "" if value == NOT_MEASURED else note}
+
+
+def _classes(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, figures in _inside(summary, "auc_per_class").items():
+        figures = figures or {}
+        dot = measured(figures.get("auc"))
+        bounds = "" if dot is None else interval(figures.get("interval"))
+        rows.append(
+            {
+                "name": name,
+                "auc": number(figures.get("auc")),
+                "dot": dot,
+                "interval": bounds,
+                "bounds": [float(x) for x in figures["interval"]] if bounds else None,
+                "positives": count(figures.get("positives")),
+            }
+        )
+    return rows
+
+
+def _sites(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    census, auc = _inside(summary, "census"), _inside(summary, "auc_per_site")
+    keys = ("images", "patients", "train", "labelled", "validation", "test")
+    return [
+        (name, [count(_inside(census, name).get(key)) for key in keys] + [number(auc.get(name))])
+        for name in dict.fromkeys([*census, *auc])
+    ]
+
+
+def _set_aside(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Replies that did not count: stage and round, site, kind of message, reason."""
+    return [
+        [f"{one['stage']} {one['round']}", one["site"], one["kind"], one["reason"]]
+        for one in summary.get("set_aside", ())
+    ]
+
+
+def _counterfactual(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        ("Images", count(figures.get("count")), "test images that were changed"),
+        ("To be flipped", count(figures.get("eligible")), "not seen as the class from the start"),
+        ("Flip rate", percent(figures.get("flip_rate")), "of those reached the class asked for"),
+        ("Change in the image", number(figures.get("l1"), 4), "mean |difference|, range 0 to 1"),
+        (
+            "Change in other classes",
+            number(figures.get("off_target"), 4),
+            "mean |change| of the probabilities that nobody asked to change",
+        ),
+        ("Time an image", number(figures.get("seconds_per_image"), 2, " s"), ""),
+    ]
+
+
+def _stages(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    rows = []
+    for stage in STAGES:
+        lines = [line for line in history if line.get("stage") == stage]
+        if lines:
+            rows.append(
+                {
+                    "name": stage,
+                    "round": count(max(measured(line.get("round")) or 0 for line in lines)),
+                    "rounds": count(lines[-1].get("rounds")),
+                    "time": duration(lines[-1].get("time")),
+                }
+            )
+    return rows
+
+
+def _judgements(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    by_round = {line["round"]: line for line in history if line.get("stage") == "judgement"}
+    return [
+        [
+            count(index),
+            number(line.get("auc_macro")),
+            number(line.get("auc_pooled")),
+            number(line.get("fid"), 1),
+            number(line.get("kid"), 4),
+            percent(_inside(line, "counterfactual").get("flip_rate")),
+        ]
+        for index, line in sorted(by_round.items())
+    ]
+
+
+def _pictures(folder: Path) -> list[dict[str, str]]:
+    known = list(CAPTIONS)
+
+    def order(path: Path) -> tuple[int, str]:
+        kind = _kind(path.stem)
+        return (known.index(kind) if kind else len(known), path.name)
+
+    return [
+        {
+            "source": f"pictures/{quote(path.name)}",
+            "name": path.stem.replace("_", " ").capitalize(),
+            "caption": CAPTIONS.get(_kind(path.stem) or "", ""),
+        }
+        for path in sorted(folder.glob("*.png"), key=order)
+    ]
+
+
+def _kind(stem: str) -> str | None:
+    return next((kind for kind in CAPTIONS if stem == kind or stem.startswith(f"{kind}_")), None)
+
+
+def _inside(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = mapping.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON; restore the run's own file") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _history(path: Path) -> list[Mapping[str, Any]]:
+    if not path.exists():
+        return []
+    texts = path.read_text(encoding="utf-8").splitlines()
+    lines: list[Mapping[str, Any]] = []
+    for place, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            # A run that was stopped while writing leaves half a line at the end, and only there.
+            if place < len(texts):
+                raise UserError(f"{path} line {place} is not valid JSON") from None
+    return lines

@@ -1,0 +1,45 @@
+"""The classifier as a component of a diffusers pipeline."""
+
+from collections.abc import Sequence
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from mediffusion_core.models.head import ClassifierHead
+from mediffusion_core.settings import HeadSettings
+
+__all__ = ["ExportedHead", "ModelMixin"]
+# diffusers looks for the base class, which tells it how to load, beside the class.
+
+
+class ExportedHead(ModelMixin, ConfigMixin):
+    """From all that the head reads to logits, with what these are called.
+
+    Its configuration has the classes in the order of the logits, whether an image may have several
+    of them, and the temperature by which logits are divided before they become probabilities.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        widths: Sequence[int],
+        classes: Sequence[str],
+        multi_label: bool,
+        temperature: float = 1.0,
+        hidden: int = 1024,
+        dropout: float = 0.3,
+        pooling: str = "mean",
+        moments: bool = False,
+    ) -> None:
+        """Takes the channels of what is read, the logits' meaning, and the layers' settings."""
+        super().__init__()
+        settings = HeadSettings.model_validate(
+            {"hidden": hidden, "dropout": dropout, "pooling": pooling, "moments": moments}
+        )
+        self.layers = ClassifierHead(widths, len(classes), settings)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i), with `moments` the latent first, to logits (B, classes)."""
+        logits: Tensor = self.layers(maps)
+        return logits

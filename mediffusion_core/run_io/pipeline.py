@@ -1,0 +1,278 @@
+"""A trained model as a pipeline of diffusers: it samples, classifies and explains."""
+
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers.utils import is_accelerate_available
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.counterfactuals.target_by_name import class_indices, wish_for
+from mediffusion_core.data.store.images import ImageError, fit, to_8_bit
+from mediffusion_core.diffusion.scheduler import EvenDDIMScheduler, build_scheduler
+from mediffusion_core.evaluation.counterfactual_panel import Counterfactuals, make_counterfactuals
+from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.models import Autoencoder, JointUNet, LatentCodec
+from mediffusion_core.models.unet import head_widths
+from mediffusion_core.run_io.exported_head import ExportedHead
+from mediffusion_core.settings import CounterfactualSettings, Settings
+
+BATCH = 64
+
+Pictures = Tensor | Image.Image | Sequence[Image.Image]
+"""Images as a user has them: (N, C, H, W) in [0, 1] of the model's size, or Pillow's, of any."""
+
+
+class JointDiffusionPipeline(DiffusionPipeline):
+    """One network that draws images, classifies them and shows what would change its mind.
+
+    ```python
+    pipe = JointDiffusionPipeline.from_pretrained("exported")
+    images = pipe(num_images=4, generator=torch.Generator().manual_seed(0)).images
+    probabilities = pipe.classify(images)  # (4, classes), in the order of pipe.classes
+    changed = pipe.explain(images, "Effusion")
+    ```
+
+    What it says and explains is what `TrainedModel` says of the same weights, since it asks one;
+    its sampler is the scheduler, and another one of diffusers may take its place.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DModel,
+        head: ExportedHead,
+        scheduler: EvenDDIMScheduler,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        """Takes the components, and the settings of the run as plain JSON values.
+
+        Args:
+            vae: On patches of pixels as channels; its configuration has the latents' scale.
+            unet: The denoiser, whose encoder the head reads.
+            head: The classifier, with the names of the classes.
+            scheduler: Any scheduler of diffusers that takes the noise process.
+            settings: `Settings.shared()`; not optional, but diffusers knows a part of the
+                configuration by its having a default.
+
+        Raises:
+            UserError: without settings.
+        """
+        super().__init__()
+        if settings is None:
+            raise UserError("JointDiffusionPipeline needs the settings of the run")
+        self.register_modules(vae=vae, unet=unet, head=head, scheduler=scheduler)
+        self.register_to_config(settings=settings)
+
+    @classmethod
+    def of(cls, model: TrainedModel, settings: Settings | None = None) -> "JointDiffusionPipeline":
+        """The pipeline of a trained model, whose weights it shares.
+
+        Args:
+            model: The model.
+            settings: What is written about its making; the model's own by default.
+        """
+        settings = settings or model.settings
+        vae = model.codec.autoencoder.kl
+        scale = {"mean": model.codec.mean, "std": model.codec.std}
+        vae.register_to_config(
+            **{f"latents_{name}": value.flatten().tolist() for name, value in scale.items()}
+        )
+        head = ExportedHead(
+            widths=head_widths(settings.model.unet, settings.model.head, settings.latent_shape[0]),
+            classes=list(model.classes),
+            multi_label=model.multi_label,
+            temperature=model.temperature,
+            **settings.model.head.model_dump(),
+        )
+        head.layers = model.joint.head
+        scheduler = build_scheduler(settings.diffusion)
+        return cls(vae, model.joint.unet, head.eval(), scheduler, settings.shared())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> "JointDiffusionPipeline":
+        """Opens a folder that `save_pretrained` or `fed-mediffusion export` has written.
+
+        Args:
+            folder: The folder, or the name of a repository on a model hub.
+            options: Of `DiffusionPipeline.from_pretrained`.
+        """
+        # Otherwise diffusers warns three times that accelerate is not installed.
+        options.setdefault("low_cpu_mem_usage", is_accelerate_available())
+        pipeline: JointDiffusionPipeline = super().from_pretrained(folder, **options)
+        # Weights lie in the file's mapping as they come; kernels round differently where memory is
+        # not aligned, and guidance makes a visible difference of that.
+        for module in (pipeline.vae, pipeline.unet, pipeline.head):
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.clone()
+        return pipeline
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        return tuple(self.head.config.classes)
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The same networks as the rest of this project knows them.
+
+        Raises:
+            UserError: if they are in another precision than the one they were trained in.
+        """
+        if self.dtype != torch.float32:
+            raise UserError(f"the pipeline works in torch.float32, not in {self.dtype}")
+        settings = Settings.model_validate(dict(self.config.settings))
+        scale = self.vae.config
+        codec = LatentCodec(
+            Autoencoder.of(self.vae, settings.model.autoencoder.patch_size),
+            torch.tensor(scale.latents_mean),
+            torch.tensor(scale.latents_std),
+        )
+        return TrainedModel(
+            settings,
+            self.classes,
+            self.head.config.multi_label,
+            codec.to(self.device),
+            JointUNet.of(self.unet, self.head.layers),
+            self.head.config.temperature,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_images: int = 1,
+        num_inference_steps: int = 20,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draws images; with the same generator's state the same ones.
+
+        Args:
+            num_images: N.
+            num_inference_steps: Denoising steps.
+            generator: Of the noise, and of what a scheduler adds to it at each step.
+            output_type: `pil` for a list of Pillow's images, `pt` for a tensor (N, C, H, W) in
+                [0, 1], `np` for an array (N, H, W, C).
+            return_dict: Whether to name the result `images`.
+
+        Raises:
+            UserError: fewer than 1 image or step, another output type, or an untrained denoiser.
+        """
+        for name, value in (("images", num_images), ("inference_steps", num_inference_steps)):
+            if value < 1:
+                raise UserError(f"num_{name}={value}: allowed are 1 and more")
+        if output_type not in ("pil", "pt", "np"):
+            raise UserError(f"output_type={output_type!r}: allowed are pil, pt, np")
+        model = self.trained
+        model.refuse_to_draw()
+        shape = (num_images, *model.settings.latent_shape)
+        noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+        noise = noise * self.scheduler.init_noise_sigma
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        parts = list(noise.split(BATCH))
+        with self.progress_bar(total=len(parts) * len(self.scheduler.timesteps)) as bar:
+            latents = [self._denoise(model.joint, part, generator, bar) for part in parts]
+        images = _as_asked(model.decode(torch.cat(latents)), output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def classify(self, images: Pictures) -> Tensor:
+        """Calibrated probabilities (N, classes) of images, on the CPU.
+
+        Raises:
+            UserError: if the images are not of the model's size and channels, or not in [0, 1], or
+                if the classifier was not trained.
+        """
+        model = self.trained
+        return model.classify(_as_batch(images, model.settings))
+
+    def explain(
+        self,
+        images: Pictures,
+        target: str | Sequence[str],
+        present: bool | None = None,
+        guidance: CounterfactualSettings | None = None,
+    ) -> Counterfactuals:
+        """What would have to change for the model to decide otherwise.
+
+        Args:
+            images: N images.
+            target: A class. If classes exclude each other, what the images should become; else it
+                may be several, which change at once while the others are held.
+            present: Of findings, whether the images should have them; by default each is removed
+                where the model sees it and added where it does not.
+            guidance: How hard the classifier pulls; as the run's settings say by default.
+
+        Returns:
+            `images`, the counterfactuals (N, C, H, W) in [0, 1]; `sources`, the model's
+            reconstructions of the images; their probabilities `after` and `before` (N, classes);
+            which have `flipped` (N,).
+
+        Raises:
+            UserError: as `classify`; if the denoiser was not trained; if the target is no class,
+                names one twice or several that exclude each other, or if an exclusive one is to be
+                absent.
+        """
+        model = self.trained
+        names = [target] if isinstance(target, str) else target
+        indices = class_indices(names, self.classes, model.multi_label)
+        batch = _as_batch(images, model.settings)
+        wish = wish_for(indices, model.classify(batch), model.multi_label, present)
+        guidance = guidance or model.settings.evaluation.counterfactual
+        return make_counterfactuals(model, batch, wish, guidance)
+
+    def _denoise(
+        self, joint: JointUNet, latents: Tensor, generator: torch.Generator | None, bar: Any
+    ) -> Tensor:
+        """One batch (B, c, h, w) from noise to latents."""
+        takes_generator = "generator" in signature(self.scheduler.step).parameters
+        options = {"generator": generator} if takes_generator else {}
+        # A scheduler of higher order remembers the last steps, which were another batch's.
+        self.scheduler.set_timesteps(self.scheduler.num_inference_steps, device=self.device)
+        for timestep in self.scheduler.timesteps:
+            given = self.scheduler.scale_model_input(latents, timestep)
+            output = joint.denoise(given, timestep.expand(len(latents)))
+            stepped = self.scheduler.step(output, timestep, latents, return_dict=False, **options)
+            latents = stepped[0]
+            bar.update()
+        return latents
+
+
+def _as_asked(images: Tensor, output_type: str) -> Any:
+    if output_type == "pt":
+        return images
+    pixels = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, C)
+    if output_type == "np":
+        return pixels
+    whole = (pixels * 255).round().astype(np.uint8)
+    return [Image.fromarray(one.squeeze(-1) if one.shape[2] == 1 else one) for one in whole]
+
+
+def _as_batch(images: Pictures, settings: Settings) -> Tensor:
+    """Images as training saw them: (N, C, H, W) in [0, 1]; of a tensor nothing is resized."""
+    size, channels = settings.data.image_size, settings.data.channels
+    if isinstance(images, Tensor):
+        wanted = (channels, size, size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
+            raise UserError(
+                f"images of shape {tuple(images.shape)}: this model takes (N, {channels}, {size}, "
+                f"{size}) in [0, 1], or Pillow's images of any size"
+            )
+        if not images.is_floating_point() or not 0 <= images.min() <= images.max() <= 1:
+            raise UserError("images must be floating-point numbers in [0, 1]; divide bytes by 255")
+        return images.float()
+    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    if not pictures or not all(isinstance(one, Image.Image) for one in pictures):
+        raise UserError("images must be a tensor (N, C, H, W), a Pillow image or a list of them")
+    try:
+        fitted = [fit(to_8_bit(one), size, channels) for one in pictures]
+    except ImageError as error:
+        raise UserError(f"an image cannot be used: {error}") from None
+    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).float() / 255

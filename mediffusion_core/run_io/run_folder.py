@@ -1,0 +1,143 @@
+"""The run folder: everything that a run leaves behind, in one place."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.settings import RunSettings, Settings
+
+
+def run_path(settings: RunSettings, run_id: int) -> Path:
+    """The folder of a run: the one it was given, or one named by Flower's id of the run."""
+    return settings.folder or Path.cwd() / "runs" / f"flwr-{run_id}"
+
+
+class RunFolder:
+    """Paths and records of one run.
+
+    `settings.json` (resolved), `metrics.jsonl`, `summary.json`, `plan.json`, `checkpoints/`,
+    `pictures/`, `model/` (what predict, sample and explain load) and `sites/` (in simulation,
+    what the sites keep to themselves).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Takes the folder; creates nothing."""
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.pictures = path / "pictures"
+        self.model = path / "model"
+        self.metrics = path / "metrics.jsonl"
+
+    def create(self, settings: Settings) -> None:
+        """Makes the folder and writes the resolved settings into it.
+
+        Raises:
+            UserError: if the folder holds a run with other settings.
+        """
+        self.refuse_others(settings)
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        resolved = {"settings_hash": settings.fingerprint(), **settings.shared()}
+        write_json(self.path / "settings.json", resolved)
+
+    def refuse_others(self, settings: Settings) -> None:
+        """Leaves a folder alone that holds a run with other settings.
+
+        Raises:
+            UserError: if it does, or if it is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run folder {self.path} is not a folder; choose another run.folder")
+        written = self.path / "settings.json"
+        if written.is_file():
+            before = json.loads(written.read_text()).get("settings_hash")
+            if before != settings.fingerprint():
+                raise UserError(
+                    f"run folder {self.path.name} holds a run with other settings "
+                    f"(hash {before}, now {settings.fingerprint()}); choose another run.folder"
+                )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from running in the folder, which is made where missing.
+
+        Raises:
+            UserError: if another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"another process runs in {self.path}; wait for its end, or choose another "
+                "run.folder"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def record(self, **entry: Any) -> None:
+        """Appends one line to `metrics.jsonl`; NaN becomes null."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(entry)) + "\n")
+            file.flush()
+
+    def history(self) -> list[dict[str, Any]]:
+        """All complete lines of `metrics.jsonl`."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, lines: int) -> None:
+        """Keeps the first lines of `metrics.jsonl` and drops the rest, which will be run again."""
+        if not self.metrics.is_file():
+            return
+        kept = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.metrics)
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`."""
+        write_json(self.path / "summary.json", summary)
+
+    def point_latest(self) -> None:
+        """Makes `latest`, beside the folder, point at it; a link that exists is replaced.
+
+        The link is a convenience: where it can't be made, or something else has its name, the run
+        goes on without it.
+        """
+        link = self.path.parent / "latest"
+        temporary = self.path.parent / f".latest.{os.getpid()}"
+        if link.exists() and not link.is_symlink():
+            return
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(self.path.name)
+            temporary.replace(link)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON atomically; NaN and infinities become null."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(_finite(dict(value)), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""Pseudo-labels for unlabelled images."""

@@ -1,0 +1,93 @@
+"""The server's side of the federation."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from configs.compose import compose, split
+from mediffusion_core.common.device import resolve_device
+from mediffusion_core.data.ground_truth import patients_without
+from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
+from mediffusion_core.evaluation.evaluator import Evaluator
+from mediffusion_core.reporting.report import write_report
+from mediffusion_core.run_io.provenance import current_commit
+from mediffusion_core.run_io.run_folder import RunFolder, run_path, write_json
+from mediffusion_core.settings import Settings
+from server.flower_sites import FlowerSites
+from server.reply_contract import ReplyContract
+from server.run import FederatedRun
+from server.sites import Sites
+from server.state import fresh_state, restore_state
+
+app = ServerApp()
+
+ERROR = "error.txt"
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs the federation that the run's configuration describes."""
+    config = context.run_config
+    settings = compose(str(config["config-name"]), split(str(config["overrides"])))
+    # While the server judges the sites wait, so it may use every core.
+    torch.set_num_threads(os.cpu_count() or 1)
+    folder = RunFolder(run_path(settings.run, context.run_id))
+    serve(lambda contract: FlowerSites(grid, settings, contract), settings, folder)
+
+
+def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder) -> None:
+    """Runs the federation, or what is left of it, and ends with its summary and report.
+
+    Args:
+        connect: Makes the sites of the run, given the contract that their replies must keep.
+        settings: Of the run.
+        folder: Of the run.
+
+    Raises:
+        Exception: whatever ended the run early; the summary then names it.
+    """
+    folder.create(settings)
+    folder.point_latest()
+    try:
+        figures = _run(connect, settings, folder)
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
+        folder.summarise({"status": "failed", "error": text, **_identity(settings)})
+        raise
+    folder.summarise({"status": "completed", **figures, **_identity(settings)})
+    write_report(folder.path)
+
+
+def _run(
+    connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder
+) -> dict[str, Any]:
+    federation = settings.federation
+    plan = {"autoencoder": settings.autoencoder_rounds, "joint": federation.num_rounds}
+    write_json(folder.path / "plan.json", plan)
+    restored = restore_state(folder, settings.fingerprint())
+    hospitals = open_federated_dataset(settings)
+    store = hospitals.store
+    run = FederatedRun(
+        settings,
+        connect(ReplyContract(settings, len(store.classes))),
+        Evaluator.of_hospitals(settings, hospitals, patients_without(settings, hospitals)),
+        folder,
+        restored or fresh_state(settings, len(store.classes)),
+        store.classes,
+        store.multi_label,
+        resolve_device(settings.device),
+    )
+    return run.execute()
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    return {
+        "settings_hash": settings.fingerprint(),
+        "seed": settings.seed,
+        "commit": current_commit(),
+    }

@@ -1,0 +1,1 @@
+"""From the sites' weights to the next global weights."""

@@ -1,0 +1,123 @@
+"""Client-level differential privacy: the server noises each mean, so that no site's part shows.
+
+DP-FedAvg (arXiv 1710.06963, algorithm 1) with every site of equal weight. With Δ_k what site k
+changed in all weights of a stage, as one vector, and m the number of sites that are asked, the
+server's mean is
+
+    θ + (Σ_k min(1, C / ‖Δ_k‖) Δ_k + σ C z) / m,   z ~ N(0, I)
+
+m is a constant: a site that is silent, or had nothing to train a component on, changed nothing.
+Whoever sees the global weights, but not what the sites sent, learns of a whole site only as much as
+the composed Gaussian mechanism allows. A site pays for every round, also for those that it was not
+drawn for, since who is drawn follows from the run's seed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.common.files import sync
+from mediffusion_core.messaging.protocol import WEIGHTED_BY
+from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
+from mediffusion_core.privacy.dp_sgd.randomness import normal
+from mediffusion_core.settings import ClientLevelSettings
+from server.messages import Reply
+
+StateDict = Mapping[str, Tensor]
+
+FILE = "client_level.jsonl"
+"""In the run's folder: a line for each noised mean, written before there is one."""
+
+
+class ClientLevelPrivacy:
+    """Makes the noised means of a run, and counts them over all its restarts."""
+
+    def __init__(self, settings: ClientLevelSettings, participants: int, folder: Path) -> None:
+        """Takes how much noise there is, m, and the run's folder."""
+        assert settings.noise_multiplier is not None
+        self._noise, self._bound = settings.noise_multiplier, settings.max_update_norm
+        self._delta = settings.target_delta
+        self._participants = participants
+        self._path = folder / FILE
+
+    def means(
+        self,
+        stage: str,
+        round_number: int,
+        sent: Mapping[str, StateDict],
+        replies: Sequence[Reply],
+    ) -> dict[str, dict[str, Tensor]]:
+        """The noised means of a round, on the disk as spent when this returns.
+
+        Args:
+            stage: Its name.
+            round_number: From 1.
+            sent: The stage's weights as the sites were sent them, by component.
+            replies: What came back, with those components.
+        """
+        self._charge(stage, round_number)
+        before = _flat(sent)
+        sums = {key: torch.zeros_like(value) for key, value in before.items()}
+        for reply in replies:
+            changes = _changes(before, reply)
+            factor = min(1.0, self._bound / max(_norm(changes), 1e-30))
+            for key, change in changes.items():
+                sums[key] += factor * change
+        means: dict[str, dict[str, Tensor]] = {component: {} for component in sent}
+        for (component, name), total in sums.items():
+            noised = total + self._noise * self._bound * normal(total.shape)
+            mean = before[component, name] + noised / self._participants
+            means[component][name] = mean.to(sent[component][name].dtype)
+        return means
+
+    def spent(self) -> dict[str, Any]:
+        """What the run has cost a site so far: ε at δ, and of how many noised means."""
+        rounds = len(self._path.read_text().split()) if self._path.exists() else 0
+        charges = [Charge(1.0, self._noise, rounds)] if rounds else []
+        return {
+            "epsilon": epsilon(charges, self._delta),
+            "target_delta": self._delta,
+            "noise_multiplier": self._noise,
+            "rounds": rounds,
+        }
+
+    def _charge(self, stage: str, round_number: int) -> None:
+        line = json.dumps({"stage": stage, "round": round_number}, separators=(",", ":"))
+        with self._path.open("a", encoding="utf-8") as file:
+            # Begins its own line: one that was cut short by a kill counts as another one.
+            file.write(f"\n{line}")
+            file.flush()
+            os.fsync(file.fileno())
+        sync(self._path.parent)
+
+
+Key = tuple[str, str]
+
+
+def _flat(components: Mapping[str, StateDict]) -> dict[Key, Tensor]:
+    """All tensors, in double precision, by component and name."""
+    return {
+        (component, name): value.double()
+        for component, state in components.items()
+        for name, value in state.items()
+    }
+
+
+def _changes(before: Mapping[Key, Tensor], reply: Reply) -> dict[Key, Tensor]:
+    """What a site changed in the components that it trained."""
+    return {
+        (component, name): reply.components[component][name].double() - value
+        for (component, name), value in before.items()
+        if reply.metrics[WEIGHTED_BY[component]] > 0
+    }
+
+
+def _norm(changes: Mapping[Key, Tensor]) -> float:
+    """Of all of them as one vector."""
+    return math.sqrt(sum(float(change.square().sum()) for change in changes.values()))

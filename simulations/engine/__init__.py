@@ -1,0 +1,1 @@
+"""Running one simulated federation: processes, app bundle, progress."""

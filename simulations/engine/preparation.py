@@ -1,0 +1,36 @@
+"""Decoding or drawing the images before anything else, with a progress bar."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mediffusion_core.data.partitioning.federated_dataset import (
+    FederatedDataset,
+    open_federated_dataset,
+)
+from mediffusion_core.settings import Settings
+
+
+def prepare_images(settings: Settings, console: Console) -> FederatedDataset:
+    """All sites' images, prepared where they were not yet; unreadable ones are named.
+
+    Raises:
+        UserError: if the images cannot be read or dealt as asked.
+    """
+    columns = (
+        TextColumn("preparing images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        hospitals = open_federated_dataset(
+            settings, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    bad = hospitals.store.bad
+    if bad:
+        console.print(
+            f"{len(bad)} unreadable images are left out, the first: {bad[0][0]} ({bad[0][1]})",
+            markup=False,
+        )
+    return hospitals

@@ -1,0 +1,188 @@
+"""`fed-mediffusion simulate`: compose, prepare, launch, report."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from configs import compose, flatten, quoted
+from mediffusion_core.common.device import resolve_device
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.evaluation import build_extractor
+from mediffusion_core.run_io.provenance import COMMIT_VARIABLE, current_commit
+from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.settings import Settings
+from simulations.engine.app_bundle import app_folder
+from simulations.engine.launcher import Launch, launch
+from simulations.engine.preparation import prepare_images
+from simulations.engine.progress import LiveView
+from simulations.results.figures import format_figure
+
+LAUNCH = "launch.json"
+EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 130}
+
+
+def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) -> int:
+    """Runs one federation and returns the exit status.
+
+    Raises:
+        UserError: for a mistake in the settings or the data, before anything is started.
+    """
+    console = Console(soft_wrap=True)
+    if resume is not None:
+        if overrides:
+            raise UserError("--resume continues a run as it is; it takes no settings to change")
+        config_name, overrides = launched(resume.resolve())
+    settings = compose(config_name, overrides)
+    _check(settings)
+    prepare_images(settings, console)
+    # Only now, so that a mistake in the data leaves no folder behind.
+    folder = (settings.run.folder or _new_folder()).resolve()
+    if resume is None:
+        overrides = [*_elsewhere(overrides), *_absolute(settings, folder)]
+    with RunFolder(folder).held():
+        # Another process may have run here while the images were prepared.
+        RunFolder(folder).refuse_others(settings)
+        written = {"config_name": config_name, "overrides": list(overrides)}
+        (folder / LAUNCH).write_text(json.dumps(written, indent=2) + "\n")
+        return _launch(settings, config_name, overrides, folder, console)
+
+
+def _check(settings: Settings) -> None:
+    """Finds mistakes that the run itself would only come upon later, some after a whole stage."""
+    resolve_device(settings.device)
+    if settings.run.folder is not None:
+        RunFolder(settings.run.folder).refuse_others(settings)
+    build_extractor(settings.evaluation.extractor, settings.evaluation.inception_weights)
+
+
+def _launch(
+    settings: Settings, config_name: str, overrides: Sequence[str], folder: Path, console: Console
+) -> int:
+    os.environ.setdefault(COMMIT_VARIABLE, current_commit() or "unknown")
+    plan = Launch(
+        app=app_folder(),
+        run_config={"config-name": config_name, "overrides": flatten(overrides)},
+        num_sites=settings.num_participants,
+        cpus_per_site=settings.federation.cpus_per_site,
+        run_folder=folder,
+        log_file=folder / "flwr.log",
+    )
+    with LiveView(folder, console) as view:
+        outcome = launch(plan, view.refresh)
+    if outcome.status == "completed":
+        console.print(_table(json.loads((folder / "summary.json").read_text())))
+        console.print(f"memory of all processes at most: {outcome.peak_memory / 1e9:.1f} GB")
+        console.print(f"report: {folder / 'report.html'}", highlight=False)
+    else:
+        hint = f"continue with: fed-mediffusion simulate --resume {folder}"
+        console.print(f"run {outcome.status}: {outcome.detail}", style="red", markup=False)
+        for line in _site_errors(folder, outcome.detail):
+            console.print(line, style="red", markup=False)
+        console.print(hint, highlight=False)
+    print(folder)
+    return EXIT_CODES[outcome.status]
+
+
+def _site_errors(folder: Path, detail: str) -> list[str]:
+    """What a simulated site wrote into its own log about the failure that the detail names.
+
+    Only the id of an error leaves a site; here the site's log lies on the user's own disk.
+    """
+    identity = re.search(r"\bid ([0-9a-f]{8})\b", detail)
+    if identity is None:
+        return []
+    logs = sorted(folder.glob("sites/*/site.log"))
+    lines = [(log, line) for log in logs for line in log.read_text().splitlines()]
+    return [f"{log.parent.name}: {line}" for log, line in lines if f" {identity[1]} " in line]
+
+
+def _new_folder() -> Path:
+    """Makes a folder under `runs/` that no other process has, named by the time."""
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    while True:
+        folder = runs / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            time.sleep(1)
+        else:
+            return folder
+
+
+def _absolute(settings: Settings, folder: Path) -> list[str]:
+    """Overrides that make every path absolute: the run works in a folder of its own."""
+    values: Mapping[str, Path | None] = {
+        "data.root": settings.data.root,
+        "data.store": settings.data.store,
+        "evaluation.inception_weights": settings.evaluation.inception_weights,
+        "privacy.public_model": settings.privacy.public_model,
+        "privacy.ledger": settings.privacy.ledger,
+        "privacy.ledger_heads": settings.privacy.ledger_heads,
+    }
+    given = {key: value.expanduser().resolve() for key, value in values.items() if value}
+    given["run.folder"] = folder
+    return [f"{key}={quoted(path)}" for key, path in given.items()]
+
+
+def _elsewhere(overrides: Sequence[str]) -> list[str]:
+    """The overrides without the run folder, which may have been moved."""
+    return [one for one in overrides if not one.startswith("run.folder=")]
+
+
+def launched(folder: Path) -> tuple[str, list[str]]:
+    """Configuration and overrides with which the run in a folder was started.
+
+    Raises:
+        UserError: if it was not started by `simulate`.
+    """
+    try:
+        written = json.loads((folder / LAUNCH).read_text())
+        elsewhere = _elsewhere([str(one) for one in written["overrides"]])
+        return str(written["config_name"]), [*elsewhere, f"run.folder={quoted(folder)}"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder} holds no run of simulate (no readable {LAUNCH})") from None
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="judged on the public test set", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("beside it")
+    low, high = (format_figure(bound) for bound in summary["auc_macro_interval"] or (None, None))
+    table.add_row("AUC, macro", format_figure(summary["auc_macro"]), f"95 % {low} to {high}")
+    pooled = format_figure(summary["auc_pooled"])
+    table.add_row("AUC, sites' own patients", pooled, "pooled from counts")
+    calibration = summary["calibration"]
+    before = format_figure(calibration["ece_uncalibrated"])
+    temperature = format_figure(calibration["temperature"], ".2f")
+    error = format_figure(calibration["ece"])
+    table.add_row("calibration error", error, f"{before} before temperature {temperature}")
+    fid, floor, untrained = (
+        format_figure(summary[name], ".1f") for name in ("fid", "fid_floor", "fid_untrained")
+    )
+    table.add_row("FID", fid, f"real {floor}, untrained {untrained}")
+    deviation = format_figure(summary["kid_std"], ".4f")
+    table.add_row("KID", format_figure(summary["kid"], ".4f"), f"± {deviation}")
+    for site, promise in summary.get("privacy", {}).get("sites", {}).items():
+        epsilon = format_figure(promise["epsilon"], ".2f")
+        table.add_row(f"ε of {site}", epsilon, f"noise {promise['noise_multiplier']:.2f}")
+    if hidden := summary.get("client_level"):
+        epsilon = format_figure(hidden["epsilon"], ".2f")
+        beside = f"noise {hidden['noise_multiplier']:.2f}, {hidden['rounds']} noised means"
+        table.add_row("ε of a whole site", epsilon, beside)
+    table.add_row("PSNR", format_figure(summary["psnr"], ".1f", " dB"), "reconstructions")
+    figures = summary["counterfactual"]
+    if figures:
+        beside = f"{figures['eligible']} images, L1 {format_figure(figures['l1'])}"
+        flipped = format_figure(figures["flip_rate"], ".2f")
+        table.add_row("counterfactuals flipped", flipped, beside)
+    return table

@@ -1,0 +1,1 @@
+"""Tables of results, from what is on disk."""

@@ -1,0 +1,1 @@
+"""The commands `fed-mediffusion study`, one folder a question."""

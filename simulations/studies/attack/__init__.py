@@ -1,0 +1,1 @@
+"""Can it be told from a model who was trained on?"""

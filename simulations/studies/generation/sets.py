@@ -1,0 +1,72 @@
+"""The sets of images that are held against real ones, all equally many."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from mediffusion_core.counterfactuals.class_guidance import sample_labelled_latents
+from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.run_io.pipeline import JointDiffusionPipeline
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Images with what they are called, and what each was asked to show, if anything."""
+
+    key: str
+    """Names files."""
+    name: str
+    images: Tensor
+    """(n, C, H, W) in [0, 1]."""
+    labels: Tensor | None = None
+    """(n, classes), NaN where nothing was asked."""
+
+
+def drawn(model: TrainedModel, count: int, steps: int, seed: int) -> SampleSet:
+    """Samples without a wish."""
+    return SampleSet("samples", f"samples, {steps} steps", model.sample(count, steps, seed))
+
+
+def drawn_by_ddpm(model: TrainedModel, count: int, seed: int) -> SampleSet:
+    """Samples by all steps of the stochastic sampler (arXiv 2006.11239, algorithm 2)."""
+    pipeline = JointDiffusionPipeline.of(model)
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=None)  # unless in a terminal
+    generator = torch.Generator().manual_seed(seed)
+    steps = model.settings.diffusion.timesteps
+    images = pipeline(count, steps, generator, output_type="pt").images
+    return SampleSet("ddpm", f"samples, DDPM, {steps} steps", images)
+
+
+def drawn_with_labels(
+    model: TrainedModel, labels: Tensor, steps: int, scale: float, seed: int, console: Console
+) -> SampleSet:
+    """Samples that are asked to show what the labels (n, classes) say; shows how far it is."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(labels), *model.settings.latent_shape, generator=generator)
+    batches = list(zip(noise.split(BATCH), labels.split(BATCH), strict=True))
+    text = f"drawing {len(labels)} class-guided samples"
+    latents = [
+        sample_labelled_latents(
+            model.guided,
+            part.to(model.device),
+            wish.to(model.device),
+            multi_label=model.multi_label,
+            steps=steps,
+            scale=scale,
+        )
+        for part, wish in track(batches, text, console=console, transient=True)
+    ]
+    images = model.decode(torch.cat(latents))
+    return SampleSet("guided", f"class-guided, {steps} steps, scale {scale:g}", images, labels)
+
+
+def reconstructed(model: TrainedModel, images: Tensor) -> SampleSet:
+    """What the autoencoder makes of real images: no sample of the model can be nearer to them."""
+    return SampleSet("reconstructed", "real, autoencoded", model.decode(model.encode(images)))

@@ -1,0 +1,157 @@
+"""The figures of one method on one choice of images."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.evaluation.bootstrap import Estimate
+from mediffusion_core.evaluation.counterfactual_metrics import (
+    Known,
+    Opinion,
+    effect_figures,
+    image_figures,
+    summarise,
+)
+from mediffusion_core.evaluation.counterfactual_panel import Counterfactuals, compare
+from mediffusion_core.evaluation.generation import frechet_distance
+from mediffusion_core.inference.joint_model import TrainedModel
+from simulations.studies.guidance.images import StudyImages
+from simulations.studies.guidance.methods import Method, timed
+
+DRAWS, REDRAWN = 3, 8
+"""Counterfactuals of one image, each from another draw, and of how many images."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's figures, and the counterfactuals that they are of."""
+
+    method: Method
+    figures: Mapping[str, Estimate]
+    fid: float
+    sfid: float
+    seconds: float
+    made: Counterfactuals
+    wishes: Mapping[str, Mapping[str, Estimate]]
+    """The same figures of each wish alone."""
+
+    def described(self) -> dict[str, Any]:
+        """As the results have it."""
+        return {
+            "method": self.method.name,
+            "settings": self.method.described(),
+            "seconds_per_image": self.seconds,
+            "fid": self.fid,
+            "sfid": self.sfid,
+            "figures": {name: asdict(one) for name, one in self.figures.items()},
+            "wishes": {
+                wish: {name: asdict(one) for name, one in figures.items()}
+                for wish, figures in self.wishes.items()
+            },
+        }
+
+
+@dataclass
+class Bench:
+    """Measures methods on the same images, with the same model and the same second opinion."""
+
+    model: TrainedModel
+    images: StudyImages
+    independent: Opinion
+    extractor: Callable[[Tensor], Tensor]
+    spatial: Callable[[Tensor], Tensor]
+    """Features that know where things are, for sFID."""
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None
+    """LPIPS, where its weights are installed."""
+    num_bootstraps: int
+
+    def measure(self, method: Method, *, effects: bool) -> Row:
+        """Makes the counterfactuals and measures them; `effects` adds what takes longer."""
+        target = self.images.target
+        made_latents, seconds = timed(method, self.model, self._latents, target)
+        made = compare(self.model, self._latents, made_latents, target)
+        columns = image_figures(made, target, self._known, self.independent)
+        if effects:
+            real, labels = self.images.real, self.images.real_labels
+            columns |= effect_figures(self.model, made, target, real, labels)
+            columns |= self._perceived(method, made)
+        seed = derive_seed(self.model.settings.seed, "guidance", "bootstrap")
+        groups, names = self.images.groups, self.images.panel.names
+        wishes = {}
+        for wish in dict.fromkeys(names):
+            rows = [at for at, name in enumerate(names) if name == wish]
+            wishes[wish] = summarise(
+                {name: values[rows] for name, values in columns.items()},
+                [groups[at] for at in rows],
+                self.num_bootstraps,
+                seed,
+            )
+        return Row(
+            method,
+            summarise(columns, groups, self.num_bootstraps, seed),
+            self._distance(self.extractor(made.images), self._real_features),
+            self._distance(self.spatial(made.images), self._real_spatial),
+            seconds,
+            made,
+            wishes,
+        )
+
+    def floor(self) -> float:
+        """FID of the images to be changed, as they are, without the autoencoder."""
+        return self._distance(self.extractor(self.images.images), self._real_features)
+
+    def _distance(self, features: Tensor, real: Tensor) -> float:
+        """To the real images; both sets as large as the smaller one."""
+        count = min(len(features), len(real))
+        return frechet_distance(features[:count], real[:count])
+
+    def _perceived(self, method: Method, made: Counterfactuals) -> dict[str, Tensor]:
+        """`lpips` to the source; `diversity`: mean LPIPS of pairs from several draws (2203.15636).
+
+        Of a method that draws nothing the latter is 0.
+        """
+        nothing = torch.full((len(made.images),), torch.nan)
+        if self.perceptual is None:
+            return {"lpips": nothing, "diversity": nothing}
+        few = torch.arange(min(REDRAWN, len(made.images)))
+        target, latents = self.images.target.rows(few), self._latents[few]
+        sets = [made.images[few]]
+        for number in range(1, DRAWS):
+            again = method.redrawn(number)
+            sets.append(
+                sets[0]
+                if again is None
+                else self.model.decode(again.make(self.model, latents, target))
+            )
+        pairs = [self.perceptual(one, two) for one, two in combinations(sets, 2)]
+        diversity = nothing.clone()
+        diversity[few] = torch.stack(pairs).mean(dim=0)
+        return {"lpips": self.perceptual(made.images, made.sources), "diversity": diversity}
+
+    @cached_property
+    def _latents(self) -> Tensor:
+        return self.model.encode(self.images.images)
+
+    @cached_property
+    def _real_features(self) -> Tensor:
+        return self.extractor(self.images.real)
+
+    @cached_property
+    def _real_spatial(self) -> Tensor:
+        return self.spatial(self.images.real)
+
+    @cached_property
+    def _known(self) -> Known:
+        """The truth as the autoencoder shows it, as it does sources and counterfactuals."""
+        known = self.images.known
+        truth = known.truth.clone()
+        there = truth.flatten(1).isfinite().all(dim=1)
+        if bool(there.any()):
+            truth[there] = self.model.decode(self.model.encode(truth[there]))
+        return Known(known.masks, truth)

@@ -1,0 +1,154 @@
+"""`fed-mediffusion study labels`: plans the cells, runs those that are missing, compares them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from configs.compose import compose
+from mediffusion_core.common.errors import UserError
+from simulations.engine.preparation import prepare_images
+from simulations.engine.processes import KEPT_MEMORY, noted_signals
+from simulations.studies.labels.cells import Cell
+from simulations.studies.labels.comparison import write_comparison
+from simulations.studies.labels.methods import METHODS, Trial
+from simulations.studies.labels.plan import Plan
+
+LOG = "log.txt"
+
+
+def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
+    """Runs what is missing of the plan, and writes the comparison of all that is there.
+
+    Args:
+        plan: what is to be there.
+        folder: where cells and comparison stand.
+        workers: how many cells run side by side, each in one thread.
+
+    Returns:
+        The written comparison.
+
+    Raises:
+        UserError: a mistake in the settings, or a cell that failed.
+        KeyboardInterrupt: a signal asked for the end. A federated run goes on from its
+            checkpoint, a rival's run starts anew.
+    """
+    console = Console(soft_wrap=True)
+    prepare_images(compose("config", plan.base), console)
+    if plan.tune:
+        _run_all([cell for _, _, cell in plan.trials()], folder, workers, console)
+    chosen = choose_trials(plan, folder)
+    cells = list(plan.cells(chosen))
+    try:
+        _run_all(cells, folder, workers, console)
+    finally:
+        written = write_comparison(plan, cells, chosen, folder, console)
+    return written
+
+
+def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
+    """Of each method the trial that the validation patients prefer; the first where one is missing.
+
+    Of a method that is trained at each site alone, the mean over the sites decides. Without tuning
+    it is the first of all methods, whatever trials an earlier plan has left: else a tuned method
+    would stand beside one that is not.
+    """
+    if not plan.tune:
+        return {name: METHODS[name].trials[0] for name in plan.methods}
+    figures: dict[str, dict[int, list[float]]] = {name: {} for name in plan.methods}
+    missing = set()
+    for name, number, cell in plan.trials():
+        found = cell.figures(folder)
+        if found is None or found["auc_pooled"] is None:
+            missing.add(name)
+        else:
+            figures[name].setdefault(number, []).append(found["auc_pooled"])
+    chosen = {}
+    for name in plan.methods:
+        trials = METHODS[name].trials
+        means = {number: sum(values) / len(values) for number, values in figures[name].items()}
+        best = 0 if name in missing else max(means, key=lambda number: means[number])
+        chosen[name] = trials[best]
+    return chosen
+
+
+def _run_all(cells: Sequence[Cell], study: Path, workers: int, console: Console) -> None:
+    waiting = list({cell.settings_hash: cell for cell in cells}.values())
+    total = len(waiting)
+    waiting = [cell for cell in waiting if cell.figures(study) is None]
+    columns = (
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    running: list[_Running] = []
+    with noted_signals() as received, Progress(*columns, console=console) as progress:
+        task = progress.add_task("cells", total=total, completed=total - len(waiting))
+        try:
+            while (waiting or running) and not received:
+                while waiting and len(running) < workers:
+                    running.append(_Running.start(waiting.pop(0), study))
+                ended = [one for one in running if one.process.poll() is not None]
+                for one in ended:
+                    running.remove(one)
+                    one.finish(study, console)
+                    progress.advance(task)
+                names = ", ".join(one.title for one in running)
+                progress.update(task, description=f"cells ({names})" if names else "cells")
+                time.sleep(0.2)
+        finally:
+            for one in running:
+                one.stop()
+    if received:
+        raise KeyboardInterrupt
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: "subprocess.Popen[bytes]"
+    log: IO[bytes]
+
+    @classmethod
+    def start(cls, cell: Cell, study: Path) -> "_Running":
+        cell.describe(study)
+        log = (cell.folder(study) / LOG).open("ab")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "simulations.studies.labels.cells", str(cell.folder(study))],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **KEPT_MEMORY, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        return cls(cell, process, log)
+
+    @property
+    def title(self) -> str:
+        site = f" at {self.cell.site}" if self.cell.site else ""
+        return f"{self.cell.method}{site} {self.cell.fraction:.0%} seed {self.cell.seed}"
+
+    def finish(self, study: Path, console: Console) -> None:
+        self.log.close()
+        figures = self.cell.figures(study)
+        if self.process.returncode or figures is None:
+            path = self.cell.folder(study) / LOG
+            last = path.read_text(errors="replace").strip().splitlines()[-1:]
+            raise UserError(f"{self.title} failed: {' '.join(last)} (all of it in {path})")
+        auc = figures["auc_macro"]
+        console.print(f"{self.title}: {'-' if auc is None else format(auc, '.3f')}")
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            self.process.terminate()
+        self.process.wait()
+        self.log.close()

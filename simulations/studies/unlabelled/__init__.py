@@ -1,0 +1,1 @@
+"""Do the unlabelled images help?"""

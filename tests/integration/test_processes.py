@@ -1,0 +1,88 @@
+"""Signals: which are noted, and how they reach a command that was started."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from simulations.engine.processes import noted_signals, run_to_end
+
+# Notes each signal, and needs a while to end, as a run does.
+CHILD = """#!{python}
+import signal, sys, time
+from pathlib import Path
+
+folder, received = Path({folder!r}), []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda given, _: received.append(given))
+(folder / "started").touch()
+while not received:
+    time.sleep(0.01)
+time.sleep(1.5)
+(folder / "ended").write_text(" ".join(signal.Signals(one).name for one in received))
+sys.exit(130)
+"""
+
+# The study, with the script above in place of Python where it starts a run.
+STUDY = """
+import sys
+from simulations import cli
+
+sys.executable = sys.argv.pop(1)
+cli.main()
+"""
+
+
+@pytest.fixture
+def ignored() -> Iterator[signal.Signals]:
+    """A signal that is ignored, as `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield signal.SIGHUP
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(ignored: signal.Signals) -> None:
+    with noted_signals() as received:
+        signal.raise_signal(ignored)
+        assert signal.getsignal(ignored) == signal.SIG_IGN
+        signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+    assert signal.getsignal(ignored) == signal.SIG_IGN
+
+
+def test_a_command_that_ends_by_itself_gives_its_output_and_status() -> None:
+    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
+    done = run_to_end([sys.executable, "-c", code])
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_study_that_is_stopped_lets_its_run_end_first(
+    tiny: tuple[str, ...], tmp_path: Path, number: signal.Signals
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(CHILD.format(python=sys.executable, folder=str(tmp_path)))
+    script.chmod(0o755)
+    arguments = ["study", "unlabelled", *tiny, "--seeds", "1", "--folder", str(tmp_path / "study")]
+    study = subprocess.Popen(
+        [sys.executable, "-c", STUDY, str(script), *arguments],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(tmp_path / "started", study)
+    # As the terminal sends it: to all processes of the group.
+    os.killpg(study.pid, number)
+    assert study.wait(timeout=30) == 130
+    assert (tmp_path / "ended").read_text() == number.name
+
+
+def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)

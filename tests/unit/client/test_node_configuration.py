@@ -1,0 +1,62 @@
+"""A deployed site says itself where its files lie; no path that the server names counts."""
+
+from pathlib import Path
+
+import pytest
+
+from client.node_configuration import own_folder, own_settings, own_threads
+from configs.compose import compose
+from mediffusion_core.common.errors import UserError
+
+FROM_THE_SERVER = (
+    "run.folder=/srv/run",
+    "data.root=/etc",
+    "data.store=/srv/store",
+    "device=cuda:3",
+)
+
+
+def test_a_simulated_site_lies_where_the_run_says() -> None:
+    settings = compose("config", FROM_THE_SERVER)
+    node = {"partition-id": 0, "num-partitions": 3}
+    assert own_settings(settings, node) == settings
+    assert own_folder(settings, node) is None
+
+
+def test_a_deployed_site_takes_no_path_from_the_server(tmp_path: Path) -> None:
+    settings = compose("config", FROM_THE_SERVER)
+    node = {"partition-id": 0, "folder": str(tmp_path), "data-root": "/data", "device": "cpu"}
+
+    own = own_settings(settings, node)
+
+    assert (own.run.folder, own.data.root, own.data.store) == (None, Path("/data"), None)
+    assert own.device == "cpu"
+    assert own.privacy.ledger == tmp_path / "ledger"
+    assert own.privacy.ledger_heads is None
+    assert own.fingerprint() == settings.fingerprint()
+    assert own_folder(own, node) == tmp_path / settings.fingerprint()
+
+
+def test_a_site_without_images_of_its_own_does_not_read_the_servers_path() -> None:
+    settings = compose("config", ("data=medmnist", "data.root=/etc"))
+    with pytest.raises(UserError, match="data=medmnist needs data-root"):
+        own_settings(settings, {"folder": "/runs"})
+
+
+@pytest.mark.parametrize("table", ["/etc/passwd", "../secret.csv", "a/../../b.csv"])
+def test_a_table_outside_the_sites_data_is_refused(table: str) -> None:
+    settings = compose("config", ("data=folder", "data.root=/x", f"data.table={table}"))
+    with pytest.raises(UserError, match="does not lie in this site's data root"):
+        own_settings(settings, {"folder": "/runs", "data-root": "/data"})
+
+
+def test_a_table_below_the_sites_data_is_taken() -> None:
+    settings = compose("config", ("data=folder", "data.root=/x", "data.table=labels/a.csv"))
+    own = own_settings(settings, {"folder": "/runs", "data-root": "/data"})
+    assert own.data.table == Path("labels/a.csv")
+
+
+def test_threads_are_the_sites_or_its_share_of_the_cores() -> None:
+    settings = compose("config", ("federation.cpus_per_site=2",))
+    assert own_threads(settings, {}) == 2
+    assert own_threads(settings, {"threads": 6}) == 6

@@ -1,0 +1,485 @@
+"""Guided counterfactuals, ours and the published ones, where the model is known exactly."""
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+import torch
+from helpers.gaussian import ALPHAS, GaussianData
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.timesteps import descending_timesteps
+from mediffusion_core.counterfactuals.baselines.external import externally_guided_latents
+from mediffusion_core.counterfactuals.baselines.mediffusion import reference_counterfactual_latents
+from mediffusion_core.counterfactuals.compose import counterfactual_latents, guided_latents
+from mediffusion_core.counterfactuals.guided_denoising import normalised_pull
+from mediffusion_core.counterfactuals.guided_model import GuidedModel
+from mediffusion_core.counterfactuals.inversion import (
+    change_mask,
+    inverted_path,
+    logits_along,
+    noised_path,
+)
+from mediffusion_core.counterfactuals.search import most_attempts, search_counterfactuals
+from mediffusion_core.counterfactuals.target import Target
+from mediffusion_core.diffusion.solvers import solver_steps
+from mediffusion_core.settings import CounterfactualSettings
+
+PLAIN = {
+    "start": 0.4,
+    "steps": 20,
+    "scale": 2.0,
+    "closeness": 0.0,
+    "attempts": 1,
+    "confidence": 0.95,
+    "tolerance": 1.0,
+    "mask_threshold": 0.0,
+    "inversion": True,
+}
+"""One attempt in which everything may change."""
+
+
+def known(
+    model: GaussianData | None = None, head_until: int = 999, temperature: float = 1.0
+) -> GuidedModel:
+    return GuidedModel(model or GaussianData(0.0, 1.0), ALPHAS, "epsilon", head_until, temperature)
+
+
+def findings(present: list[bool], index: list[int] | None = None) -> Target:
+    return Target(torch.tensor(index or [0] * len(present)), torch.tensor(present), True)
+
+
+def sources(count: int = 4) -> Tensor:
+    return torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def opposite(latents: Tensor) -> Target:
+    """The first finding removed where it is seen, and added where it is not."""
+    before = GaussianData(0.0, 1.0).classify(latents)
+    return findings([bool(logit < 0) for logit in before[:, 0]])
+
+
+def guided(latents: Tensor, target: Target, **changes: object) -> Tensor:
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
+    return counterfactual_latents(known(), latents, target, settings)
+
+
+def slow_binary(logit: float, target: float) -> float:
+    p = 1 / (1 + math.exp(-logit))
+    return -(target * math.log(p) + (1 - target) * math.log(1 - p))
+
+
+def test_a_finding_is_reached_on_its_own_side_of_one_half() -> None:
+    logits = torch.tensor([[0.1, -9.0], [0.1, -9.0], [-0.1, 9.0], [-0.1, 9.0]])
+    target = findings([True, False, True, False])
+    assert target.reached(logits).tolist() == [True, False, False, True]
+    p = 1 / (1 + math.exp(-0.1))
+    found = target.confidence(target.probabilities(logits)).tolist()
+    assert found == pytest.approx([p, 1 - p, 1 - p, p])
+
+
+def test_several_findings_are_reached_together_or_not_at_all() -> None:
+    logits = torch.tensor([[2.0, -1.0, 5.0], [2.0, 1.0, 5.0]])
+    target = Target(torch.tensor([[0, 1]] * 2), torch.tensor([[True, False]] * 2), True)
+    assert target.reached(logits).tolist() == [True, False]
+    assert target.named(3).tolist() == [[True, True, False]] * 2
+    least = target.confidence(target.probabilities(logits)).tolist()
+    assert least == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))])
+    slow = slow_binary(2.0, 1.0) + slow_binary(-1.0, 0.0)
+    assert target.loss(logits, None).tolist()[0] == pytest.approx(slow, rel=1e-5)
+
+
+def test_an_exclusive_class_is_reached_where_it_is_the_largest() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
+    target = Target(torch.tensor([1, 0]), torch.tensor([True, True]), False)
+    assert target.reached(logits).tolist() == [True, False]
+    total = sum(math.exp(x) for x in (1.0, 2.0, 0.0))
+    assert target.confidence(target.probabilities(logits)).tolist() == pytest.approx(
+        [math.exp(2.0) / total, math.exp(1.0) / total]
+    )
+
+
+def test_the_targets_loss_holds_the_other_findings_where_they_were() -> None:
+    logits, source = torch.tensor([[0.3, -1.2, 2.0]]), torch.tensor([[1.0, 0.5, -0.5]])
+    held = [slow_binary(x, 1 / (1 + math.exp(-y))) for x, y in ((0.3, 1.0), (2.0, -0.5))]
+    target = findings([False], [1])
+    slow = slow_binary(-1.2, 0.0) + 0.5 * sum(held)
+    assert target.loss(logits, source, hold=0.5).tolist() == pytest.approx([slow], rel=1e-5)
+    exclusive = Target(torch.tensor([2]), torch.tensor([True]), False)
+    total = sum(math.exp(x) for x in logits[0].tolist())
+    assert exclusive.loss(logits, source).tolist() == pytest.approx([math.log(total) - 2.0])
+
+
+def test_without_a_pull_the_way_leads_back_to_the_source() -> None:
+    latents = sources()
+    made = guided(latents, opposite(latents), scale=1e-9, steps=40)
+    assert float((made - latents).square().mean().sqrt()) < 0.05
+
+
+@pytest.mark.parametrize(("solver", "error"), [("ddim", 0.06), ("dpmsolver++", 0.01)])
+def test_a_solver_of_second_order_stays_nearer_to_the_way(solver: str, error: float) -> None:
+    """Of data with N(0, 1/4) it is known: a latent over its standard deviation stays the same."""
+    timesteps = descending_timesteps(600, 8)
+    model = GaussianData(0.0, 0.5)
+    spread = (0.25 * ALPHAS + 1 - ALPHAS).sqrt()
+    current = sources() * spread[600]
+    step = solver_steps(solver, ALPHAS, timesteps)
+    for number, now in enumerate(timesteps[:-1]):
+        noise_pred = model.denoise(current, torch.full((len(current),), now))
+        current = step(number, current, noise_pred)
+    ratio = current / sources() / spread[timesteps[-1]]
+    assert 0.5 * error < float((ratio - 1).abs().mean()) < error
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
+def test_the_last_step_is_the_clean_estimate(solver: str) -> None:
+    latents = sources()
+    step = solver_steps(solver, ALPHAS, [600, 300])
+    current = step(0, latents, torch.zeros_like(latents))
+    torch.testing.assert_close(current, latents * (ALPHAS[300] / ALPHAS[600]).sqrt())
+    made = step(1, current, torch.ones_like(latents))
+    clean = (current - (1 - ALPHAS[300]).sqrt()) / ALPHAS[300].sqrt()
+    torch.testing.assert_close(made, clean, rtol=1e-4, atol=1e-5)
+
+
+def test_full_closeness_is_the_source_itself() -> None:
+    latents = sources()
+    made = guided(latents, opposite(latents), scale=50.0, closeness=1.0)
+    torch.testing.assert_close(made, latents, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
+@pytest.mark.parametrize("inversion", [True, False])
+def test_guidance_reaches_findings_both_ways_and_leaves_others(
+    inversion: bool, solver: str
+) -> None:
+    latents = sources()
+    head = GaussianData(0.0, 1.0)
+    before, target = head.classify(latents), opposite(latents)
+    assert not target.reached(before).any()
+    made = guided(latents, target, inversion=inversion, mask_threshold=0.5, solver=solver)
+    after = head.classify(made)
+    assert target.reached(after).all()
+    assert float((after - before)[:, 1].abs().max()) < 0.5 * float(
+        (after - before)[:, 0].abs().min()
+    )
+
+
+def test_two_findings_change_at_once() -> None:
+    latents = sources()
+    head = GaussianData(0.0, 1.0)
+    present = head.classify(latents) < 0
+    target = Target(torch.tensor([[0, 1]] * 4), present, True)
+    assert target.reached(head.classify(guided(latents, target, scale=4.0))).all()
+
+
+def test_guidance_reaches_an_exclusive_class() -> None:
+    latents = sources()
+    head = GaussianData(0.0, 1.0)
+    wanted = 1 - head.classify(latents).argmax(dim=1)
+    target = Target(wanted, torch.ones(4, dtype=torch.bool), False)
+    assert target.reached(head.classify(guided(latents, target))).all()
+
+
+def test_who_is_already_sure_is_not_pulled() -> None:
+    latents = sources(2)
+    latents[:, :, :4] += 2.0
+    sure = findings([True, True])
+    assert (GaussianData(0.0, 1.0).classify(latents)[:, 0] > 10).all()
+    torch.testing.assert_close(guided(latents, sure), guided(latents, sure, scale=1e-9))
+
+
+def test_closeness_keeps_the_image_nearer() -> None:
+    latents = sources()
+    target = opposite(latents)
+    far = (guided(latents, target) - latents).abs().mean()
+    near = (guided(latents, target, closeness=0.3) - latents).abs().mean()
+    assert near < 0.8 * far
+
+
+@pytest.mark.parametrize("inversion", [True, False])
+def test_outside_the_mask_the_source_comes_back_exactly(inversion: bool) -> None:
+    """The head looks at the upper half for the first finding, and nowhere else."""
+    latents = sources()
+    made = guided(latents, opposite(latents), mask_threshold=0.5, inversion=inversion)
+    assert torch.equal(made[:, :, 6:], latents[:, :, 6:])
+    assert (made[:, :, :4] != latents[:, :, :4]).any()
+
+
+@given(st.floats(0.02, 1.0), st.integers(0, 99))
+def test_a_mask_holds_what_is_most_salient_and_a_soft_margin(threshold: float, seed: int) -> None:
+    saliency = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    mask = change_mask(saliency, threshold)
+    assert mask.shape == saliency.shape and bool(((mask >= 0) & (mask <= 1)).all())
+    assert (mask.amax(dim=(2, 3)) > 0.2).all()
+    wider = change_mask(saliency, threshold / 2)
+    assert (wider >= mask).all()
+    assert torch.equal(change_mask(saliency, 0.0), torch.ones_like(saliency))
+
+
+def test_a_mask_has_the_size_of_what_it_is_of() -> None:
+    small, large = torch.full((2, 1, 1, 16, 16), 0.1)
+    small[0, 0, 5, 5] = 1.0
+    large[0, 0, 2:9, 2:9] = 1.0
+    masks = change_mask(torch.cat([small, large]), 0.5)
+    assert (masks > 0).sum(dim=(1, 2, 3)).tolist() == [21, 81]
+
+
+def test_the_source_path_is_the_source_at_each_level() -> None:
+    """The mean of the data stays its mean; a drawn noise is the same for every image."""
+    timesteps = descending_timesteps(400, 5)
+    latents = sources()
+    noised = noised_path(ALPHAS, latents, timesteps, seed=1)
+    for at, noisy in zip(timesteps, noised.latents, strict=False):
+        noise = (noisy - ALPHAS[at].sqrt() * latents) / (1 - ALPHAS[at]).sqrt()
+        torch.testing.assert_close(noise, noise[:1].expand_as(noise), rtol=1e-3, atol=1e-3)
+    inverted = inverted_path(known(), latents, timesteps)
+    # Of unit data the exact way up changes nothing; few steps scale it down, all places alike.
+    for inner in inverted.latents:
+        ratio = inner / latents
+        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-3)
+        assert 0.85 < float(ratio.mean()) < 1.0001
+    logits, saliency = logits_along(known(), inverted, findings([True] * 4))
+    assert {now: len(one) for now, one in logits.items()} == dict.fromkeys(timesteps, 4)
+    assert (saliency[:, :, :4] > 0).all() and (saliency[:, :, 4:] == 0).all()
+
+
+def test_the_search_keeps_the_weakest_pull_that_is_enough() -> None:
+    latents = sources()
+    latents[0] *= 0.1  # near the border: a weak pull flips it
+    latents[1, :, :4] += 1.5 * torch.sign(latents[1, :, :4].mean())  # far from it
+    target = opposite(latents)
+    confidence = 0.8
+    changes = {"scale": 6.0, "confidence": confidence}
+    found = guided(latents, target, attempts=6, **changes)
+    outright = guided(latents, target, attempts=1, **changes)
+    sure = target.confidence(target.probabilities(GaussianData(0.0, 1.0).classify(found)))
+    assert (sure[[0, 2, 3]] >= confidence).all()
+    assert (found - latents).abs().mean() < 0.9 * (outright - latents).abs().mean()
+
+
+def test_an_image_that_has_flipped_is_not_tried_again() -> None:
+    latents = sources()
+    target = opposite(latents)
+    settings = CounterfactualSettings.model_validate({**PLAIN, "attempts": 5, "scale": 20.0})
+    model = GaussianData(0.0, 1.0)
+    counterfactual_latents(
+        known(model), latents, target, settings, look=lambda z: 99.0 * _sign(target, z)
+    )
+    first = model.seen
+    again = GaussianData(0.0, 1.0)
+    once = settings.model_copy(update={"start": 0.4 / 5, "scale": 20.0 / 5})
+    guided_latents(known(again), latents, target, once)
+    assert first == again.seen
+
+
+def _sign(target: Target, latents: Tensor) -> Tensor:
+    wanted = torch.where(target.present, 1.0, -1.0)
+    return torch.stack([wanted, wanted], dim=1)[: len(latents)]
+
+
+def test_of_what_never_flips_the_nearest_attempt_is_kept() -> None:
+    latents = sources(1)
+    target = opposite(latents)
+    sure = iter([0.1, 0.3, 0.4, 0.2])  # of the source, and of three attempts
+    looked: list[Tensor] = []
+
+    def look(made: Tensor) -> Tensor:
+        looked.append(made)
+        p = next(sure)
+        logit = math.log(p / (1 - p)) * (1 if bool(target.present[0]) else -1)
+        return torch.full((1, 2), logit)
+
+    settings = CounterfactualSettings.model_validate({**PLAIN, "attempts": 3})
+    found = counterfactual_latents(known(), latents, target, settings, look)
+    assert torch.equal(found, looked[2])
+
+
+def seen_as(*rows: tuple[float, float]) -> Callable[[Tensor], Tensor]:
+    """Says the probabilities of two findings in turn, of the source first."""
+    told = iter(rows)
+    return lambda _: torch.tensor([next(told)]).logit()
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ([(0.9, 0.5), (0.2, 0.5), (0.04, 0.9), (0.04, 0.6), (0.01, 0.7)], 3),  # the others least
+        ([(0.9, 0.5), (0.2, 0.5), (0.04, 0.51), (0.0, 0.5), (0.0, 0.5)], 2),  # good enough: stop
+        ([(0.9, 0.5), (0.2, 0.5), (0.1, 0.9), (0.3, 0.5), (0.4, 0.5)], 2),  # none is sure: nearest
+    ],
+)
+def test_each_attempt_draws_its_noise_and_the_best_is_kept(
+    told: list[tuple[float, float]], kept: int
+) -> None:
+    latents, target = sources(1), findings([False])
+    changes = {"inversion": False, "attempts": 4, "tolerance": 0.02, "noise_seed": 5}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
+    found = counterfactual_latents(known(), latents, target, settings, seen_as(*told))
+    once = settings.model_copy(update={"noise_seed": 5 + kept - 1})
+    assert torch.equal(found, guided_latents(known(), latents, target, once))
+
+
+def test_of_exclusive_classes_one_that_is_flipped_is_kept_before_one_that_is_surer() -> None:
+    told = iter([(0.1, 0.8, 0.1), (0.40, 0.31, 0.29), (0.45, 0.54, 0.01)])
+    made = iter([torch.full((1, 2, 8, 8), 1.0), torch.full((1, 2, 8, 8), 2.0)])
+    target = Target(torch.tensor([0]), torch.tensor([True]), False)
+    settings = CounterfactualSettings.model_validate({**PLAIN, "inversion": False, "attempts": 2})
+    found = search_counterfactuals(
+        sources(1),
+        target,
+        settings,
+        lambda _: torch.tensor([next(told)]).log(),
+        lambda *_: next(made),
+    )
+    assert (found == 1.0).all()
+
+
+@pytest.mark.parametrize("relaxed", [True, False])
+def test_the_mask_is_relaxed_for_what_no_draw_has_flipped(relaxed: bool) -> None:
+    """Half of its threshold, then no mask, each with another draw; the others get none."""
+    latents = sources(2)
+    target = findings([False, False])
+    changes = {"inversion": False, "attempts": 2, "mask_threshold": 0.4, "noise_seed": 5}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": relaxed})
+    tried: list[tuple[list[int], int, float]] = []
+
+    def attempt(rows: Tensor, _: Target, at: CounterfactualSettings) -> Tensor:
+        tried.append((rows.tolist(), at.noise_seed, at.mask_threshold))
+        flips = torch.tensor([row == 0 or at.mask_threshold == 0.0 for row in rows.tolist()])
+        return torch.where(flips, -1.0, 1.0).reshape(-1, 1, 1, 1).expand(-1, *latents.shape[1:])
+
+    def look(made: Tensor) -> Tensor:
+        return made[:, :, 0, 0]
+
+    found = search_counterfactuals(torch.ones_like(latents), target, settings, look, attempt)
+    more = [([1], 7, 0.2), ([1], 8, 0.0)] if relaxed else []
+    assert tried == [([0, 1], 5, 0.4), ([0, 1], 6, 0.4), *more]
+    assert (found < 0).flatten(1).all(dim=1).tolist() == [True, relaxed]
+    assert most_attempts(settings) == len(tried)
+
+
+@pytest.mark.parametrize(("inversion", "attempts"), [(False, 4), (True, 2)])
+def test_an_external_classifier_draws_as_often_and_repeats_no_inversion(
+    inversion: bool, attempts: int
+) -> None:
+    latents, target = sources(1), findings([False])
+    changes = {"inversion": inversion, "attempts": 2, "mask_threshold": 0.4, "steps": 2}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": True})
+    looked: list[Tensor] = []
+
+    def never(clean: Tensor) -> Tensor:
+        looked.append(clean)
+        return torch.full((1, 2), 3.0)
+
+    classifier = GaussianData(0.0, 1.0).classify
+    externally_guided_latents(known(), latents, target, classifier, settings, never)
+    assert len(looked) == 1 + attempts  # the source first
+    assert all(not torch.equal(one, two) for one, two in combinations(looked, 2))
+
+
+@given(st.permutations(range(4)))
+@hypothesis_settings(max_examples=5, deadline=None)
+def test_an_images_counterfactual_does_not_depend_on_its_company(order: list[int]) -> None:
+    latents, target = sources(), findings([True, False, True, False], [0, 0, 1, 1])
+    few = {"steps": 5, "attempts": 2, "mask_threshold": 0.5}
+    together = guided(latents, target, **few)
+    moved = target.rows(torch.tensor(order))
+    torch.testing.assert_close(guided(latents[order], moved, **few), together[order])
+    alone = findings([False], [1])
+    torch.testing.assert_close(guided(latents[3:], alone, **few), together[3:])
+
+
+class Noting(GaussianData):
+    """Its head notes at which timesteps it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.asked: set[int] = set()
+
+    def classify(self, latents: Tensor, timesteps: Tensor | None = None) -> Tensor:
+        if timesteps is not None:
+            self.asked |= set(timesteps.tolist())
+        return super().classify(latents, timesteps)
+
+
+@pytest.mark.parametrize("inversion", [True, False])
+def test_the_head_is_not_asked_at_noise_that_it_was_not_trained_on(inversion: bool) -> None:
+    latents, model = sources(), Noting()
+    target = opposite(latents)
+    changes = {"inversion": inversion, "mask_threshold": 0.5, "steps": 8}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
+    guided_latents(known(model, head_until=250), latents, target, settings)
+    assert model.asked == {t for t in descending_timesteps(399, 8) if t <= 250}
+    assert len(model.asked) == 5
+    with pytest.raises(UserError, match=r"trained on noise up to t = 30, and .* starts at 50"):
+        guided_latents(known(model, head_until=30), latents, target, settings)
+
+
+def test_a_head_that_knows_no_noise_is_asked_at_all_levels() -> None:
+    latents = sources()
+    target, head = opposite(latents), GaussianData(0.0, 1.0)
+    settings = CounterfactualSettings.model_validate(PLAIN)
+    made = guided_latents(known(head_until=0), latents, target, settings)
+    assert target.reached(head.classify(made)).all()
+    everywhere = guided_latents(known(), latents, target, settings)
+    assert torch.equal(made, everywhere)
+
+
+def test_who_pulls_goes_beyond_what_is_asked_of_the_result() -> None:
+    """Half way to certainty: what is only just there does not survive the decoder."""
+    settings = CounterfactualSettings.model_validate({**PLAIN, "confidence": 0.9})
+    gradient, everywhere = torch.ones(3, 2, 4, 4), torch.ones(1, 1, 4, 4)
+    pull = normalised_pull(gradient, torch.tensor([0.5, 0.93, 0.96]), everywhere, settings)
+    assert pull.square().mean(dim=(1, 2, 3)).sqrt().tolist() == pytest.approx([1.0, 1.0, 0.0])
+
+
+def test_a_head_that_is_too_sure_pulls_by_its_calibrated_confidence() -> None:
+    """Sure by its own measure, it would stop long before it is sure by the right one."""
+    latents = sources()
+    target, head = opposite(latents), GaussianData(0.0, 1.0)
+    changes = {"scale": 4.0, "confidence": 0.9, "attempts": 4}
+    settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
+    made = [counterfactual_latents(known(temperature=t), latents, target, settings) for t in (1, 4)]
+    sure = [target.confidence(target.probabilities(head.classify(one) / 4)) for one in made]
+    assert (sure[0] < 0.9).all() and (sure[1] >= 0.9).all()
+
+
+def reference(latents: Tensor, target: Target, scale: float, seed: int = 0) -> Tensor:
+    return reference_counterfactual_latents(
+        known(), latents, target, start=0.1, scale=scale, seed=seed
+    )
+
+
+def test_the_published_procedure_flips_and_redraws_the_image() -> None:
+    latents = sources()
+    target, head = opposite(latents), GaussianData(0.0, 1.0)
+    made = reference(latents, target, scale=200.0)
+    assert target.reached(head.classify(made)).all()
+    assert torch.equal(made, reference(latents, target, scale=200.0))
+    assert not torch.equal(made, reference(latents, target, scale=200.0, seed=1))
+    # Without a pull the noise alone has changed it, all over.
+    assert float((reference(latents, target, scale=0.0) - latents).abs().mean()) > 0.1
+
+
+def test_the_published_gradient_is_that_of_the_clean_estimate() -> None:
+    """One step from t = 0, where everything is linear, by hand."""
+    latents, target = sources(1).double(), findings([True])
+    alphas = ALPHAS.double()
+    model = GuidedModel(GaussianData(0.0, 1.0), alphas, "epsilon", 999)
+    made = reference_counterfactual_latents(model, latents, target, start=0.0, scale=300.0, seed=0)
+    noise = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    a = alphas[0]
+    noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+    clean = a.sqrt() * noisy  # of unit data: (z - (1 - ᾱ) z) / √ᾱ
+    logit = 10 * clean[:, :, :4].mean()
+    slope = torch.zeros_like(latents)
+    slope[:, :, :4] = -(1 - logit.sigmoid()) * 10 * a.sqrt() / 64
+    noise_pred = (1 - a).sqrt() * noisy + 300 * (1 - a).sqrt() * slope
+    expected = (noisy - (1 - a).sqrt() * noise_pred) / a.sqrt()
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)

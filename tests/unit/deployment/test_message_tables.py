@@ -1,0 +1,72 @@
+"""Everything that a site can be asked, and all that it may answer, is declared and documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from helpers.messages import undeclared
+from typer.testing import CliRunner
+
+from client.client_app import app as client_app
+from deployment.message_tables import message_tables, write_message_tables
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.messaging import disclosure, protocol
+from mediffusion_core.messaging.disclosure import ANSWERS
+from simulations.cli.main import app
+
+README = Path(__file__).parents[3] / "README.md"
+NAMES = {
+    value
+    for name, value in vars(protocol).items()
+    if name.isupper() and isinstance(value, str) and value != protocol.EMA
+}
+KINDS = {name for name in NAMES if re.fullmatch(r"(train|evaluate|query)\.\w+", name)}
+
+
+def test_every_kind_of_message_is_in_the_table_and_has_a_handler() -> None:
+    assert len(KINDS) >= 6
+    assert set(ANSWERS) == KINDS == set(client_app._registered_funcs)
+
+
+def test_every_record_is_one_that_a_site_may_send_or_one_that_it_is_sent() -> None:
+    may_leave = set().union(*(answer.records for answer in ANSWERS.values()))
+    records = {*NAMES - KINDS, *protocol.CONTROLS.values()} - {protocol.BUDGET}
+    assert records == may_leave | protocol.FROM_SERVER | set(disclosure.WITH_ANY)
+    assert not may_leave & protocol.FROM_SERVER
+    assert {*protocol.JOINT, *protocol.CONTROLS.values()} <= may_leave
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_answer_says_whom_it_could_betray_what_protects_it_and_what_it_costs(
+    kind: str,
+) -> None:
+    answer = ANSWERS[kind]
+    for said in (answer.carries, answer.betrays, answer.protected, answer.private, answer.charged):
+        assert said and "|" not in said and "\n" not in said
+    # What costs nothing sends nothing.
+    assert (answer.charged == "nothing") == (answer.private in ("nothing", "refused"))
+
+
+def test_what_is_not_declared_shows() -> None:
+    census = {
+        protocol.IDENTITY: ConfigRecord({"site": "a"}),
+        protocol.METRICS: MetricRecord({"images": 3, "oldest": 97}),
+        protocol.UNET: ArrayRecord(),
+    }
+    assert undeclared(protocol.CENSUS, RecordDict(census)) == {protocol.UNET, "oldest"}
+    assert undeclared(protocol.ENCODE, RecordDict({protocol.FAILURE: ConfigRecord()})) == set()
+
+
+def test_the_readme_has_the_tables_as_they_are(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(README.read_text())
+    assert write_message_tables(copy) == copy
+    assert copy.read_text() == README.read_text(), "fed-mediffusion site messages README.md"
+    assert CliRunner().invoke(app, ["site", "messages"]).output == f"{message_tables()}\n"
+
+
+def test_a_document_without_the_marks_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("text")
+    with pytest.raises(UserError, match="messages: begin"):
+        write_message_tables(tmp_path / "other.md")

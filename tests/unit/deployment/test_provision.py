@@ -1,0 +1,226 @@
+"""Keys, certificates and kits: what is made, what stays, who is shut out."""
+
+import ssl
+import stat
+import threading
+from pathlib import Path
+from socket import socketpair
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from deployment import certificates
+from deployment.registry import read_keys
+from simulations.cli.main import app
+
+FILE = """
+name: chest
+server: {host: federation.example.org, port: 8443}
+sites: [st-anna, uni]
+"""
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Path:
+    (tmp_path / "federation.yaml").write_text(FILE)
+    return tmp_path
+
+
+def provision(folder: Path, *options: str) -> str:
+    arguments = [str(folder / "federation.yaml"), "--output", str(folder / "chest"), *options]
+    result = CliRunner().invoke(app, ["provision", *arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        return str(result.exception)
+    return result.output
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def handshake(server: Path, authority: Path, name: str) -> str | None:
+    """What a client says against a server's certificate, None where it is content."""
+    here, there = socketpair()
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(server / "server.pem", server / "server.key")
+
+    def serve() -> None:
+        try:
+            serving.wrap_socket(there, server_side=True).close()
+        except OSError:
+            there.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        client = ssl.create_default_context(cafile=str(authority))
+        client.wrap_socket(here, server_hostname=name).close()
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    finally:
+        here.close()
+        thread.join()
+    return None
+
+
+def test_a_kit_holds_what_a_site_needs_and_no_secret_of_others(federation: Path) -> None:
+    provision(federation)
+    made = contents(federation / "chest")
+    assert set(contents(federation / "chest" / "kits" / "uni")) == {
+        "README.md",
+        "ca.pem",
+        "compose.yaml",
+        "node.key",
+        "signer.pem",
+        "site.toml",
+    }
+    secrets = {name: text for name, text in made.items() if name.endswith(".key")}
+    assert set(secrets) == {
+        "authority/ca.key",
+        "authority/signer.key",
+        "server/server.key",
+        "kits/st-anna/node.key",
+        "kits/uni/node.key",
+    }
+    assert len(set(secrets.values())) == len(secrets)
+    for name, secret in secrets.items():
+        path = federation / "chest" / name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, name
+        assert not any(secret in text for other, text in made.items() if other != name)
+
+
+def test_a_kits_compose_file_names_its_server_and_confines_the_site(federation: Path) -> None:
+    provision(federation)
+    text = (federation / "chest" / "kits" / "uni" / "compose.yaml").read_text()
+    site = yaml.safe_load(text)["services"]["site"]
+    assert "--superlink=federation.example.org:8443" in site["command"]
+    assert any('site-file="/run/secrets/site-file"' in part for part in site["command"])
+    assert (site["read_only"], site["cap_drop"]) == (True, ["ALL"])
+    assert site["volumes"][0].endswith(":/data:ro")
+    assert "ports" not in site
+
+
+def test_the_servers_compose_file_opens_its_port_and_follows_the_keys(federation: Path) -> None:
+    provision(federation)
+    text = (federation / "chest" / "server" / "compose.yaml").read_text()
+    server = yaml.safe_load(text)["services"]["server"]
+    assert server["ports"] == ["8443:8000"]
+    assert "--enable-supernode-auth" in server["command"]
+    assert server["volumes"][0] == "./sites:/etc/fed-mediffusion/sites:ro"
+
+
+def test_a_second_call_changes_nothing(federation: Path) -> None:
+    provision(federation)
+    before = contents(federation / "chest")
+    assert provision(federation) == ""
+    assert contents(federation / "chest") == before
+
+
+def test_a_site_that_joins_later_gets_a_kit_and_the_others_keep_theirs(federation: Path) -> None:
+    provision(federation)
+    before = contents(federation / "chest" / "kits" / "uni")
+    (federation / "federation.yaml").write_text(FILE.replace("uni]", "uni, west]"))
+    assert "made the kit of west" in provision(federation)
+    assert contents(federation / "chest" / "kits" / "uni") == before
+    assert set(read_keys(federation / "chest" / "server" / "sites")) == {"st-anna", "uni", "west"}
+
+
+def test_sites_are_renewed_and_revoked_one_by_one(federation: Path) -> None:
+    provision(federation)
+    keys = federation / "chest" / "server" / "sites"
+    before = read_keys(keys)
+
+    provision(federation, "--revoke", "uni")
+    assert set(read_keys(keys)) == {"st-anna"}
+    assert "uni is revoked" in provision(federation)
+    assert set(read_keys(keys)) == {"st-anna"}
+
+    provision(federation, "--renew", "uni")
+    after = read_keys(keys)
+    assert after["st-anna"] == before["st-anna"]
+    assert after["uni"] != before["uni"]
+
+
+def test_a_renewed_kit_keeps_what_the_site_has_adapted(federation: Path) -> None:
+    provision(federation)
+    file = federation / "chest" / "kits" / "uni" / "site.toml"
+    file.write_text(file.read_text().replace("auto", "cuda:0"))
+    provision(federation, "--renew", "uni")
+    assert "cuda:0" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--revoke", "east"), "no site east in this federation; there are st-anna, uni"),
+        (("--renew", "east"), "no site east"),
+        (("--renew", "uni", "--revoke", "uni"), "two steps"),
+    ],
+)
+def test_a_mistake_is_one_line(federation: Path, options: tuple[str, ...], said: str) -> None:
+    provision(federation)
+    assert said in provision(federation, *options)
+
+
+def test_the_last_site_is_not_revoked(federation: Path) -> None:
+    provision(federation)
+    provision(federation, "--revoke", "uni")
+    assert "st-anna is the last site" in provision(federation, "--revoke", "st-anna")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: x\nsites: [a]\n", "server: Field required"),
+        (FILE.replace("uni]", "St-Anna]"), "two sites have one name"),
+        (FILE.replace("uni]", "../uni]"), "sites.1: String should match"),
+        (FILE.replace("uni]", "server]"), "no site may be called server"),
+        ("name: [", "federation.yaml"),
+    ],
+)
+def test_a_wrong_federation_file_is_named(federation: Path, text: str, said: str) -> None:
+    (federation / "federation.yaml").write_text(text)
+    assert said in provision(federation)
+    assert not (federation / "chest").exists()
+
+
+def test_the_servers_certificate_holds_for_its_names_alone(federation: Path) -> None:
+    provision(federation)
+    server, authority = federation / "chest" / "server", federation / "chest/authority/ca.pem"
+    for name in ("federation.example.org", "server", "127.0.0.1"):
+        assert handshake(server, authority, name) is None
+    assert "mismatch" in str(handshake(server, authority, "elsewhere.example.org"))
+
+
+def test_a_foreign_certificate_is_refused(federation: Path, tmp_path: Path) -> None:
+    provision(federation)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "federation.yaml").write_text(FILE)
+    provision(foreign)
+    authority = federation / "chest" / "authority" / "ca.pem"
+    assert handshake(foreign / "chest" / "server", authority, "federation.example.org")
+
+
+def test_an_expired_certificate_is_refused(federation: Path, tmp_path: Path) -> None:
+    provision(federation)
+    key, authority = certificates.read_authority(federation / "chest" / "authority")
+    server_key, certificate = certificates.new_server(key, authority, ["uni"], days=0)
+    (tmp_path / "server.pem").write_bytes(certificates.certificate_pem(certificate))
+    (tmp_path / "server.key").write_bytes(certificates.private_pem(server_key))
+    said = handshake(tmp_path, federation / "chest" / "authority" / "ca.pem", "uni")
+    assert said == "certificate has expired"
+
+
+def test_a_renewed_server_has_another_certificate_of_the_same_authority(federation: Path) -> None:
+    provision(federation)
+    server = federation / "chest" / "server"
+    before = (server / "server.pem").read_bytes()
+    assert "valid until" in provision(federation, "--renew", "server")
+    assert (server / "server.pem").read_bytes() != before
+    assert handshake(server, federation / "chest" / "authority" / "ca.pem", "server") is None

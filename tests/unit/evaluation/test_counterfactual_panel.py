@@ -1,0 +1,161 @@
+"""The panel of counterfactuals and its figures, and what a judge refuses to judge."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.untrained import untrained_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.compose import compose
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.evaluation.classification import macro_interval
+from mediffusion_core.evaluation.counterfactual_panel import (
+    choose_panel,
+    compare,
+    make_counterfactuals,
+)
+from mediffusion_core.evaluation.evaluator import Evaluator
+from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.settings import Settings
+
+NAN = float("nan")
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.booleans(), st.integers(0, 99))
+def test_no_image_is_asked_for_twice_and_each_has_what_shall_change(
+    images: int, count: int, multi_label: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    if multi_label:
+        targets = torch.randint(0, 2, (images, 3), generator=generator).float()
+    else:
+        targets = torch.eye(3)[torch.randint(0, 3, (images,), generator=generator)]
+    panel = choose_panel(targets, ("a", "b", "c"), multi_label, count, seed)
+    positions = panel.positions.tolist()
+    assert len(set(positions)) == len(positions) <= count
+    if multi_label:
+        assert len(positions) == min(images, count)
+    asked = zip(positions, panel.target.index.tolist(), panel.target.present.tolist(), strict=True)
+    for position, index, present in asked:
+        assert bool(targets[position, index]) != present
+
+
+def test_without_additions_every_image_has_what_is_asked_about() -> None:
+    targets = torch.tensor([[1.0, 0.0, NAN], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    panel = choose_panel(targets, ("a", "b", "c"), True, 9, seed=0, additions=False)
+    assert not panel.target.present.any()
+    assert len(panel.positions) == 3  # the last image has nothing
+    assert (targets[panel.positions, panel.target.index] == 1).all()
+
+
+def test_exclusive_classes_are_those_that_are_named_or_the_most_frequent() -> None:
+    targets = torch.eye(3)[[0, 0, 0, 1, 1, 2, 2]]
+    targets[4] = NAN
+
+    def asked(between: tuple[int, int] | None) -> set[str]:
+        return set(choose_panel(targets, ("a", "b", "c"), False, 9, 0, between=between).names)
+
+    assert asked(None) == {"a → c", "c → a"}
+    assert asked((1, 0)) == {"a → b", "b → a"}
+
+
+@pytest.fixture(scope="module")
+def model(tiny: tuple[str, ...]) -> TrainedModel:
+    return untrained_model(compose("config", tiny), "abcde")
+
+
+def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> None:
+    images = torch.rand(4, 1, 32, 32)
+    panel = choose_panel(torch.ones(4, 5), tuple("abcde"), True, 4, seed=0)
+    guidance = model.settings.evaluation.counterfactual.model_copy(update={"scale": 1e-9})
+    made = make_counterfactuals(model, images, panel.target, guidance)
+    torch.testing.assert_close(made.before, model.classify(made.sources))
+    torch.testing.assert_close(made.after, model.classify(made.images))
+
+
+def test_guidance_knows_how_the_head_was_trained(model: TrainedModel) -> None:
+    """At up to 0.6 T; what it is asked for and what it is judged by is calibrated."""
+    warm = replace(model, temperature=3.0)
+    assert (warm.guided.head_until, warm.guided.temperature) == (599, 3.0)
+    latents = torch.randn(2, *model.settings.latent_shape)
+    torch.testing.assert_close(
+        warm.guided.classify(latents, 0), model.joint.classify(latents) / 3, rtol=1e-4, atol=1e-5
+    )
+    joint = model.settings.training.joint.model_copy(update={"noised_fraction": 0.0})
+    training = model.settings.training.model_copy(update={"joint": joint})
+    clean = replace(model, settings=model.settings.model_copy(update={"training": training}))
+    assert clean.guided.head_until == 0
+
+
+def test_features_are_what_the_head_reads(model: TrainedModel) -> None:
+    images = torch.rand(5, 1, 32, 32)
+    features = model.features(images)
+    _, *layers = model.joint.head
+    logits = features
+    for layer in layers:
+        logits = layer(logits)
+    torch.testing.assert_close(logits, model.logits(model.encode(images)))
+
+
+def test_a_temperature_changes_how_sure_a_model_is_but_not_what_has_flipped(
+    model: TrainedModel,
+) -> None:
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    panel = choose_panel(torch.ones(4, 5), tuple("abcde"), True, 4, seed=0)
+    latents, made = model.encode(images), model.encode(images.flip(0))
+    plain = compare(model, latents, made, panel.target)
+    surer = compare(replace(model, temperature=0.5), latents, made, panel.target)
+    assert torch.equal(surer.eligible, plain.eligible)
+    assert torch.equal(surer.flipped, plain.flipped)
+    torch.testing.assert_close(surer.before.logit(), 2 * plain.before.logit())
+
+
+def test_calibration_is_judged_with_the_temperature_and_without(model: TrainedModel) -> None:
+    """Ranks do not depend on it, and a model at temperature 1 is an uncalibrated one."""
+    judging = judge(model.settings, images=40, patients=20, classes=5, multi_label=True)
+    plain = judging.classification(model)
+    scaled = judging.classification(replace(model, temperature=4.0))
+    figures, others = plain.pop("calibration"), scaled.pop("calibration")
+    assert repr(plain) == repr(scaled)  # nan is no equal of nan
+    assert figures["temperature"] == 1.0 and others["temperature"] == 4.0
+    for name in ("ece", "brier"):
+        assert figures[name] == figures[f"{name}_uncalibrated"] == others[f"{name}_uncalibrated"]
+        assert others[name] != figures[name]
+
+
+def test_a_draw_without_a_rare_class_is_no_draw_of_the_macro_area() -> None:
+    auc = torch.tensor([0.9, 0.5, NAN])
+    draws = torch.tensor([[0.9, 0.4, NAN], [0.8, NAN, NAN], [0.9, 0.6, NAN]])
+    assert macro_interval(auc, draws) == pytest.approx((0.6525, 0.7475), abs=1e-6)
+
+
+def judge(
+    settings: Settings, images: int, patients: int, classes: int, multi_label: bool
+) -> Evaluator:
+    pixels = np.zeros((images, 32, 32, 1), np.uint8)
+    targets = torch.eye(classes)[torch.arange(images) % classes]
+    groups = tuple(str(image % patients) for image in range(images))
+    names = tuple("abcdefg"[:classes])
+    test = ImageSet(pixels, np.arange(images), targets)
+    return Evaluator(settings, test, groups, ("site-0",) * images, names, multi_label)
+
+
+@pytest.mark.parametrize(
+    ("images", "patients", "classes", "message"),
+    [
+        (7, 7, 2, "7 images of 7 patients"),
+        (20, 1, 2, "20 images of 1 patients"),
+        (20, 20, 1, "the only class is a"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_at_once(
+    tiny: tuple[str, ...], images: int, patients: int, classes: int, message: str
+) -> None:
+    settings = compose("config", tiny)
+    with pytest.raises(UserError, match=message):
+        judge(settings, images, patients, classes, multi_label=False)
+    assert judge(settings, 8, 8, 2, multi_label=False)

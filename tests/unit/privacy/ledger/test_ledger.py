@@ -1,0 +1,444 @@
+"""The ledger: no kill, restart, copy or second process makes it count less than was executed."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, merged
+from mediffusion_core.privacy.ledger.ledger import BudgetSpent, Cap, Head, Ledger, LedgerError
+
+DELTA = 1e-5
+STEPS = Charge(0.1, 2.0, 10)
+KINDS = (STEPS, Charge(0.2, 2.0, 3), Charge(1.0, 40.0, 1))
+PATIENTS = tuple(f"patient {number}" for number in range(6))
+TRACED = ("ledger.py", "ledger_file.py", "head.py", "pseudonyms.py")
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "ledger"
+
+
+def head_of(folder: Path) -> Path:
+    return folder.with_name("ledger.head")
+
+
+def at_line(count: int, act: Callable[[], None]) -> None:
+    """Does something when so many lines of the ledger's modules have been run from here on."""
+    left = count
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if os.path.basename(frame.f_code.co_filename) not in TRACED:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                act()
+        return trace
+
+    sys.settrace(trace)
+
+
+def killed_at(line: int, act: Callable[[], object]) -> bool:
+    """Does something in a process that is killed after so many lines; whether it ended before."""
+
+    def child() -> None:
+        at_line(line, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        act()
+        sys.settrace(None)
+        os._exit(0)
+
+    process = FORK.Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode == 0
+
+
+def charge(ledger: Ledger, units: tuple[str, ...] = PATIENTS, number: int = 1) -> Head:
+    return ledger.charge(units, STEPS, "joint", "run", number)
+
+
+# What is counted
+
+
+def test_what_was_charged_is_composed_and_survives(folder: Path) -> None:
+    ledger = Ledger.open(folder)
+    assert ledger.spent(PATIENTS, DELTA) == 0
+    assert ledger.charge(PATIENTS, STEPS, "autoencoder", "first", 1).count == 1
+    ledger.charge(PATIENTS, KINDS[2], "latents", "first", 1)
+    ledger.charge(PATIENTS[:3], STEPS, "joint", "second", 1)
+    again = Ledger.open(folder)
+    whole = epsilon([STEPS, KINDS[2], STEPS], DELTA)
+    assert again.spent(PATIENTS, DELTA) == again.worst(DELTA) == whole
+    assert again.spent(PATIENTS[3:], DELTA) == epsilon([STEPS, KINDS[2]], DELTA)
+    assert again.spent(["a newcomer"], DELTA) == again.spent([], DELTA) == 0
+    alone = {"first": epsilon([STEPS, KINDS[2]], DELTA), "second": epsilon([STEPS], DELTA)}
+    assert again.worst_by(DELTA, lambda entry: entry.run) == alone
+    assert [(e.number, e.stage, e.run, e.units) for e in again.entries()] == [
+        (1, "autoencoder", "first", 6),
+        (2, "latents", "first", 6),
+        (3, "joint", "second", 3),
+    ]
+
+
+def test_overlapping_data_inherits_what_was_spent(folder: Path) -> None:
+    """One image more, or a patient more, is a new data set with the old patients in it."""
+    ledger = Ledger.open(folder)
+    charge(ledger, PATIENTS[:4])
+    charge(ledger, (*PATIENTS[3:], "a newcomer", "a newcomer"))
+    assert ledger.compositions(["a newcomer"]) == [(STEPS,)]
+    assert ledger.compositions([PATIENTS[3]]) == [merged([STEPS, STEPS])]
+    assert ledger.compositions(PATIENTS) == [merged([STEPS, STEPS])]
+
+
+def test_neither_of_two_compositions_hides_the_other(folder: Path) -> None:
+    ledger = Ledger.open(folder)
+    ledger.charge(PATIENTS[:2], KINDS[0], "joint", "run", 1)
+    ledger.charge(PATIENTS[1:3], KINDS[1], "joint", "run", 2)
+    ledger.charge(PATIENTS[3:], KINDS[2], "joint", "run", 3)
+    found = ledger.compositions(PATIENTS)
+    assert sorted(found) == sorted([merged(KINDS[:2]), (KINDS[2],)])
+    assert ledger.spent(PATIENTS, DELTA) == max(epsilon(one, DELTA) for one in found)
+
+
+operations = st.lists(
+    st.tuples(
+        st.sets(st.sampled_from(PATIENTS), min_size=1),
+        st.sampled_from(KINDS),
+        st.one_of(st.none(), st.integers(1, 260)),
+        st.booleans(),
+    ),
+    max_size=9,
+)
+
+
+@settings(max_examples=25)
+@given(operations)
+def test_no_pattern_of_kills_restarts_and_overlaps_counts_less(
+    pattern: list[tuple[set[str], Charge, int | None, bool]],
+) -> None:
+    """Each charge may be killed after any line; what is counted is what ran, and what began."""
+    with TemporaryDirectory() as place:
+        folder = Path(place, "ledger")
+        executed: set[int] = set()
+        ledger = Ledger.open(folder)
+        for number, (units, cost, killed_after, restart) in enumerate(pattern):
+            act = partial(ledger.charge, sorted(units), cost, "joint", "run", number)
+            if killed_at(killed_after, act) if killed_after else act():
+                executed.add(number)
+            if restart:
+                ledger = Ledger.open(folder)
+        recorded = {entry.round_number for entry in ledger.entries()}
+        assert executed <= recorded
+        assert len(ledger.entries()) == len(recorded)
+        assert all(pattern[number][2] for number in recorded - executed)
+        for unit in PATIENTS:
+            held = [pattern[n][1] for n in sorted(recorded) if unit in pattern[n][0]]
+            assert ledger.compositions([unit]) == ([merged(held)] if held else [])
+        Ledger.open(folder).must_extend(ledger.verify())
+
+
+# Kills
+
+
+def test_a_real_kill_at_any_line_of_a_charge_is_survived(folder: Path) -> None:
+    ledger = Ledger.open(folder)
+    executed = counted = 0
+    for line in (*range(1, 260, 9), 10**6):
+        executed += killed_at(line, lambda: charge(ledger))
+        after = Ledger.open(folder).verify().count
+        assert after >= executed and after - counted in (0, 1)
+        counted = after
+    assert executed >= 1
+
+
+def test_a_kill_between_ledger_and_head_counts_the_charge(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger.open(folder)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("mediffusion_core.privacy.ledger.ledger.write_head", interrupted)
+        charge(ledger)
+    assert Head.parse(head_of(folder).read_text()).count == 0
+    again = Ledger.open(folder)
+    assert again.compositions(PATIENTS) == [(STEPS,)]
+    assert Head.parse(head_of(folder).read_text()) == again.verify()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def charging_forever(folder: Path, done: Path) -> None:
+    ledger = Ledger.open(folder)
+    while True:
+        charge(ledger)
+        with done.open("a") as file:
+            file.write("x")
+
+
+def test_kills_at_any_moment_of_writing_are_survived(folder: Path, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    done.touch()
+    Ledger.open(folder)
+    for attempt in range(6):
+        process = FORK.Process(target=charging_forever, args=(folder, done))
+        before = done.stat().st_size
+        process.start()
+        while done.stat().st_size == before and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(0.0037 * attempt)
+        process.kill()
+        process.join()
+        executed = done.stat().st_size
+        assert executed <= Ledger.open(folder).verify().count <= executed + attempt + 1
+
+
+def test_a_kill_while_a_ledger_is_begun_leaves_one_that_can_be_begun(tmp_path: Path) -> None:
+    for line in range(1, 200, 7):
+        folder = tmp_path / str(line) / "ledger"
+        folder.parent.mkdir()
+        killed_at(line, lambda folder=folder: Ledger.open(folder))  # type: ignore[misc]
+        assert charge(Ledger.open(folder)).count == 1
+
+
+# Two processes
+
+
+def charging(folder: Path, times: int, cap: Cap | None) -> None:
+    ledger = Ledger.open(folder, cap=cap)
+    for number in range(times):
+        with suppress(BudgetSpent):
+            charge(ledger, number=number)
+
+
+def at_once(folder: Path, times: int, cap: Cap | None = None) -> Ledger:
+    processes = [FORK.Process(target=charging, args=(folder, times, cap)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    return Ledger.open(folder)
+
+
+def test_processes_at_once_take_turns_from_the_first_call_on(folder: Path) -> None:
+    ledger = at_once(folder, 6)
+    assert len(ledger.entries()) == 18
+    assert ledger.compositions(PATIENTS) == [merged([STEPS] * 18)]
+
+
+def test_processes_at_once_cannot_pass_the_cap_together(folder: Path) -> None:
+    cap = Cap(epsilon([STEPS] * 3, DELTA), DELTA)
+    assert len(at_once(folder, 2, cap).entries()) == 3
+
+
+# The cap
+
+
+def test_a_cap_is_never_passed_and_a_refusal_costs_nothing(folder: Path) -> None:
+    cap = Cap(epsilon([STEPS] * 2, DELTA), DELTA)
+    ledger = Ledger.open(folder, cap=cap)
+    charge(ledger)
+    charge(ledger, PATIENTS[:1])
+    with pytest.raises(BudgetSpent, match="a patient has spent") as caught:
+        charge(ledger, PATIENTS[:2])
+    assert caught.value.code == "budget-spent" and "patient 0" not in str(caught.value)
+    assert ledger.verify().count == 2
+    charge(ledger, PATIENTS[1:])  # who has not spent it may go on
+    assert ledger.worst(DELTA) == cap.max_epsilon
+
+
+def test_a_release_without_noise_passes_any_cap(folder: Path) -> None:
+    ledger = Ledger.open(folder, cap=Cap(1e9, DELTA))
+    with pytest.raises(BudgetSpent):
+        ledger.charge(PATIENTS, Charge(1.0, 0.0, 1), "joint", "run", 1)
+
+
+# Other hands
+
+
+def changed(folder: Path, *statements: str) -> None:
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+def older_copy(folder: Path) -> None:
+    shutil.copy(folder.parent / "older.sqlite", folder / "ledger.sqlite")
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "ledger.sqlite"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 100])
+
+
+def other_ledger(folder: Path) -> None:
+    """As many entries, all sound, but others: rolled back and charged anew."""
+    older_copy(folder)
+    kept = head_of(folder).read_bytes()
+    head_of(folder).write_bytes((folder.parent / "older.head").read_bytes())
+    charge(Ledger.open(folder), PATIENTS[:1], 77)
+    head_of(folder).write_bytes(kept)
+
+
+def salt_of(folder: Path) -> Path:
+    return next(path for path in folder.iterdir() if path.suffix == "")
+
+
+def edits(table: str, change: str) -> Callable[[Path], None]:
+    return lambda folder: changed(folder, f"UPDATE {table} SET {change}")
+
+
+TAMPERINGS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "removed": (lambda f: (f / "ledger.sqlite").unlink(), "ledger-removed"),
+    "folder removed": (shutil.rmtree, "ledger-removed"),
+    "emptied": (lambda f: (f / "ledger.sqlite").write_bytes(b""), "ledger-removed"),
+    "cut off": (cut_off, "ledger-unreadable"),
+    "older": (older_copy, "ledger-behind"),
+    "charged anew": (other_ledger, "ledger-other"),
+    "last entry": (lambda f: changed(f, "DELETE FROM charges WHERE number = 2"), "ledger-edited"),
+    "first entry": (lambda f: changed(f, "DELETE FROM charges WHERE number = 1"), "ledger-edited"),
+    "all": (lambda f: changed(f, *(f"DELETE FROM {t}" for t in ("charges", "units",
+                                                                "memberships"))), "ledger-behind"),
+    "steps": (edits("charges", "steps = 1"), "ledger-edited"),
+    "noise": (edits("charges", "noise_multiplier = 99"), "ledger-edited"),
+    "text for a number": (edits("charges", "steps = 'many'"), "ledger-edited"),
+    "run": (edits("charges", "run = 'another'"), "ledger-edited"),
+    "time": (edits("charges", "time = '1970-01-01'"), "ledger-edited"),
+    "members": (edits("memberships", "bits = randomblob(1)"), "ledger-edited"),
+    "unit": (edits("units", "hash = randomblob(16)"), "ledger-edited"),
+    "number of a unit": (edits("units", "number = number + 1000"), "ledger-edited"),
+    "unit more": (lambda f: changed(f, "INSERT INTO units VALUES (6, randomblob(16))"),
+                  "ledger-edited"),
+    "later format": (lambda f: changed(f, "PRAGMA user_version = 9"), "ledger-format"),
+    "no salt": (lambda f: salt_of(f).unlink(), "salt-removed"),
+    "damaged salt": (lambda f: salt_of(f).write_bytes(b"short"), "salt-damaged"),
+    "other salt": (lambda f: salt_of(f).write_bytes(bytes(32)), "ledger-edited"),
+    "no head": (lambda f: head_of(f).unlink(), "head-removed"),
+    "damaged head": (lambda f: head_of(f).write_text("2"), "head-unreadable"),
+    "other head": (lambda f: head_of(f).write_text(f"2:{'0' * 64}"), "ledger-other"),
+    "head ahead": (lambda f: head_of(f).write_text(f"3:{'0' * 64}"), "ledger-behind"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_what_other_hands_did_shows_and_is_refused(folder: Path, name: str) -> None:
+    tamper, code = TAMPERINGS[name]
+    ledger = Ledger.open(folder)
+    charge(ledger, PATIENTS[:4])
+    shutil.copy(folder / "ledger.sqlite", folder.parent / "older.sqlite")
+    shutil.copy(head_of(folder), folder.parent / "older.head")
+    charge(ledger)
+    tamper(folder)
+    for act in (lambda: Ledger.open(folder), lambda: charge(ledger), lambda: ledger.worst(DELTA)):
+        with pytest.raises(LedgerError) as caught:
+            act()
+        assert caught.value.code == code
+        assert "\n" not in str(caught.value) and isinstance(caught.value, UserError)
+
+
+def test_ledger_and_head_rolled_back_together_show_to_who_remembers(folder: Path) -> None:
+    ledger = Ledger.open(folder)
+    charge(ledger)
+    copies = [(path, path.read_bytes()) for path in (folder / "ledger.sqlite", head_of(folder))]
+    at_the_server = charge(ledger)
+    for path, content in copies:
+        path.write_bytes(content)
+    with pytest.raises(LedgerError, match="what this process has seen"):
+        ledger.verify()
+    again = Ledger.open(folder)
+    with pytest.raises(LedgerError, match="a head kept elsewhere") as caught:
+        again.must_extend(Head.parse(str(at_the_server)))
+    assert caught.value.code == "ledger-behind"
+    again.must_extend(Head.parse(copies[1][1].decode()))
+
+
+def test_a_head_that_was_restored_from_a_backup_is_brought_up(folder: Path) -> None:
+    ledger = Ledger.open(folder)
+    charge(ledger)
+    older = head_of(folder).read_bytes()
+    newest = charge(ledger)
+    head_of(folder).write_bytes(older)
+    assert Ledger.open(folder).verify() == newest
+    assert Head.parse(head_of(folder).read_text()) == newest
+
+
+def test_a_lost_head_is_restored_only_against_one_kept_elsewhere(folder: Path) -> None:
+    ledger = Ledger.open(folder)
+    charge(ledger)
+    older = (folder / "ledger.sqlite").read_bytes()
+    newest = charge(ledger)
+    head_of(folder).unlink()
+    with pytest.raises(LedgerError, match="is gone"):
+        Ledger.open(folder)
+    assert Ledger.restore_head(folder, None, newest) == newest
+    assert Ledger.open(folder).verify() == newest
+    head_of(folder).unlink()
+    (folder / "ledger.sqlite").write_bytes(older)
+    with pytest.raises(LedgerError, match="ledger-behind"):
+        Ledger.restore_head(folder, None, newest)
+    assert not head_of(folder).exists()
+
+
+def test_looking_begins_no_ledger(folder: Path) -> None:
+    with pytest.raises(LedgerError, match="ledger-removed"):
+        Ledger.open(folder, begin=False)
+    assert not folder.exists()
+
+
+# What stands on the disk
+
+
+def test_names_of_patients_are_not_on_the_disk_and_files_are_the_owners(folder: Path) -> None:
+    charge(Ledger.open(folder))
+    for path in (*folder.iterdir(), head_of(folder)):
+        assert b"patient" not in path.read_bytes()
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077 or path.name == "ledger.lock"
+
+
+def test_a_hundred_thousand_units_are_stored_once(folder: Path) -> None:
+    units = [f"patient {number}" for number in range(100_000)]
+    ledger = Ledger.open(folder)
+    charge(ledger, tuple(units))
+    before = (folder / "ledger.sqlite").stat().st_size
+    for number in range(2, 5):
+        charge(ledger, tuple(units), number)
+    charge(ledger, tuple(units[1:]), 5)
+    assert (folder / "ledger.sqlite").stat().st_size - before < 50_000
+    assert ledger.compositions(units[:1]) == [merged([STEPS] * 4)]
+    assert ledger.compositions(units) == [merged([STEPS] * 5)]
+
+
+def test_a_charge_of_nobody_lengthens_the_chain_and_costs_nobody(folder: Path) -> None:
+    """Else the head of a ledger would tell a site without patients from one with a patient."""
+    ledger = Ledger.open(folder)
+    charge(ledger, ())
+    assert ledger.verify().count == 1 and ledger.worst(1e-5) == 0.0
+    charge(ledger, ("a",), 2)
+    charge(ledger, (), 3)
+    again = Ledger.open(folder)
+    assert [entry.units for entry in again.entries()] == [0, 1, 0]
+    assert again.compositions(["a"]) == [(STEPS,)]

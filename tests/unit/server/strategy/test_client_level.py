@@ -1,0 +1,147 @@
+"""The server's noise that hides a whole site, what it costs, and what is refused beside it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from configs.compose import compose
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.messaging import protocol
+from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, HEAD_MOMENTS, UNET, UNET_MOMENTS
+from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
+from mediffusion_core.settings import ClientLevelSettings
+from server.messages import Reply
+from server.strategy.client_level import FILE, ClientLevelPrivacy
+from unit.server.test_run import short_run
+
+NO_NOISE = 1e-12
+SENT: Mapping[str, Mapping[str, Tensor]] = {
+    UNET: {"conv.weight": torch.tensor([[1.0, -2.0]]), "conv.bias": torch.tensor([0.5])},
+    HEAD: {"weight": torch.tensor([3.0, 4.0])},
+}
+VALUES = st.floats(-100, 100, width=32)
+CHANGES = st.lists(st.tuples(*[VALUES] * 5), min_size=1, max_size=4)
+
+
+def privacy(folder: Path, noise: float, bound: float = 1.0, sites: int = 4) -> ClientLevelPrivacy:
+    settings = ClientLevelSettings(noise_multiplier=noise, max_update_norm=bound)
+    return ClientLevelPrivacy(settings, sites, folder)
+
+
+def reply(change: tuple[float, ...], site: str = "labelled") -> Reply:
+    a, b, c, d, e = change
+    changes = {
+        UNET: {"conv.weight": torch.tensor([[a, b]]), "conv.bias": torch.tensor([c])},
+        HEAD: {"weight": torch.tensor([d, e])},
+    }
+    components = {
+        component: {name: value + changes[component][name] for name, value in state.items()}
+        for component, state in SENT.items()
+    }
+    return Reply(
+        site, components, {"images_seen": 10.0, "labelled_seen": float(site != "unlabelled")}
+    )
+
+
+def vector(components: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+    return torch.cat([value.flatten() for state in components.values() for value in state.values()])
+
+
+@given(changes=CHANGES, bound=st.floats(0.1, 50))
+def test_the_mean_is_of_changes_cut_to_the_bound_as_one_vector(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, ...]], bound: float
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    means = privacy(folder, NO_NOISE, bound).means("joint", 1, SENT, [reply(c) for c in changes])
+    expected = torch.zeros(5, dtype=torch.float64)
+    for change in changes:
+        # What float32 makes of it, since that is what travels.
+        moved = (vector(SENT) + torch.tensor(change)).double() - vector(SENT).double()
+        expected += moved * min(1.0, bound / max(float(moved.norm()), 1e-30))
+    moved = vector(means).double() - vector(SENT).double()
+    assert torch.allclose(moved, expected / 4, atol=1e-5)
+    assert float(moved.norm()) <= len(changes) * bound / 4 + 1e-5
+
+
+def test_a_site_without_labels_has_no_part_in_the_head(tmp_path: Path) -> None:
+    change = (0.1, 0.0, 0.0, 0.3, 0.0)
+    means = privacy(tmp_path, NO_NOISE).means("joint", 1, SENT, [reply(change, "unlabelled")])
+    assert torch.allclose(means[HEAD]["weight"], SENT[HEAD]["weight"])
+    assert float(means[UNET]["conv.weight"][0, 0]) == pytest.approx(1 + 0.1 / 4)
+
+
+def test_the_noise_is_that_of_the_bound_over_the_sites_and_never_the_same(tmp_path: Path) -> None:
+    sent = {UNET: {"weight": torch.zeros(100_000)}}
+    hidden = privacy(tmp_path, noise=2.0, bound=3.0, sites=5)
+    first, second = (hidden.means("joint", n, sent, [])[UNET]["weight"] for n in (1, 2))
+    assert float(first.std()) == pytest.approx(2.0 * 3.0 / 5, rel=0.02)
+    assert float(first.mean()) == pytest.approx(0, abs=0.02)
+    together = torch.stack([first, second])
+    assert abs(float(torch.corrcoef(together)[0, 1])) < 0.02
+
+
+def test_every_noised_mean_counts_also_after_a_kill(tmp_path: Path) -> None:
+    hidden = privacy(tmp_path, noise=4.0)
+    assert hidden.spent()["epsilon"] == 0.0
+    for number in (1, 2, 2):  # the second round was made again
+        hidden.means("joint", number, SENT, [])
+    with (tmp_path / FILE).open("a") as file:
+        file.write('\n{"stage":"jo')  # killed while it was written
+    again = privacy(tmp_path, noise=4.0)
+    again.means("joint", 3, SENT, [])
+    assert again.spent()["rounds"] == 5
+    assert again.spent()["epsilon"] == pytest.approx(epsilon([Charge(1.0, 4.0, 5)], 0.01))
+
+
+def test_a_run_shows_a_site_in_noised_means_alone(
+    shortest: tuple[str, ...], tmp_path: Path
+) -> None:
+    noise = "federation.client_level.noise_multiplier=3"
+    run, sites, _, folder = short_run(shortest, tmp_path, noise)
+    figures = run.execute()
+    kinds = [kind for kind, _ in sites.sent]
+    assert protocol.LATENT_CENSUS not in kinds and protocol.EVALUATE not in kinds
+    assert figures["client_level"]["rounds"] == 2
+    expected = epsilon([Charge(1.0, 3.0, 2)], 0.01)
+    assert figures["client_level"]["epsilon"] == pytest.approx(expected)
+    assert figures["auc_pooled"] is None and figures["selected_round"] == 1
+    [joint] = [given for kind, given in sites.sent if kind == protocol.TRAIN_JOINT]
+    for moments in (UNET_MOMENTS, HEAD_MOMENTS):
+        assert not any(value.any() for value in joint[moments].values())
+    [first] = [given for kind, given in sites.sent if kind == protocol.TRAIN_AUTOENCODER]
+    [encoded] = [given for kind, given in sites.sent if kind == protocol.ENCODE]
+    moved = max(
+        float((encoded[AUTOENCODER][f"autoencoder.{name}"] - value).abs().max())
+        for name, value in first[AUTOENCODER].items()
+    )
+    assert moved > 0.5  # the noise's deviation is 1, of which a step of training is no part
+    assert len((folder.path / FILE).read_text().split()) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("training.joint.logit_adjustment=1",), "label counts to all sites"),
+        (("training.joint.control_variates=true",), "gradients to all sites without noise"),
+        (("federation.client_level.target_delta=0.05",), r"at most 1/\(10 n\)"),
+        (("federation.pool_sites=true",), "no other site to hide it among"),
+        (("federation.weighting=steps",), "hidden sites have equal weights"),
+        (("privacy=dp", "federation.participation=0.5"), "would change who else is drawn"),
+        (
+            ("privacy=dp", "privacy.trained=head", "privacy.public_model=runs/public"),
+            "weights that nobody trains",
+        ),
+    ],
+)
+def test_what_would_show_a_site_is_refused_with_the_reason(
+    overrides: tuple[str, ...], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        compose("config", ["federation.client_level.noise_multiplier=1", *overrides])
+    without = [one for one in overrides if "client_level" not in one]
+    assert not compose("config", without).federation.client_level.enabled

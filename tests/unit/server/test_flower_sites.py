@@ -1,0 +1,215 @@
+"""Sites leave, fail, join and come back between the rounds of a run, by Flower's grid."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.task_identity import TaskIdentity
+
+import server.dispatch
+import server.flower_sites
+from configs.compose import compose
+from mediffusion_core.messaging import protocol
+from mediffusion_core.messaging.protocol import CENSUS, ENCODE
+from mediffusion_core.settings import Settings
+from server.flower_sites import FlowerSites
+from server.messages import SiteError
+from server.reply_contract import ReplyContract
+
+CLASSES = 2
+LOST = f"was lost (Flower's code {ErrorCode.CLIENT_APP_RAISED_EXCEPTION})"
+COUNTS = {"images": 9, "train": 5, "labelled": 2, "validation": 2, "test": 2, "patients": 9}
+
+
+@dataclass
+class Grid:
+    """Flower's grid with nodes that are there, and what each answers: content or Flower's error."""
+
+    there: dict[int, str] = field(default_factory=dict)
+    """By node the name of its registered key, empty where there is none."""
+    names: dict[int, str] = field(default_factory=dict)
+    """By node the name that its site gives itself."""
+    failing: dict[int, str] = field(default_factory=dict)
+    """By node a kind of message at which its program raises."""
+    clock: float = 0.0
+    asked: list[tuple[str, int]] = field(default_factory=list)
+    waiting: dict[str, Message] = field(default_factory=dict)
+    later: dict[float, dict[int, str]] = field(default_factory=dict)
+    """By seconds, who is there from then on."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [node.node_id for node in self.get_nodes()]
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        for moment in sorted(self.later):
+            if self.clock >= moment:
+                self.there = self.later.pop(moment)
+        return [NodeInfo(node_id=node, name=name) for node, name in self.there.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            message.metadata.__dict__["_message_id"] = f"message {len(self.asked)}"
+            self.asked.append((kind, node))
+            ids.append(message.metadata.message_id)
+            self.waiting[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = []
+        for sent in sorted(message_ids):
+            message = self.waiting[sent]
+            node = message.metadata.dst_node_id
+            if node in self.there:
+                replies.append(Message(self._content(message, node), reply_to=message))
+        return replies
+
+    def _content(self, message: Message, node: int) -> Any:
+        kind = message.metadata.message_type
+        if self.failing.get(node) == kind:
+            return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+        instructions = dict(message.content.config_records[protocol.INSTRUCTIONS])
+        content = {protocol.ANSWERS_TO: ConfigRecord(protocol.answered(kind, instructions))}
+        if kind == CENSUS:
+            counts = {**COUNTS, "per_class": [1] * CLASSES}
+            content[protocol.IDENTITY] = ConfigRecord({"site": self.names[node]})
+            content[protocol.METRICS] = MetricRecord(counts)
+        return RecordDict(content)
+
+
+Connect = Callable[..., FlowerSites]
+
+
+@pytest.fixture
+def connect(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Connect:
+    def connecting(grid: Grid, *overrides: str) -> FlowerSites:
+        def sleep(seconds: float) -> None:
+            grid.clock += seconds
+
+        for name in ("_run_id", "_task_id", "_node_id"):
+            monkeypatch.setattr(TaskIdentity, name, 1)
+        for module in (server.dispatch, server.flower_sites):
+            monkeypatch.setattr(module.time, "monotonic", lambda: grid.clock)
+            monkeypatch.setattr(module.time, "sleep", sleep)
+        short = ("federation.round_timeout=100", "federation.grace_period=10")
+        settings: Settings = compose("config", [*tiny, *short, *overrides])
+        return FlowerSites(grid, settings, ReplyContract(settings, CLASSES))  # type: ignore[arg-type]
+
+    return connecting
+
+
+def three(**changes: Any) -> Grid:
+    return Grid(there={1: "", 2: "", 3: ""}, names={1: "a", 2: "b", 3: "c", 4: "d"}, **changes)
+
+
+def reasons(sites: FlowerSites) -> list[tuple[str, str]]:
+    return [(one.site, one.reason) for one in sites.take_set_aside()]
+
+
+def test_the_census_needs_the_minimum_and_waits_a_little_for_others(connect: Connect) -> None:
+    grid = three()
+    del grid.there[3]
+    sites = connect(grid)
+    assert [reply.site for reply in sites.census()] == ["a", "b"]
+    assert 10 <= grid.clock <= 12
+
+
+def test_fewer_than_the_minimum_end_the_census(connect: Connect) -> None:
+    grid = Grid(there={1: ""}, names={1: "a"})
+    with pytest.raises(SiteError, match="1 sites came in time, and 2 are needed"):
+        connect(grid).census()
+
+
+def test_a_site_that_fails_the_census_is_asked_again(connect: Connect) -> None:
+    grid = three(failing={2: CENSUS})
+    sites = connect(grid)
+    assert [reply.site for reply in sites.census()] == ["a", "c"]
+    assert reasons(sites) == [("site at node 2", LOST)]
+    grid.failing.clear()
+    assert sites.newcomers() == []
+    assert [reply.site for reply in sites.newcomers()] == ["b"]
+    assert sites.sites == ["a", "b", "c"]
+
+
+def test_failing_and_silent_sites_are_treated_alike(connect: Connect) -> None:
+    for changes, expected in (
+        ({"failing": {2: ENCODE}}, LOST),
+        ({"later": {0.0: {1: "", 3: ""}}}, "sent no reply in time"),
+    ):
+        grid = three(failing=changes.get("failing", {}))
+        sites = connect(grid)
+        sites.census()
+        grid.later = changes.get("later", {})
+        assert [reply.site for reply in sites.ask(ENCODE, 1, {})] == ["a", "c"]
+        assert reasons(sites) == [("b", expected)]
+
+
+def test_below_the_minimum_a_round_ends_the_run(connect: Connect) -> None:
+    grid = three(failing={2: ENCODE})
+    sites = connect(grid, "federation.min_sites=3")
+    sites.census()
+    with pytest.raises(SiteError, match=r"2 replies to query\.encode count and 3 are needed: b"):
+        sites.ask(ENCODE, 1, {})
+
+
+def test_a_site_that_left_is_waited_for_once_and_comes_back(connect: Connect) -> None:
+    grid = three()
+    sites = connect(grid)
+    sites.census()
+    grid.there = {1: "", 3: ""}
+    sites.ask(ENCODE, 1, {})
+    assert sites.sites == ["a", "c"] and grid.clock >= 10
+    before = grid.clock
+    sites.ask(ENCODE, 2, {})
+    assert grid.clock == before
+    grid.there[4], grid.names[4] = "", "b"  # a new process of the site has another node
+    sites.newcomers()
+    assert [reply.site for reply in sites.newcomers()] == ["b"]
+    assert sites.sites == ["a", "b", "c"]
+    grid.asked.clear()
+    sites.ask(ENCODE, 3, {})
+    assert [node for _, node in grid.asked] == [1, 3, 4]
+
+
+def test_a_site_that_nobody_expected_may_join(connect: Connect) -> None:
+    grid = three()
+    sites = connect(grid)
+    sites.census()
+    grid.there[4] = ""
+    sites.newcomers()
+    assert [reply.site for reply in sites.newcomers()] == ["d"]
+    assert len(sites.ask(ENCODE, 1, {})) == 4
+
+
+def test_a_run_that_fell_below_its_minimum_waits_for_sites(connect: Connect) -> None:
+    grid = three()
+    sites = connect(grid)
+    sites.census()
+    sites._nodes.clear()
+    grid.there, grid.later = {1: ""}, {50.0: {1: "", 2: ""}}
+    assert [reply.site for reply in sites.newcomers()] == ["a", "b"]
+    sites._nodes.clear()
+    grid.there = {}
+    with pytest.raises(SiteError, match="0 sites are left, 2 are needed"):
+        sites.newcomers()
+
+
+def test_a_name_belongs_to_one_node(connect: Connect) -> None:
+    grid = three()
+    grid.names[3] = "a"
+    sites = connect(grid)
+    assert [reply.site for reply in sites.census()] == ["a", "b"]
+    assert reasons(sites) == [("site at node 3", "took the name a, which is another site's")]
+
+
+def test_a_registered_key_takes_part_under_its_own_name(connect: Connect) -> None:
+    grid = three()
+    grid.there = {1: "a", 2: "b", 3: "not-c"}
+    sites = connect(grid)
+    assert [reply.site for reply in sites.census()] == ["a", "b"]
+    assert reasons(sites) == [("site at node 3", "took the name c, which is another site's")]

@@ -1,0 +1,158 @@
+"""What a private run is told, what it then costs, and what is refused."""
+
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.compose import compose
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.privacy.accounting.accountant import epsilon
+from mediffusion_core.privacy.accounting.plan import AUTOENCODER, JOINT, Plan
+from mediffusion_core.settings import Settings
+from mediffusion_core.settings.compatibility import REFUSED
+
+DP = ("privacy=dp", "privacy.target_delta=1e-6")
+GIVEN = ("privacy.target_epsilon=null", "privacy.noise_multiplier=1")
+
+
+def test_a_run_is_not_private_unless_it_is_asked_to_be() -> None:
+    assert not compose("config", []).privacy.enabled
+    assert compose("config", ["privacy=dp"]).privacy.target_epsilon == 8.0
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("training.precision=bf16", "a gradient's norm is off by a percent"),
+        ("training.joint.class_balance=sqrt", "would depend on the labels of others"),
+        ("training.joint.consistency.weight=1", "pseudo-labels are not part"),
+        ("training.joint.logit_adjustment=1", "label counts, which would leave without noise"),
+        ("training.joint.control_variates=true", "gradients would leave without noise"),
+        ("model.head.pooling=attention", "no gradient for each unit"),
+        ("privacy.noise_multiplier=1", "exactly one of privacy.noise_multiplier"),
+        ("privacy.target_epsilon=null", "exactly one of privacy.noise_multiplier"),
+        ("+privacy.seed=3", "whoever knows it can subtract the noise"),
+        ("privacy.trained=attention", "must name the folder of a model made of public images"),
+        (
+            "privacy.autoencoder=frozen privacy.public_model=/public",
+            "that of privacy.public_model is kept with public",
+        ),
+        ("privacy.autoencoder=public", "must name the folder of a model made of public images"),
+    ],
+)
+def test_what_voids_the_guarantee_is_refused_with_the_reason(given: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        compose("config", [*DP, *given.split()])
+
+
+@pytest.mark.parametrize("given", ["privacy.clipping=per_layer", "privacy.noise_multiplicity=2"])
+def test_ghost_clipping_is_refused_what_it_cannot_do(given: str) -> None:
+    with pytest.raises(UserError, match=r"privacy\.mode=ghost"):
+        compose("config", [*DP, "privacy.mode=ghost", given])
+
+
+def test_adaptive_thresholds_are_refused_for_what_they_are() -> None:
+    thresholds = ["consistency.weight=1", "consistency.thresholds=adaptive"]
+    with pytest.raises(UserError, match="one image moves the gradients of all"):
+        compose("config", [*DP, *(f"training.joint.{one}" for one in thresholds)])
+
+
+def test_the_same_settings_are_allowed_without_privacy() -> None:
+    plain = compose("config", ["training.joint.control_variates=true"])
+    assert any(applies(plain) for _, applies, _ in REFUSED)
+
+
+def test_an_autoencoder_that_nobody_trained_is_kept_only_from_a_start_of_use() -> None:
+    with pytest.raises(UserError, match=r"autoencoder=frozen .*linear_start=true"):
+        compose("config", [*DP, "privacy.autoencoder=frozen"])
+
+
+def test_a_head_alone_that_no_loss_reaches_is_refused() -> None:
+    head = ["privacy.trained=head", "privacy.public_model=/public"]
+    with pytest.raises(UserError, match=r"classification_weight=0: nothing would be trained"):
+        compose("config", [*DP, *head, "training.joint.classification_weight=0"])
+    compose("config", [*DP, *head])
+    compose("config", [*head, "training.joint.classification_weight=0"])
+
+
+def test_a_head_alone_needs_something_to_read() -> None:
+    head, moments = "privacy.trained=head", "model.head.moments=true"
+    for wanting in ([head], [head, moments], [head, "training.joint.diffusion_weight=0"]):
+        with pytest.raises(UserError, match=r"trained=head leaves .* a classifier alone, model"):
+            compose("config", [*DP, *wanting])
+    compose("config", [*DP, head, moments, "training.joint.diffusion_weight=0"])
+
+
+@cache
+def composed(*overrides: str) -> Settings:
+    return compose("config", [*DP, *overrides])
+
+
+def plan_of(units: int, *overrides: str) -> Plan:
+    return Plan.of(composed(*overrides), units)
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 20_000), st.sampled_from([16, 128, 500]))
+def test_steps_cost_what_they_are(units: int, batch: int) -> None:
+    plan = plan_of(units, f"privacy.batch_size={batch}", *GIVEN)
+    assert 0 < plan.sample_rate <= 1
+    assert plan.expected_units == pytest.approx(min(batch, units))
+    steps = [plan.steps(JOINT, number) for number in range(1, 17)]
+    passes = sum(steps) * plan.expected_units / units
+    assert passes == pytest.approx(16 * 0.9, abs=plan.expected_units / units)
+    (training,) = plan.charges()[2:]
+    autoencoder = sum(plan.steps(AUTOENCODER, number) for number in range(1, 7))
+    assert training.steps == sum(steps) + autoencoder
+
+
+def test_the_least_noise_keeps_the_whole_run_within_its_epsilon() -> None:
+    plan = plan_of(2000, "privacy.target_epsilon=3")
+    assert 2.9 < epsilon(plan.charges(), 1e-6) <= 3
+
+
+def test_an_epsilon_that_the_counts_alone_exceed_is_refused() -> None:
+    with pytest.raises(UserError, match=r"can't be had with privacy\.release_noise=8"):
+        plan_of(500, "privacy.target_epsilon=0.2")
+
+
+def test_delta_is_at_most_a_tenth_of_one_unit() -> None:
+    plan_of(100_000, *GIVEN)
+    with pytest.raises(UserError, match=r"at most 1/\(10 n\) = 5\.0e-07"):
+        plan_of(200_000, *GIVEN)
+
+
+def test_a_public_autoencoder_costs_nothing() -> None:
+    public = ("privacy.public_model=/public", "privacy.autoencoder=public")
+    whole, joint = plan_of(2000, *GIVEN), plan_of(2000, *GIVEN, *public)
+    assert len(whole.charges()) == 3 and len(joint.charges()) == 2
+    assert joint.charges()[1].steps == sum(joint.steps(JOINT, number) for number in range(1, 17))
+
+
+def test_a_frozen_autoencoder_costs_the_sums_of_its_latents() -> None:
+    linear = (
+        "model.autoencoder.channels=[32]",
+        "model.autoencoder.norm_groups=8",
+        "model.autoencoder.linear_start=true",
+    )
+    frozen = plan_of(2000, *GIVEN, *linear, "privacy.autoencoder=frozen")
+    training = sum(frozen.steps(JOINT, number) for number in range(1, 17))
+    assert [charge.steps for charge in frozen.charges()] == [1, 1, training]
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 20_000), st.sampled_from([16, 128]), st.sampled_from([0.5, 2.0]))
+def test_steps_are_made_as_they_are_charged(units: int, batch: int, bound: float) -> None:
+    given = (f"privacy.batch_size={batch}", f"privacy.max_grad_norm={bound}")
+    plan = plan_of(units, *given, *GIVEN)
+    charge, mechanism = plan.step_charge(3), plan.mechanism()
+    assert mechanism.sample_rate == charge.sample_rate
+    assert mechanism.noise_multiplier == charge.noise_multiplier
+    assert mechanism.max_grad_norm == bound and charge.steps == 3
+
+
+def test_a_hidden_site_tells_of_no_latents_and_pays_for_none() -> None:
+    hidden = plan_of(2000, *GIVEN, "federation.client_level.noise_multiplier=1")
+    assert len(hidden.charges()) == len(plan_of(2000, *GIVEN).charges()) - 1

@@ -1,0 +1,294 @@
+"""Configurations: all of them compose, and a mistake is one line that helps."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.compose import FOLDER, compose, flatten, groups, split
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.models import Autoencoder, pooled_width
+from mediffusion_core.settings import Settings, did_you_mean, validate
+
+EXPERIMENTS = groups()["experiment"]
+CHOICES = [
+    (group, choice)
+    for group, choices in groups().items()
+    for choice in choices
+    if group != "experiment"
+]
+
+
+def refusal(*overrides: str, config_name: str = "config") -> str:
+    """The one line with which a configuration is refused."""
+    with pytest.raises(UserError) as error:
+        compose(config_name, overrides)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
+    settings = compose("config", [f"{group}={choice}", "data.image_size=64"])
+    assert settings.model_dump()["seed"] == 0
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_file_is_complete_in_itself(group: str, choice: str) -> None:
+    """A group's files hold the same keys, so what a choice leaves out is no surprise."""
+    import yaml
+
+    def keys(name: str) -> set[str]:
+        return set(yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text()))
+
+    assert keys(choice) == keys(groups()[group][0])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment: str) -> None:
+    assert isinstance(compose("config", [f"experiment={experiment}"]), Settings)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_names_the_command_that_runs_it(experiment: str) -> None:
+    second = (FOLDER / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
+    program, command, *overrides = shlex.split(second.removeprefix("# "))
+    assert (program, command) == ("fed-mediffusion", "simulate")
+    assert f"experiment={experiment}" in overrides
+    named = compose("config", overrides)
+    alone = compose("config", [f"experiment={experiment}"])
+    assert named.fingerprint() == alone.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("data.image_sizes=32", ["data.image_sizes", "did you mean data.image_size"]),
+        ("sead=1", ["sead", "did you mean seed"]),
+        ("+training.joint.lamda=1", ["training.joint.lamda"]),
+        ("seed=one", ["seed", "'one'", "integer"]),
+        ("data.channels=2", ["data.channels", "2", "1 or 3"]),
+        ("training.precision=fp16", ["training.precision", "'fp16'", "'fp32'", "'bf16'"]),
+        ("data.test_fraction=0", ["data.test_fraction", "0", "greater than 0"]),
+        ("model.unet.channels=[32,0,64]", ["model.unet.channels.1", "0", "greater than"]),
+        ("data=isic", ["data=isic", "allowed", "phantom", "did you mean isic2019"]),
+        ("model=huge", ["model=huge", "allowed", "tiny", "paper"]),
+        ("experiment=isic", ["experiment=isic", "isic2019_4centres"]),
+        ("seed", ["'seed'", "key=value"]),
+        ("data.image_size=72", ["data.image_size", "72", "multiple of 32", "model=tiny"]),
+        ("federation.num_sites=4", ["federation.num_sites", "4", "patients_per_site", "3"]),
+        ("seed=[1", ["does not compose", "[1"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(override: str, parts: list[str]) -> None:
+    text = refusal(override)
+    for part in parts:
+        assert part in text, text
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model.unet.norm_groups=48", ["model.unet", "32", "48"]),
+        ("model.autoencoder.norm_groups=48", ["model.autoencoder", "32", "48"]),
+    ],
+)
+def test_a_width_that_does_not_fit_names_its_network(override: str, parts: list[str]) -> None:
+    text = refusal(override)
+    for part in parts:
+        assert part in text, text
+
+
+def test_a_rising_noise_schedule_is_asked_for() -> None:
+    text = refusal("diffusion.beta_start=0.5", "diffusion.beta_end=0.01")
+    assert "diffusion.beta_start" in text
+
+
+def test_a_joint_stage_without_any_loss_is_refused() -> None:
+    text = refusal("training.joint.diffusion_weight=0", "training.joint.classification_weight=0")
+    assert "diffusion_weight and training.joint.classification_weight are both 0" in text
+
+
+def test_guidance_whose_last_step_starts_above_the_noise_the_classifier_knows_is_refused() -> None:
+    given = ("evaluation.counterfactual.start=0.5", "evaluation.counterfactual.steps=1")
+    assert "steps=1 from start=0.5: the last one starts above" in refusal(*given)
+    compose("config", [*given, "training.joint.noised_fraction=0"])
+    fits = compose("config", [*given[:1], "evaluation.counterfactual.steps=2"])
+    # A model that was made with them opens all the same: it classifies.
+    blind = fits.model_dump(mode="json")
+    blind["evaluation"]["counterfactual"]["steps"] = 1
+    assert Settings.model_validate(blind).evaluation.counterfactual.steps == 1
+
+
+def test_consistency_without_a_classifier_is_refused() -> None:
+    given = ("training.joint.consistency.weight=1", "training.joint.classification_weight=0")
+    assert "consistency.weight is relative to training.joint.classification_weight" in refusal(
+        *given
+    )
+
+
+def test_an_unknown_configuration_lists_the_known() -> None:
+    assert "allowed: config" in refusal(config_name="konfig")
+
+
+def test_missing_settings_are_named() -> None:
+    with pytest.raises(UserError, match="setting data is missing"):
+        validate({})
+
+
+def test_a_hint_is_given_only_where_one_is_near() -> None:
+    assert did_you_mean("efusion", ["Effusion", "Mass"]) == ", did you mean Effusion?"
+    assert did_you_mean("xyz", ["Effusion", "Mass"]) == ""
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.root=/elsewhere", "data.store=/elsewhere", "device=cpu", "run.folder=/elsewhere"],
+)
+def test_where_things_lie_is_not_hashed(override: str) -> None:
+    assert compose("config", [override]).fingerprint() == compose("config", []).fingerprint()
+
+
+def test_where_weights_lie_is_not_hashed_either() -> None:
+    """A path differs from machine to machine; what it holds is the same."""
+    here = compose("config", ["evaluation.inception_weights=/here/weights.pth"])
+    there = compose("config", ["evaluation.inception_weights=/there/weights.pth"])
+    assert here.fingerprint() == there.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "data.labelled_fraction=0.5",
+        "data.use_unlabelled=false",
+        "+data.labelled_fraction_by_site.site-0=0.1",
+        "data.phantom.patients_per_site=[900,900,901]",
+        "model=small",
+        "diffusion.timesteps=500",
+        "training.joint.classification_weight=0.1",
+        "federation.ema_decay=0.5",
+        "evaluation.counterfactual.scale=3",
+        "federation.compression=int8",
+    ],
+)
+def test_what_is_computed_is_hashed(override: str) -> None:
+    assert compose("config", [override]).fingerprint() != compose("config", []).fingerprint()
+
+
+def test_a_sites_share_of_labels_can_be_given_as_a_mapping() -> None:
+    settings = compose("config", ["data.labelled_fraction_by_site={site-0: 0.1}"])
+    assert settings.data.labelled_fraction_by_site["site-0"] == 0.1
+
+
+def test_the_hash_does_not_depend_on_how_a_number_is_written() -> None:
+    written = compose("config", ["training.joint.learning_rate=0.0005", "data=phantom"])
+    other = compose("config", ["training.joint.learning_rate=5e-4"])
+    assert written.fingerprint() == other.fingerprint()
+
+
+def test_shared_settings_can_be_read_back() -> None:
+    settings = compose("config", ["data.root=/elsewhere", "device=cpu"])
+    again = Settings.model_validate(settings.shared())
+    assert again.fingerprint() == settings.fingerprint()
+    assert again.data.root is None and again.device == "auto"
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = compose("config", [])
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 1  # type: ignore[misc]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
+def test_overrides_survive_the_way_as_one_string(overrides: list[str]) -> None:
+    assert split(flatten(overrides)) == overrides
+
+
+def test_an_open_quotation_mark_is_a_mistake() -> None:
+    with pytest.raises(UserError, match="seed='1"):
+        split("seed='1")
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/a b", "/data/it's", '/data/"x"', "/data/é=1,2[3]{4}", "/data/a\\b", "/d/$x"]
+)
+def test_any_path_survives_the_way_into_the_run(path: str) -> None:
+    from configs import quoted
+
+    settings = compose("config", split(flatten([f"data.root={quoted(Path(path))}"])))
+    assert settings.data.root == Path(path)
+
+
+@pytest.mark.parametrize("name", groups()["model"])
+def test_every_preset_builds_and_fits_its_latents(name: str) -> None:
+    import torch
+
+    from mediffusion_core.inference.joint_model import build_joint
+
+    settings = compose("config", [f"model={name}", "data.image_size=64"])
+    with torch.device("meta"):
+        joint = build_joint(settings, 5)
+        autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
+        images = torch.empty(2, settings.data.channels, 64, 64)
+        latents = autoencoder.encode(images).mode()
+        assert latents.shape == (2, *settings.latent_shape)
+        noise_pred, logits = joint(latents, torch.zeros(2, dtype=torch.long))
+    assert noise_pred.shape == latents.shape
+    assert logits.shape == (2, 5)
+    assert joint.head[2].in_features == pooled_width(settings.model.unet)
+
+
+def leaves(mapping: dict[str, Any], path: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in mapping.items():
+        nested = isinstance(value, dict) and key != "labelled_fraction_by_site"
+        found |= leaves(value, f"{path}{key}.") if nested and value else {f"{path}{key}"}
+    return found
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_setting_of_every_file_can_be_changed_on_the_command_line(
+    group: str, name: str
+) -> None:
+    choice = [f"{group}={name}"]
+    composed = compose("config", choice).model_dump(mode="json")
+    overrides = []
+    # The phantoms' own settings mean nothing to other data.
+    others = "phantom." if name != "phantom" else "none"
+    for key in sorted(key for key in leaves(composed[group]) if not key.startswith(others)):
+        value: Any = composed[group]
+        for part in key.split("."):
+            value = value[part]
+        written = json.dumps(value, separators=(",", ":")).replace('"', "")
+        overrides.append(f"{group}.{key}={written}")
+    # Hydra refuses as unknown what it read from no file.
+    assert compose("config", [*choice, *overrides]).model_dump(mode="json") == composed
+
+
+def test_uncertain_findings_are_given_as_the_readme_says() -> None:
+    chexpert = ["data=chexpert", "data.root=/data"]
+    settings = compose("config", [*chexpert, "data.uncertain_by_finding={Edema: ones}"])
+    assert settings.data.uncertain_by_finding == {"Edema": "ones"}
+    settings = compose("config", [*chexpert, "data.uncertain_by_finding.Edema=zeros"])
+    assert settings.data.uncertain_by_finding == {"Edema": "zeros"}
+
+
+@pytest.mark.parametrize("given", ["[]", "[0.0,1.5]", "[-0.1]"])
+def test_noise_levels_are_fractions_and_at_least_one(given: str) -> None:
+    with pytest.raises(UserError, match=r"^setting evaluation\.noise_levels"):
+        compose("config", [f"evaluation.noise_levels={given}"])
+
+
+def test_labelled_fractions_by_site_replace_those_of_the_file() -> None:
+    two = ["federation.num_sites=2", "data.phantom.patients_per_site=[60,60]"]
+    for value, expected in (("{}", {}), ("{site-1:0.5}", {"site-1": 0.5})):
+        settings = compose("config", [*two, f"data.labelled_fraction_by_site={value}"])
+        assert settings.data.labelled_fraction_by_site == expected
+    both = compose("config", ["data.labelled_fraction_by_site.site-1=0.5"])
+    assert both.data.labelled_fraction_by_site == {"site-1": 0.5, "site-2": 0.0}

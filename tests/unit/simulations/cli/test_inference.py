@@ -1,0 +1,97 @@
+"""What a trained model is shown of a user's images."""
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.data import read_source
+from mediffusion_core.data.store.images import fit
+from mediffusion_core.settings import DataSettings
+from simulations.cli import inference
+from simulations.cli.inference import explain_image, predict_folder
+
+
+class FakeModel:
+    """Keeps what it is asked to classify."""
+
+    classes = ("MEL", "NV")
+    multi_label = False
+
+    def __init__(self, data: DataSettings) -> None:
+        self.settings = SimpleNamespace(data=data)
+        self.seen: list[Tensor] = []
+
+    def classify(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        return torch.full((len(images), 2), 0.5)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, data: DataSettings) -> FakeModel:
+    model = FakeModel(data)
+    monkeypatch.setattr(inference, "_load", lambda *_: model)
+    return model
+
+
+def isic_folder(root: Path) -> DataSettings:
+    """One image, large enough that a JPEG may be decoded at a part of its size."""
+    images = root / "ISIC_2019_Training_Input"
+    images.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(images / "ISIC_0.jpg")
+    truth = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_0,1,0,0,0,0,0,0,0,0\n"
+    (root / "ISIC_2019_Training_GroundTruth.csv").write_text(truth)
+    (root / "ISIC_2019_Training_Metadata.csv").write_text("image,lesion_id\nISIC_0,a\n")
+    return DataSettings(source="isic2019", root=root, image_size=16, channels=3)
+
+
+def test_an_image_has_the_pixels_that_it_had_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = isic_folder(tmp_path / "isic")
+    trained_on = fit(read_source(data, seed=0).load(0), data.image_size, data.channels)
+    model = use(monkeypatch, data)
+    predict_folder(tmp_path, tmp_path / "isic", tmp_path / "out.csv", "cpu")
+    [[seen]] = model.seen
+    assert torch.equal(seen.permute(1, 2, 0), torch.from_numpy(trained_on.copy()).float() / 255)
+
+
+def test_only_files_that_can_be_decoded_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(monkeypatch, DataSettings(source="isic2019", image_size=16, channels=3))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture = Image.new("RGB", (20, 20))
+    for name in ("a.bmp", "b.webp", "c.tiff"):
+        picture.save(folder / name)
+    with pytest.raises(UserError, match=r"no readable image .*\(\.jpeg, \.jpg, \.png\)"):
+        predict_folder(tmp_path, folder, tmp_path / "out.csv", "cpu")
+    for name in ("d.PNG", "e.jpg", "f.jpeg"):
+        picture.save(folder / name)
+    written = predict_folder(tmp_path, folder, tmp_path / "out.csv", "cpu")
+    rows = list(csv.reader(written.open()))
+    assert [row[0] for row in rows] == ["image", "d.PNG", "e.jpg", "f.jpeg"]
+    assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["MEL", "MELL"], "unknown class 'MELL', did you mean MEL"),
+        (["MEL", "MEL"], "a class is named twice: MEL, MEL"),
+        (["MEL", "NV"], "MEL and NV exclude each other; choose one class"),
+    ],
+)
+def test_what_an_image_cannot_become_is_said_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: list[str], message: str
+) -> None:
+    use(monkeypatch, DataSettings(source="isic2019", image_size=16, channels=3))
+    with pytest.raises(UserError, match=message):
+        explain_image(tmp_path, tmp_path / "none.png", targets, tmp_path, "cpu")
