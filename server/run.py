@@ -32,8 +32,14 @@ from mediffusion_core.messaging.protocol import (
     LABEL_COUNTS,
     UNET,
 )
-from mediffusion_core.models import scale_from_sums
-from mediffusion_core.reporting.pictures import save_curves, save_sites
+from mediffusion_core.models import LatentCodec, scale_from_sums
+from mediffusion_core.reporting.pictures import (
+    save_counterfactual_panel,
+    save_curves,
+    save_reconstructions,
+    save_sample_grid,
+    save_sites,
+)
 from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.label_counts import LabelCounts
@@ -155,7 +161,7 @@ class FederatedRun:
         self._take(AUTOENCODER, number, AUTOENCODING, replies)
         state.autoencoder_rounds = number
         codec = state.codec(self._settings).to(self._device)
-        psnr = self._judge.reconstruction(codec, self._folder.pictures)
+        psnr = self._reconstruction(codec)
         self._record("autoencoder", number, total, psnr=psnr, **_losses(replies), **joined)
         self._save(AUTOENCODER)
 
@@ -169,10 +175,17 @@ class FederatedRun:
         figures = {}
         if untrained:
             codec = state.codec(self._settings).to(self._device)
-            figures["psnr"] = self._judge.reconstruction(codec, self._folder.pictures)
+            figures["psnr"] = self._reconstruction(codec)
         if scaling or untrained:
             self._record("latents", 1, 1, **figures)
         self._encode(self._federation.sites)
+
+    def _reconstruction(self, codec: LatentCodec) -> float:
+        """The autoencoder's PSNR on test images; draws some of them."""
+        psnr, shown = self._judge.reconstruction(codec)
+        path = self._folder.pictures / "reconstructions.png"
+        save_reconstructions(shown.images, shown.made, shown.psnr.numpy(), path)
+        return psnr
 
     def _latent_scale(self) -> dict[str, Tensor]:
         """Mean and deviation of each latent channel, from the sites' sums."""
@@ -241,13 +254,14 @@ class FederatedRun:
         )
         pictures = self._folder.pictures / "rounds" / f"{number:04d}"
         pictures.mkdir(parents=True, exist_ok=True)
-        figures = {
-            **self._judge.classification(model),
-            **pooled,
-            **self._judge.generation(model, pictures),
-        }
+        generation, samples = self._judge.generation(model)
+        if samples is not None:
+            save_sample_grid(samples, pictures / "samples.png")
+        figures = {**self._judge.classification(model), **pooled, **generation}
         if number:
-            figures["counterfactual"] = self._judge.counterfactuals(model, pictures)
+            figures["counterfactual"], rows = self._judge.counterfactuals(model)
+            if rows:
+                save_counterfactual_panel(rows, pictures / "counterfactuals.png")
         total = self._settings.federation.num_rounds
         self._record("judgement", number, total, **figures)
         self._state.judged = number

@@ -1,9 +1,10 @@
 """A fixed panel of test images, their counterfactuals, and figures over them."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mediffusion_core.counterfactuals.target import Target
@@ -138,6 +139,32 @@ class Counterfactuals:
             "off_target": float(off_target(self.before, self.after, target).nanmean()),
             "target_change": float(target_change(self.before, self.after, target).mean()),
         }
+
+
+@dataclass(frozen=True)
+class CounterfactualRow:
+    """One counterfactual, as a row of the panel shows it.
+
+    Attributes:
+        source: The image, (C, H, W) in [0, 1].
+        counterfactual: The image with another finding, (C, H, W) in [0, 1].
+        target: What was asked for, for example `remove Effusion` or `NV → MEL`.
+        classes: Names of the K classes.
+        before: Probabilities of the source, (K,).
+        after: Probabilities of the counterfactual, (K,).
+        flipped: Whether the counterfactual reached what was asked for; None where the source
+            was already classified so, and there was nothing to flip.
+        truth: The same patient without the finding, (C, H, W), where it is known (phantoms).
+    """
+
+    source: NDArray[Any]
+    counterfactual: NDArray[Any]
+    target: str
+    classes: tuple[str, ...]
+    before: NDArray[Any]
+    after: NDArray[Any]
+    flipped: bool | None
+    truth: NDArray[Any] | None = None
 
 
 def off_target(before: Tensor, after: Tensor, target: Target) -> Tensor:

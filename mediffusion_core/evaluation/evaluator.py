@@ -1,10 +1,10 @@
-"""Evaluation on the public test set: every figure and picture of one evaluation round."""
+"""Every figure of one evaluation round at the server, and the images that a report shows."""
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -27,7 +27,11 @@ from mediffusion_core.evaluation.classification import (
     macro,
     macro_interval,
 )
-from mediffusion_core.evaluation.counterfactual_panel import choose_panel, make_counterfactuals
+from mediffusion_core.evaluation.counterfactual_panel import (
+    CounterfactualRow,
+    choose_panel,
+    make_counterfactuals,
+)
 from mediffusion_core.evaluation.features import build_extractor
 from mediffusion_core.evaluation.generation import (
     frechet_distance,
@@ -37,12 +41,6 @@ from mediffusion_core.evaluation.generation import (
 from mediffusion_core.evaluation.similarity import psnr
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.models import LatentCodec, class_probabilities
-from mediffusion_core.reporting.pictures import (
-    CounterfactualRow,
-    save_counterfactual_panel,
-    save_reconstructions,
-    save_sample_grid,
-)
 from mediffusion_core.settings import Settings
 
 
@@ -63,8 +61,18 @@ class Classifier(Protocol):
         """Calibrated probabilities (N, classes)."""
 
 
+@dataclass(frozen=True)
+class Reconstructions:
+    """Images (n, C, H, W), what the autoencoder makes of them, and the PSNR of each in dB, (n,)."""
+
+    images: Tensor
+    made: Tensor
+    psnr: Tensor
+
+
 SHOWN = 32
-"""Samples in the picture."""
+"""Samples that are shown."""
+SHOWN_RECONSTRUCTIONS = 8
 SMALLEST_HALF = 4
 """Fewest images in each half of the test set."""
 RECONSTRUCTED = 512
@@ -134,8 +142,8 @@ class Evaluator:
         test = hospitals.test()
         return cls(settings, test, groups, sites, store.classes, store.multi_label, truth)
 
-    def reconstruction(self, codec: LatentCodec, pictures: Path) -> float:
-        """Mean PSNR in dB over up to 512 test images; writes a picture of eight."""
+    def reconstruction(self, codec: LatentCodec) -> tuple[float, Reconstructions]:
+        """Mean PSNR in dB over up to 512 test images, and some of them to show."""
         chosen = self._spread(RECONSTRUCTED)
         images = self._test.take(chosen)
         device = codec.mean.device
@@ -144,11 +152,8 @@ class Evaluator:
                 [codec.decode(codec.encode(part.to(device))).cpu() for part in images.split(64)]
             )
         decibels = psnr(made, images)
-        shown = slice(0, 8)
-        save_reconstructions(
-            images[shown], made[shown], decibels[shown].numpy(), pictures / "reconstructions.png"
-        )
-        return float(decibels.mean())
+        shown = slice(0, SHOWN_RECONSTRUCTIONS)
+        return float(decibels.mean()), Reconstructions(images[shown], made[shown], decibels[shown])
 
     def classification(self, model: Classifier) -> dict[str, Any]:
         """AUC per class, macro and per site on the test set, with intervals over patients.
@@ -190,38 +195,44 @@ class Evaluator:
             "calibration": self._calibration(model, logits),
         }
 
-    def generation(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
-        """FID and KID of samples against one half of the test set; writes a picture of samples.
+    def generation(self, model: TrainedModel) -> tuple[dict[str, float], Tensor | None]:
+        """FID and KID of samples against one half of the test set; the other half is the floor.
 
-        `fid_floor` is the FID of the other half. There are as many samples as images in each half,
-        so `fid` and `fid_floor` can be compared. All are nan where the denoiser is not trained.
+        Samples and the floor's images are equally many, so the two figures can be compared.
+
+        Returns:
+            The figures, and some samples (n, C, H, W). Where the denoiser is not trained the
+            figures are nan and there are no samples.
         """
         if not self._settings.training.joint.diffusion_weight:
-            return dict.fromkeys(("fid", "fid_floor", "kid", "kid_std"), math.nan)
+            return dict.fromkeys(("fid", "fid_floor", "kid", "kid_std"), math.nan), None
         first, second = self._real_features
         seed = derive_seed(self._settings.seed, "samples")
         precision = self._settings.training.precision
         with autocast(precision, model.device):  # half the time, and no other distance
             images = model.sample(len(second), self._settings.evaluation.sampling_steps, seed)
-        save_sample_grid(images[:SHOWN], pictures / "samples.png")
         features = self._extractor(images)
         kid, kid_std = kernel_distance(features, first, subset_size=min(100, len(first) // 2))
-        return {
+        figures = {
             "fid": frechet_distance(features, first),
             "fid_floor": frechet_distance(second, first),
             "kid": kid,
             "kid_std": kid_std,
             "num_samples": len(second),
         }
+        return figures, images[:SHOWN]
 
-    def counterfactuals(self, model: TrainedModel, pictures: Path) -> dict[str, float]:
-        """Flip rate, closeness and side effects over the fixed panel; writes its picture.
+    def counterfactuals(
+        self, model: TrainedModel
+    ) -> tuple[dict[str, float], list[CounterfactualRow]]:
+        """Flip rate, closeness and side effects over the fixed panel, and some rows to show.
 
-        Empty where the panel is empty, or where one half of the network is not trained.
+        Both are empty where the test set holds no image that something could be asked of, or where
+        one half of the network is not trained.
         """
         joint = self._settings.training.joint
         if not len(self._panel.positions) or not joint.trains_both_halves:
-            return {}
+            return {}, []
         settings = self._settings.evaluation.counterfactual
         images = self._test.take(self._panel.positions)
         begun = time.perf_counter()
@@ -240,9 +251,8 @@ class Evaluator:
             )
             for row in range(min(settings.panel, len(images)))
         ]
-        save_counterfactual_panel(rows, pictures / "counterfactuals.png")
         figures = made.figures(self._panel.target)
-        return {**figures, "seconds_per_image": seconds / len(images)}
+        return {**figures, "seconds_per_image": seconds / len(images)}, rows
 
     def _calibration(self, model: Classifier, logits: Tensor) -> dict[str, float]:
         targets, multi_label = self._test.targets, self._multi_label

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow
 from mediffusion_core.reporting.charts import save_curves, save_sites
 from mediffusion_core.reporting.style import (
     BLUE,
@@ -35,7 +35,6 @@ from mediffusion_core.reporting.style import (
 )
 
 __all__ = [
-    "CounterfactualRow",
     "save_counterfactual_panel",
     "save_curves",
     "save_reconstructions",
@@ -57,32 +56,6 @@ VERDICTS = {
 }
 """What is written over a counterfactual's probabilities, and its colour."""
 MINUS = "\N{MINUS SIGN}"
-
-
-@dataclass(frozen=True)
-class CounterfactualRow:
-    """One counterfactual, as a row of the panel shows it.
-
-    Attributes:
-        source: The image, (C, H, W) in [0, 1].
-        counterfactual: The image with another finding, (C, H, W) in [0, 1].
-        target: What was asked for, for example `remove Effusion` or `NV → MEL`.
-        classes: Names of the K classes.
-        before: Probabilities of the source, (K,).
-        after: Probabilities of the counterfactual, (K,).
-        flipped: Whether the counterfactual reached what was asked for; None where the source
-            was already classified so, and there was nothing to flip.
-        truth: The same patient without the finding, (C, H, W), where it is known (phantoms).
-    """
-
-    source: NDArray[Any]
-    counterfactual: NDArray[Any]
-    target: str
-    classes: tuple[str, ...]
-    before: NDArray[Any]
-    after: NDArray[Any]
-    flipped: bool | None
-    truth: NDArray[Any] | None = None
 
 
 def save_sample_grid(images: Images, path: Path, columns: int = 8, title: str = "") -> None:

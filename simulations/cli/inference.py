@@ -16,10 +16,9 @@ from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target_by_name import class_indices, wish_for
 from mediffusion_core.data.store.images import SUFFIXES, ImageError, decode, fit
-from mediffusion_core.evaluation.counterfactual_panel import make_counterfactuals
+from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow, make_counterfactuals
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.reporting.pictures import (
-    CounterfactualRow,
     save_counterfactual_panel,
     save_sample_grid,
 )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from mediffusion_core.reporting.pictures import CounterfactualRow, save_counterfactual_panel
+from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow
+from mediffusion_core.reporting.pictures import save_counterfactual_panel
 from mediffusion_core.reporting.style import (
     BLUE,
     INK,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow
 from mediffusion_core.reporting.charts import spread
 from mediffusion_core.reporting.pictures import (
-    CounterfactualRow,
     save_counterfactual_panel,
     save_curves,
     save_reconstructions,
