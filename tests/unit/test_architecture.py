@@ -3,7 +3,8 @@
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,26 @@ MAY_IMPORT = {
     "deployment": {"mediffusion_core"},
     "simulations": {"mediffusion_core", "configs", "client", "server", "deployment"},
 }
+ROOMS = (
+    {"common"},
+    {"settings"},
+    {"messaging", "diffusion.process", "diffusion.losses"},
+    {"data"},
+    {"models"},
+    {"diffusion"},
+    {"counterfactuals"},
+    {"inference"},
+    {"training"},
+    {"privacy"},
+    {"evaluation"},
+    {"run_io"},
+    {"reporting"},
+    {"run_io.pipeline", "run_io.export"},
+)
+"""Rooms of the core, from the ground up: a room imports from itself and from those before it.
+
+The longest name counts. The exported pipeline stands above the report, since it carries a card.
+"""
 FEDERATED = {"flwr", "ray", "hydra", "omegaconf", "typer", "rich"}
 OPTIONAL = {"torchvision", "medmnist", "lpips", "sklearn", "pandas"}
 SLOW = {"torchmetrics", "monai", "captum"}
@@ -68,6 +89,74 @@ def test_dependencies_point_one_way(package: str) -> None:
 def test_the_core_knows_no_federation() -> None:
     found = {file: names & FEDERATED for file, names in imports("mediffusion_core").items()}
     assert {file: names for file, names in found.items() if names} == {}
+
+
+def room(module: str) -> int:
+    """How high a module of the core stands."""
+    parts = module.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        for height, names in enumerate(ROOMS):
+            if ".".join(parts[:length]) in names:
+                return height
+    raise AssertionError(f"{module} stands in no room of ROOMS")
+
+
+def test_rooms_of_the_core_import_only_downwards() -> None:
+    """At the top of a module, inside a function, and for type checkers alone."""
+    upwards = []
+    for name, file in modules("mediffusion_core").items():
+        if name == "mediffusion_core":
+            continue
+        for other in targets(ast.walk(ast.parse(file.read_text()))):
+            if other.startswith("mediffusion_core.") and room(other) > room(name):
+                upwards.append(f"{name} imports {other}")
+    assert upwards == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports that are made when a module is loaded; one inside a function closes no circle."""
+    graph = {
+        name: {other for other in targets(loaded(ast.parse(file.read_text()).body))} - {name}
+        for package in PACKAGES
+        for name, file in modules(package).items()
+    }
+    while free := {name for name, others in graph.items() if not others & graph.keys()}:
+        graph = {name: others for name, others in graph.items() if name not in free}
+    assert {name: sorted(others & graph.keys()) for name, others in graph.items()} == {}
+
+
+@cache
+def modules(package: str) -> dict[str, Path]:
+    """Files of a package by the name that they are imported by."""
+    files = (ROOT / package).rglob("*.py")
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in files
+    }
+
+
+def targets(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Modules of the project that some statements import: `from a import b` may name a.b."""
+    known = {name for package in PACKAGES for name in modules(package)}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            inner = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in known else node.module for name in inner)
+
+
+def loaded(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when a module is loaded, those for type checkers left out."""
+    for node in body:
+        yield node
+        checked = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for part in ("body", "orelse", "finalbody"):
+            runs = not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if runs and not (checked and part == "body"):
+                yield from loaded(getattr(node, part, []))
+        for handler in getattr(node, "handlers", []):
+            yield from loaded(handler.body)
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
