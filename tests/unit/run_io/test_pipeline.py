@@ -1,6 +1,7 @@
 """The exported pipeline: the run's own model, without anything of federation."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -301,6 +302,18 @@ def test_the_folder_is_a_diffusers_pipeline_with_a_card(
         assert text in card
     assert "| images | 1,234 |" in card
     assert "| FID | not measured |  |" in card
+
+
+def test_a_folder_opens_that_names_the_head_by_its_former_module(
+    exported: Path, pipe: JointDiffusionPipeline, tmp_path: Path
+) -> None:
+    shutil.copytree(exported, tmp_path / "old")
+    index = tmp_path / "old" / "model_index.json"
+    written = json.loads(index.read_text())
+    written["head"][0] = "mediffusion_core.artifacts.exported_head"
+    index.write_text(json.dumps(written))
+    opened = JointDiffusionPipeline.from_pretrained(tmp_path / "old")
+    assert torch.equal(opened.classify(images(2)), pipe.classify(images(2)))
 
 
 def test_the_card_tells_the_largest_budget(tiny: tuple[str, ...]) -> None:
