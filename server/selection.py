@@ -13,11 +13,11 @@ import torch
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A model judged on the sites' patients."""
+class Evaluated:
+    """A model evaluated on the sites' patients."""
 
     number: int
-    """The joint round after which it was judged."""
+    """The joint round after which it was evaluated."""
     auc: float
     """Pooled macro AUC; nan where no site has labelled validation patients."""
     draws: list[float]
@@ -29,11 +29,11 @@ class Selection:
     """Which round's model is kept, and the one with the highest AUC so far."""
 
     kept: int
-    highest: Judged
+    highest: Evaluated
 
 
-def select(selection: Selection | None, latest: Judged) -> Selection:
-    """What is selected once the latest model has been judged.
+def select(selection: Selection | None, latest: Evaluated) -> Selection:
+    """What is selected once the latest model has been evaluated.
 
     Where nothing can be preferred, for want of labelled validation patients, it is the latest.
     """

@@ -78,8 +78,6 @@ def _run(
         Evaluator.of_hospitals(settings, hospitals, patients_without(settings, hospitals)),
         folder,
         restored or fresh_state(settings, len(store.classes)),
-        store.classes,
-        store.multi_label,
         resolve_device(settings.device),
     )
     return run.execute()

@@ -1,6 +1,6 @@
-"""Where a run stands: all that its continuation needs."""
+"""Where a run stands: everything that its continuation needs, and how a checkpoint stores it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,38 +13,72 @@ from mediffusion_core.inference.joint_model import TrainedModel, build_joint, re
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
+    AUTOENCODING,
     EMA,
     HEAD,
     HEAD_MOMENTS,
+    JOINT,
     UNET,
     UNET_MOMENTS,
 )
 from mediffusion_core.models import Autoencoder, LatentCodec
-from mediffusion_core.run_io.checkpoints import list_checkpoints, prune_checkpoints, save_checkpoint
+from mediffusion_core.run_io.checkpoints import (
+    list_checkpoints,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.adam_moments import fresh_moments
-from server.privacy import SCALE, public_components
-from server.selection import Judged, Selection
+from server.public_model import PublicModel
+from server.selection import Evaluated, Selection
 
 StateDict = Mapping[str, Tensor]
 
-SERVER = "server_"
-"""Before a component's name: what the server's optimizer remembers of it."""
+LATENT_SCALE = "latent_scale"
+SERVER, CONTROL, LEDGER = "server_", "control_", "ledger_"
+"""Before a name in a checkpoint: optimizer memory of a component, the sites' gradients of a
+component as `SITE/PARAMETER`, and a site's ledger tip."""
 KEPT = 2
+"""Checkpoints."""
 
 
 @dataclass
 class RunState:
-    """Rounds done, global weights, and which model is kept so far."""
+    """Where a run stands.
 
+    Attributes:
+        weights: The components that the sites train, Adam's moments among them.
+        averages: Moving averages of the global UNet and head.
+        latent_scale: `mean` and `std` (c,) of the latents; None before the latent census.
+        optimizer_memory: What the server's optimizers keep, by component.
+        controls: SCAFFOLD's gradients, by component and site.
+        ledger_tips: By site, the tip of its privacy ledger.
+        autoencoder_rounds: Rounds done.
+        joint_rounds: Rounds done.
+        selection: The selected model; None before the first evaluation of a trained one.
+        evaluated: The joint round of the newest evaluation; -1 before the first.
+        saved: The number of the newest checkpoint.
+        seconds: How long the run has taken.
+    """
+
+    weights: dict[str, StateDict] = field(default_factory=dict)
+    averages: dict[str, StateDict] = field(default_factory=dict)
+    latent_scale: StateDict | None = None
+    optimizer_memory: dict[str, StateDict] = field(default_factory=dict)
+    controls: dict[str, dict[str, StateDict]] = field(default_factory=dict)
+    ledger_tips: dict[str, StateDict] = field(default_factory=dict)
     autoencoder_rounds: int = 0
     joint_rounds: int = 0
-    components: dict[str, StateDict] = field(default_factory=dict)
     selection: Selection | None = None
-    judged: int = -1
+    evaluated: int = -1
     saved: int = 0
     seconds: float = 0.0
+
+    def shared(self, names: Iterable[str]) -> dict[str, StateDict]:
+        """The named components as they go to the sites: weights, or averages by `EMA` + name."""
+        averages = {EMA + name: average for name, average in self.averages.items()}
+        return {name: (self.weights | averages)[name] for name in names}
 
     def save(self, folder: RunFolder, settings_hash: str, stage: str) -> None:
         """Writes a checkpoint and drops those that are no longer needed."""
@@ -56,10 +90,11 @@ class RunState:
             "autoencoder_rounds": self.autoencoder_rounds,
             "joint_rounds": self.joint_rounds,
             "selection": asdict(self.selection) if self.selection else None,
-            "judged": self.judged,
+            "judged": self.evaluated,
             "seconds": self.seconds,
         }
-        save_checkpoint(folder.checkpoints, self.saved, stage, rounds, self.components, state)
+        components = stored(self)
+        save_checkpoint(folder.checkpoints, self.saved, stage, rounds, components, state)
         prune_checkpoints(folder.checkpoints, KEPT)
 
     def model(
@@ -71,7 +106,7 @@ class RunState:
         temperature: float,
     ) -> TrainedModel:
         """The averaged global model of the joint stage, calibrated by a temperature."""
-        unet, head = self.components[EMA + UNET], self.components[EMA + HEAD]
+        unet, head = self.averages[UNET], self.averages[HEAD]
         joint = restore_joint(settings, len(classes), unet, head)
         codec = self.codec(settings).to(device)
         return TrainedModel(settings, classes, multi_label, codec, joint.to(device), temperature)
@@ -79,28 +114,36 @@ class RunState:
     def codec(self, settings: Settings) -> LatentCodec:
         """The global autoencoder with the latent scale; unit scale before the latent census."""
         autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
-        autoencoder.load_state_dict(dict(self.components[AUTOENCODER]))
+        autoencoder.load_state_dict(dict(self.weights[AUTOENCODER]))
         channels = settings.model.autoencoder.latent_channels
         unit = {"mean": torch.zeros(channels), "std": torch.ones(channels)}
-        scale = self.components.get(SCALE, unit)
+        scale = self.latent_scale or unit
         return LatentCodec(autoencoder, scale["mean"], scale["std"])
 
 
 def fresh_state(settings: Settings, num_classes: int) -> RunState:
-    """Untrained weights, drawn from the run's seed."""
+    """Untrained weights, drawn from the run's seed, or those of a public model.
+
+    Raises:
+        UserError: if the public model does not fit the settings.
+    """
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
     joint = build_joint(settings, num_classes)
-    unet, head = joint.unet.state_dict(), joint.head.state_dict()
-    components = {AUTOENCODER: autoencoder.state_dict(), UNET: unet, HEAD: head}
+    networks = {AUTOENCODER: autoencoder, UNET: joint.unet, HEAD: joint.head}
+    weights: dict[str, StateDict] = {name: net.state_dict() for name, net in networks.items()}
+    latent_scale = None
     if settings.privacy.enabled and settings.privacy.public_model is not None:
-        public = public_components(settings, num_classes)
-        components |= public
-        unet, head = components[UNET], components[HEAD]
-    components |= {EMA + UNET: unet, EMA + HEAD: head}
-    trained = {AUTOENCODER_MOMENTS: autoencoder, UNET_MOMENTS: joint.unet, HEAD_MOMENTS: joint.head}
-    components |= {name: fresh_moments(module) for name, module in trained.items()}
-    return RunState(components=dict(components))
+        public = PublicModel.load(settings, num_classes)
+        weights |= public.weights
+        latent_scale = public.latent_scale
+    averages = {name: weights[name] for name in (UNET, HEAD)}
+    weights |= {
+        AUTOENCODER_MOMENTS: fresh_moments(autoencoder),
+        UNET_MOMENTS: fresh_moments(joint.unet),
+        HEAD_MOMENTS: fresh_moments(joint.head),
+    }
+    return RunState(weights=weights, averages=averages, latent_scale=latent_scale)
 
 
 def restore_state(folder: RunFolder, settings_hash: str) -> RunState | None:
@@ -121,16 +164,58 @@ def restore_state(folder: RunFolder, settings_hash: str) -> RunState | None:
             f"(hash {state['settings_hash']}, now {settings_hash})"
         )
     folder.rewind(state["metrics_lines"])
+    restored = from_stored({name: newest.load(name) for name in newest.components()})
+    restored.autoencoder_rounds = state["autoencoder_rounds"]
+    restored.joint_rounds = state["joint_rounds"]
+    restored.selection = _selection(state["selection"])
+    restored.evaluated = state["judged"]
+    restored.saved = newest.number
+    restored.seconds = state["seconds"]
+    return restored
+
+
+def stored(state: RunState) -> dict[str, StateDict]:
+    """The components of a checkpoint by name; `from_stored` reads them."""
+    scale = {} if state.latent_scale is None else {LATENT_SCALE: state.latent_scale}
+    controls = {
+        CONTROL + component: {
+            f"{site}/{name}": value for site, one in sites.items() for name, value in one.items()
+        }
+        for component, sites in state.controls.items()
+    }
+    return {
+        **state.weights,
+        **{EMA + name: average for name, average in state.averages.items()},
+        **scale,
+        **{SERVER + name: memory for name, memory in state.optimizer_memory.items()},
+        **controls,
+        **{LEDGER + site: tip for site, tip in state.ledger_tips.items()},
+    }
+
+
+def from_stored(components: Mapping[str, StateDict]) -> RunState:
+    """The state that `stored` made these components of, without its counters."""
+
+    def after(prefix: str) -> dict[str, StateDict]:
+        return {n.removeprefix(prefix): c for n, c in components.items() if n.startswith(prefix)}
+
     return RunState(
-        autoencoder_rounds=state["autoencoder_rounds"],
-        joint_rounds=state["joint_rounds"],
-        components={name: newest.load(name) for name in newest.components()},
-        selection=_selection(state["selection"]),
-        judged=state["judged"],
-        saved=newest.number,
-        seconds=state["seconds"],
+        weights={name: components[name] for name in (*AUTOENCODING, *JOINT)},
+        averages=after(EMA),
+        latent_scale=components.get(LATENT_SCALE),
+        optimizer_memory=after(SERVER),
+        controls={name: _by_site(kept) for name, kept in after(CONTROL).items()},
+        ledger_tips=after(LEDGER),
     )
 
 
+def _by_site(kept: StateDict) -> dict[str, StateDict]:
+    sites: dict[str, dict[str, Tensor]] = {}
+    for key, value in kept.items():
+        site, _, name = key.rpartition("/")  # no parameter's name has a slash
+        sites.setdefault(site, {})[name] = value
+    return dict(sites)
+
+
 def _selection(saved: Mapping[str, Any] | None) -> Selection | None:
-    return Selection(saved["kept"], Judged(**saved["highest"])) if saved else None
+    return Selection(saved["kept"], Evaluated(**saved["highest"])) if saved else None

@@ -112,8 +112,8 @@ class Evaluator:
         self._test = test
         self._groups = groups
         self._sites = np.array(sites)
-        self._classes = classes
-        self._multi_label = multi_label
+        self.classes = classes
+        self.multi_label = multi_label
         self._truth = truth
         count = settings.evaluation.counterfactual.count
         self._halves = halves_by_group(
@@ -170,7 +170,7 @@ class Evaluator:
 
     def classification_of(self, model: Classifier, logits: Tensor) -> dict[str, Any]:
         """The figures of `classification` from logits (N, classes) of the test set's images."""
-        scores = class_scores(logits, self._multi_label)
+        scores = class_scores(logits, self.multi_label)
         targets = self._test.targets
         per_class = exact_auc(scores, targets)
         draws = bootstrap_auc(
@@ -189,7 +189,7 @@ class Evaluator:
                     "interval": interval(draws[:, index]),
                     "positives": int((targets[:, index] == 1).sum()),
                 }
-                for index, name in enumerate(self._classes)
+                for index, name in enumerate(self.classes)
             },
             "auc_per_site": self._per_site(scores, targets),
             "calibration": self._calibration(model, logits),
@@ -243,7 +243,7 @@ class Evaluator:
                 source=made.sources[row].numpy(),
                 counterfactual=made.images[row].numpy(),
                 target=self._panel.names[row],
-                classes=self._classes,
+                classes=self.classes,
                 before=made.before[row].numpy(),
                 after=made.after[row].numpy(),
                 flipped=made.outcome(row),
@@ -255,7 +255,7 @@ class Evaluator:
         return {**figures, "seconds_per_image": seconds / len(images)}, rows
 
     def _calibration(self, model: Classifier, logits: Tensor) -> dict[str, float]:
-        targets, multi_label = self._test.targets, self._multi_label
+        targets, multi_label = self._test.targets, self.multi_label
         calibrated = model.probabilities(logits)
         uncalibrated = class_probabilities(logits, multi_label)
         return {
@@ -276,7 +276,7 @@ class Evaluator:
     def _truth_of(self, row: int) -> NDArray[np.float32] | None:
         if self._truth is None or bool(self._panel.target.present[row]):
             return None
-        finding = self._classes[int(self._panel.target.index[row])]
+        finding = self.classes[int(self._panel.target.index[row])]
         store_row = int(self._test.rows[int(self._panel.positions[row])])
         pixels = self._truth(store_row, finding)
         return None if pixels is None else (pixels.astype(np.float32) / np.float32(255))[None]

@@ -22,68 +22,47 @@ from server.strategy.aggregation import weighted_mean
 
 StateDict = Mapping[str, Tensor]
 
-CONTROL = "control_"
-"""Before a component's name: the sites' gradients of it, as `SITE/PARAMETER`."""
+Controls = Mapping[str, Mapping[str, StateDict]]
+"""By component and site, the site's mean gradient of its last round, and its `WEIGHT`."""
 WEIGHT = "site_weight"
 """In a parameter's place: how much the site counts in the mean."""
 
 
-def remembered(
-    components: Mapping[str, StateDict], replies: Sequence[Reply]
-) -> dict[str, StateDict]:
-    """The gradients to keep after a round: new ones of those who trained, old ones of the others.
+def remembered(controls: Controls, replies: Sequence[Reply]) -> dict[str, dict[str, StateDict]]:
+    """The gradients to keep after a round: new ones of the sites that trained, old ones of others.
 
     Args:
-        components: The server's, with what this function returned before.
+        controls: What this function returned before.
         replies: To the round; without control variates none holds a gradient.
-
-    Returns:
-        `control_COMPONENT` of each component for which a gradient came, to be put into components.
     """
-    kept: dict[str, StateDict] = {}
+    kept: dict[str, dict[str, StateDict]] = {}
     for component, control in CONTROLS.items():
-        sites = _by_site(components.get(CONTROL + component, {}))
+        sites = dict(controls.get(component, {}))
         for reply in replies:
             weight = reply.metrics[WEIGHTED_BY[component]]
             if weight and control in reply.components:
                 sites[reply.site] = {**reply.components[control], WEIGHT: torch.tensor(weight)}
         if sites:
-            kept[CONTROL + component] = {
-                f"{site}/{name}": value
-                for site, values in sites.items()
-                for name, value in values.items()
-            }
+            kept[component] = sites
     return kept
 
 
-def corrections(
-    components: Mapping[str, StateDict], asked: Collection[str]
-) -> dict[str, dict[str, StateDict]]:
+def corrections(controls: Controls, asked: Collection[str]) -> dict[str, dict[str, StateDict]]:
     """The corrections c - c_k by site and component; none where a gradient is not known yet.
 
     Args:
-        components: The server's, with what `remembered` returned.
+        controls: What `remembered` returned.
         asked: Names of the sites that train next.
 
     Returns:
         By site, the records of `protocol.CONTROLS` that are for it alone.
     """
     own: dict[str, dict[str, StateDict]] = {site: {} for site in asked}
-    for component, control in CONTROLS.items():
-        sites = _by_site(components.get(CONTROL + component, {}))
-        if not sites:
-            continue
+    for component, kept in controls.items():
+        # In one order, since a sum's last bit depends on it.
+        sites = {site: dict(kept[site]) for site in sorted(kept)}
         weights = [float(values.pop(WEIGHT)) for values in sites.values()]
         mean = weighted_mean(list(sites.values()), weights)
         for site in sites.keys() & own.keys():
-            own[site][control] = {name: mean[name] - sites[site][name] for name in mean}
+            own[site][CONTROLS[component]] = {name: mean[name] - sites[site][name] for name in mean}
     return own
-
-
-def _by_site(kept: StateDict) -> dict[str, dict[str, Tensor]]:
-    sites: dict[str, dict[str, Tensor]] = {}
-    for key, value in kept.items():
-        site, _, name = key.rpartition("/")  # no parameter's name has a slash
-        sites.setdefault(site, {})[name] = value
-    # A checkpoint gives them back in another order, and a sum's last bit depends on the order.
-    return dict(sorted(sites.items()))

@@ -19,7 +19,7 @@ from mediffusion_core.messaging.protocol import (
     UNET,
 )
 from mediffusion_core.settings import Settings
-from server.state import fresh_state
+from server.state import fresh_state, stored
 
 StateDict = Mapping[str, Tensor]
 
@@ -46,7 +46,7 @@ class Sizes:
     def of(cls, settings: Settings, num_classes: int) -> "Sizes":
         """Sizes of what these settings train; no weight is allocated."""
         with torch.device("meta"):
-            components = fresh_state(settings, num_classes).components
+            components = stored(fresh_state(settings, num_classes))
         average = (EMA_UNET, EMA_HEAD) if settings.training.joint.needs_average else ()
         method = settings.federation.compression
         travelling = {name: outward(components[name], method) for name in (*AUTOENCODING, *JOINT)}

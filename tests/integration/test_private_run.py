@@ -21,7 +21,7 @@ from mediffusion_core.privacy.accounting.accountant import Charge, noise_multipl
 from mediffusion_core.privacy.ledger.ledger import Ledger
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.training.adam_moments import fresh_moments
-from server.privacy import sums_deviation
+from server.latent_scale import noise_in_sums
 from server.run import FederatedRun
 from server.state import fresh_state
 from simulations.engine.in_process import run_in_process
@@ -119,13 +119,13 @@ def test_a_frozen_autoencoder_stays_and_costs_no_step(overrides: list[str], tmp_
     folder = run_in_process("config", [*overrides, *linear, *short, kept])
     start = fresh_state(compose("config", [*overrides, *linear]), len(CLASSES))
     for name, value in list_checkpoints(folder.checkpoints)[-1].load("autoencoder").items():
-        assert torch.equal(value, start.components["autoencoder"][name]), name
+        assert torch.equal(value, start.weights["autoencoder"][name]), name
     stages = [entry.stage for entry in Ledger.open(tmp_path / "ledgers" / "site-0").entries()]
     assert stages == ["census", "latents", "joint"]
     [latents] = [line for line in folder.history() if line["stage"] == "latents"]
     assert latents["psnr"] > 25
     settings = compose("config", overrides)
-    one, four = (sums_deviation(settings, sites) for sites in (1, 4))
+    one, four = (noise_in_sums(settings, sites) for sites in (1, 4))
     assert one == pytest.approx(8 * 4) and four == pytest.approx(2 * one)  # σ 2 √c, c = 4
 
 

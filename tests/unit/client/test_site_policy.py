@@ -139,7 +139,7 @@ def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
 
 def joint_round(node: dict[str, Any], asked: Sequence[str]) -> RecordDict:
     settings = compose("config", asked)
-    components = fresh_state(settings, len(CLASSES)).components
+    components = fresh_state(settings, len(CLASSES)).weights
     weights = {name: components[name] for name in protocol.JOINT}
     message = order(protocol.TRAIN_JOINT, settings.fingerprint(), weights)
     return app(message, context(node, asked)).content
@@ -183,7 +183,7 @@ def test_a_metric_that_the_site_does_not_allow_stays_there(tmp_path: Path) -> No
         f'{file.read_text()}allowed_metrics = ["images_seen", "labelled_seen", "steps"]\n'
     )
     settings = compose("config", RUN_OF)
-    components = fresh_state(settings, len(CLASSES)).components
+    components = fresh_state(settings, len(CLASSES)).weights
     weights = {name: components[name] for name in protocol.AUTOENCODING}
     message = order(protocol.TRAIN_AUTOENCODER, settings.fingerprint(), weights)
     content = app(message, context(node, RUN_OF)).content

@@ -59,7 +59,7 @@ def autoencoder(settings: Settings) -> Weights:
 
 @pytest.fixture(scope="module")
 def autoencoding(settings: Settings) -> dict[str, Weights]:
-    components = fresh_state(settings, 5).components
+    components = fresh_state(settings, 5).weights
     return {name: dict(components[name]) for name in protocol.AUTOENCODING}
 
 

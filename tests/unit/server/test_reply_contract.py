@@ -23,7 +23,6 @@ from mediffusion_core.messaging.protocol import (
     AUTOENCODING,
     CENSUS,
     COUNTS,
-    EMA,
     ENCODE,
     EVALUATE,
     FAILURE,
@@ -77,14 +76,14 @@ def honest(shortest: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) 
     settings = compose("config", overrides)
     classes = len(open_federated_dataset(settings).store.classes)
     state = fresh_state(settings, classes)
-    components, codec = state.components, state.codec(settings).state_dict()
+    components, codec = state.weights, state.codec(settings).state_dict()
     carried: dict[str, Mapping[str, Any]] = {
         CENSUS: {},
         TRAIN_AUTOENCODER: {name: components[name] for name in AUTOENCODING},
         LATENT_CENSUS: {AUTOENCODER: components[AUTOENCODER]},
         ENCODE: {AUTOENCODER: codec},
         TRAIN_JOINT: {name: components[name] for name in JOINT},
-        EVALUATE: {name: components[EMA + name] for name in (UNET, HEAD)},
+        EVALUATE: state.averages,
     }
     contract = ReplyContract(settings, classes)
     numbers = {kind: 0 if kind == CENSUS else ROUND for kind in carried}

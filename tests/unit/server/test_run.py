@@ -66,8 +66,6 @@ def short_run(
         Evaluator(settings, hospitals.test(), groups, origin, store.classes, store.multi_label),
         run_folder,
         fresh_state(settings, len(store.classes)),
-        store.classes,
-        store.multi_label,
         CPU,
     )
     return run, sites, hospitals, run_folder

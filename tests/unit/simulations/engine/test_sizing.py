@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from configs.compose import compose
 from mediffusion_core.messaging.protocol import AUTOENCODING, HEAD, JOINT, UNET
 from mediffusion_core.messaging.serialization import pack
-from server.state import fresh_state
+from server.state import fresh_state, stored
 from simulations.cli.main import app
 from simulations.engine.in_process import run_in_process
 from simulations.engine.sizing import Sizes
@@ -16,7 +16,7 @@ from simulations.engine.sizing import Sizes
 
 def test_sizes_are_those_of_the_packed_components(tiny: tuple[str, ...]) -> None:
     settings = compose("config", tiny)
-    components = fresh_state(settings, 5).components
+    components = stored(fresh_state(settings, 5))
 
     def packed(*names: str) -> int:
         return sum(len(pack(components[name])[-1]) for name in names)

@@ -1,0 +1,39 @@
+"""The global scale of the latents, from the sums that each site sends."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from mediffusion_core.messaging.protocol import COUNTS
+from mediffusion_core.models import scale_from_sums
+from mediffusion_core.privacy.accounting.noisy_statistics import latent_bound
+from mediffusion_core.settings import Settings
+from server.messages import Reply
+from server.pooled import sum_of
+
+
+def latent_scale(replies: Sequence[Reply], settings: Settings) -> Mapping[str, Tensor]:
+    """`mean` and `std` (c,) of each latent channel over all sites.
+
+    Args:
+        replies: To the latent census, at least one.
+        settings: Of the run.
+    """
+    sums = [reply.components[COUNTS] for reply in replies]
+    count = sum(float(one["count"]) for one in sums)
+    mean, std = scale_from_sums(
+        sum_of([one["total"] for one in sums]),
+        sum_of([one["squares"] for one in sums]),
+        count,
+        noise_in_sums(settings, len(replies)),
+    )
+    return {"mean": mean, "std": std}
+
+
+def noise_in_sums(settings: Settings, sites: int) -> float:
+    """Standard deviation of the noise in the sums of so many sites together."""
+    if not settings.privacy.enabled:
+        return 0.0
+    bound = latent_bound(settings.model.autoencoder.latent_channels)
+    return settings.privacy.release_noise * bound * math.sqrt(sites)

@@ -1,0 +1,95 @@
+"""What a run reports: the losses of a round, and the figures of its summary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.privacy.accounting.accountant import epsilon
+from mediffusion_core.privacy.accounting.plan import Plan
+from mediffusion_core.settings import Settings
+from server.messages import Reply
+from server.state import RunState
+from server.strategy.aggregation import mean_metric
+
+LOSSES = ("loss", "diffusion_loss", "classification_loss", "consistency_loss", "pseudo_labelled")
+
+Census = Mapping[str, Mapping[str, Any]]
+History = Sequence[Mapping[str, Any]]
+
+
+def losses(replies: Sequence[Reply]) -> dict[str, Any]:
+    """Mean losses of a round, and the metrics and traffic of each site."""
+    metrics = [reply.metrics for reply in replies]
+    means = {
+        name: mean_metric(
+            metrics, name, "labelled_seen" if name.startswith("classification") else "images_seen"
+        )
+        for name in LOSSES
+        if any(name in site for site in metrics)
+    }
+    return {
+        **means,
+        "sites": {reply.site: reply.metrics for reply in replies},
+        "traffic": {reply.site: reply.traffic for reply in replies},
+    }
+
+
+def summary(
+    settings: Settings, state: RunState, history: History, census: Census
+) -> dict[str, Any]:
+    """The figures of a run that is done: those of the selected model, and of the run.
+
+    Args:
+        settings: Of the run.
+        state: After its last round.
+        history: The lines of its `metrics.jsonl`.
+        census: Counts by site.
+    """
+    evaluated = {line["round"]: line for line in history if line["stage"] == "judgement"}
+    assert state.selection is not None
+    selected = evaluated[state.selection.kept]
+    not_figures = {"stage", "round", "rounds", "time", "set_aside"}
+    private = {"privacy": promised(settings, census)} if settings.privacy.enabled else {}
+    return {
+        **{name: value for name, value in selected.items() if name not in not_figures},
+        "psnr": [line["psnr"] for line in history if "psnr" in line][-1],
+        "fid_untrained": evaluated[0]["fid"],
+        "kid_untrained": evaluated[0]["kid"],
+        "selected_round": state.selection.kept,
+        "rounds": state.joint_rounds,
+        "autoencoder_rounds": state.autoencoder_rounds,
+        "census": census,
+        "set_aside": set_aside(history),
+        **private,
+        "parameters": {
+            name: sum(tensor.numel() for tensor in state.weights[name].values())
+            for name in (AUTOENCODER, UNET, HEAD)
+        },
+    }
+
+
+def promised(settings: Settings, census: Census) -> dict[str, Any]:
+    """ε of the run for the units of each site, from the sites' noised counts.
+
+    It is the cost of the planned rounds. Repeated rounds, and earlier runs on the same patients,
+    stand in the site's ledger alone.
+    """
+    privacy = settings.privacy
+    sites = {}
+    for site, counts in census.items():
+        plan = Plan.of(settings, counts["train"])
+        sites[site] = {
+            "epsilon": epsilon(plan.charges(), privacy.target_delta),
+            "noise_multiplier": plan.noise_multiplier,
+            "sample_rate": plan.sample_rate,
+        }
+    return {"unit": privacy.unit, "target_delta": privacy.target_delta, "sites": sites}
+
+
+def set_aside(history: History) -> list[dict[str, Any]]:
+    """Each reply that did not count: stage, round, site, kind of message and reason."""
+    return [
+        {"stage": line["stage"], "round": line["round"], **one}
+        for line in history
+        for one in line.get("set_aside", ())
+    ]
