@@ -1,6 +1,8 @@
 """What a coordinator and a hospital's engineer type: provision, sign, preflight."""
 
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +18,9 @@ SECRETS = Path("/run/secrets")
 def add_commands(app: typer.Typer) -> None:
     """Adds the commands of a deployment to the command line."""
     app.command(epilog="Example: fed-mediffusion provision federation.yaml")(provision)
-    app.command(epilog="Example: fed-mediffusion sign . --key chest/authority/signer.key")(sign)
+    app.command(
+        epilog="Example: fed-mediffusion sign . --key signer.key --run-config 'overrides=\"...\"'"
+    )(sign)
     add_preflight(app)
 
 
@@ -53,13 +57,26 @@ def provision(
 def sign(
     folder: Annotated[Path, typer.Argument(help="The app that `flwr run` will be given.")],
     key: Annotated[Path, typer.Option(help="The coordinator's signer.key.")],
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option("--run-config", "-c", help="The run's settings, as for `flwr run`."),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the signature holds.")] = 30,
+    version: Annotated[
+        int | None,
+        typer.Option(min=0, help="Sites refuse lower ones afterwards; by default, the time."),
+    ] = None,
 ) -> None:
-    """Print the signature of an app, without which sites do not run it."""
+    """Sign an app and a run's settings: prints the --run-config without which no site runs it."""
     from flwr.cli.build import build_fab_from_disk
 
-    from deployment.signing import sign as signature
+    from deployment.signed_run import signed_run_config, state_run
 
-    print(signature(build_fab_from_disk(folder.resolve()), key))
+    given = run_config or []
+    statement = state_run(build_fab_from_disk(folder.resolve()), given, days, version)
+    print(signed_run_config(given, statement, key))
+    until = datetime.fromtimestamp(statement.not_after, UTC)
+    print(f"version {statement.version}, valid until {until:%Y-%m-%d %H:%M} UTC", file=sys.stderr)
 
 
 def preflight(

@@ -1,14 +1,21 @@
-"""The coordinator's signature of an app bundle, without which a site starts no code.
+"""The coordinator's signed statement of a run, without which a site starts no code.
 
-Flower hands whatever bundle a run brings to every site. A site that knows the coordinator's public
-key starts only bundles of which that key has signed the hash. What is signed is code, not a run:
-settings may differ, and are the business of the site's own policy.
+Flower hands whatever a server sends to every site: the app bundle, the kind of app, the settings
+and the names under which the bundle is stored. None of that is signed by Flower. The statement
+covers the bundle's SHA-256, the part of it that may run (the ClientApp), the SHA-256 of the run's
+configuration, a version that only rises, and the time at which it ends. It travels in the run's
+configuration under `signature`.
+
+The signed bytes are a purpose, so that a signature made for something else does not fit, and the
+statement as canonical JSON. `deployment.admission` decides what a site does with it.
 """
 
 import base64
-import binascii
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -20,15 +27,82 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mediffusion_core.common.errors import UserError
 
-PURPOSE = b"fed-mediffusion app bundle\0"
-"""Goes before the hash, so that a signature made for something else does not fit."""
+PURPOSE = b"fed-mediffusion signed run\0"
+SIGNATURE = "signature"
+"""Key of the run's configuration that carries the signed statement."""
+LARGEST = 2**63 - 1
+"""Of versions and times: what Flower's and JSON's integers both hold."""
+
+Settings = Mapping[str, bool | int | float | str]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Whole = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class BundleRefusedError(Exception):
-    """A bundle that the coordinator has not signed. Its text may leave the site."""
+    """What the site does not run. The text may leave the site."""
+
+
+class Statement(BaseModel):
+    """What a coordinator signs of a run.
+
+    Attributes:
+        app: The only part of a bundle that runs at a site.
+        bundle: SHA-256 of the app bundle.
+        not_after: The last second at which it holds, since the epoch.
+        settings: SHA-256 of the run's configuration, see `settings_digest`.
+        version: A site that accepted it accepts no lower one of the same signer.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    app: Literal["clientapp"] = "clientapp"
+    bundle: Sha256
+    not_after: Whole
+    settings: Sha256
+    version: Whole
+
+    def signed_by(self, key_file: Path) -> str:
+        """The statement and its signature, as text for the run's configuration.
+
+        Raises:
+            UserError: if the file holds no private key of this kind.
+        """
+        try:
+            key = load_pem_private_key(key_file.read_bytes(), password=None)
+        except OSError as error:
+            raise UserError(f"{key_file}: {error.strerror}") from None
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise UserError(f"{key_file} holds no signing key")
+        text = _canonical(self.model_dump())
+        return ".".join(_encode(part) for part in (text, key.sign(PURPOSE + text)))
+
+    @classmethod
+    def verified(cls, signature: str, key: Ed25519PublicKey) -> Self:
+        """The statement in a text, if the key's owner has signed it.
+
+        Raises:
+            BundleRefusedError: for any other text.
+        """
+        if not signature:
+            raise BundleRefusedError("the app bundle is not signed")
+        try:
+            text, proof = map(_decode, signature.split("."))
+            key.verify(proof, PURPOSE + text)
+            return cls.model_validate_json(text)
+        except (InvalidSignature, ValidationError, ValueError):
+            raise BundleRefusedError("the app bundle's signature does not fit") from None
+
+
+def settings_digest(run_config: Settings) -> str:
+    """SHA-256 of a run's configuration, all of it but the signature, in hexadecimal digits."""
+    covered = {key: value for key, value in run_config.items() if key != SIGNATURE}
+    return hashlib.sha256(_canonical(covered)).hexdigest()
 
 
 def new_signer() -> tuple[bytes, bytes]:
@@ -39,37 +113,35 @@ def new_signer() -> tuple[bytes, bytes]:
     return private, public
 
 
-def sign(bundle: bytes, key_file: Path) -> str:
-    """The signature of a bundle, in base64.
+def read_signer(key_file: Path) -> Ed25519PublicKey:
+    """A coordinator's public key.
 
     Raises:
-        UserError: if the file holds no private key of this kind.
+        OSError: if the file can't be read.
+        UserError: if it holds something else.
     """
     try:
-        key = load_pem_private_key(key_file.read_bytes(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = load_pem_public_key(key_file.read_bytes())
+    except (ValueError, UnsupportedAlgorithm):
         key = None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"{key_file} holds no signing key")
-    return base64.b64encode(key.sign(_signed(bundle))).decode()
-
-
-def check(bundle: bytes, signature: str, key_file: Path) -> None:
-    """Lets a bundle pass that the key's owner has signed.
-
-    Raises:
-        BundleRefusedError: for any other.
-    """
-    key = load_pem_public_key(key_file.read_bytes())
     if not isinstance(key, Ed25519PublicKey):
-        raise BundleRefusedError("the site has no key to check the app bundle with")
-    if not signature:
-        raise BundleRefusedError("the app bundle is not signed")
-    try:
-        key.verify(base64.b64decode(signature, validate=True), _signed(bundle))
-    except (InvalidSignature, binascii.Error):
-        raise BundleRefusedError("the app bundle's signature does not fit") from None
+        raise UserError(f"{key_file} is no public key of a coordinator")
+    return key
 
 
-def _signed(bundle: bytes) -> bytes:
-    return PURPOSE + hashlib.sha256(bundle).digest()
+def signer_name(key: Ed25519PublicKey) -> str:
+    """SHA-256 of a public key, under which a site keeps what it accepted of its owner."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
+
+
+def _canonical(value: Mapping[str, object]) -> bytes:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return text.encode()
+
+
+def _encode(part: bytes) -> str:
+    return base64.urlsafe_b64encode(part).decode()
+
+
+def _decode(part: str) -> bytes:
+    return base64.b64decode(part, altchars=b"-_", validate=True)

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flwr.superlink.main as superlink
 import tomli_w
 from fastapi import FastAPI
 from flwr.superlink.cli.flower_superlink import flower_superlink
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployment.patience import allow_slow_starts
+from deployment.flower_patches import allow_slow_starts, wrap_superlink_app
 from deployment.registry import watch
 
 FLEET = "/v1/fleet/"
@@ -116,7 +115,7 @@ def main() -> None:
     """
     write_connection(Path(os.environ["FLWR_HOME"]), sys.argv[1:])
     keys = os.environ.get(SITES)
-    superlink.create_app = closed(superlink.create_app, Path(keys) if keys else None)
+    wrap_superlink_app(lambda create: closed(create, Path(keys) if keys else None))
     allow_slow_starts()
     flower_superlink()
 

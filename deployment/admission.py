@@ -1,0 +1,150 @@
+"""What a site lets a server run: the ClientApp of a bundle that the coordinator has signed.
+
+Threat model. The server, and whoever reaches the sites through it, may send anything. A site runs a
+task only if all of this holds:
+
+- It is a ClientApp of an ordinary run. AgentApps, ServerApps, models and connectors are refused.
+- The run's configuration carries a statement signed by the key in $FED_MEDIFFUSION_SIGNER, which
+  names this bundle and this configuration, has not expired by the site's clock, and is of no lower
+  version than the site has accepted of that key before.
+- The names that the server gives the bundle, which Flower makes the folder of its code from, are
+  those within the bundle.
+
+Without a signer every task is refused. What remains trusted: the coordinator's key, the site's own
+clock, disk and environment, and the signed code, which has to treat the contents of messages as the
+server's. A statement may be used again until it expires or a newer one was accepted. A newer one
+also ends an older run that is under way; runs that go side by side are signed with one version.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.run import Run
+
+from deployment.accepted_versions import Accepted, AcceptedVersions
+from deployment.bundle import AppBundle
+from deployment.signing import (
+    SIGNATURE,
+    BundleRefusedError,
+    Settings,
+    Statement,
+    read_signer,
+    settings_digest,
+    signer_name,
+)
+from mediffusion_core.common.errors import UserError
+
+SIGNER = "FED_MEDIFFUSION_SIGNER"
+"""Environment variable with the file of the coordinator's public key."""
+UNSIGNED = "FED_MEDIFFUSION_UNSIGNED"
+TRUST = "i-trust-this-server"
+"""The one value of $FED_MEDIFFUSION_UNSIGNED: the site runs whatever ClientApp the server sends."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What one site admits.
+
+    Attributes:
+        signer: File of the coordinator's public key; None where the site has none.
+        trusts_server: Whether the site asks for no signature.
+        versions: What the site has accepted before.
+    """
+
+    signer: Path | None
+    trusts_server: bool = False
+    versions: AcceptedVersions = field(default_factory=AcceptedVersions.of_site)
+
+    @classmethod
+    def of_environment(cls) -> "Admission":
+        """As the site's environment says.
+
+        Raises:
+            UserError: if it names a signer and trusts the server too, or trusts it in other words.
+        """
+        signer, unsigned = os.environ.get(SIGNER), os.environ.get(UNSIGNED)
+        if unsigned and unsigned != TRUST:
+            raise UserError(f"{UNSIGNED} is {unsigned}, the only value is {TRUST}")
+        if unsigned and signer:
+            raise UserError(f"{SIGNER} and {UNSIGNED} exclude each other")
+        return cls(Path(signer) if signer else None, bool(unsigned))
+
+    def warn(self) -> None:
+        """Says at the start what a site without a signer is in for."""
+        if self.trusts_server:
+            _say(
+                f"WARNING: {UNSIGNED}={TRUST}: this site asks for no signature and runs any code"
+                " that its server sends. Never use this with patients' data."
+            )
+        elif self.signer is None:
+            _say(f"WARNING: {SIGNER} is not set, every run is refused")
+
+    def admit(self, task_type: str, run: Run, fab: Fab) -> Settings:
+        """The configuration with which a task may run.
+
+        Args:
+            task_type: Flower's kind of task.
+            run: What the server says of the run.
+            fab: The bundle that it sends.
+
+        Raises:
+            BundleRefusedError: if the task may not run. It was also logged.
+        """
+        try:
+            return self._admitted(task_type, run, fab)
+        except BundleRefusedError as error:
+            _say(f"refused, code bundle: {error}")
+            raise
+
+    def _admitted(self, task_type: str, run: Run, fab: Fab) -> Settings:
+        if task_type != TaskType.CLIENT_APP or run.primary_task_type != TaskType.SERVER_APP:
+            wanted = task_type if task_type != TaskType.CLIENT_APP else run.primary_task_type
+            raise BundleRefusedError(f"a site runs ClientApps, no {wanted}")
+        digest = hashlib.sha256(fab.content).hexdigest()
+        if self.trusts_server:
+            return _run_config(digest, run, fab)
+        key = self._key()
+        statement = Statement.verified(str(run.override_config.get(SIGNATURE, "")), key)
+        if statement.bundle != digest:
+            raise BundleRefusedError("the app bundle's signature does not fit")
+        if statement.not_after < time.time():
+            raise BundleRefusedError("the app bundle's signature has expired")
+        config = _run_config(digest, run, fab)
+        if statement.settings != settings_digest(config):
+            raise BundleRefusedError("the app bundle was signed for other settings of the run")
+        self.versions.accept(signer_name(key), Accepted(version=statement.version, bundle=digest))
+        return config
+
+    def _key(self) -> Ed25519PublicKey:
+        if self.signer is None:
+            raise BundleRefusedError("the app bundle can't be checked: the site has no signer")
+        try:
+            return read_signer(self.signer)
+        except (OSError, UserError):
+            raise BundleRefusedError(
+                "the app bundle can't be checked: the site's signer can't be read"
+            ) from None
+
+
+def _run_config(digest: str, run: Run, fab: Fab) -> Settings:
+    """The run's configuration; refuses names of the server's that are not the bundle's own."""
+    try:
+        bundle = AppBundle.read(fab.content)
+        config = bundle.run_config(run.override_config)
+    except ValueError:
+        raise BundleRefusedError("the app bundle can't be read") from None
+    named = (run.fab_id, run.fab_version, run.fab_hash, fab.hash_str)
+    if named != (bundle.app_id, bundle.version, digest, digest):
+        raise BundleRefusedError("the app bundle is not the one that the server names")
+    return config
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,164 @@
+"""What a server can make a real SuperNode run: the ClientApp that the coordinator signed, no more.
+
+Each app leaves a mark at a site whose code it runs. The server is the attacker's: it starts
+whatever it likes. One site has a signer, the other was given none.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flower_pair import Pair, agent_bundle, client_bundle
+
+from deployment.admission import SIGNER
+from deployment.bundle import AppBundle
+from deployment.signing import Statement, new_signer, settings_digest
+
+VERSION = 1000
+SPAWN = """
+import sys
+from flwr.proto.runtime_pb2 import CreateTaskRequest
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+given = dict(zip(sys.argv, sys.argv[1:]))
+interceptors = [
+    RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+    RuntimeTokenHttpInterceptor(given["--token"]),
+]
+client = RuntimeHttpClient.from_server_address(
+    given["--runtime-api-address"], True, None, interceptors
+)
+client.CreateTask(CreateTaskRequest(type="flwr-serverapp", fab_hash="0" * 64))
+"""
+"""A ClientApp that asks its SuperNode to start the bundle's ServerApp."""
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("signer", "foreign"):
+        private, public = new_signer()
+        (folder / f"{name}.key").write_bytes(private)
+        (folder / f"{name}.pem").write_bytes(public)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    started = Pair(tmp_path_factory.mktemp("pair"))
+    try:
+        started.start_server()
+        started.start_site("site", **{SIGNER: str(keys / "signer.pem")})
+        started.start_site("signerless")
+        yield started
+    finally:
+        started.end()
+
+
+class Attacks:
+    """Runs that a server starts, and what became of them."""
+
+    def __init__(self, pair: Pair, keys: Path, folder: Path) -> None:
+        self.pair, self.keys, self.folder = pair, keys, folder
+        self.runs: dict[str, int] = {}
+
+    def signed(
+        self,
+        bundle: bytes,
+        name: str,
+        *,
+        key: str = "signer",
+        version: int = VERSION,
+        seconds: int = 600,
+    ) -> str:
+        """A statement on a bundle, and on the settings of the run of that name."""
+        read = AppBundle.read(bundle)
+        statement = Statement(
+            bundle=read.digest,
+            not_after=int(time.time()) + seconds,
+            settings=settings_digest(read.run_config(self.pair.run_config(name))),
+            version=version,
+        )
+        return statement.signed_by(self.keys / f"{key}.key")
+
+    def start(self, bundle: bytes, name: str, signature: str = "", **config: str) -> None:
+        self.runs[name] = self.pair.start_run(bundle, name, signature=signature, **config)
+
+    def outcome(self, name: str) -> dict[str, str]:
+        return self.pair.answers(name, self.runs[name])
+
+
+@pytest.fixture(scope="module")
+def attacks(pair: Pair, keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Attacks:
+    """A signed run that went well, and after it, side by side, those that must not."""
+    folder = tmp_path_factory.mktemp("apps")
+    runs = Attacks(pair, keys, folder)
+    good = client_bundle(folder, "good")
+    runs.start(good, "good", runs.signed(good, "good"))
+    runs.outcome("good")
+
+    runs.start(client_bundle(folder, "unsigned"), "unsigned")
+    foreign = client_bundle(folder, "foreign")
+    runs.start(foreign, "foreign", runs.signed(foreign, "foreign", key="foreign"))
+    expired = client_bundle(folder, "expired")
+    runs.start(expired, "expired", runs.signed(expired, "expired", seconds=-1))
+    older = client_bundle(folder, "older")
+    runs.start(older, "older", runs.signed(older, "older", version=VERSION - 1))
+    runs.start(client_bundle(folder, "swapped"), "swapped", runs.signed(good, "swapped"))
+    # The signed bundle itself, with settings that the coordinator has not seen.
+    runs.start(good, "resettled", runs.signed(good, "resettled"), overrides="privacy=none")
+    agent = agent_bundle(folder, "agent")
+    runs.start(agent, "agent")
+    runs.start(agent, "signed-agent", runs.signed(agent, "signed-agent", version=VERSION + 1))
+    return runs
+
+
+def test_a_signed_clientapp_runs(attacks: Attacks) -> None:
+    assert attacks.outcome("good")["site"] == "ran"
+    assert "good" in attacks.pair.marks("site")
+
+
+def test_a_site_without_a_signer_runs_nothing(attacks: Attacks) -> None:
+    assert "the site has no signer" in attacks.outcome("good")["signerless"]
+    assert "no flwr-agentapp" in attacks.outcome("agent")["signerless"]
+    assert attacks.pair.marks("signerless") == set()
+    assert "every run is refused" in attacks.pair.services["signerless"].said()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        pytest.param("unsigned", "is not signed", id="unsigned"),
+        pytest.param("foreign", "signature does not fit", id="foreign_signature"),
+        pytest.param("swapped", "signature does not fit", id="signature_of_another_bundle"),
+        pytest.param("expired", "signature has expired", id="expired_signature"),
+        pytest.param("older", f"version {VERSION - 1}, {VERSION} was accepted", id="rolled_back"),
+        pytest.param("resettled", "signed for other settings", id="other_settings"),
+        pytest.param("agent", "runs ClientApps, no flwr-agentapp", id="agentapp"),
+        pytest.param("signed-agent", "runs ClientApps, no flwr-agentapp", id="signed_agentapp"),
+    ],
+)
+def test_nothing_else_runs(attacks: Attacks, name: str, reason: str) -> None:
+    assert reason in attacks.outcome(name)["site"]
+    assert attacks.pair.marks("site") == {"good"}
+    said = attacks.pair.services["site"].said()
+    assert "refused, code bundle: " in said
+    assert "flwr-agentapp` process" not in said
+
+
+def test_nothing_of_what_was_refused_was_unpacked(attacks: Attacks) -> None:
+    for name in attacks.runs:
+        attacks.outcome(name)
+    installed = attacks.pair.folder / "site" / "flower" / "apps"
+    assert [path.name.split(".")[1] for path in installed.iterdir()] == ["good"]
+    assert not (attacks.pair.folder / "signerless" / "flower" / "apps").exists()
+
+
+def test_a_signed_clientapp_can_start_no_serverapp_beside_it(attacks: Attacks) -> None:
+    bundle = client_bundle(attacks.folder, "spawner", SPAWN)
+    signature = attacks.signed(bundle, "spawner", version=VERSION + 2)
+    attacks.start(bundle, "spawner", signature)
+    assert "/create-task" in attacks.outcome("spawner")["site"]
+    assert "spawner-serverapp" not in attacks.pair.marks("site")
+    assert "no flwr-serverapp" in attacks.pair.services["site"].said()
