@@ -34,8 +34,7 @@ def allow_slow_starts() -> None:
     import flwr.supercore.corestate.sql_corestate as sql
 
     for state in (in_memory, sql):
-        _existing(state, "HEARTBEAT_DEFAULT_INTERVAL")
-        state.HEARTBEAT_DEFAULT_INTERVAL = START_LIMIT
+        _replace(state, "HEARTBEAT_DEFAULT_INTERVAL", lambda _: START_LIMIT)
 
 
 def wrap_superlink_app(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -45,7 +44,7 @@ def wrap_superlink_app(wrap: Callable[[Callable[..., Any]], Callable[..., Any]])
     """
     import flwr.superlink.main as superlink
 
-    superlink.create_app = wrap(_existing(superlink, "create_app"))
+    _replace(superlink, "create_app", wrap)
 
 
 def admit_tasks(admit: Admit) -> None:
@@ -59,13 +58,14 @@ def admit_tasks(admit: Admit) -> None:
     import flwr.supernode.nodestate.nodestate_factory as factory
     import flwr.supernode.start_client_internal as loop
 
-    state = _existing(factory, "InMemoryNodeState")
-    _takes(state.create_task, "task_type", "run_id")
-    factory.InMemoryNodeState = _admitting_state(state, admit)
-    pull = _existing(loop, "_pull_and_store_message")
-    _takes(pull, "state", "object_store", "receive", "get_run", "get_fab")
-    _takes(_existing(loop, "_insert_message"), "msg", "state", "store")
-    loop._pull_and_store_message = _admitting_pull(pull, loop._insert_message, admit)
+    _replace(factory, "InMemoryNodeState", lambda state: _admitting_state(state, admit))
+    insert = _existing(loop, "_insert_message", "msg", "state", "store")
+    _replace(
+        loop,
+        "_pull_and_store_message",
+        lambda pull: _admitting_pull(pull, insert, admit),
+        *("state", "object_store", "receive", "get_run", "get_fab"),
+    )
 
 
 def admit_clientapp(admit: Admit) -> None:
@@ -76,27 +76,31 @@ def admit_clientapp(admit: Admit) -> None:
     """
     import flwr.supernode.runtime.run_clientapp as runtime
 
-    pull = _existing(runtime, "pull_task_input")
-    install = _existing(runtime, "install_from_fab")
-    _takes(pull, "client")
-    _takes(install, "fab_file")
     pulled: list[Any] = []
 
-    def pull_noted(client: Any) -> Any:
-        pulled[:] = pull(client)
-        return tuple(pulled)
+    def noted(pull: Callable[..., Any]) -> Callable[..., Any]:
+        def pull_noted(client: Any) -> Any:
+            pulled[:] = pull(client)
+            return tuple(pulled)
 
-    def install_admitted(fab_file: bytes, **options: Any) -> Any:
-        _, context, run, fab = pulled
-        if dict(admit(TaskType.CLIENT_APP, run, fab)) != context.run_config:
-            raise BundleRefusedError("the app bundle was given another run's settings")
-        return install(fab.content, **options)
+        return pull_noted
 
-    runtime.pull_task_input = pull_noted
-    runtime.install_from_fab = install_admitted
+    def admitted(install: Callable[..., Any]) -> Callable[..., Any]:
+        def install_admitted(fab_file: bytes, **options: Any) -> Any:
+            _, context, run, fab = pulled
+            if dict(admit(TaskType.CLIENT_APP, run, fab)) != context.run_config:
+                raise BundleRefusedError("the app bundle was given another run's settings")
+            return install(fab.content, **options)
+
+        return install_admitted
+
+    _replace(runtime, "pull_task_input", noted, "client")
+    _replace(runtime, "install_from_fab", admitted, "fab_file")
 
 
 def _admitting_state(state: type, admit: Admit) -> type:
+    _existing(state, "create_task", "task_type", "run_id")
+
     class AdmittingNodeState(state):  # type: ignore[misc]
         """Flower's state of a SuperNode, which makes no task that is not admitted."""
 
@@ -147,21 +151,22 @@ def _admitting_pull(
     return pull_admitted
 
 
-def _existing(module: ModuleType, name: str) -> Any:
+def _replace(module: ModuleType, name: str, change: Callable[[Any], Any], *parameters: str) -> None:
+    """Puts what `change` makes of it in the place of something of Flower's."""
+    setattr(module, name, change(_existing(module, name, *parameters)))
+
+
+def _existing(place: ModuleType | type, name: str, *parameters: str) -> Any:
     """What Flower has under a name.
 
     Raises:
-        RuntimeError: if this Flower has nothing there.
+        RuntimeError: if this Flower has nothing there, or a function without such parameters.
     """
-    if not hasattr(module, name):
-        raise RuntimeError(f"Flower {__version__} has no {module.__name__}.{name} to be changed")
-    return getattr(module, name)
-
-
-def _takes(function: Callable[..., Any], *names: str) -> None:
-    """Raises RuntimeError if one of Flower's functions no longer has parameters of these names."""
-    missing = set(names) - set(inspect.signature(function).parameters)
+    here = f"{place.__name__}.{name} of Flower {__version__}"
+    if not hasattr(place, name):
+        raise RuntimeError(f"{here} is missing and can't be changed")
+    found = getattr(place, name)
+    missing = set(parameters) - set(inspect.signature(found).parameters) if parameters else None
     if missing:
-        raise RuntimeError(
-            f"{function.__qualname__} of Flower {__version__} does not take {sorted(missing)}"
-        )
+        raise RuntimeError(f"{here} does not take {sorted(missing)} and can't be changed")
+    return found

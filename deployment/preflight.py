@@ -16,9 +16,11 @@ import torch
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_private_key
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+from deployment.accepted_versions import AcceptedVersions
+from deployment.admission import TRUST, UNSIGNED, Admission
+from deployment.signing import BundleRefusedError, read_signer
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.checks.inspection import Finding, Grade
 
@@ -39,7 +41,8 @@ OWN_PORTS = (9094, 9099)
 class Site:
     """Where the parts of a site's kit lie, and which server it calls.
 
-    A path that is None is not looked at: a site without TLS has no keys.
+    A path that is None is not looked at: a site without TLS has no keys. Without a signer the
+    environment must say that the site trusts its server.
     """
 
     host: str
@@ -61,8 +64,9 @@ def looked_at(site: Site) -> Iterator[Finding]:
     yield _gpu()
     if site.node_key is not None:
         yield _finding_of("site's key", lambda path=site.node_key: _node_key(path))
+    yield _coordinator(site.signer)
     if site.signer is not None:
-        yield _finding_of("coordinator's key", lambda path=site.signer: _signer(path))
+        yield _finding_of("accepted versions", _accepted_versions)
     for port in OWN_PORTS:
         yield _finding_of("own port", lambda port=port: _own_port(port))
     yield from _server(site)
@@ -137,14 +141,32 @@ def _node_key(path: Path) -> str:
     return f"{path}, {key.curve.name}"
 
 
-def _signer(path: Path) -> str:
+def _coordinator(signer: Path | None) -> Finding:
+    """Whose code the site will run."""
+    check = "coordinator's key"
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, Ed25519PublicKey):
-        raise UserError(f"{path} is no public key of a coordinator")
-    return str(path)
+        admission = Admission.of_environment()
+        if signer is not None and admission.trusts_server:
+            raise UserError(f"{UNSIGNED} is set beside {signer}")
+        if signer is not None:
+            read_signer(signer)
+            return _finding("ok", check, str(signer))
+    except UserError as error:
+        return _finding("error", check, str(error))
+    except OSError as error:
+        return _finding("error", check, error.strerror or type(error).__name__)
+    if admission.trusts_server:
+        return _finding("warning", check, "not asked for: any code of the server's is run")
+    return _finding("error", check, f"none: every run is refused; in trials set {UNSIGNED}={TRUST}")
+
+
+def _accepted_versions() -> str:
+    versions = AcceptedVersions.of_site()
+    try:
+        accepted = versions.read()
+    except BundleRefusedError as error:
+        raise UserError(f"{versions.path}: {error}") from None
+    return f"{versions.path}, {'of a signer' if accepted else 'none yet'}"
 
 
 def _own_port(port: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from docker_engine import APP, TAG, Federation, build_images, docker, has_engine
+from docker_engine import Federation, build_images, has_engine, signed
 from docker_kits import new_kits
 
 from deployment.provision import Kits
@@ -55,12 +55,9 @@ def federation(images: None, kits: Kits) -> Iterator[Federation]:
 
 
 @pytest.fixture(scope="session")
-def signature(images: None, kits: Kits) -> str:
-    """Of the app in the server's image, made there and not at the server that runs."""
-    keys = f"{kits.folder / 'authority'}:/keys:ro"
-    image = f"fed-mediffusion-server:{TAG}"
-    command = ("--entrypoint", "fed-mediffusion", image, "sign", APP, "--key", "/keys/signer.key")
-    return docker("run", "--rm", "--user", "0", "--volume", keys, *command).strip()
+def sign(images: None, kits: Kits) -> Callable[[str], str]:
+    """Makes a run's configuration of its overrides, with the coordinator's signature."""
+    return lambda overrides: signed(kits.folder / "authority", overrides)
 
 
 @pytest.fixture(scope="session")

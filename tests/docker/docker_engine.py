@@ -51,6 +51,17 @@ def has_engine() -> bool:
         return False
 
 
+def signed(authority: Path, overrides: str) -> str:
+    """The run configuration that `flwr run` is given, signed for the app in the server's image.
+
+    It is made there and not at the server that runs.
+    """
+    keys = ("--user", "0", "--volume", f"{authority}:/keys:ro")
+    image = ("--entrypoint", "fed-mediffusion", f"fed-mediffusion-server:{TAG}")
+    options = ("--key", "/keys/signer.key", "--run-config", f'overrides="{overrides}"')
+    return docker("run", "--rm", *keys, *image, "sign", APP, *options).strip()
+
+
 def build_images() -> None:
     """The images as anyone builds them; extra arguments from $DOCKER_BUILD."""
     extra = os.environ.get("DOCKER_BUILD", "").split()
@@ -86,15 +97,13 @@ class Federation:
     def down(self) -> None:
         self.try_compose("down", "--volumes", "--timeout", "3")
 
-    def run(self, overrides: str, signature: str = "", timeout: float = 1200) -> str:
+    def run(self, config: str, timeout: float = 1200) -> str:
         """Runs the app through `flwr run`, prints its log, and returns how it ended."""
-        config = f'overrides="{overrides}" signature="{signature}"'
         print(self.flwr("run", APP, "deployment", "--stream", "-c", config, timeout=timeout))
         return self.last_status()
 
-    def start(self, overrides: str, signature: str = "") -> str:
+    def start(self, config: str) -> str:
         """Starts a run, does not wait for it, and returns its folder at the server."""
-        config = f'overrides="{overrides}" signature="{signature}"'
         self.flwr("run", APP, "deployment", "-c", config)
         return f"{RUNS}/flwr-{self._last_run()['run-id']}"
 

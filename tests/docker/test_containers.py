@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from docker_engine import APP, SITES, TAG, USER, Federation, attempt, docker
+from docker_engine import SITES, TAG, USER, Federation, attempt, docker, signed
 from docker_kits import give_to_containers, new_kits
 
 from configs.compose import flatten
@@ -29,14 +29,14 @@ def test_a_federation_is_healthy_within_a_minute(federation: Federation) -> None
 @pytest.fixture(scope="module")
 def run_folder(
     federation: Federation,
-    signature: str,
+    sign: Callable[[str], str],
     overrides: tuple[str, ...],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """What a run of both stages left at the server."""
     federation.wait_until_all_are_there()
     moved = federation.received("site-0")
-    folder = federation.start(flatten(overrides), signature)
+    folder = federation.start(sign(flatten(overrides)))
     assert federation.wait_for_end(folder, 900) == "finished:completed"
     moved = federation.received("site-0") - moved
     target = tmp_path_factory.mktemp("server") / "run"
@@ -78,6 +78,15 @@ def test_a_site_receives_the_bytes_that_are_said(run_folder: Path) -> None:
     moved = int((run_folder / "received").read_text())
     print(f"site-0 received {moved} bytes, {said} of them the weights of rounds")
     assert said < moved
+
+
+@pytest.mark.short
+def test_a_site_has_no_program_of_flowers_but_those_it_starts(images: None) -> None:
+    look = ("--entrypoint", "sh", f"fed-mediffusion-site:{TAG}", "-c")
+    found = docker("run", "--rm", *look, "find / -name 'flwr*' -o -name 'flower*' | grep /bin/")
+    assert set(found.split()) == {"/opt/venv/bin/flower-superexec", "/opt/venv/bin/flwr-clientapp"}
+    program = docker("run", "--rm", *look, "cat /opt/venv/bin/flwr-clientapp")
+    assert "from deployment.clientapp import main" in program
 
 
 @pytest.mark.short
@@ -225,14 +234,9 @@ def test_an_unsigned_bundle_is_refused_at_the_sites(
     tmp_path: Path,
     signed_by: str,
 ) -> None:
-    signature = ""
+    config = f'overrides="{flatten(overrides)}"'
     if signed_by == "a stranger":
         (tmp_path / "signer.key").write_bytes(new_signer()[0])
-        (tmp_path / "signer.key").chmod(0o644)
-        keys = f"{tmp_path / 'signer.key'}:/signer.key:ro"
-        command = ("sign", APP, "--key", "/signer.key")
-        image = f"fed-mediffusion-server:{TAG}"
-        entry = ("--entrypoint", "fed-mediffusion", image)
-        signature = docker("run", "--rm", "--volume", keys, *entry, *command).strip()
-    assert federation.run(flatten(overrides), signature) == "finished:failed"
+        config = signed(tmp_path, flatten(overrides))
+    assert federation.run(config) == "finished:failed"
     federation.wait_for_log("site-0", "refused, code bundle: the app bundle")

@@ -32,13 +32,13 @@ class Run:
 
     federation: Federation
     overrides: tuple[str, ...]
-    signature: str
+    sign: Callable[[str], str]
     folder: str = ""
 
     def begin(self) -> None:
         self.federation.wait_until_all_are_there(PATIENCE)
         again = (f"run.folder={self.folder}",) if self.folder else ()
-        folder = self.federation.start(flatten((*self.overrides, *again)), self.signature)
+        folder = self.federation.start(self.sign(flatten((*self.overrides, *again))))
         self.folder = self.folder or folder
 
     def joint_rounds(self) -> int:
@@ -72,8 +72,10 @@ def overrides(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def run(federation: Federation, overrides: tuple[str, ...], signature: str) -> Iterator[Run]:
-    begun = Run(federation, overrides, signature)
+def run(
+    federation: Federation, overrides: tuple[str, ...], sign: Callable[[str], str]
+) -> Iterator[Run]:
+    begun = Run(federation, overrides, sign)
     begun.begin()
     yield begun
 
@@ -167,10 +169,10 @@ def charged(federation: Federation, site: str) -> list[str]:
 
 
 def test_what_was_charged_is_kept_when_a_site_is_killed(
-    federation: Federation, overrides: tuple[str, ...], signature: str
+    federation: Federation, overrides: tuple[str, ...], sign: Callable[[str], str]
 ) -> None:
     """The round that was lost is charged, and so is the one that took its place."""
-    private = Run(federation, (*overrides, *PRIVATE), signature)
+    private = Run(federation, (*overrides, *PRIVATE), sign)
     private.begin()
     deadline = time.monotonic() + PATIENCE
     while "joint" not in charged(federation, "site-0"):

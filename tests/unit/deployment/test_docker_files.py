@@ -1,5 +1,6 @@
 """Dockerfile and manifests: what checkers say of them, and that they are the compose files'."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+
+from deployment.admission import SIGNER, UNSIGNED, Admission
 
 DOCKER = Path(__file__).parents[3] / "docker"
 TEMPLATES = Path(__file__).parents[3] / "deployment" / "templates"
@@ -35,6 +38,47 @@ def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     done = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_a_site_keeps_only_the_programs_that_it_starts(tmp_path: Path) -> None:
+    """What the Dockerfile deletes of all the programs that are installed here."""
+    lines = (DOCKER / "Dockerfile").read_text().partition(" AS site\n")[2].replace("\\\n", "")
+    (delete,) = re.findall(r"^RUN (find /opt/venv/bin .*)$", lines, re.MULTILINE)
+    installed = {path.name for path in Path(sys.executable).parent.iterdir()}
+    assert {"flwr-agentapp", "flwr-serverapp", "flower-supernode", "fed-mediffusion"} <= installed
+    for name in installed:
+        (tmp_path / name).touch()
+    subprocess.run(delete.replace("/opt/venv/bin", str(tmp_path)), shell=True, check=True)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert {name for name in kept if not name.startswith("python")} == {
+        "fed-mediffusion",
+        "flower-superexec",
+    }
+    assert "COPY --chmod=755 docker/flwr-clientapp /opt/venv/bin/" in lines
+    assert lines.rindex("USER 10001:10001") > lines.rindex("USER 0")
+
+
+def sites(*files: str) -> dict[str, dict[str, str]]:
+    """The environment of each site where compose files are laid over each other."""
+    merged: dict[str, dict[str, str]] = {}
+    for file in files:
+        for name, service in yaml.safe_load((DOCKER / file).read_text())["services"].items():
+            if name != "server":
+                merged.setdefault(name, {}).update(service["environment"])
+    return merged
+
+
+def test_only_the_trial_on_one_machine_trusts_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = sites("compose.yaml")
+    encrypted = sites("compose.yaml", "compose.tls.yaml")
+    kit = {"kit": service("site")["environment"]}
+    for expected, found in ((True, trial), (False, encrypted), (False, kit)):
+        for environment in found.values():
+            for variable in (SIGNER, UNSIGNED):
+                monkeypatch.setenv(variable, environment.get(variable, ""))
+            admission = Admission.of_environment()
+            assert admission.trusts_server is expected
+            assert (admission.signer is None) is expected
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,8 @@ from time import time
 import pytest
 from typer.testing import CliRunner
 
+from deployment.accepted_versions import PLACE
+from deployment.admission import SIGNER, TRUST, UNSIGNED
 from deployment.federation_file import FederationFile
 from deployment.provision import Kits
 from simulations.cli.main import app
@@ -104,6 +106,36 @@ def test_a_clock_that_flower_would_refuse_is_named(
     superlink.ahead = ahead
     _, output = preflight(kits, superlink.server_port)
     assert line(output, "clock").startswith(grade), output
+
+
+def test_a_site_without_a_signer_must_say_that_it_trusts_its_server(
+    kits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(*options: str) -> str:
+        return line(preflight(kits, 1, *options)[1], "coordinator's key")
+
+    monkeypatch.delenv(SIGNER, raising=False)
+    monkeypatch.delenv(UNSIGNED, raising=False)
+    assert "every run is refused" in key("--insecure")
+    monkeypatch.setenv(UNSIGNED, TRUST)
+    assert key("--insecure").startswith("warning")
+    assert f"{UNSIGNED} is set beside" in key()
+    monkeypatch.setenv(UNSIGNED, "yes")
+    assert f"the only value is {TRUST}" in key("--insecure")
+
+
+def test_a_key_that_is_no_coordinators_is_named(kits: Path) -> None:
+    (kits / "secrets" / "signer").write_text("no key")
+    assert "is no public key" in line(preflight(kits, 1)[1], "coordinator's key")
+    (kits / "secrets" / "signer").unlink()
+    assert "No such file" in line(preflight(kits, 1)[1], "coordinator's key")
+
+
+def test_a_damaged_record_of_versions_is_named(kits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLACE, str(kits / "versions.json"))
+    assert "none yet" in line(preflight(kits, 1)[1], "accepted versions")
+    (kits / "versions.json").write_text("{")
+    assert "is damaged" in line(preflight(kits, 1)[1], "accepted versions")
 
 
 def test_a_server_that_is_not_there_is_named(kits: Path, superlink: Superlink) -> None:
