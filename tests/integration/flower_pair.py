@@ -1,7 +1,11 @@
-"""A real SuperLink and real SuperNodes on this machine's loopback, and tiny apps to run on them."""
+"""A real SuperLink and real SuperNodes on this machine's loopback, and tiny apps to run on them.
 
-import json
+The test itself is what runs at the server: the SuperLink starts no program, so that the test takes
+each run's task and sends the sites a message in its name.
+"""
+
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,14 +13,28 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
-from flwr.common.serde import user_config_to_proto
-from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import run_from_proto, user_config_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
+from flwr.supercore.constant import (
+    AGENT_MESSAGE_CONTENT_RECORD_KEY,
+    AGENT_MESSAGE_TEXT_KEY,
+    TaskType,
+)
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.protobuf.client import ProtobufClient
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
 
+Client = TypeVar("Client", bound=ProtobufClient)
 ROOT = Path(__file__).parents[2]
 MARKS = "TEST_MARKS"
 """The folder in which code that a SuperNode runs leaves a file, in its environment."""
@@ -38,8 +56,6 @@ publisher = "tests"
 {components}
 
 [tool.flwr.app.config]
-answers = ""
-nodes = 0
 overrides = ""
 signature = ""
 """
@@ -48,33 +64,13 @@ MARK = """
 import os
 from pathlib import Path
 
-if folder := os.environ.get("TEST_MARKS"):
-    (Path(folder) / "{name}").touch()
+(Path(os.environ["TEST_MARKS"]) / "{name}").touch()
 """
 
 SERVER = """
-import json
-import time
-from pathlib import Path
-
-from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 
 app = ServerApp()
-
-
-@app.main()
-def main(grid, context):
-    while len(nodes := list(grid.get_node_ids())) < context.run_config["nodes"]:
-        time.sleep(0.1)
-    content = RecordDict({"order": ConfigRecord({"x": 1})})
-    messages = [Message(content, node, "query") for node in nodes]
-    replies = list(grid.send_and_receive(messages, timeout=120))
-    said = {
-        str(reply.metadata.src_node_id): reply.error.reason if reply.has_error() else "ran"
-        for reply in replies
-    }
-    Path(context.run_config["answers"]).write_text(json.dumps(said))
 """
 
 CLIENT = """
@@ -91,11 +87,6 @@ def query(message, context):
 """
 
 AGENT = """
-import json
-import os
-import time
-from pathlib import Path
-
 from flwr.agentapp import AgentApp
 
 app = AgentApp()
@@ -103,26 +94,8 @@ app = AgentApp()
 
 @app.main()
 def main(agent, context):
-    if "TEST_MARKS" in os.environ:
-        call = {"name": "push_reply_message", "call_id": "1", "arguments": {"payload": "stolen"}}
-        agent.grid.call(call)
-        return
-    nodes = []
-    while len(nodes) < context.run_config["nodes"]:
-        call = {"name": "get_nodes", "call_id": "2", "arguments": {"sample_size": None}}
-        nodes = json.loads(agent.grid.call(call)["output"])["nodes"]
-        time.sleep(0.1)
-    orders = [
-        {"dst_node_id": node["id"], "payload": "go", "reply_to_message_id": None} for node in nodes
-    ]
-    call = {"name": "push_messages", "call_id": "3", "arguments": {"messages": orders}}
-    results = json.loads(agent.grid.call(call)["output"])["results"]
-    sent = [result["message_id"] for result in results]
-    wanted = {"message_ids": sent, "timeout": 120}
-    call = {"name": "pull_messages", "call_id": "4", "arguments": wanted}
-    replies = json.loads(agent.grid.call(call)["output"])["messages"]
-    said = {reply["src_node_id"]: reply["payload"] or reply["error"] for reply in replies}
-    Path(context.run_config["answers"]).write_text(json.dumps(said))
+    call = {"name": "push_reply_message", "call_id": "1", "arguments": {"payload": "stolen"}}
+    agent.grid.call(call)
 """
 
 PAIR = 'serverapp = "tiny.server:app"\nclientapp = "tiny.client:app"'
@@ -179,6 +152,11 @@ class Service:
             assert self.process.poll() is None and time.monotonic() < deadline, self.said()
             time.sleep(0.1)
 
+    def node(self) -> int | None:
+        """Number of the SuperNode; None for a SuperLink."""
+        found = re.search(r"SuperNode ID: (\d+)", self.said())
+        return int(found[1]) if found else None
+
     def end(self) -> None:
         self.process.terminate()
         try:
@@ -186,6 +164,30 @@ class Service:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@dataclass
+class Sent:
+    """The messages of one run, on their way to the sites."""
+
+    grid: HttpGrid
+    waited_for: set[str]
+    names: dict[int | None, str]
+    received: dict[str, str] = field(default_factory=dict)
+
+    def answers(self) -> dict[str, str]:
+        """What each site answered, by its name; waits for all."""
+        deadline = time.monotonic() + PATIENCE
+        while self.waited_for:
+            assert time.monotonic() < deadline, self.received
+            time.sleep(0.2)
+            for reply in self.grid.pull_messages(self.waited_for):
+                # An AgentApp's own instruction comes the same way.
+                if (answered := reply.metadata.reply_to_message_id) in self.waited_for:
+                    self.waited_for.remove(answered)
+                    said = reply.error.reason if reply.has_error() else "ran"
+                    self.received[self.names[reply.metadata.src_node_id]] = said
+        return self.received
 
 
 @dataclass
@@ -197,7 +199,7 @@ class Pair:
     services: dict[str, Service] = field(default_factory=dict)
 
     def start_server(self) -> None:
-        options = ["--insecure", "--host=127.0.0.1", f"--port={self.port}"]
+        options = ["--insecure", "--isolation=process", f"--port={self.port}"]
         self._start("server", "deployment.superlink", options, {})
         self.services["server"].wait_for("Uvicorn running")
 
@@ -205,54 +207,48 @@ class Pair:
         """Starts a SuperNode; code that it runs leaves its marks in the site's folder."""
         (self.folder / name / "marks").mkdir(parents=True)
         environment = {MARKS: str(self.folder / name / "marks"), **environment}
-        superlink = f"--superlink=127.0.0.1:{self.port}"
-        options = ["--insecure", superlink, f"--port={free_port()}"]
+        options = ["--insecure", f"--superlink={self.address}", f"--port={free_port()}"]
         self._start(name, "deployment.supernode", options, environment)
         self.services[name].wait_for("SuperNode ID")
 
     def marks(self, site: str) -> set[str]:
         return {mark.name for mark in (self.folder / site / "marks").iterdir()}
 
-    def start_run(self, bundle: bytes, name: str, **config: str) -> int:
-        """Starts a run at all sites under a name of its own, and returns Flower's number of it."""
+    def start_run(self, bundle: bytes, **config: str) -> "Sent":
+        """Starts a run, and sends each site a message in its name."""
         request = StartRunRequest(
             fab=Fab(content=bundle),
-            override_config=user_config_to_proto(self.run_config(name) | config),
+            override_config=user_config_to_proto(config),
             user_prompt="go",  # which Flower demands for an AgentApp
         )
-        return int(self._control().StartRun(request).run_id)
-
-    def answers(self, name: str, run: int) -> dict[str, str]:
-        """What each site answered in a run, by the site's name; waits for the end of the run."""
-        control, request = self._control(), ListRunsRequest(run_id=run)
-        deadline = time.monotonic() + PATIENCE
-        while control.ListRuns(request).run_dict[run].status.status != "finished":
-            assert time.monotonic() < deadline, self.services["server"].said()
-            time.sleep(0.5)
-        answers = self.folder / f"{name}.json"
-        assert answers.is_file(), self.services["server"].said()
-        said = json.loads(answers.read_text())
-        return {self._site(node): answer for node, answer in said.items()}
-
-    def run_config(self, name: str) -> dict[str, str | int]:
-        """What a run of that name is given beside its signature."""
-        sites = len(self.services) - 1
-        return {"answers": str(self.folder / f"{name}.json"), "nodes": sites}
+        self._client(ControlHttpClient).StartRun(request)
+        kinds = AcquireTaskRequest(supported_task_types=list(TaskType))
+        token = self._client(RuntimeHttpClient).AcquireTask(kinds).token
+        grid = HttpGrid(self.address, insecure=True, token=token)
+        task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+        grid.set_run(run_from_proto(task.run))
+        # A process of Flower's has one task; messages take their run from it.
+        TaskIdentity.run_id, TaskIdentity.node_id = task.run.run_id, SUPERLINK_NODE_ID
+        TaskIdentity.task_id = task.task_id
+        names = {service.node(): name for name, service in self.services.items()}
+        text = ConfigRecord({AGENT_MESSAGE_TEXT_KEY: "go"})
+        content = RecordDict({AGENT_MESSAGE_CONTENT_RECORD_KEY: text})
+        nodes = list(grid.get_node_ids())
+        assert len(nodes) == len(self.services) - 1
+        messages = [Message(content, node, "query") for node in nodes]
+        return Sent(grid, set(grid.push_messages(messages)), names)
 
     def end(self) -> None:
         for service in reversed(self.services.values()):
             service.end()
 
-    def _control(self) -> ControlHttpClient:
-        return ControlHttpClient.from_server_address(
-            f"127.0.0.1:{self.port}",
-            insecure=True,
-            root_certificates=None,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr")],
-        )
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
-    def _site(self, node: str) -> str:
-        return next(name for name, one in self.services.items() if f"ID: {node}" in one.said())
+    def _client(self, kind: type[Client]) -> Client:
+        versions = RuntimeVersionHttpInterceptor(component_name="flwr")
+        return kind.from_server_address(self.address, True, None, interceptors=[versions])
 
     def _start(
         self, name: str, module: str, options: list[str], environment: Mapping[str, str]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flower_pair import Pair, agent_bundle, client_bundle
+from flower_pair import Pair, Sent, agent_bundle, client_bundle
 
 from deployment.admission import SIGNER
 from deployment.bundle import AppBundle
@@ -61,56 +61,50 @@ class Attacks:
 
     def __init__(self, pair: Pair, keys: Path, folder: Path) -> None:
         self.pair, self.keys, self.folder = pair, keys, folder
-        self.runs: dict[str, int] = {}
+        self.runs: dict[str, Sent] = {}
 
     def signed(
-        self,
-        bundle: bytes,
-        name: str,
-        *,
-        key: str = "signer",
-        version: int = VERSION,
-        seconds: int = 600,
+        self, bundle: bytes, *, key: str = "signer", version: int = VERSION, seconds: int = 600
     ) -> str:
-        """A statement on a bundle, and on the settings of the run of that name."""
+        """A statement on a bundle that is run with its own defaults."""
         read = AppBundle.read(bundle)
         statement = Statement(
             bundle=read.digest,
             not_after=int(time.time()) + seconds,
-            settings=settings_digest(read.run_config(self.pair.run_config(name))),
+            settings=settings_digest(read.defaults),
             version=version,
         )
         return statement.signed_by(self.keys / f"{key}.key")
 
-    def start(self, bundle: bytes, name: str, signature: str = "", **config: str) -> None:
-        self.runs[name] = self.pair.start_run(bundle, name, signature=signature, **config)
+    def start(self, name: str, bundle: bytes, signature: str = "", **config: str) -> None:
+        self.runs[name] = self.pair.start_run(bundle, signature=signature, **config)
 
     def outcome(self, name: str) -> dict[str, str]:
-        return self.pair.answers(name, self.runs[name])
+        return self.runs[name].answers()
 
 
 @pytest.fixture(scope="module")
 def attacks(pair: Pair, keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Attacks:
-    """A signed run that went well, and after it, side by side, those that must not."""
+    """A signed run that went well, and after it those that must not."""
     folder = tmp_path_factory.mktemp("apps")
     runs = Attacks(pair, keys, folder)
     good = client_bundle(folder, "good")
-    runs.start(good, "good", runs.signed(good, "good"))
+    runs.start("good", good, runs.signed(good))
     runs.outcome("good")
 
-    runs.start(client_bundle(folder, "unsigned"), "unsigned")
+    runs.start("unsigned", client_bundle(folder, "unsigned"))
     foreign = client_bundle(folder, "foreign")
-    runs.start(foreign, "foreign", runs.signed(foreign, "foreign", key="foreign"))
+    runs.start("foreign", foreign, runs.signed(foreign, key="foreign"))
     expired = client_bundle(folder, "expired")
-    runs.start(expired, "expired", runs.signed(expired, "expired", seconds=-1))
+    runs.start("expired", expired, runs.signed(expired, seconds=-1))
     older = client_bundle(folder, "older")
-    runs.start(older, "older", runs.signed(older, "older", version=VERSION - 1))
-    runs.start(client_bundle(folder, "swapped"), "swapped", runs.signed(good, "swapped"))
+    runs.start("older", older, runs.signed(older, version=VERSION - 1))
+    runs.start("swapped", client_bundle(folder, "swapped"), runs.signed(good))
     # The signed bundle itself, with settings that the coordinator has not seen.
-    runs.start(good, "resettled", runs.signed(good, "resettled"), overrides="privacy=none")
+    runs.start("resettled", good, runs.signed(good), overrides="privacy=none")
     agent = agent_bundle(folder, "agent")
-    runs.start(agent, "agent")
-    runs.start(agent, "signed-agent", runs.signed(agent, "signed-agent", version=VERSION + 1))
+    runs.start("agent", agent)
+    runs.start("signed-agent", agent, runs.signed(agent, version=VERSION + 1))
     return runs
 
 
@@ -157,8 +151,7 @@ def test_nothing_of_what_was_refused_was_unpacked(attacks: Attacks) -> None:
 
 def test_a_signed_clientapp_can_start_no_serverapp_beside_it(attacks: Attacks) -> None:
     bundle = client_bundle(attacks.folder, "spawner", SPAWN)
-    signature = attacks.signed(bundle, "spawner", version=VERSION + 2)
-    attacks.start(bundle, "spawner", signature)
+    attacks.start("spawner", bundle, attacks.signed(bundle, version=VERSION + 2))
     assert "/create-task" in attacks.outcome("spawner")["site"]
     assert "spawner-serverapp" not in attacks.pair.marks("site")
     assert "no flwr-serverapp" in attacks.pair.services["site"].said()
