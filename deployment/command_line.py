@@ -4,7 +4,7 @@ import typer
 
 from deployment.commands import add_preflight
 from deployment.entry import run
-from deployment.site_cli import site
+from deployment.site_cli import ledger, site
 
 app = typer.Typer(
     name="fed-mediffusion-site",
@@ -14,7 +14,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.add_typer(site)
+app.registered_commands += site.registered_commands
+app.add_typer(ledger, name="ledger")
 add_preflight(app)
 
 
