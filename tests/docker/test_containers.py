@@ -127,7 +127,8 @@ def test_a_site_finds_no_way_out_but_to_the_server(federation: Federation) -> No
 
 
 def test_preflight_says_that_a_site_may_join(federation: Federation) -> None:
-    found = federation.inside("site-0", "fed-mediffusion preflight --server server:8000").stdout
+    command = "fed-mediffusion-site preflight --server server:8000"
+    found = federation.inside("site-0", command).stdout
     grades = {line[9:27].strip(): line[:8].strip() for line in found.splitlines()}
     for check in ("disk", "site's key", "coordinator's key", "server", "certificate", "clock"):
         assert grades[check] == "ok", found
