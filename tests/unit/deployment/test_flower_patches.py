@@ -146,7 +146,7 @@ def test_what_the_app_spawns_does_not_start_a_second_clientapp(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A spawned process imports the program anew, under this name."""
-    program = Path(__file__).parents[2] / "docker" / "flwr-clientapp"
+    program = Path(__file__).parents[3] / "docker" / "flwr-clientapp"
     started: list[bool] = []
     monkeypatch.setattr("deployment.clientapp.main", lambda: started.append(True))
     runpy.run_path(str(program), run_name="__mp_main__")
