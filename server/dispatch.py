@@ -4,13 +4,18 @@ A site that goes is asked again when it is back, and a round ends without it whe
 have answered. A late reply to an earlier message is never read.
 """
 
+import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+
+from server.sites import Receive
+
+log = logging.getLogger(__name__)
 
 GONE = {
     ErrorCode.NODE_UNAVAILABLE,
@@ -35,7 +40,7 @@ def collect(
     grid: Grid,
     nodes: Collection[int],
     message: Callable[[int], Message],
-    receive: Callable[[Message], bool],
+    receive: Receive,
     needed: int,
     timeout: float,
     grace: float,
@@ -46,7 +51,7 @@ def collect(
         grid: Sends messages and collects replies.
         nodes: Whom to ask.
         message: What to ask a node.
-        receive: Takes each reply as it comes, errors among them, and returns whether it counts.
+        receive: Takes each reply as it comes.
         needed: Once so many replies count, nodes that are away have the grace period to come back.
         timeout: Seconds after which no node is waited for.
         grace: Seconds.
@@ -67,11 +72,9 @@ def collect(
         asked |= {
             sent: Waiting(node, there[node]) for sent, node in zip(ids, fresh, strict=False) if sent
         }
-        for reply in grid.pull_messages(set(asked)) if asked else ():
-            answered = asked.pop(reply.metadata.reply_to_message_id)
-            if not (reply.has_error() and reply.error.code in GONE):
-                counted += receive(reply)
-                missing.discard(answered.node)
+        for node, content in pulled(grid, asked):
+            counted += receive(node, content)
+            missing.discard(node)
         now = time.monotonic()
         enough = counted >= needed and not asked and not missing & there.keys()
         enough_since = min(enough_since, now) if enough else float("inf")
@@ -79,6 +82,38 @@ def collect(
             break
         time.sleep(min(PAUSE, deadline - now))
     return missing
+
+
+def pulled(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, RecordDict | str]]:
+    """The replies that have come, each with the node that was asked; takes them off `asked`.
+
+    One message at a time, since one reply that cannot be read must not lose others. What a reply
+    says of its sender is written by the sender, so the message that it was pulled for counts.
+
+    Yields:
+        A node, and the content of its reply or why there is none. A site that went is asked again.
+    """
+    for sent in list(asked):
+        try:
+            replies = list(grid.pull_messages({sent}))
+            content = [_content(reply) for reply in replies]
+        except Exception as error:  # Flower reads what a site wrote
+            log.warning("a reply cannot be read: %s", error)
+            content = ["sent a reply that Flower cannot read"]
+        if content:
+            node = asked.pop(sent).node
+            if content[0] is not None:
+                yield node, content[0]
+
+
+def _content(reply: Message) -> RecordDict | str | None:
+    """What a reply holds, or why nothing; None where the site went."""
+    if not reply.has_error():
+        return reply.content
+    if reply.error.code in GONE:
+        return None
+    reason = reply.error.reason if reply.error.code == ErrorCode.INVALID_FAB else ""
+    return f"was lost (Flower's code {reply.error.code}) {ascii(reason)[1:-1][:200]}".rstrip()
 
 
 def still_waiting(asked: Mapping[str, Waiting], there: Mapping[int, str]) -> dict[str, Waiting]:

@@ -1,24 +1,28 @@
 """The sites of a run, reached by Flower.
 
-A site that sends no reply in time takes part no more, so that it is waited for once and not in each
-round. It takes part again when it has answered a census.
+A site that sends no reply in time takes part no more, so that later rounds do not wait for it. It
+takes part again when it has answered a census, and it is asked for one after a pause that doubles
+with each silence.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from mediffusion_core.messaging import protocol
 from mediffusion_core.settings import Settings
-from server.dispatch import Waiting, collect, still_waiting
+from server.dispatch import Waiting, collect, pulled, still_waiting
 from server.messages import Reply, SiteError, request
 from server.reply_contract import ReplyContract
 from server.sites import Receive, Records, Sites
 
 LOOK = 0.1
 """Seconds between two looks at which nodes are there."""
+AFTER_FAILURE = 10.0
+"""Seconds after which a node is asked for its census again."""
 
 
 class FlowerSites(Sites):
@@ -33,6 +37,8 @@ class FlowerSites(Sites):
         self._timeout = settings.federation.round_timeout
         self._grace = settings.federation.grace_period
         self._joining: dict[str, Waiting] = {}
+        self._silences: Counter[int] = Counter()
+        self._not_before: dict[int, float] = {}
 
     def newcomers(self) -> list[Reply]:
         """The census of sites that came, or came back, since the last message.
@@ -53,15 +59,17 @@ class FlowerSites(Sites):
 
     def _joined(self) -> list[Reply]:
         """Takes the answers of nodes that were asked for their census, and asks new ones."""
+        now = time.monotonic()
         there = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
         replies: list[Reply] = []
         self._joining = still_waiting(self._joining, there)
-        for reply in self._grid.pull_messages(set(self._joining)) if self._joining else ():
-            del self._joining[reply.metadata.reply_to_message_id]
-            node = reply.metadata.src_node_id
-            self._count(protocol.CENSUS, node, _content(reply), self._admit, replies)
+        self._spent &= there.keys()
+        for node, content in pulled(self._grid, self._joining):
+            if not self._count(protocol.CENSUS, node, content, self._admit, replies):
+                self._not_before[node] = now + AFTER_FAILURE
         known = {*self._nodes.values(), *self._spent, *(one.node for one in self._joining.values())}
-        new = sorted(there.keys() - known)
+        resting = {node for node, moment in self._not_before.items() if now < moment}
+        new = sorted(there.keys() - known - resting)
         messages = [self._message(protocol.CENSUS, 0, node, {}) for node in new]
         for sent, node in zip(self._grid.push_messages(messages) if new else (), new, strict=False):
             if sent:
@@ -90,13 +98,13 @@ class FlowerSites(Sites):
         def message(node: int) -> Message:
             return self._message(kind, round_number, node, records[node])
 
-        def received(reply: Message) -> bool:
-            return receive(int(reply.metadata.src_node_id), _content(reply))
-
         waits = (needed, self._timeout, self._grace)
-        for node in sorted(collect(self._grid, records.keys(), message, received, *waits)):
+        for node in sorted(collect(self._grid, records.keys(), message, receive, *waits)):
             receive(node, "sent no reply in time")
             self._nodes.pop(self._name(node), None)
+            self._silences[node] += 1
+            pause = self._timeout * (2 ** self._silences[node] - 2)
+            self._not_before[node] = time.monotonic() + pause
 
     def _may_have(self, node: int, name: str) -> bool:
         """A registered key takes part under its own name alone, and a name belongs to one node."""
@@ -110,10 +118,3 @@ class FlowerSites(Sites):
     ) -> Message:
         content = request(self._hash, round_number, records)
         return Message(content, message_type=kind, dst_node_id=node, group_id=str(round_number))
-
-
-def _content(reply: Message) -> RecordDict | str:
-    """What a reply holds, or why there is nothing."""
-    if reply.has_error():
-        return f"was lost (Flower's code {reply.error.code})"
-    return reply.content

@@ -68,18 +68,22 @@ def size_of(records: Mapping[str, ArrayRecord]) -> int:
     return sum(len(array.data) for record in records.values() for array in record.values())
 
 
-def refuse_failure(content: RecordDict) -> None:
+def refuse_failure(content: RecordDict, private: bool) -> None:
     """Refuses the reply of a site that could not do its work.
 
+    Args:
+        content: Of the reply.
+        private: Whether the run has privacy budgets.
+
     Raises:
-        BudgetSpentError: if the site takes part no more.
+        BudgetSpentError: if the site takes part no more, in a private run.
         RefusedReplyError: with the site's code and id, if they are of the form that sites use.
     """
     failure = content.config_records.get(protocol.FAILURE)
     if failure is None:
         return
     code, identity = str(failure.get("code")), str(failure.get("id"))
-    if code == protocol.BUDGET:
+    if code == protocol.BUDGET and private:
         raise BudgetSpentError
     if not (FAILURE_CODE.fullmatch(code) and FAILURE_ID.fullmatch(identity)):
         raise RefusedReplyError("failed, with a code that no site uses")

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation.calibration import TEMPERATURES
-from mediffusion_core.messaging.moment_names import SQUARE, STEPS
+from mediffusion_core.messaging.moment_names import MEAN, SQUARE, STEPS
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
+    CONTROLS,
     HEAD,
     HEAD_MOMENTS,
     TRAIN_AUTOENCODER,
@@ -32,18 +33,26 @@ from mediffusion_core.settings import Settings
 from mediffusion_core.training.schedule import local_steps
 from server.messages import Census, RefusedReplyError, StateDict
 
-MAX_IMAGES = 10**8
-"""At one site. Weights of 1,000 such sites still add up exactly in float64."""
 MAX_STRETCH = 32.0
 """How many learning rates AdamW moves a weight in one step, at most.
 
 |m̂| / √v̂ ≤ (1 - β₁) / √((1 - β₂)(1 - β₁² / β₂)) = 7.3 by Cauchy-Schwarz, with PyTorch's betas 0.9
 and 0.999 (AdamW: arXiv 1711.05101). Averaged moments keep that bound; 8-bit ones may double it.
 """
-MAX_LOGIT = 1e4
+MAX_GRADIENT = 1e4
+"""How many times the clipping norm a mean gradient before clipping may be."""
+MAX_MEAN_SQUARE = 1e8
+"""Of a site's latents."""
+MAX_LOGIT = 1e6
 """The largest difference of two logits that a loss may come from."""
 DEVIATIONS = 12.0
 """Standard deviations of noise that a noised sum may lie outside its range."""
+MAX_NOISE = 100.0
+"""The largest noise multiplier of private steps that moments may come from."""
+MOMENT_EPSILON = 1e-7
+"""First moments so small move a weight by few learning rates even where the second one is 0."""
+EIGHT_BIT = 1e-4
+"""Part of a tensor's largest root of a second moment that 8-bit coding may round to 0."""
 ROUNDING = 1e-6
 
 
@@ -52,11 +61,12 @@ class Bounds:
     """What one site can do in one round of training."""
 
     settings: Settings
-    round_number: int
     steps: int
-    """Steps of a site that trains; one that has nothing to train on makes none."""
+    """Of a site that trains. A site with nothing to train on makes none."""
     images: float
     labelled: float
+    units: int
+    """Training units of the census, as many as images without privacy."""
     rates: Mapping[str, float]
     """Learning rate of each trained component."""
 
@@ -81,7 +91,7 @@ class Bounds:
         else:
             steps = local_steps(train, epochs, batch_size, round_number)
             images = steps * batch_size if every else train
-        return cls(settings, round_number, steps, images, labelled, rates)
+        return cls(settings, steps, images, labelled, train, rates)
 
     def refuse_metrics(self, metrics: Mapping[str, float], needed: Collection[str]) -> None:
         """Refuses work that a site with this census cannot have done.
@@ -114,6 +124,11 @@ class Bounds:
         for component in (AUTOENCODER_MOMENTS, UNET_MOMENTS, HEAD_MOMENTS):
             if component in trained:
                 self._refuse_moments(component, sent[component], trained[component])
+        for record in CONTROLS.values():
+            for name, values in trained.get(record, {}).items():
+                most = MAX_GRADIENT * self.settings.training.joint.max_grad_norm
+                if values.numel() and float(values.abs().max()) > most:
+                    raise RefusedReplyError(f"sent a gradient in {record} {name} above {most:g}")
         for component, rate in self.rates.items():
             # An adapter's product moves weights further than its factors' steps.
             if component == UNET and self._trains_adapters:
@@ -125,10 +140,29 @@ class Bounds:
     def _trains_adapters(self) -> bool:
         return self.settings.privacy.enabled and self.settings.privacy.trained == "adapters"
 
+    @property
+    def _max_gradient(self) -> float:
+        """The largest gradient of one weight that an optimizer may be given."""
+        settings = self.settings
+        if settings.privacy.enabled:
+            privacy, units = settings.privacy, max(1.0, self.units)
+            expected = min(privacy.batch_size, units)
+            return privacy.max_grad_norm * (units + DEVIATIONS * MAX_NOISE) / expected
+        return max(1.0, settings.training.joint.max_grad_norm)
+
     def _refuse_moments(self, component: str, before: StateDict, after: StateDict) -> None:
+        largest = self._max_gradient * (1 + 0.1)
+        coded = EIGHT_BIT if self.settings.federation.compression == "int8" else 0.0
         for name, values in after.items():
-            if name.endswith(SQUARE) and values.numel() and float(values.min()) < 0:
+            if not name.endswith(SQUARE) or not values.numel():
+                continue
+            if float(values.min()) < 0:
                 raise RefusedReplyError(f"sent a negative second moment in {component} {name}")
+            roots = values.double().sqrt()
+            mean = after[name.removesuffix(SQUARE) + MEAN].double().abs()
+            rest = MOMENT_EPSILON + coded * float(roots.max())
+            if float(roots.max()) > largest or bool((mean > MAX_STRETCH * roots + rest).any()):
+                raise RefusedReplyError(f"sent impossible moments in {component} {name}")
         least = float(before[STEPS]) * (1 - ROUNDING)
         most = (float(before[STEPS]) + self.steps) * (1 + ROUNDING)
         if not least <= float(after[STEPS]) <= most:
@@ -141,14 +175,15 @@ class Bounds:
     ) -> None:
         if not before.is_floating_point() or not before.numel():
             return
+        # With `local_normalisation` a site continues from normalisation of its own.
+        if self.settings.federation.local_normalisation and "norm" in name:
+            return
         decay = max(1.0, self.settings.training.joint.weight_decay)
         reach = self.steps * rate * (MAX_STRETCH + decay * before.double().abs())
-        if self.settings.federation.local_normalisation:
-            reach = reach * 2 * self.round_number  # the site continues from values of its own
         excess = (after.double() - before.double()).abs() - reach
         if float(excess.max()) > ROUNDING * (1 + float(before.abs().max())):
             raise RefusedReplyError(
-                f"moved {component} {name} further than {self.steps} steps of its optimizer can"
+                f"changed {component} {name} by more than {self.steps} steps allow"
             )
 
 
@@ -169,9 +204,10 @@ def refuse_census(counts: Mapping[str, Any], settings: Settings, num_classes: in
         per_class = name in ("per_class", "known_per_class")
         values = counts[name] if per_class else [counts[name]]
         if not isinstance(values, list) or (per_class and len(values) != num_classes):
-            raise RefusedReplyError(f"sent {name} that has not {num_classes} classes")
-        if not all(type(one) is int and 0 <= one <= MAX_IMAGES for one in values):
-            raise RefusedReplyError(f"sent a count {name} outside 0 to {MAX_IMAGES}")
+            raise RefusedReplyError(f"sent {name} of another number of classes than {num_classes}")
+        most = settings.federation.max_images
+        if not all(type(one) is int and 0 <= one <= most for one in values):
+            raise RefusedReplyError(f"sent a count {name} outside 0 to {most} (max_images)")
     _refuse_misfit(counts)
     if settings.privacy.enabled:
         try:
@@ -214,8 +250,8 @@ def refuse_latent_sums(sums: StateDict, census: Census, settings: Settings) -> N
         if float(torch.cat([total, squares]).abs().max()) > most:
             raise RefusedReplyError(f"sent latent sums above {most:g}")
         return
-    if bool((squares < 0).any()):
-        raise RefusedReplyError("sent negative sums of squares")
+    if bool((squares < 0).any()) or bool((squares > MAX_MEAN_SQUARE * count).any()):
+        raise RefusedReplyError(f"sent mean squares outside 0 to {MAX_MEAN_SQUARE:g}")
     if bool((total.square() > count * squares * (1 + ROUNDING) + ROUNDING).any()):
         raise RefusedReplyError("sent latent sums that are larger than their squares allow")
 
@@ -224,8 +260,8 @@ def refuse_validation(sums: StateDict, census: Census, num_classes: int) -> None
     """Refuses counts and losses that no validation patients have.
 
     Raises:
-        RefusedReplyError: if they count others than the census, do not fall with the threshold, or
-            are no losses of one set of logits at rising temperatures.
+        RefusedReplyError: if counts exceed the census or rise with the threshold, or if losses are
+            not those of one set of logits divided by rising temperatures.
     """
     patients = _count(census, "validation")
     _refuse_curve("counts", sums["counts"], patients)
@@ -239,7 +275,7 @@ def refuse_validation(sums: StateDict, census: Census, num_classes: int) -> None
     # Cross-entropy is convex in the inverse temperature: slopes fall as the temperature rises.
     slopes = losses.diff() / inverse.diff()
     if bool((slopes.diff() > ROUNDING * (1 + slopes.abs().max())).any()):
-        raise RefusedReplyError("sent temperature losses that no logits have")
+        raise RefusedReplyError("sent temperature losses that are not convex")
 
 
 def _refuse_curve(name: str, counts: Tensor, most: int) -> None:
@@ -248,7 +284,7 @@ def _refuse_curve(name: str, counts: Tensor, most: int) -> None:
         raise RefusedReplyError(f"sent {name} outside 0 to {most}")
     totals = counts.sum(dim=-1)  # (..., T, 2)
     if bool((totals != totals[..., :1, :]).any()) or bool((totals.sum(dim=-1) > most).any()):
-        raise RefusedReplyError(f"sent {name} of more than {most} patients, or of different ones")
+        raise RefusedReplyError(f"sent {name} whose total changes or exceeds {most}")
     if bool((counts[..., 1].diff(dim=-2) > 0).any()):
         raise RefusedReplyError(f"sent {name} that rise with the threshold")
 

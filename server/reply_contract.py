@@ -5,8 +5,8 @@ the components that it sent, the settings, the kind and round of its message, an
 census. Records, names, shapes and types must be the expected ones. The size of a block is checked
 before the block is decoded. Numbers must be finite and within `reply_bounds`.
 
-A reply that passes can still be false: a site may train on wrong labels, or make up counts within
-its census.
+A reply that passes can still be false: a site may train on wrong labels, claim more images than it
+has (up to `federation.max_images`), or make up validation counts for them.
 """
 
 import math
@@ -56,8 +56,8 @@ from server.reply_bounds import (
 
 Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
 
-NAME_LENGTH = 64
-"""Characters of a site's name."""
+NAME_BYTES = 64
+"""Of a site's name."""
 BLOCK_HEADER, TENSOR_HEADER = 4096, 256
 """Bytes that safetensors' description of a block, and of each of its tensors, may take."""
 HEAD_BYTES = 256
@@ -144,7 +144,7 @@ class ReplyContract:
         answers_to = dict(content.config_records.get(protocol.ANSWERS_TO, {}))
         if answers_to != protocol.answered(asked.kind, instructions):
             raise RefusedReplyError("answered another message, round or settings")
-        refuse_failure(content)
+        refuse_failure(content, self._settings.privacy.enabled)
         if set(content) - ANSWERS[asked.kind].records - set(disclosure.WITH_ANY):
             raise RefusedReplyError("sent records that its kind of message does not have")
 
@@ -213,7 +213,8 @@ class ReplyContract:
 
 def _is_name(text: str) -> bool:
     """Whether a site may be called so: its name stands in file names, tables and logs."""
-    return 0 < len(text) <= NAME_LENGTH and text.isprintable() and not set(text) & set("/\\")
+    plain = text.isprintable() and not set(text) & set("/\\") and text == text.strip(" .")
+    return plain and 0 < len(text.encode()) <= NAME_BYTES
 
 
 def _layout_of_gradients(moments: StateDict) -> Layout:

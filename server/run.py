@@ -28,7 +28,7 @@ from mediffusion_core.settings import Settings
 from mediffusion_core.training.label_counts import LabelCounts
 from server.evaluation_round import EvaluationRounds
 from server.latent_scale import latent_scale
-from server.messages import Census, Reply, SiteError
+from server.messages import Reply, SiteError
 from server.pooled import PooledValidation
 from server.sites import Sites
 from server.state import RunState
@@ -59,7 +59,6 @@ class FederatedRun:
         self._classes = evaluator.classes
         self._evaluation = EvaluationRounds(settings, evaluator, folder, device)
         self._strategy = Strategy(settings, folder.path)
-        self._census: dict[str, Census] = {}
         self._encoded: set[str] = set()
         self._begun = time.monotonic() - state.seconds
 
@@ -89,13 +88,13 @@ class FederatedRun:
         """Takes in sites by their census. A site that comes back may have lost its latents."""
         # A tip from before goes to its site first, so that an older ledger shows.
         self._state.ledger_tips = _ledger_tips(replies) | self._state.ledger_tips
-        self._census |= {reply.site: reply.census for reply in replies}
+        self._state.census |= {reply.site: reply.census for reply in replies}
         self._encoded -= {reply.site for reply in replies}
 
     def _named_census(self) -> dict[str, dict[str, Any]]:
         """The census by site, with counts by the names of the classes."""
         named: dict[str, dict[str, Any]] = {}
-        for site, counts in self._census.items():
+        for site, counts in self._state.census.items():
             named[site] = {name: n for name, n in counts.items() if name != "known_per_class"}
             per_class = counts.get("per_class")
             if isinstance(per_class, list):  # not with differential privacy
@@ -174,7 +173,7 @@ class FederatedRun:
         """How often each class occurs at all sites, where the objective needs it."""
         if not self._settings.training.joint.needs_label_counts:
             return {}
-        return {LABEL_COUNTS: LabelCounts.of_census(self._census.values()).arrays()}
+        return {LABEL_COUNTS: LabelCounts.of_census(self._state.census.values()).arrays()}
 
     def _evaluate(self, number: int) -> None:
         """Evaluates the averaged global model, and selects it by the sites' own patients."""

@@ -5,6 +5,7 @@ goes on with the others as long as `federation.min_sites` answer, and asks the s
 next message. A site that appears later is asked for its census and takes part from then on.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ StateDict = Mapping[str, Tensor]
 Records = Mapping[int, Mapping[str, ArrayRecord]]
 """By node, the arrays that it is sent."""
 Receive = Callable[[int, RecordDict | str], bool]
-"""Takes a node and the content of its reply, or the reason why there is none; returns whether it
-counts."""
+"""Takes a node, and the content of its reply or the reason why there is none. Returns whether the
+reply counts."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class SetAside:
     reason: str
 
 
+log = logging.getLogger(__name__)
+
+
 class Sites(ABC):
     """The sites of one run. A subclass carries the messages."""
 
@@ -51,6 +55,8 @@ class Sites(ABC):
         self._minimum = settings.min_sites
         self._compression = settings.federation.compression
         self._contract = contract
+        hidden = settings.federation.client_level.enabled
+        self._planned = settings.num_participants if hidden else None
         self._nodes: dict[str, int] = {}
         self._census: dict[str, Census] = {}
         self._spent: set[int] = set()
@@ -145,7 +151,7 @@ class Sites(ABC):
     def _exchange(
         self, kind: str, round_number: int, records: Records, receive: Receive, needed: int
     ) -> None:
-        """Sends each node its records, and tells `receive` of each node once.
+        """Sends each node its records, and calls `receive` once for each node.
 
         Once `needed` replies count, nodes that are away need not be waited for.
         """
@@ -153,6 +159,11 @@ class Sites(ABC):
     @abstractmethod
     def _may_have(self, node: int, name: str) -> bool:
         """Whether a node may take part under that name."""
+
+    @property
+    def _full(self) -> bool:
+        """Whether no other site may take part: client-level noise is planned for a number."""
+        return self._planned is not None and len(self._census) >= self._planned
 
     def _admit(self, node: int, content: RecordDict) -> Reply:
         """Lets a site take part.
@@ -163,6 +174,8 @@ class Sites(ABC):
         name, census, head = self._contract.census(content)
         if not self._may_have(node, name):
             raise RefusedReplyError(f"took the name {name}, which is another site's")
+        if self._full and name not in self._census:
+            raise RefusedReplyError("came after all sites that client-level privacy is planned for")
         self._nodes[name], self._census[name] = node, census
         return Reply(name, head, census=census)
 
@@ -175,33 +188,39 @@ class Sites(ABC):
         replies: list[Reply],
     ) -> bool:
         """Adds a node's reply to those that count, or sets its site aside."""
+        name = self._name(node)
         try:
             if isinstance(content, str):
                 raise RefusedReplyError(content)
             replies.append(read(node, content))
         except BudgetSpentError:
-            self._nodes.pop(self._name(node), None)
+            self._set_aside.append(SetAside(name, kind, "has spent its privacy budget"))
+            self._nodes.pop(name, None)
             self._spent.add(node)
         except RefusedReplyError as error:
-            self._set_aside.append(SetAside(self._name(node), kind, str(error)))
+            self._set_aside.append(SetAside(name, kind, str(error)))
+            return False
+        except Exception:  # whatever a site sends must not end the run
+            log.exception("a reply of %s to %s cannot be checked", name, kind)
+            self._set_aside.append(SetAside(name, kind, "sent a reply that cannot be checked"))
             return False
         return True
 
     def _needed(self, kind: str, asked: int) -> int:
-        """How many replies must count: as many may be missing as the run has above its minimum.
+        """How many replies must count, so that the run keeps its minimum of sites.
 
-        A site that was away when the others encoded may still be away.
+        Sites with a spent budget count towards the minimum. Training needs one reply. Encoding
+        needs none: the only sites asked may be those that were away before.
         """
-        spare = max(0, len(self._nodes) - self._minimum)
+        spare = max(0, len(self._nodes) + len(self._spent) - self._minimum)
         return max(0 if kind == protocol.ENCODE else min(1, asked), asked - spare)
 
     def _refuse_too_few(self, kind: str, counted: int, needed: int) -> None:
         if counted >= needed:
             return
         reasons = [f"{one.site} {one.reason}" for one in self._set_aside if one.kind == kind]
-        raise SiteError(
-            f"{counted} replies to {kind} count and {needed} are needed: {'; '.join(reasons)}"
-        )
+        why = ": " + "; ".join(reasons) if reasons else ""
+        raise SiteError(f"{counted} replies to {kind} count, {needed} are needed{why}")
 
     def _name(self, node: int) -> str:
         """The site's name, or a label before its census."""

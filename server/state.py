@@ -30,6 +30,7 @@ from mediffusion_core.run_io.checkpoints import (
 from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.adam_moments import fresh_moments
+from server.messages import Census
 from server.public_model import PublicModel
 from server.selection import Evaluated, Selection
 
@@ -54,6 +55,7 @@ class RunState:
         optimizer_memory: What the server's optimizers keep, by component.
         controls: SCAFFOLD's gradients, by component and site.
         ledger_tips: By site, the tip of its privacy ledger.
+        census: Counts of every site that has taken part.
         autoencoder_rounds: Rounds done.
         joint_rounds: Rounds done.
         selection: The selected model; None before the first evaluation of a trained one.
@@ -68,6 +70,7 @@ class RunState:
     optimizer_memory: dict[str, StateDict] = field(default_factory=dict)
     controls: dict[str, dict[str, StateDict]] = field(default_factory=dict)
     ledger_tips: dict[str, StateDict] = field(default_factory=dict)
+    census: dict[str, Census] = field(default_factory=dict)
     autoencoder_rounds: int = 0
     joint_rounds: int = 0
     selection: Selection | None = None
@@ -91,6 +94,7 @@ class RunState:
             "joint_rounds": self.joint_rounds,
             "selection": asdict(self.selection) if self.selection else None,
             "judged": self.evaluated,
+            "census": self.census,
             "seconds": self.seconds,
         }
         components = stored(self)
@@ -169,6 +173,7 @@ def restore_state(folder: RunFolder, settings_hash: str) -> RunState | None:
     restored.joint_rounds = state["joint_rounds"]
     restored.selection = _selection(state["selection"])
     restored.evaluated = state["judged"]
+    restored.census = state.get("census", {})
     restored.saved = newest.number
     restored.seconds = state["seconds"]
     return restored

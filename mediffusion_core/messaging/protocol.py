@@ -99,10 +99,11 @@ def allowed(
 
 def answered(kind: str, instructions: Mapping[str, object]) -> dict[str, str | int]:
     """The entries of `ANSWERS_TO` in the reply to such a message."""
+    number, settings_hash = instructions.get("round"), instructions.get("settings_hash")
     return {
         "kind": kind,
-        "round": int(str(instructions.get("round", -1))),
-        "settings_hash": str(instructions.get("settings_hash", "")),
+        "round": number if isinstance(number, int) else -1,
+        "settings_hash": settings_hash if isinstance(settings_hash, str) else "",
     }
 
 

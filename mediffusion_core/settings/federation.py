@@ -58,6 +58,7 @@ class FederationSettings(StrictModel):
     `participation` is the share of the sites, drawn anew for each round of training. The run needs
     `min_sites` of them, by default more than half: a site that fails, stays silent for
     `round_timeout` seconds or sends a reply that breaks the contract is set aside for that round.
+    A census of more than `max_images` images is refused.
     Once so many have answered, sites that are away have `grace_period` seconds to come back.
     `weighting` says what a site's images weigh. Two comparisons have the same splits and labels:
     `pool_sites` trains on all images in one place, `only_site` at one site alone. `compression`
@@ -80,6 +81,7 @@ class FederationSettings(StrictModel):
     round_timeout: Positive = 3600.0
     grace_period: Annotated[float, Field(ge=0.0)] = 60.0
     min_sites: Count | None = None
+    max_images: Count = 1_000_000
 
     @property
     def in_one_place(self) -> bool:

@@ -21,7 +21,7 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "device": True,
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
-    "federation": {"round_timeout", "grace_period", "min_sites"},
+    "federation": {"round_timeout", "grace_period", "min_sites", "max_images"},
     "privacy": {"public_model", "ledger", "ledger_heads", "max_epsilon"},
 }
 """Settings outside the hash: where things lie, how long to wait and for whom; never what a site

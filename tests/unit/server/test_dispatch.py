@@ -77,10 +77,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[set[int], set[in
 
         counted = set()
 
-        def receive(reply: Message) -> bool:
-            if not reply.has_error():
-                counted.add(reply.metadata.src_node_id)
-            return not reply.has_error()
+        def receive(node: int, content: RecordDict | str) -> bool:
+            if not isinstance(content, str):
+                counted.add(node)
+            return not isinstance(content, str)
 
         missing = collect(grid, ALL, message, receive, needed, 60.0, GRACE)  # type: ignore[arg-type]
         return counted, missing

@@ -35,6 +35,12 @@ class Grid:
     """By node the name that its site gives itself."""
     failing: dict[int, str] = field(default_factory=dict)
     """By node a kind of message at which its program raises."""
+    silent: dict[int, str] = field(default_factory=dict)
+    """By node a kind of message that it does not answer."""
+    pretending: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By node what its replies say falsely of themselves."""
+    unreadable: set[int] = field(default_factory=set)
+    """Nodes whose replies Flower cannot read."""
     clock: float = 0.0
     asked: list[tuple[str, int]] = field(default_factory=list)
     waiting: dict[str, Message] = field(default_factory=dict)
@@ -65,8 +71,11 @@ class Grid:
         for sent in sorted(message_ids):
             message = self.waiting[sent]
             node = message.metadata.dst_node_id
-            if node in self.there:
+            if node in self.unreadable:
+                raise AttributeError("no value")
+            if node in self.there and self.silent.get(node) != message.metadata.message_type:
                 replies.append(Message(self._content(message, node), reply_to=message))
+                replies[-1].metadata.__dict__.update(self.pretending.get(node, {}))
         return replies
 
     def _content(self, message: Message, node: int) -> Any:
@@ -153,7 +162,7 @@ def test_below_the_minimum_a_round_ends_the_run(connect: Connect) -> None:
     grid = three(failing={2: ENCODE})
     sites = connect(grid, "federation.min_sites=3")
     sites.census()
-    with pytest.raises(SiteError, match=r"2 replies to query\.encode count and 3 are needed: b"):
+    with pytest.raises(SiteError, match=r"2 replies to query\.encode count, 3 are needed: b"):
         sites.ask(ENCODE, 1, {})
 
 
@@ -213,3 +222,41 @@ def test_a_registered_key_takes_part_under_its_own_name(connect: Connect) -> Non
     sites = connect(grid)
     assert [reply.site for reply in sites.census()] == ["a", "b"]
     assert reasons(sites) == [("site at node 3", "took the name c, which is another site's")]
+
+
+def test_a_site_that_fails_its_census_is_not_asked_without_a_pause(connect: Connect) -> None:
+    grid = three(failing={2: CENSUS})
+    sites = connect(grid)
+    sites.census()
+    for _ in range(50):
+        sites.newcomers()
+        grid.clock += 1
+    assert grid.asked.count((CENSUS, 2)) <= 7
+
+
+def test_a_site_that_answers_the_census_alone_is_waited_for_less_and_less(connect: Connect) -> None:
+    grid = three(silent={2: ENCODE})
+    sites = connect(grid)
+    sites.census()
+    for number in range(20):
+        sites.ask(ENCODE, number, {})
+        sites.newcomers()
+        grid.clock += 30  # a round of the others
+        sites.newcomers()
+    waited = grid.clock - 20 * 30
+    assert waited <= 4 * 100
+
+
+def test_a_reply_counts_for_the_node_that_was_asked(connect: Connect) -> None:
+    """The sender writes what a reply says of its sender."""
+    grid = three(pretending={2: {"_src_node_id": 1, "_reply_to_message_id": "message 0"}})
+    sites = connect(grid)
+    sites.census()
+    assert [reply.site for reply in sites.ask(ENCODE, 1, {})] == ["a", "b", "c"]
+
+
+def test_a_reply_that_flower_cannot_read_sets_its_site_aside_alone(connect: Connect) -> None:
+    grid = three(unreadable={2})
+    sites = connect(grid)
+    assert [reply.site for reply in sites.census()] == ["a", "c"]
+    assert reasons(sites) == [("site at node 2", "sent a reply that Flower cannot read")]

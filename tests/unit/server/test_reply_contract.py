@@ -41,7 +41,7 @@ from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
-from server.messages import BudgetSpentError, Census, RefusedReplyError
+from server.messages import BudgetSpentError, Census, RefusedReplyError, refuse_failure
 from server.reply_contract import Asked, ReplyContract
 from server.server_app import serve
 from server.state import fresh_state
@@ -168,6 +168,14 @@ def huge_block(content: RecordDict) -> None:
     array.data = array.data + bytes(10_000_000)
 
 
+def of_another_header(content: RecordDict) -> None:
+    """A type and shapes that safetensors has and PyTorch does not."""
+    fields = {"dtype": "F4", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}
+    header = json.dumps({"conv_in.weight": fields}).encode()
+    array = content.array_records[UNET][FORMAT]
+    array.data = len(header).to_bytes(8, "little") + header
+
+
 def two_blocks(content: RecordDict) -> None:
     block = content.array_records[UNET][FORMAT]
     content[UNET] = ArrayRecord({FORMAT: block, "second": copy.deepcopy(block)})
@@ -220,7 +228,11 @@ HOSTILE: list[tuple[str, str, Tamper]] = [
     ("negative second moment", TRAIN_JOINT, on_first(UNET_MOMENTS, first_negative, "exp_avg_sq")),
     ("moments' steps -1e6", TRAIN_JOINT, on_named(HEAD_MOMENTS, "steps", lambda x: x - 1e6)),
     ("moments' steps 1e9", TRAIN_JOINT, on_named(UNET_MOMENTS, "steps", lambda x: x + 1e9)),
+    ("first moments 1e30", TRAIN_JOINT, on_first(UNET_MOMENTS, lambda x: x + 1e30, "exp_avg")),
+    ("second moments 0", TRAIN_JOINT, on_first(UNET_MOMENTS, lambda x: x * 0, "exp_avg_sq")),
+    ("second moments 1e38", TRAIN_JOINT, on_first(HEAD_MOMENTS, lambda x: x + 1e38, "exp_avg_sq")),
     # Records
+    ("header of other types", TRAIN_JOINT, of_another_header),
     ("cut block", TRAIN_JOINT, cut_block),
     ("huge block", TRAIN_JOINT, huge_block),
     ("two blocks", TRAIN_JOINT, two_blocks),
@@ -246,6 +258,7 @@ HOSTILE: list[tuple[str, str, Tamper]] = [
     # Failures
     ("failure", TRAIN_JOINT, on_config(FAILURE, code="internal", id="0123abcd")),
     ("failure of any text", ENCODE, on_config(FAILURE, code="x\ny" * 9999, id="0123abcd")),
+    ("budget where there is none", TRAIN_JOINT, on_config(FAILURE, code="budget", id="0123abcd")),
     ("failure without an id", CENSUS, on_config(FAILURE, code="internal")),
     # Census
     ("count -1", CENSUS, on_metrics(train=-1)),
@@ -261,11 +274,14 @@ HOSTILE: list[tuple[str, str, Tamper]] = [
     ("path as a name", CENSUS, on_config(IDENTITY, site="../../site")),
     ("long name", CENSUS, on_config(IDENTITY, site="a" * 65)),
     ("name of two lines", CENSUS, on_config(IDENTITY, site="a\nb")),
+    ("long name in bytes", CENSUS, on_config(IDENTITY, site="\U0001f40d" * 64)),
+    ("dots as a name", CENSUS, on_config(IDENTITY, site="..")),
     ("number as a name", CENSUS, on_config(IDENTITY, site=7)),
     # Latent sums
     ("latent count 1e15", LATENT_CENSUS, on_named(COUNTS, "count", lambda x: x * 0 + 1e15)),
     ("latent count -1e9", LATENT_CENSUS, on_named(COUNTS, "count", lambda x: x * 0 - 1e9)),
     ("negative squares", LATENT_CENSUS, on_named(COUNTS, "squares", first_negative)),
+    ("squares 1e300", LATENT_CENSUS, on_named(COUNTS, "squares", lambda x: x * 0 + 1e300)),
     ("sums above their squares", LATENT_CENSUS, on_named(COUNTS, "total", lambda x: x + 1e9)),
     # Validation
     ("negative counts", EVALUATE, on_named(COUNTS, "counts", first_negative)),
@@ -299,11 +315,28 @@ def test_hostile_reply_is_refused_and_its_text_is_not_repeated(
     assert str(refused.value).isprintable() and len(str(refused.value)) < 200
 
 
-def test_a_spent_budget_is_no_hostile_reply(honest: Honest) -> None:
-    content = copy.deepcopy(honest.contents[TRAIN_JOINT])
-    on_config(FAILURE, code=protocol.BUDGET, id="0123abcd")(content)
+def test_a_spent_budget_is_no_hostile_reply_where_a_run_is_private() -> None:
+    failure = ConfigRecord({"code": protocol.BUDGET, "id": "0123abcd"})
     with pytest.raises(BudgetSpentError):
-        honest.read(TRAIN_JOINT, content)
+        refuse_failure(RecordDict({FAILURE: failure}), private=True)
+
+
+def test_hostile_reply_that_raises_anything_sets_its_site_aside(
+    shortest: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unforeseen error in the check does not end the run."""
+    read = ReplyContract.read
+
+    def raising(contract: ReplyContract, asked: Asked, census: Census, content: RecordDict) -> Any:
+        if "raise" in content.config_records:
+            raise ZeroDivisionError
+        return read(contract, asked, census, content)
+
+    monkeypatch.setattr(ReplyContract, "read", raising)
+    tampers = {TRAIN_JOINT: on_config("raise", any=1)}
+    _, summary = run_with(shortest, tmp_path, tampers)
+    told = [(one["site"], one["kind"], one["reason"]) for one in summary["set_aside"]]
+    assert told == [("site-1", TRAIN_JOINT, "sent a reply that cannot be checked")]
 
 
 class OneHostile(SitesHere):
@@ -357,3 +390,35 @@ def test_hostile_reply_leaves_the_run_as_if_its_site_had_failed(
     for component in checkpoints[0].components():
         one, other = (checkpoint.load(component) for checkpoint in checkpoints)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+CONFIGURATIONS = {
+    "own normalisation, few images": (
+        "federation.local_normalisation=true",
+        "data.phantom.patients_per_site=[60,60,12]",
+        "training.joint.local_epochs=0.5",
+    ),
+    "control variates": ("training.joint.control_variates=true", "federation.compression=bf16"),
+    "eight bits, FedNova": ("federation.compression=int8", "federation.weighting=steps"),
+    "adaptive server": (
+        "federation.server.unet.method=fedadam",
+        "federation.server.unet.learning_rate=0.1",
+        "training.joint.weight_decay=1.0",
+    ),
+    "labels at the server": ("data.labels_at=server",),
+    "teacher without denoising": (
+        "training.joint.diffusion_weight=0",
+        "training.joint.consistency.weight=1",
+        "training.joint.consistency.thresholds=adaptive",
+    ),
+    "one place": ("federation.pool_sites=true",),
+}
+
+
+@pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
+def test_honest_sites_are_never_set_aside(
+    shortest: tuple[str, ...], tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    rounds = ("federation.num_rounds=3", "evaluation.every=3")
+    _, summary = run_with((*shortest, *rounds, *changes), tmp_path, {})
+    assert summary["status"] == "completed" and summary["set_aside"] == []
