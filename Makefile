@@ -17,7 +17,7 @@ TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export FLWR_TELEMETRY_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install simulate test bench docker-build docker-test lint format clean
+.PHONY: help install simulate test bench docs docker-build docker-test lint format clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...]"
@@ -36,6 +36,10 @@ bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="..
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
 	@$(BIN)/python tests/benchmarks/bench_training.py
 	@$(BIN)/python tests/benchmarks/bench_privacy.py
+
+docs: $(VENV)/.installed-docs ## build the documentation into site/, to be read offline
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo site/index.html
 
 docker-build: ## build the images of server and site; DOCKER_BUILD="--build-arg ..." goes to docker
 	docker build --file docker/Dockerfile --build-arg REVISION="$$(git rev-parse HEAD)" $(DOCKER_BUILD) \
@@ -56,7 +60,7 @@ format: $(VENV)/.installed-dev ## bring the code into the project's format
 	$(BIN)/ruff format
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The GPU decides which PyTorch: Linux's ordinary build brings gigabytes of CUDA. Its own step,
@@ -78,4 +82,8 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(PIP_INSTALL) --editable '.[docs]'
 	@touch $@
