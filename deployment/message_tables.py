@@ -1,4 +1,4 @@
-"""`fed-mediffusion site messages`: what leaves a site, as tables made of the protocol itself."""
+"""`fed-mediffusion site messages`: the messages of a site, as tables made from the protocol."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def write_message_tables(document: Path) -> Path:
     Raises:
         UserError: if the document has no such marks.
     """
-    replace_sections(document, {"messages": message_tables()})
+    replace_sections({document: {"messages": message_tables()}})
     return document
 
 

@@ -38,7 +38,7 @@ def check_site_file(
     raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
 
 
-@site.command(epilog="Example: fed-mediffusion site messages README.md")
+@site.command(epilog="Example: fed-mediffusion site messages docs/privacy/messages.md")
 def messages(
     document: Annotated[
         Path | None, typer.Argument(help="Markdown file with the marks of a section of messages.")

@@ -1,4 +1,4 @@
-"""Sections of a document that a command writes, each between two marks."""
+"""Sections of documents that a command writes, each between two marks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,21 +6,28 @@ from pathlib import Path
 from mediffusion_core.common.errors import UserError
 
 
-def replace_sections(document: Path, sections: Mapping[str, str]) -> None:
-    """Replaces what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`, all or none.
+def replace_sections(documents: Mapping[Path, Mapping[str, str]]) -> None:
+    """Replaces the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->`, all or none.
+
+    Args:
+        documents: Sections by document and name.
 
     Raises:
-        UserError: the document can't be read, or has not both marks, in this order, once.
+        UserError: a document can't be read, or has not both marks, in this order, once.
     """
-    text = _read(document)
-    for name, section in sections.items():
-        before, _, after = _parts(document, text, name)
-        text = f"{before}\n{section}\n{after}"
-    document.write_text(text, encoding="utf-8")
+    written = {}
+    for document, sections in documents.items():
+        text = _read(document)
+        for name, section in sections.items():
+            before, _, after = _parts(document, text, name)
+            text = f"{before}\n{section}\n{after}"
+        written[document] = text
+    for document, text in written.items():
+        document.write_text(text, encoding="utf-8")
 
 
 def read_section(document: Path, name: str) -> str:
-    """What stands between the marks of a section.
+    """The text between the marks of a section.
 
     Raises:
         UserError: as `replace_sections`.

@@ -127,14 +127,14 @@ def export(
 
 
 @app.command(
-    epilog="Examples: fed-mediffusion results runs/latest --study runs/study-unlabelled README.md"
-    "\n\nfed-mediffusion results --counterfactuals runs/latest/guidance README.md"
+    epilog="Examples: fed-mediffusion results runs/latest --study runs/study-unlabelled"
+    "\n\nfed-mediffusion results --counterfactuals runs/latest/guidance"
 )
 def results(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of completed runs.")] = None,
-    document: Annotated[
-        Path, typer.Argument(help="Markdown file with the marks of the sections.")
-    ] = Path("README.md"),
+    project: Annotated[
+        Path, typer.Option(help="Folder with README.md and docs/results, which are written.")
+    ] = Path("."),
     study_folder: Annotated[
         Path | None, typer.Option("--study", help="Folder of a study of unlabelled images.")
     ] = None,
@@ -149,9 +149,9 @@ def results(
         list[Path] | None, typer.Option(help="Folders of studies of generation.")
     ] = None,
 ) -> None:
-    """Write tables of the figures of runs and studies into a document.
+    """Write tables of the figures of runs and studies into docs/results and README.md.
 
-    Sections of which nothing is named stay as they are. The last line printed is the document.
+    Tables for which nothing is named stay as they are. Prints the documents written.
     """
     from simulations.results.document import Sources, write_results
 
@@ -163,7 +163,8 @@ def results(
         explanations or (),
         samples or (),
     )
-    print(write_results(sources, document))
+    for document in write_results(sources, project):
+        print(document)
 
 
 app.add_typer(data, name="data")

@@ -1,4 +1,4 @@
-"""`fed-mediffusion results`: the README's sections of results, written from what is on disk."""
+"""`fed-mediffusion results`: tables in `docs/results`, written from runs and studies on disk."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,12 @@ from typing import Any
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.reporting.marked_sections import read_section, replace_sections
 from simulations.engine.simulate import LAUNCH
-from simulations.results.figures import NOT_MEASURED, format_comparison, format_figure
+from simulations.results.figures import (
+    NOT_MEASURED,
+    format_comparison,
+    format_figure,
+    markdown_table,
+)
 from simulations.results.study_tables import (
     counterfactual_tables,
     explanation_tables,
@@ -20,6 +25,12 @@ from simulations.results.study_tables import (
 )
 from simulations.studies.labels.comparison import NOT_RUN, row_cells
 
+PAGES = Path("docs/results")
+"""Holds a page for each section, of the section's name, below the project's folder."""
+SUMMARY = "results"
+"""The section of README.md, which has some columns of the table of runs."""
+SUMMARY_COLUMNS = ("command", "macro AUC (95 %)", "FID; untrained; real", "flipped", "min")
+RUN_COLUMNS = (*SUMMARY_COLUMNS[:3], "PSNR", *SUMMARY_COLUMNS[3:], "made by")
 LABELS = "Methods at shares of labels, `"
 """Begins the tables of a study of labels; its command follows."""
 LOCAL = ("run.folder=", "data.store=", "evaluation.inception_weights=")
@@ -27,7 +38,7 @@ LOCAL = ("run.folder=", "data.store=", "evaluation.inception_weights=")
 
 @dataclass(frozen=True)
 class Sources:
-    """Folders of what is to stand in a document."""
+    """Folders of runs and studies whose tables are to be written."""
 
     runs: Sequence[Path] = ()
     study: Path | None = None
@@ -40,45 +51,54 @@ class Sources:
     """Studies of generation."""
 
 
-def write_results(sources: Sources, document: Path) -> Path:
-    """Replaces what stands between a document's marks by tables of what is given.
+def write_results(sources: Sources, project: Path) -> list[Path]:
+    """Replaces the tables of those sections for which a source is given.
 
-    A section nothing is given of is left as it is, and in those of runs and labels what other
-    commands have made: it takes hours, and not all of it is made anew for one table. They are named
-    as in `Sources`, but `results`, which has the runs, and `unlabelled`.
+    Other sections stay as they are. In the sections of runs and of labels the tables of other
+    commands stay too, since they take hours to make again.
+
+    Args:
+        sources: Runs and studies.
+        project: Folder with README.md and docs/results.
 
     Returns:
-        The document.
+        The documents written.
 
     Raises:
-        UserError: the document lacks the marks, a run or study is not there or not completed, or
-            two of one kind have the same command.
+        UserError: a document lacks its marks, a run or study is absent or not completed, or two
+            of one kind have the same command.
     """
-    sections = {}
+    tables = {}
     if sources.runs:
-        sections["results"] = _run_table(document, sources.runs)
+        tables["runs"] = _run_table(project / PAGES / "runs.md", sources.runs)
     if sources.study is not None:
-        sections["unlabelled"] = _study_table(sources.study)
+        tables["unlabelled"] = _study_table(sources.study)
     if sources.labels:
-        sections["labels"] = _labels_section(document, sources.labels)
+        tables["labels"] = _labels_section(project / PAGES / "labels.md", sources.labels)
     if sources.counterfactuals:
-        sections["counterfactuals"] = counterfactual_tables(sources.counterfactuals)
+        tables["counterfactuals"] = counterfactual_tables(sources.counterfactuals)
     if sources.explanations:
-        sections["explanations"] = explanation_tables(sources.explanations)
+        tables["explanations"] = explanation_tables(sources.explanations)
     if sources.samples:
-        sections["samples"] = sample_tables(sources.samples)
-    if not sections:
-        raise UserError("no run and no study is named, of which a table could be written")
-    replace_sections(document, sections)
-    return document
+        tables["samples"] = sample_tables(sources.samples)
+    if not tables:
+        raise UserError("no run and no study is named")
+    documents = {project / PAGES / f"{name}.md": {name: text} for name, text in tables.items()}
+    if sources.runs:
+        documents[project / "README.md"] = {SUMMARY: summary_table(tables["runs"])}
+    replace_sections(documents)
+    return list(documents)
+
+
+def summary_table(runs: str) -> str:
+    """Some columns of the table of runs, for the README."""
+    chosen = [RUN_COLUMNS.index(column) for column in SUMMARY_COLUMNS]
+    rows = [line.strip("| ").split(" | ") for line in runs.splitlines()[2:]]
+    return markdown_table(SUMMARY_COLUMNS, [[row[index] for index in chosen] for row in rows])
 
 
 def _run_table(document: Path, runs: Sequence[Path]) -> str:
-    head = [
-        "| command | macro AUC (95 %) | FID; untrained; real | PSNR | flipped | min | made by |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    standing = read_section(document, "results").splitlines()
+    standing = read_section(document, "runs").splitlines()
     commands = [_command(run) for run in runs]
     _refuse_two("runs", commands)
     rows = {line.split("`")[1]: line for line in standing if line.startswith("| `")}
@@ -97,7 +117,7 @@ def _run_table(document: Path, runs: Sequence[Path]) -> str:
             made_by(figures),
         ]
         rows[command] = f"| {' | '.join(cells)} |"
-    return "\n".join([*head, *rows.values()])
+    return "\n".join([markdown_table(RUN_COLUMNS, []), *rows.values()])
 
 
 def _auc(figures: dict[str, Any]) -> str:
@@ -133,7 +153,7 @@ def _study_table(study: Path) -> str:
 
 
 def _labels_section(document: Path, studies: Sequence[Path]) -> str:
-    """The tables that stand there, those of the same command replaced, the other ones behind."""
+    """The standing tables with those of the same command replaced, then the new ones."""
     parts = re.split(rf"(?m)^(?={re.escape(LABELS)})", read_section(document, "labels"))
     kept = [part.strip("\n") for part in parts if part.startswith(LABELS)]
     written = [_labels_tables(study) for study in studies]
@@ -143,7 +163,7 @@ def _labels_section(document: Path, studies: Sequence[Path]) -> str:
 
 
 def _refuse_two(what: str, commands: Sequence[str]) -> None:
-    """Refuses what would be silently written over: two of one command."""
+    """Refuses two of one command, since the second would replace the first."""
     twice = [one for one in commands if commands.count(one) > 1]
     if twice:
         raise UserError(f"two of these {what} have the same command: {twice[0]}")
@@ -156,15 +176,15 @@ def _labels_tables(study: Path) -> str:
         ["fed-mediffusion study labels", *_shown(results["overrides"]), *results["options"]]
     )
     lines = [
-        f"{LABELS}{command}` (± deviation of the seeds; differences are "
-        "paired over resampled lesions or patients, these seeds held; minutes of one core, with "
-        "judging):",
+        f"{LABELS}{command}` (± standard deviation over the seeds; intervals of differences "
+        "are paired bootstraps over lesions or patients at these seeds; minutes of one core, "
+        "evaluation included):",
         "",
         "| method | labels | macro AUC | seeds | against joint (95 %) | FID | ECE | min |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(f"| {' | '.join(row_cells(row))} |" for row in results["rows"]),
         "",
-        "<details><summary>Each run</summary>",
+        '<details markdown="1"><summary>Each run</summary>',
         "",
         "| method | labels | macro AUC | min | made by |",
         "| --- | --- | --- | --- | --- |",

@@ -15,7 +15,7 @@ from mediffusion_core.messaging import disclosure, protocol
 from mediffusion_core.messaging.disclosure import ANSWERS
 from simulations.cli.main import app
 
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs" / "privacy" / "messages.md"
 NAMES = {
     value
     for name, value in vars(protocol).items()
@@ -58,11 +58,12 @@ def test_what_is_not_declared_shows() -> None:
     assert undeclared(protocol.ENCODE, RecordDict({protocol.FAILURE: ConfigRecord()})) == set()
 
 
-def test_the_readme_has_the_tables_as_they_are(tmp_path: Path) -> None:
-    copy = tmp_path / "README.md"
-    copy.write_text(README.read_text())
+def test_the_page_has_the_tables_of_the_protocol(tmp_path: Path) -> None:
+    copy = tmp_path / "messages.md"
+    copy.write_text(PAGE.read_text())
     assert write_message_tables(copy) == copy
-    assert copy.read_text() == README.read_text(), "fed-mediffusion site messages README.md"
+    command = "fed-mediffusion site messages docs/privacy/messages.md"
+    assert copy.read_text() == PAGE.read_text(), command
     assert CliRunner().invoke(app, ["site", "messages"]).output == f"{message_tables()}\n"
 
 
