@@ -19,7 +19,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
-from configs.compose import FOLDER, compose
+from configs.compose import FOLDER, compose, groups
 from mediffusion_core.settings import Settings
 from simulations.cli.main import app
 
@@ -91,6 +91,12 @@ def settings_page() -> str:
         "# Settings",
         "This page is generated from the code. `fed-mediffusion settings` prints the values of a "
         "run. The defaults are those of `configs/config.yaml`.",
+        "## Groups",
+        "`GROUP=CHOICE` takes a file of `configs/GROUP/`. Its comments say what it is for.",
+        _table(
+            ["group", "choices"], [[f"`{name}`", _listed(ones)] for name, ones in groups().items()]
+        ),
+        "## Run",
         *_section(schema, schema["$defs"], defaults, _comments(), ""),
     ]
     return "\n\n".join(parts) + "\n"
@@ -119,12 +125,16 @@ def _section(
         yield from _section(nested, models, defaults.get(name) or {}, comments, f"{prefix}{name}.")
 
 
+def _listed(names: list[Any]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def _type(field: Schema) -> str:
     """What a value may be, in words."""
     if "anyOf" in field:
         return " or ".join(_type(choice) for choice in field["anyOf"])
     if choices := field.get("enum"):
-        return ", ".join(f"`{choice}`" for choice in choices)
+        return _listed(choices)
     limits = [f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field]
     kind = "path" if field.get("format") == "path" else field.get("type", "any")
     if kind == "array":

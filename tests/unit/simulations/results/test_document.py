@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.reporting.marked_sections import read_section
+from simulations.cli.main import app
 from simulations.results.document import PAGES, SUMMARY, Sources, summary_table, write_results
 
 ROOT = Path(__file__).parents[4]
@@ -85,6 +87,13 @@ def test_the_readme_has_some_columns_of_every_run(tmp_path: Path) -> None:
     assert lines[0] == "| command | macro AUC (95 %) | FID; untrained; real | flipped | min |"
     cells = "| 0.871 (0.860 to 0.880) | 512; 1300; 150 | 90% of 40 | 10.0 |"
     assert lines[2:] == [f"| `fed-mediffusion simulate seed={seed}` {cells}" for seed in (0, 1)]
+
+
+def test_the_command_prints_the_documents_it_wrote(tmp_path: Path) -> None:
+    given = run(tmp_path / "run", [])
+    command = ["results", str(given), "--project", str(project(tmp_path))]
+    printed = CliRunner().invoke(app, command).output.split()
+    assert printed == [str(tmp_path / PAGES / "runs.md"), str(tmp_path / "README.md")]
 
 
 def test_the_projects_own_readme_is_that_of_its_page() -> None:
