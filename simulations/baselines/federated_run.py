@@ -24,7 +24,7 @@ from mediffusion_core.evaluation.evaluator import Evaluator
 from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.settings import ServerSettings, Settings
 from mediffusion_core.training.adam_moments import fresh_moments, load_moments, read_moments
-from server.selection import Judged, Selection, select
+from server.selection import Evaluated, Selection, select
 from server.strategy.aggregation import moving_average, site_weight, weighted_mean
 from simulations.baselines.local_training import rival_optimizer, train_locally
 from simulations.baselines.pixel_classifier import WIDTHS, PixelClassifier, build_resnet
@@ -157,7 +157,7 @@ class RivalRun:
             self._moments = weighted_mean(moments, weights)
         self._average = moving_average(self._average, self._weights, rival.ema_decay, number)
 
-    def _validate(self, number: int) -> tuple[Judged, float]:
+    def _validate(self, number: int) -> tuple[Evaluated, float]:
         """The averaged weights on the sites' validation patients, pooled, and their temperature."""
         model, hospitals = self._classifier(self._average), self._hospitals
         pixels = [images.take(torch.arange(len(images))) for images in self._validation]
@@ -173,7 +173,7 @@ class RivalRun:
             self._settings.evaluation.num_bootstraps,
             derive_seed(self._settings.seed, "bootstrap"),
         )
-        judged = Judged(number, macro(per_class), macro_draws(per_class, draws).tolist())
+        judged = Evaluated(number, macro(per_class), macro_draws(per_class, draws).tolist())
         losses = temperature_losses(logits, targets, model.multi_label)
         return judged, best_temperature(losses)
 
