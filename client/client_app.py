@@ -48,7 +48,7 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
         try:
             site = open_site(context)
             folder = site.folder
-            expected = message.content.config_records[protocol.INSTRUCTIONS]["settings_hash"]
+            expected = str(_instructions(message.content)["settings_hash"])
             if expected != site.settings.fingerprint():
                 raise _OtherSettingsError(f"{expected} at the server")
             if protocol.LEDGER_HEAD in message.content.array_records:
@@ -61,16 +61,21 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
                 content[protocol.LEDGER_HEAD] = _record(privacy_budget.ledger_head(site))
         except Exception as error:
             content = _failure(error, folder)
-        content[protocol.ANSWERS_TO] = ConfigRecord(_answered(message))
+        content[protocol.ANSWERS_TO] = _answered(message)
         return Message(content, reply_to=message)
 
     return answer
 
 
-def _answered(message: Message) -> dict[str, str | int]:
+def _instructions(content: RecordDict) -> dict[str, object]:
+    """Settings hash and round of a message; empty where it has none."""
+    return dict(content.config_records.get(protocol.INSTRUCTIONS, {}))
+
+
+def _answered(message: Message) -> ConfigRecord:
     """Which message the reply answers."""
-    instructions = message.content.config_records.get(protocol.INSTRUCTIONS, {})
-    return protocol.answered(message.metadata.message_type, instructions)
+    kind = message.metadata.message_type
+    return ConfigRecord({**protocol.answered(kind, _instructions(message.content))})
 
 
 def _failure(error: Exception, folder: Path | None) -> RecordDict:
@@ -113,11 +118,11 @@ def _trained(
         for component, state in trained.items()
     }
     allowed = protocol.allowed(metrics, site.allowed_metrics)
-    return RecordDict({**records, protocol.METRICS: MetricRecord(allowed)})
+    return RecordDict({**records, protocol.METRICS: MetricRecord({**allowed})})
 
 
 def _round(content: RecordDict) -> int:
-    return int(content.config_records[protocol.INSTRUCTIONS]["round"])
+    return int(str(_instructions(content)["round"]))
 
 
 @app.query("census")
@@ -127,7 +132,7 @@ def census(site: Site, content: RecordDict) -> RecordDict:
     return RecordDict(
         {
             protocol.IDENTITY: ConfigRecord({"site": site.name}),
-            protocol.METRICS: MetricRecord(tasks.census(site)),
+            protocol.METRICS: MetricRecord({**tasks.census(site)}),
         }
     )
 

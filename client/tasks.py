@@ -111,7 +111,7 @@ def autoencoder_round(
             on_step=site.progress("autoencoder", round_number),
         )
         metrics = _metrics(report, begun)
-    trained = {
+    trained: dict[str, StateDict] = {
         AUTOENCODER: autoencoder.state_dict(),
         AUTOENCODER_MOMENTS: read_moments(optimizer, autoencoder),
     }

@@ -66,7 +66,7 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     assert isinstance(mapping, dict)
-    return checked(mapping)
+    return checked({str(key): value for key, value in mapping.items()})
 
 
 def flatten(overrides: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """`fed-mediffusion site messages`: the messages of a site, as tables made from the protocol."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mediffusion_core.messaging.disclosure import ANSWERS, WITH_ANY
@@ -40,6 +41,6 @@ def write_message_tables(document: Path) -> Path:
     return document
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,18 +58,18 @@ class Site:
 def looked_at(site: Site) -> Iterator[Finding]:
     """All checks, each with what it found; none prints or returns a key."""
     if site.data is not None:
-        yield _finding_of("images", lambda data=site.data: _images(data))
+        yield _finding_of("images", partial(_images, site.data))
     for folder in site.writable:
-        yield _finding_of("disk", lambda folder=folder: _disk(folder))
+        yield _finding_of("disk", partial(_disk, folder))
     yield _memory()
     yield _gpu()
     if site.node_key is not None:
-        yield _finding_of("site's key", lambda path=site.node_key: _node_key(path))
+        yield _finding_of("site's key", partial(_node_key, site.node_key))
     yield _coordinator(site.signer)
     if site.signer is not None:
         yield _finding_of("accepted versions", _accepted_versions)
     for port in OWN_PORTS:
-        yield _finding_of("own port", lambda port=port: _own_port(port))
+        yield _finding_of("own port", partial(_own_port, port))
     yield from _server(site)
 
 
