@@ -37,7 +37,7 @@ CODES: Mapping[type[Exception], str] = {
     _OtherSettingsError: "settings",
     UserError: "data",
 }
-"""What leaves of an error; the first that fits counts."""
+"""The code that leaves the site, by type of error; the first match counts."""
 
 
 def _answer(handler: Handler) -> Callable[[Message, Context], Message]:

@@ -1,13 +1,12 @@
-"""What a site in a deployment says itself: where its files lie, and on what it computes.
+"""Paths and device of a deployed site, from the command line of its SuperNode.
 
-A simulated site lies on the server's disk, and the run's settings name its paths. A hospital's does
-not: there a path that the server names is never read or written. The site says its own on the
-command line of its SuperNode, `--node-config`, with these keys:
+A simulated site lies on the server's disk, and the run's settings name its paths. A deployed site
+never reads or writes a path that the server names. Its `--node-config` has these keys:
 
 `folder`: where the site may write; with it a site is deployed.
-`site-file`: which images it has, and on what it computes; with it all of them are the site's.
-`data-root`: its images, of which it takes the part `partition-id`, where there is no site file.
-`device`, `threads`: on what it computes; as the run asks where they are not given.
+`site-file`: names all images of the site and its device.
+`data-root`: without a site file, images of all sites; the site takes part `partition-id`.
+`device`, `threads`: where the site computes; by default as the run asks.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ DATA_ROOT = "data-root"
 DEVICE = "device"
 THREADS = "threads"
 LEDGER = "ledger"
-"""In the site's folder, what its patients have spent, where no site file names another place."""
+"""Below the site's folder, where no site file names another place."""
 
 
 def own_settings(settings: Settings, node: NodeConfig) -> Settings:

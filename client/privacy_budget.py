@@ -1,4 +1,4 @@
-"""The site's ledger: what its patients have spent, charged before anything leaves."""
+"""The site's privacy ledger, which is charged before a reply leaves."""
 
 from collections.abc import Mapping
 
@@ -14,9 +14,10 @@ HEAD = "head"
 
 
 def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
-    """Charges all units among whom an answer draws; on the site's disk when this returns.
+    """Charges all units that a reply may sample from; on the site's disk when this returns.
 
-    An entry of nobody is written, too: the head, which leaves, would tell that there is nobody.
+    A site without units writes an entry too, since the ledger's tip leaves with the reply and
+    must not tell that there are none.
 
     Raises:
         BudgetSpent: if a unit would be past what the site allows; nothing is charged then.
@@ -27,7 +28,7 @@ def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
 
 
 def refuse_older_ledger(site: Site, head: Mapping[str, Tensor]) -> None:
-    """Refuses to go on with a ledger that is older than the one the server was told of.
+    """Refuses a ledger that is older than the tip that the server holds.
 
     Raises:
         LedgerError: if it does not contain that head, or is not to be trusted.
@@ -51,7 +52,7 @@ def _ledger(site: Site) -> Ledger:
 def _names(site: Site) -> list[str]:
     """Every training patient or lesion, once.
 
-    So too where single images are protected: an image has spent at most what its patient has, and
-    a later run that protects patients sees it.
+    Also where single images are the privacy unit: an image has spent at most what its patient has,
+    and a later run that protects patients reads the same ledger.
     """
     return sorted(set(site.hospitals.groups(site.hospitals.train(site.index).rows)))

@@ -1,4 +1,4 @@
-"""What a site is, seen from itself: its images, its folder, its log."""
+"""One site: its images, its folder and its log."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ class Site:
     index: int
     folder: Path
     allowed_metrics: frozenset[str] = ALLOWED_METRICS
-    """By its own policy; what else it computes does not leave."""
+    """Metrics that its own policy lets leave."""
 
     @property
     def name(self) -> str:

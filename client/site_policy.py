@@ -1,4 +1,4 @@
-"""A hospital's own images, as its site file describes them: one site, which has all of them."""
+"""The images of a deployed site, and the limits that its site file sets for a run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,10 @@ from mediffusion_core.settings.site_file import SiteFile
 
 
 def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset, frozenset[str]]:
-    """Opens what a site file names, prepared and split as the run says.
+    """Opens the images of a site file, prepared and split by the run's settings.
 
-    Where the images lie and how they are read is the site's to say; their size, the shares of the
-    splits and the classes are the run's.
+    The site file sets where the images lie and how they are read. The run sets their size, the
+    shares of the splits and the classes.
 
     Args:
         settings: Of the run.
@@ -30,17 +30,17 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
 
     Raises:
         RefusedError: if the run asks for more than the site agrees to.
-        UserError: if the site file is wrong, or its images are not of the run's classes, in their
-            order: a classifier's outputs would mean other findings at each hospital.
+        UserError: if the site file is wrong, or its images have not the run's classes in the
+            run's order, so that outputs of the classifier would mean other findings.
     """
     file = SiteFile.read(path)
     agreed = _agreed(settings, file)
     classes = settings.data.classes
     if classes is None:
-        raise UserError("a run on hospitals' own images must say data.classes")
+        raise UserError("a run on the sites' own images needs data.classes")
     if file.data.multi_label != settings.data.multi_label:
         raise UserError(f"data.multi_label is {settings.data.multi_label} in the run, not here")
-    # What is about dealing images to simulated sites does not concern a real one.
+    # A real site is not dealt by the run's partition.
     one_place = {
         "partition": "uniform",
         "splits": "dealt",

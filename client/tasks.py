@@ -210,7 +210,7 @@ def _own(site: Site, round_number: int) -> dict[str, Tensor]:
 def validation_counts(
     site: Site, unet: StateDict, head: StateDict, round_number: int
 ) -> dict[str, Tensor]:
-    """Sums over the site's validation patients, of which the server forms AUC and temperature.
+    """Sums over the site's validation patients, for the pooled AUC and the temperature.
 
     They are of the global model after the given round of the joint stage, with the site's own
     normalisation where it keeps one.
