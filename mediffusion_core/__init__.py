@@ -1,1 +1,1 @@
-"""All learning and all judging of Mediffusion; knows nothing of federation or of Hydra."""
+"""Training and evaluation of Mediffusion; imports no Flower, Ray or Hydra."""

@@ -1,1 +1,1 @@
-"""The ServerApp: rounds, aggregation by component, resume, and the global judgement."""
+"""The ServerApp: rounds, aggregation, resume and evaluation."""

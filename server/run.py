@@ -63,7 +63,7 @@ class FederatedRun:
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
-        """Runs what is left, and returns the figures of the selected model."""
+        """Runs the remaining rounds, and returns the figures of the selected model."""
         self._take_census()
         while self._state.autoencoder_rounds < self._settings.autoencoder_rounds:
             self._autoencoder_round()

@@ -33,7 +33,7 @@ class Selection:
 
 
 def select(selection: Selection | None, latest: Evaluated) -> Selection:
-    """What is selected once the latest model has been evaluated.
+    """The selection after the latest model has been evaluated.
 
     Where nothing can be preferred, for want of labelled validation patients, it is the latest.
     """

@@ -33,14 +33,14 @@ def main(grid: Grid, context: Context) -> None:
     """Runs the federation that the run's configuration describes."""
     config = context.run_config
     settings = compose(str(config["config-name"]), split(str(config["overrides"])))
-    # While the server judges the sites wait, so it may use every core.
+    # While the server evaluates, the sites wait, so it may use every core.
     torch.set_num_threads(os.cpu_count() or 1)
     folder = RunFolder(run_path(settings.run, context.run_id))
     serve(lambda contract: FlowerSites(grid, settings, contract), settings, folder)
 
 
 def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder) -> None:
-    """Runs the federation, or what is left of it, and ends with its summary and report.
+    """Runs the federation, or its remaining rounds, and ends with its summary and report.
 
     Args:
         connect: Makes the sites of the run, given the contract that their replies must keep.

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one line that names it and says what is allowed."""
+    """A user's mistake: one line that names it and says what is allowed."""
 
 
 class LedgerError(UserError):
@@ -15,7 +15,7 @@ class LedgerError(UserError):
 
 
 class BudgetSpent(UserError):  # noqa: N818 (it names a state of the site, not a fault)
-    """What is asked for would take a patient past what the site allows. `code` may leave it."""
+    """A reply would exceed the privacy budget that the site allows. `code` may leave the site."""
 
     code = "budget-spent"
 

@@ -1,6 +1,6 @@
 """A membership-inference attack on a trained model, as a check of the ε that was promised.
 
-Whoever was trained on tends to have the smaller loss (arXiv 1709.01604, section 3.2); how far an
+Units of the training set tend to have smaller losses (arXiv 1709.01604, section 3.2); how far an
 attack gets where few may be accused wrongly says most (arXiv 2112.03570). (ε, δ)-DP bounds it: the
 rate of true accusations is at most e^ε times that of wrong ones, plus δ.
 """
@@ -146,7 +146,7 @@ def _over_batches(
 
 
 def by_unit(losses: Tensor, units: Sequence[str]) -> Losses:
-    """The mean loss of each unit's images, (U,): what is protected as one is attacked as one."""
+    """The mean loss of each unit's images, (U,): the privacy unit is the unit of the attack."""
     _, number = np.unique(np.array(units, dtype=np.str_), return_inverse=True)
     count = np.bincount(number)
     return np.bincount(number, weights=losses.double().numpy()) / np.maximum(count, 1)

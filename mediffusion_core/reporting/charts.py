@@ -26,7 +26,7 @@ from mediffusion_core.reporting.style import (
     save_figure,
 )
 
-JUDGED = frozenset({"joint", "judgement"})
+EVALUATED = frozenset({"joint", "judgement"})
 NAMED_CLASSES = 8
 """More thin lines than this carry no name of their own."""
 
@@ -60,16 +60,16 @@ CHARTS = (
     _Chart("Classification loss", frozenset({"joint"}), (_Line("classification_loss", "", BLUE),)),
     _Chart(
         "AUC",
-        JUDGED,
+        EVALUATED,
         (_Line("auc_macro", "test", BLUE), _Line("auc_pooled", "validation", TERRACOTTA, "--")),
         per_class=True,
     ),
     _Chart(
         "FID",
-        JUDGED,
+        EVALUATED,
         (_Line("fid", "", BLUE), _Line("fid_floor", "floor", MUTED, "--", is_reference=True)),
     ),
-    _Chart("KID", JUDGED, (_Line("kid", "", BLUE),)),
+    _Chart("KID", EVALUATED, (_Line("kid", "", BLUE),)),
 )
 
 
@@ -167,7 +167,7 @@ def _draw(axes: Axes, history: Sequence[Mapping[str, Any]], chart: _Chart) -> No
         }
         ends.append((values[-1], text, look))
     axes.set_title(f"{chart.title}  (thin: each class)" if thin else chart.title, pad=8)
-    axes.set_xlabel("round of the joint stage" if chart.stages & JUDGED else "round")
+    axes.set_xlabel("round of the joint stage" if chart.stages & EVALUATED else "round")
     axes.grid(axis="y")
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))

@@ -17,8 +17,8 @@ from mediffusion_core.settings import Settings
 
 NOT_PRIVATE = (
     "Trained without differential privacy: no privacy budget was spent because none was kept. "
-    "Weights of such a model can reveal images and labels that it was trained on. Give it to "
-    "nobody to whom you would not give these."
+    "Weights of such a model can reveal images and labels that it was trained on. Share it "
+    "only with those who may have these."
 )
 
 PRIVATE = (
@@ -86,7 +86,7 @@ centred square and resized. Classes, {kind}: {classes}.
 Research on federated learning, on learning from few labels and on explanation of classifiers.
 **Not a medical device**: not validated for diagnosis, triage, treatment or any other decision about
 a person. A counterfactual explains this model and not the disease. Drawn images are no patients;
-what is learnt from them has to be tested on real ones. Images of another population, scanner,
+test on real images whatever is learnt from them. Images of another population, scanner,
 projection or preparation than those below are outside of what the figures say anything about.
 
 ## Data
@@ -135,7 +135,7 @@ def model_card(
         use="\n".join(use).format(count=len(classes), first=classes[0]),
         channels="grey" if settings.data.channels == 1 else "colour",
         size=settings.data.image_size,
-        kind="of which an image may have several" if multi_label else "one an image",
+        kind="an image may have several" if multi_label else "one an image",
         classes=", ".join(classes),
         data=_data(summary, settings),
         privacy=_privacy(summary, settings),

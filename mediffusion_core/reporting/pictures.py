@@ -54,7 +54,7 @@ VERDICTS = {
     False: ("did not flip", TERRACOTTA),
     None: ("was so before", MUTED),
 }
-"""What is written over a counterfactual's probabilities, and its colour."""
+"""The heading of a counterfactual's probabilities, and its colour."""
 MINUS = "\N{MINUS SIGN}"
 
 

@@ -57,7 +57,7 @@ def write_report(folder: Path) -> Path:
         counterfactual=_counterfactual(_inside(summary, "counterfactual")),
         parameters=[(name, count(n)) for name, n in _inside(summary, "parameters").items()],
         stages=_stages(history),
-        judgements=_judgements(history),
+        evaluations=_evaluations(history),
         pictures=_pictures(folder / "pictures"),
         settings=json.dumps(settings, indent=2, ensure_ascii=False) if settings else "",
         not_measured=NOT_MEASURED,
@@ -250,7 +250,7 @@ def _counterfactual(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Change in other classes",
             number(figures.get("off_target"), 4),
-            "mean |change| of the probabilities that nobody asked to change",
+            "mean |change| of the probabilities outside the target",
         ),
         ("Time an image", number(figures.get("seconds_per_image"), 2, " s"), ""),
     ]
@@ -272,7 +272,7 @@ def _stages(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return rows
 
 
-def _judgements(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _evaluations(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     by_round = {line["round"]: line for line in history if line.get("stage") == "judgement"}
     return [
         [

@@ -173,7 +173,7 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 {% endfor %}
 {% endif %}
 
-{% if parameters or stages or judgements or settings %}
+{% if parameters or stages or evaluations or settings %}
 <h2>The run</h2>
 {% endif %}
 {% if parameters %}
@@ -198,12 +198,12 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 </table></div>
 </details>
 {% endif %}
-{% if judgements %}
-<details><summary>Every judgement</summary>
+{% if evaluations %}
+<details><summary>Every evaluation</summary>
 <div class="box"><table>
   <thead><tr><th>Joint round</th><th>AUC, test</th><th>AUC, pooled</th><th>FID</th><th>KID</th><th>Flip rate</th></tr></thead>
   <tbody>
-  {% for row in judgements %}
+  {% for row in evaluations %}
   <tr>{% for cell in row %}<td>{{ figure(cell) }}</td>{% endfor %}</tr>
   {% endfor %}
   </tbody>

@@ -73,7 +73,7 @@ def as_batch(images: Images) -> NDArray[np.float32]:
     """Checks a batch of images and clips it to [0, 1].
 
     Returns:
-        (N, C, H, W) float32; what is not a number becomes black.
+        (N, C, H, W) float32; NaN becomes black.
 
     Raises:
         ValueError: if the shape is not (N ≥ 1, 1 or 3, H, W).

@@ -1,15 +1,14 @@
-"""Client-level differential privacy: the server noises each mean, so that no site's part shows.
+"""Client-level differential privacy: the server adds noise to each mean, which hides single sites.
 
-DP-FedAvg (arXiv 1710.06963, algorithm 1) with every site of equal weight. With Δ_k what site k
-changed in all weights of a stage, as one vector, and m the number of sites that are asked, the
-server's mean is
+DP-FedAvg (arXiv 1710.06963, algorithm 1) with equal weights. Δ_k is the change of site k in all
+weights of a stage, as one vector, and m the number of sites that are asked. The server's mean is
 
     θ + (Σ_k min(1, C / ‖Δ_k‖) Δ_k + σ C z) / m,   z ~ N(0, I)
 
-m is a constant: a site that is silent, or had nothing to train a component on, changed nothing.
-Whoever sees the global weights, but not what the sites sent, learns of a whole site only as much as
-the composed Gaussian mechanism allows. A site pays for every round, also for those that it was not
-drawn for, since who is drawn follows from the run's seed.
+m is a constant: a silent site, or one with nothing to train a component on, has Δ_k = 0. The
+guarantee of the composed Gaussian mechanism holds against a reader of the global weights, not
+against one of the sites' replies. Every round is charged to every site, drawn or not, since the
+run's seed determines the draw.
 """
 
 import json

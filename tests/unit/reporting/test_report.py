@@ -146,7 +146,7 @@ def test_a_null_in_the_summary_is_not_measured(folder: Path) -> None:
     given = summary(auc_macro=None, auc_per_class={"Mass": {"auc": None, "positives": 0}})
     (folder / "summary.json").write_text(json.dumps(given))
     page = Page(write_report(folder))
-    assert "0.861" not in page.text.split("Every judgement")[0]
+    assert "0.861" not in page.text.split("Every evaluation")[0]
     # The interval of a figure that is missing would claim what the card denies.
     assert "0.842" not in page.text
 
