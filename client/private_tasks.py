@@ -14,7 +14,7 @@ from torch import Tensor
 from client import latent_cache
 from client.privacy_budget import charge
 from client.site import Site
-from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.accounting.noisy_statistics import (
@@ -117,8 +117,7 @@ def joint_round(
                 settings.training.joint,
                 settings.privacy,
                 plan.mechanism(),
-                alphas_cumprod(settings.diffusion),
-                prediction=settings.diffusion.prediction,
+                DiffusionProcess.of(settings.diffusion),
                 steps=steps,
                 round_number=round_number,
                 rounds=settings.federation.num_rounds,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from client.latent_cache import kept_latents, validation_latents
 from client.site import Site
 from mediffusion_core.common.errors import RefusedError
 from mediffusion_core.common.hashing import derive_seed
-from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.evaluation.calibration import temperature_losses
 from mediffusion_core.evaluation.classification import (
     bootstrap_counts,
@@ -35,10 +36,12 @@ from mediffusion_core.messaging.protocol import (
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.training.adam_moments import load_moments, read_moments
 from mediffusion_core.training.autoencoder import autoencoder_optimizer, train_autoencoder
+from mediffusion_core.training.auxiliary import Auxiliary
 from mediffusion_core.training.fedbn import keep_own, normalisation_names, own_before, with_own
 from mediffusion_core.training.joint import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.local_report import LocalReport
+from mediffusion_core.training.local_round import LocalRound
 from mediffusion_core.training.scaffold import ControlVariate
 
 StateDict = Mapping[str, Tensor]
@@ -104,11 +107,7 @@ def autoencoder_round(
             optimizer,
             site.hospitals.train(site.index),
             settings.training.autoencoder,
-            precision=settings.training.precision,
-            round_number=round_number,
-            rounds=settings.federation.autoencoder_rounds,
-            seed=derive_seed(settings.seed, "autoencoder", site.name, round_number),
-            on_step=site.progress("autoencoder", round_number),
+            _local_round(site, "autoencoder", round_number),
         )
         metrics = _metrics(report, begun)
     trained: dict[str, StateDict] = {
@@ -159,16 +158,13 @@ def joint_round(
             optimizer,
             kept_latents(site),
             wanted,
-            alphas_cumprod(settings.diffusion),
-            prediction=settings.diffusion.prediction,
-            precision=settings.training.precision,
-            round_number=round_number,
-            rounds=settings.federation.num_rounds,
-            seed=derive_seed(settings.seed, "joint", site.name, round_number),
-            on_step=site.progress("joint", round_number),
-            label_counts=LabelCounts.of_arrays(counts) if counts else None,
-            teacher=teacher,
-            controls=list(controls.values()),
+            DiffusionProcess.of(settings.diffusion),
+            _local_round(site, "joint", round_number),
+            Auxiliary(
+                LabelCounts.of_arrays(counts) if counts else None,
+                teacher,
+                list(controls.values()),
+            ),
         )
         metrics = _metrics(report, begun)
     trained: dict[str, StateDict] = {
@@ -183,6 +179,15 @@ def joint_round(
         keep_own(site.folder, round_number, {name: values[name] for name in names})
     trained |= {name: control.mean_gradient() for name, control in controls.items()}
     return trained, metrics
+
+
+def _local_round(site: Site, stage: Literal["autoencoder", "joint"], number: int) -> LocalRound:
+    settings = site.settings
+    federation = settings.federation
+    rounds = federation.num_rounds if stage == "joint" else federation.autoencoder_rounds
+    seed = derive_seed(settings.seed, stage, site.name, number)
+    precision = settings.training.precision
+    return LocalRound(number, rounds, seed, precision, site.progress(stage, number))
 
 
 def _controls(

@@ -1,12 +1,13 @@
-"""Drawing latents of given labels: classifier guidance from noise on."""
+"""Sampling latents with given labels by classifier guidance."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mediffusion_core.common.timesteps import descending_timesteps
 from mediffusion_core.counterfactuals.guided_model import GuidedModel
 from mediffusion_core.diffusion.losses import classification_loss
-from mediffusion_core.diffusion.process import ddim_step
+from mediffusion_core.diffusion.samplers import ddim_step, denoise, sampling_levels
 
 
 def sample_labelled_latents(
@@ -18,17 +19,17 @@ def sample_labelled_latents(
     steps: int,
     scale: float,
 ) -> Tensor:
-    """Turns noise into latents that the head gives the labels to.
+    """Samples latents that the head classifies as the labels say.
 
     ε̂ ← ε̂ - s √(1 - ᾱ_t) ∇_{z_t} log p(y | z_t) (arXiv 2105.05233, algorithm 2), with deterministic
     DDIM steps. p is the head's at the noisy latent; of several findings it is the product over
-    those that are known. The head knows noise up to the level that it was trained at, and above
-    it is not asked; one that knows none is asked throughout.
+    the known ones. There is guidance only at noise levels on which the head was trained; a head
+    that was trained on clean latents alone guides at all of them.
 
     Args:
         model: Denoiser and head.
         noise: (B, c, h, w), standard normal.
-        labels: y (B, classes) in {0, 1}, NaN where anything may be.
+        labels: y (B, classes) in {0, 1}, NaN where a finding may be present or absent.
         multi_label: Whether the classes are independent.
         steps: Denoising steps.
         scale: s; 1 is Bayes' rule, more sharpens p.
@@ -36,22 +37,21 @@ def sample_labelled_latents(
     Returns:
         Scaled latents (B, c, h, w).
     """
-    alphas_cumprod = model.alphas_cumprod
-    timesteps = descending_timesteps(len(alphas_cumprod) - 1, steps)
-    asked, latents = set(model.asked(timesteps)), noise
-    for now, after in zip(timesteps, [*timesteps[1:], -1], strict=True):
-        alpha_bar = alphas_cumprod[now]
+    levels = sampling_levels(len(model.process), steps)
+    guided = set(model.guided(levels[:-1]))
+
+    def predict(latents: Tensor, timestep: int) -> Tensor:
         with torch.no_grad():
-            noise_pred = model.noise_pred(latents, now)
-        if now in asked:
-            slope = _log_likelihood_slope(model, latents, now, labels, multi_label)
-            noise_pred = noise_pred - scale * (1 - alpha_bar).sqrt() * slope
-        previous = alphas_cumprod[after] if after >= 0 else alphas_cumprod.new_ones(())
-        latents = ddim_step(latents, noise_pred, alpha_bar, previous)
-    return latents
+            noise_pred = model.noise_pred(latents, timestep)
+        if timestep not in guided:
+            return noise_pred
+        gradient = _log_likelihood_gradient(model, latents, timestep, labels, multi_label)
+        return noise_pred - scale * (1 - model.process.alpha_bar(timestep)).sqrt() * gradient
+
+    return denoise(predict, partial(ddim_step, model.process), noise, levels)
 
 
-def _log_likelihood_slope(
+def _log_likelihood_gradient(
     model: GuidedModel, latents: Tensor, timestep: int, labels: Tensor, multi_label: bool
 ) -> Tensor:
     """∇_{z_t} log p(y | z_t), (B, c, h, w)."""
@@ -60,5 +60,5 @@ def _log_likelihood_slope(
         loss = classification_loss(model.classify(inputs, timestep), labels, multi_label)
         if multi_label:  # the loss is the mean over the findings
             loss = loss * labels.shape[1]
-        (slope,) = torch.autograd.grad(-loss.sum(), inputs)
-    return slope.detach()
+        (gradient,) = torch.autograd.grad(-loss.sum(), inputs)
+    return gradient.detach()

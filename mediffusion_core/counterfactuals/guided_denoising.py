@@ -1,123 +1,100 @@
-"""A counterfactual's way back from noise: how hard a classifier's gradient pulls, and when not."""
+"""Denoising from the source's noise level under the gradient of a classifier."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mediffusion_core.counterfactuals.inversion import SourcePath
+from mediffusion_core.counterfactuals.inversion import SourceLatents
 from mediffusion_core.counterfactuals.target import Target
-from mediffusion_core.diffusion.process import predict_clean
-from mediffusion_core.diffusion.solvers import solver_steps
+from mediffusion_core.diffusion.process import CLEAN, DiffusionProcess
+from mediffusion_core.diffusion.samplers import denoise, solver
 from mediffusion_core.settings import CounterfactualSettings
 
-Pull = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""z_t (B, c, h, w) and t to ε̂ and to what is added to it, as `normalised_pull` gives it."""
 
-See = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""z_t (B, c, h, w) to ε̂ and to calibrated logits (B, C), differentiable."""
+class Guide(Protocol):
+    """A denoiser, and a classifier of noisy latents."""
+
+    @property
+    def process(self) -> DiffusionProcess:
+        """The noise process, on the latents' device."""
+
+    def noise_pred(self, latents: Tensor, timestep: int) -> Tensor:
+        """ε̂ (B, c, h, w) of z_t (B, c, h, w)."""
+
+    def noise_pred_and_logits(self, latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+        """ε̂ and calibrated logits (B, C) of z_t (B, c, h, w), differentiable."""
 
 
-def way_back(
-    alphas_cumprod: Tensor,
-    path: SourcePath,
-    mask: Tensor,
-    pull: Pull,
-    settings: CounterfactualSettings,
-) -> Tensor:
-    """From the path's noisiest level to clean latents (B, c, h, w), step by step.
+@dataclass(frozen=True)
+class Guidance:
+    """The target of the guidance, and the limits on the change."""
 
-    Outside the mask each step ends on the source's path (arXiv 2201.09865, eq. 8).
+    target: Target
+    source_logits: Mapping[int, Tensor]
+    """Logits (B, C) at which the other findings are preserved, by timestep; at the timesteps that
+    are not there nothing is guided."""
+    mask: Tensor
+    """Where the latents may differ from the source, (B, 1, h, w) or (1, 1, h, w) in [0, 1]."""
+    settings: CounterfactualSettings
 
-    Args:
-        alphas_cumprod: ᾱ (T,).
-        path: The source at every level.
-        mask: Where it may be left, (B, 1, h, w) or (1, 1, h, w) in [0, 1].
-        pull: Who denoises and pulls.
-        settings: Guidance.
+
+def guided_denoising(model: Guide, source: SourceLatents, guidance: Guidance) -> Tensor:
+    """From the source's noisiest level to the clean latents (B, c, h, w) of a counterfactual.
+
+    Outside the mask each step ends on the source's latents at that level (arXiv 2201.09865, eq. 8).
     """
-    current, source = path.latents[0], path.latents[-1]
-    taken = solver_steps(settings.solver, alphas_cumprod, path.timesteps)
-    for step, now in enumerate(path.timesteps):
-        noise_pred, pulled = pull(current, now)
-        alpha_bar = alphas_cumprod[now]
-        noise_pred = _pulled_noise(current, noise_pred, pulled, source, alpha_bar, settings)
-        current = taken(step, current, noise_pred)
-        current = mask * current + (1 - mask) * path.latents[step + 1]
-    return current
+    process, levels = model.process, list(source)
+    solve = solver(guidance.settings.solver, process, levels[:-1])
+
+    def predict(latents: Tensor, timestep: int) -> Tensor:
+        if timestep in guidance.source_logits:
+            noise_pred, gradient = guidance_gradient(model, latents, timestep, guidance)
+        else:
+            with torch.no_grad():
+                noise_pred = model.noise_pred(latents, timestep)
+            gradient = torch.zeros_like(latents)
+        scale = guidance.settings.scale * (1 - process.alpha_bar(timestep)).sqrt()
+        clean = process.predict_clean(latents, noise_pred + scale * gradient, timestep)
+        clean = clean + guidance.settings.closeness * (source[CLEAN] - clean)
+        return process.noise_between(latents, clean, timestep)
+
+    def step(latents: Tensor, noise_pred: Tensor, now: int, after: int) -> Tensor:
+        reached = solve(latents, noise_pred, now, after)
+        return guidance.mask * reached + (1 - guidance.mask) * source[after]
+
+    return denoise(predict, step, source[levels[0]], levels)
 
 
-def pulled_by(
-    see: See,
-    latents: Tensor,
-    target: Target,
-    source_logits: Tensor,
-    mask: Tensor,
-    settings: CounterfactualSettings,
+def guidance_gradient(
+    model: Guide, latents: Tensor, timestep: int, guidance: Guidance
 ) -> tuple[Tensor, Tensor]:
-    """ε̂ and the pull of a classifier's gradient at z_t, as `Pull` gives them.
-
-    Args:
-        see: Denoiser and classifier.
-        latents: z_t (B, c, h, w).
-        target: What the classifier should see.
-        source_logits: What the other findings are held at, (B, C).
-        mask: As `normalised_pull` takes it.
-        settings: Guidance.
-    """
+    """ε̂ of z_t (B, c, h, w), and the normalised gradient of the target's loss there."""
+    target, settings = guidance.target, guidance.settings
     with torch.enable_grad():
         inputs = latents.detach().requires_grad_(True)
-        noise_pred, logits = see(inputs)
-        loss = target.loss(logits, source_logits, settings.hold).sum()
+        noise_pred, logits = model.noise_pred_and_logits(inputs, timestep)
+        loss = target.loss(logits, guidance.source_logits[timestep], settings.hold).sum()
         (gradient,) = torch.autograd.grad(loss, inputs)
     confidence = target.confidence(target.probabilities(logits.detach()))
-    return noise_pred.detach(), normalised_pull(gradient, confidence, mask, settings)
+    unsure = confidence < (1 + settings.confidence) / 2
+    return noise_pred.detach(), normalised_gradient(gradient, unsure, guidance.mask)
 
 
-def normalised_pull(
-    gradient: Tensor, confidence: Tensor, mask: Tensor, settings: CounterfactualSettings
-) -> Tensor:
-    """The gradient within the mask at an RMS of 1, so that a scale means the same for every image.
+def normalised_gradient(gradient: Tensor, unsure: Tensor, mask: Tensor) -> Tensor:
+    """√d g/‖g‖ within the mask, so that a guidance scale means the same for every image.
 
     Args:
         gradient: g (B, c, h, w), of the target's loss.
-        confidence: What the classifier gives to the target, (B,); from half way between what the
-            settings ask of the result and certainty on, nothing pulls.
-        mask: (B, 1, h, w) or (1, 1, h, w) in [0, 1].
-        settings: Guidance.
+        unsure: Which images still need guidance, (B,); the others get none.
+        mask: (B, 1, h, w) or (1, 1, h, w) in [0, 1]; d is the number of values within.
 
     Returns:
-        √d g/‖g‖ with d the numbers within the mask, (B, c, h, w).
+        (B, c, h, w), with an RMS of 1 within the mask.
     """
     gradient = gradient * mask
     norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, 1, 1, 1)
     size = mask.flatten(1).sum(dim=1).reshape(-1, 1, 1, 1) * gradient.shape[1]
-    unsure = (confidence < (1 + settings.confidence) / 2).reshape(-1, 1, 1, 1)
-    return torch.where(unsure, gradient / norm * size.sqrt(), 0.0)
-
-
-def _pulled_noise(
-    latents: Tensor,
-    noise_pred: Tensor,
-    pull: Tensor,
-    source: Tensor,
-    alpha_bar: Tensor,
-    settings: CounterfactualSettings,
-) -> Tensor:
-    """ε̂ + s √(1 - ᾱ_t) · pull (arXiv 2105.05233, algorithm 2), with ẑ_0 nearer to the source.
-
-    Args:
-        latents: z_t (B, c, h, w).
-        noise_pred: ε̂.
-        pull: As `normalised_pull` gives it.
-        source: Clean latents, towards which ẑ_0 is moved by `settings.closeness`.
-        alpha_bar: ᾱ_t, a scalar.
-        settings: Guidance, with s.
-
-    Returns:
-        The noise that leads to that ẑ_0, (B, c, h, w).
-    """
-    noise_pred = noise_pred + settings.scale * (1 - alpha_bar).sqrt() * pull
-    clean = predict_clean(latents, noise_pred, alpha_bar)
-    clean = clean + settings.closeness * (source - clean)
-    return (latents - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
+    return torch.where(unsure.reshape(-1, 1, 1, 1), gradient / norm * size.sqrt(), 0.0)

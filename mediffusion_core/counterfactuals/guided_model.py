@@ -1,4 +1,4 @@
-"""The joint UNet with all that guidance has to know of how it was trained."""
+"""The joint UNet with what guidance needs: its noise process and how its head was trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,33 +7,30 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.diffusion.process import noise_from
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import JointUNet
-from mediffusion_core.settings import Prediction
 
 
 @dataclass(frozen=True)
 class GuidedModel:
-    """Denoiser and head, their noise process, and the noise that the head has seen."""
+    """Denoiser and head, their noise process, and the noise on which the head was trained."""
 
     network: JointUNet
     """In evaluation mode."""
-    alphas_cumprod: Tensor
-    """ᾱ (T,)."""
-    prediction: Prediction
-    """What the network predicts."""
+    process: DiffusionProcess
+    """On the network's device."""
     head_until: int
-    """The noisiest timestep on which the head was trained; 0 if on no noise."""
+    """The noisiest timestep on which the head was trained; 0 if on clean latents alone."""
     temperature: float = 1.0
-    """What its logits are divided by: with which its confidence in clean images is right."""
+    """Divisor of the logits, with which the head is calibrated on clean latents."""
 
-    def asked(self, timesteps: Sequence[int]) -> list[int]:
-        """The timesteps at which the head is asked: those that it was trained on.
+    def guided(self, timesteps: Sequence[int]) -> list[int]:
+        """The timesteps at which the head guides: those on which it was trained.
 
-        One that was trained on no noise is asked at all of them.
+        A head that was trained on clean latents alone guides at all of them.
 
         Raises:
-            UserError: if it was trained on noise, but not on as much as the least of them.
+            UserError: if the head was trained on noise, but at none of the timesteps.
         """
         if not self.head_until:
             return list(timesteps)
@@ -48,20 +45,19 @@ class GuidedModel:
     def noise_pred(self, latents: Tensor, timestep: int) -> Tensor:
         """ε̂ (B, c, h, w) of z_t (B, c, h, w)."""
         output = self.network.denoise(latents, _each(latents, timestep))
-        return noise_from(output, latents, self.alphas_cumprod[timestep], self.prediction)
+        return self.process.noise_pred(output, latents, timestep)
+
+    def noise_pred_and_logits(self, latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+        """ε̂ (B, c, h, w) and calibrated logits (B, C) from one pass through the encoder."""
+        output, logits = self.network(latents, _each(latents, timestep))
+        return self.process.noise_pred(output, latents, timestep), logits / self.temperature
 
     def classify(self, latents: Tensor, timestep: int) -> Tensor:
         """Calibrated logits (B, C) of z_t (B, c, h, w)."""
         return self.classify_uncalibrated(latents, timestep) / self.temperature
 
-    def noise_pred_and_logits(self, latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-        """ε̂ and calibrated logits from one pass through the encoder."""
-        output, logits = self.network(latents, _each(latents, timestep))
-        alpha_bar = self.alphas_cumprod[timestep]
-        return noise_from(output, latents, alpha_bar, self.prediction), logits / self.temperature
-
     def classify_uncalibrated(self, latents: Tensor, timestep: int) -> Tensor:
-        """Logits (B, C) of z_t (B, c, h, w) as the head gives them."""
+        """The head's logits (B, C) of z_t (B, c, h, w)."""
         return self.network.classify(latents, _each(latents, timestep))
 
 

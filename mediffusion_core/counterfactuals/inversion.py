@@ -1,7 +1,6 @@
-"""The source image at every noise level of a counterfactual's way back."""
+"""The source image at the noise levels of a counterfactual, and what the head predicts there."""
 
-from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,81 +8,88 @@ from torch import Tensor
 
 from mediffusion_core.counterfactuals.guided_model import GuidedModel
 from mediffusion_core.counterfactuals.target import Target
-from mediffusion_core.diffusion.process import add_noise, ddim_step
+from mediffusion_core.diffusion.process import CLEAN, DiffusionProcess
+from mediffusion_core.diffusion.samplers import ddim_step, trajectory
+from mediffusion_core.settings import CounterfactualSettings
+
+SourceLatents = dict[int, Tensor]
+"""The source's latents (B, c, h, w) by noise level, the noisiest first, the last one `CLEAN`."""
 
 
-@dataclass(frozen=True)
-class SourcePath:
-    """What the source looks like at each of the K noise levels, the noisiest first."""
+def source_latents(
+    model: GuidedModel, latents: Tensor, settings: CounterfactualSettings
+) -> SourceLatents:
+    """The source at every noise level that the settings visit: inverted, or noised.
 
-    timesteps: list[int]
-    latents: list[Tensor]
-    """K + 1 times (B, c, h, w); the last is the clean source."""
+    Args:
+        model: The denoiser.
+        latents: Clean latents of the source (B, c, h, w).
+        settings: Noise levels, and how to reach them.
+    """
+    timesteps = settings.timesteps(len(model.process))
+    if settings.inversion:
+        return inverted_latents(model, latents, timesteps)
+    return noised_latents(model.process, latents, timesteps, settings.noise_seed)
 
 
 @torch.no_grad()
-def inverted_path(model: GuidedModel, latents: Tensor, timesteps: list[int]) -> SourcePath:
+def inverted_latents(model: GuidedModel, latents: Tensor, timesteps: list[int]) -> SourceLatents:
     """DDIM run backwards, from the clean latents up (arXiv 2010.02502, section 4.3).
 
-    Without guidance the way back along the same levels leads to the source.
+    Without guidance, denoising along the same levels leads back to the source.
     """
-    found, current, levels = [latents], latents, model.alphas_cumprod
-    for now, after in pairwise([0, *reversed(timesteps)]):
-        noise_pred = model.noise_pred(current, now)
-        if now == 0:
-            current = add_noise(latents, noise_pred, levels[after])
-        else:
-            current = ddim_step(current, noise_pred, levels[now], levels[after])
-        found.append(current)
-    return SourcePath(timesteps, found[::-1])
+    levels = [CLEAN, *reversed(timesteps)]
+
+    def predict(current: Tensor, level: int) -> Tensor:
+        return model.noise_pred(current, max(level, 0))
+
+    step = partial(ddim_step, model.process)
+    reached = list(trajectory(predict, step, latents, levels))
+    return {**dict(zip(timesteps, reversed(reached), strict=True)), CLEAN: latents}
 
 
-def noised_path(
-    alphas_cumprod: Tensor, latents: Tensor, timesteps: list[int], seed: int
-) -> SourcePath:
-    """The source through one drawn noise at every level, the same noise for every image."""
+def noised_latents(
+    process: DiffusionProcess, latents: Tensor, timesteps: list[int], seed: int
+) -> SourceLatents:
+    """The source with the same drawn noise at every level and for every image."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape[1:], generator=generator).to(latents.device)
     noise = noise.expand_as(latents)
-    noised = [add_noise(latents, noise, alphas_cumprod[t]) for t in timesteps]
-    return SourcePath(timesteps, [*noised, latents])
+    return {**{t: process.add_noise(latents, noise, t) for t in timesteps}, CLEAN: latents}
 
 
-def logits_along(
-    model: GuidedModel, path: SourcePath, target: Target
+@torch.no_grad()
+def source_logits(model: GuidedModel, source: SourceLatents) -> dict[int, Tensor]:
+    """The head's logits (B, C) of the source at each timestep at which it guides."""
+    return {t: model.classify(source[t], t) for t in _guided(model, source)}
+
+
+def logits_and_saliency(
+    model: GuidedModel, source: SourceLatents, target: Target
 ) -> tuple[dict[int, Tensor], Tensor]:
-    """What the head says of the source at each level that it knows, and where it looks.
+    """The logits of `source_logits`, and which positions of the source change them.
 
-    Where it looks for the target is the gradient of the target's loss by the latent, its length
-    over channels normalised to a mean of 1 an image at each level and averaged over the levels.
+    The saliency is the gradient of the target's loss by the latent: its norm over channels, divided
+    by its mean over the image at each level, and averaged over the levels.
 
     Returns:
         Logits (B, C) by timestep, and the saliency (B, 1, h, w).
     """
     logits, total = {}, torch.zeros(())
-    for now, latents in _known(model, path):
+    for timestep in _guided(model, source):
         with torch.enable_grad():
-            inputs = latents.detach().requires_grad_(True)
-            seen = model.classify(inputs, now)
-            (gradient,) = torch.autograd.grad(target.loss(seen, None).sum(), inputs)
+            inputs = source[timestep].detach().requires_grad_(True)
+            found = model.classify(inputs, timestep)
+            (gradient,) = torch.autograd.grad(target.loss(found, None).sum(), inputs)
         length = gradient.norm(dim=1, keepdim=True)  # (B, 1, h, w)
         mean = length.mean(dim=(2, 3), keepdim=True).clamp(min=1e-12)
-        logits[now] = seen.detach()
+        logits[timestep] = found.detach()
         total = total + length / mean
     return logits, total / len(logits)
 
 
-@torch.no_grad()
-def seen_along(model: GuidedModel, path: SourcePath) -> dict[int, Tensor]:
-    """What the head says of the source at each level that it knows: logits (B, C) by timestep."""
-    return {now: model.classify(latents, now) for now, latents in _known(model, path)}
-
-
-def _known(model: GuidedModel, path: SourcePath) -> list[tuple[int, Tensor]]:
-    """The path at the levels at which the head is asked, with their timesteps."""
-    asked = set(model.asked(path.timesteps))
-    levels = zip(path.timesteps, path.latents, strict=False)
-    return [(now, latents) for now, latents in levels if now in asked]
+def _guided(model: GuidedModel, source: SourceLatents) -> list[int]:
+    return model.guided([level for level in source if level != CLEAN])
 
 
 def change_mask(saliency: Tensor, threshold: float) -> Tensor:

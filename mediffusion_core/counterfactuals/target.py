@@ -1,4 +1,4 @@
-"""What a counterfactual is asked to be, in the classifier's terms."""
+"""The target of a counterfactual: how the classifier should classify it."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from mediffusion_core.models import class_probabilities
 
 @dataclass(frozen=True)
 class Target:
-    """What the classifier should see: one class an image, or several findings present or absent."""
+    """One class for each image, or several findings that are to be present or absent."""
 
     index: Tensor
     """Classes to change, (B,) or (B, k) integers; with exclusive classes one an image."""
     present: Tensor
-    """Whether each should be there afterwards, booleans of that shape; all true if exclusive."""
+    """Whether each is to be present, booleans of that shape; all true if exclusive."""
     multi_label: bool
 
     def to(self, device: torch.device) -> "Target":
@@ -41,21 +41,23 @@ class Target:
         return ((logits.gather(1, self._index) > 0) == self._present).all(dim=1)
 
     def confidence(self, probabilities: Tensor) -> Tensor:
-        """What the probabilities (B, C) give to the wish, (B,); of several, the least sure one."""
+        """The target's probability (B,), given that of each class (B, C); of several the least."""
         asked = probabilities.gather(1, self._index)
         return torch.where(self._present, asked, 1 - asked).amin(dim=1)
 
-    def loss(self, logits: Tensor, source_logits: Tensor | None, hold: float = 1.0) -> Tensor:
-        """Cross-entropy to the target, with the other findings held where the source has them.
+    def loss(
+        self, logits: Tensor, source_logits: Tensor | None, preserve_weight: float = 1.0
+    ) -> Tensor:
+        """Cross-entropy to the target, with a term that preserves the other findings.
 
-        Σ_k BCE(l_k, y_k) over the classes to change + `hold` Σ_j BCE(l_j, σ(l_j of the source))
-        over the others: its gradient is p_j - p_j of the source, nothing where nothing has moved.
-        With exclusive classes it is the softmax's cross-entropy, which holds nothing.
+        Σ_k BCE(l_k, y_k) over the classes to change + w Σ_j BCE(l_j, σ(l_j of the source)) over the
+        others. The gradient of the second term by l_j is w (p_j - p_j of the source), which is 0 as
+        long as p_j has not changed. With exclusive classes it is the cross-entropy of the softmax.
 
         Args:
             logits: (B, C).
-            source_logits: What the others are held at, (B, C); None leaves them free.
-            hold: Weight of the others.
+            source_logits: Logits of the source, (B, C); None leaves the others free.
+            preserve_weight: w.
 
         Returns:
             (B,).
@@ -65,11 +67,13 @@ class Target:
         asked = F.binary_cross_entropy_with_logits(
             logits.gather(1, self._index), self._present.to(logits.dtype), reduction="none"
         ).sum(dim=1)
-        if source_logits is None or not hold:
+        if source_logits is None or not preserve_weight:
             return asked
-        held = F.binary_cross_entropy_with_logits(logits, source_logits.sigmoid(), reduction="none")
-        others = held.masked_fill(self.named(logits.shape[1]), 0.0).sum(dim=1)
-        return asked + hold * others
+        preserved = F.binary_cross_entropy_with_logits(
+            logits, source_logits.sigmoid(), reduction="none"
+        )
+        others = preserved.masked_fill(self.named(logits.shape[1]), 0.0).sum(dim=1)
+        return asked + preserve_weight * others
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities (B, C) of logits (B, C), as calibrated as these are."""

@@ -39,7 +39,7 @@ def class_indices(names: Sequence[str], classes: Sequence[str], multi_label: boo
     return indices
 
 
-def wish_for(
+def target_for(
     indices: Sequence[int], probabilities: Tensor, multi_label: bool, present: bool | None = None
 ) -> Target:
     """The target of each image.
@@ -48,8 +48,8 @@ def wish_for(
         indices: The k classes to change; one if the classes are exclusive.
         probabilities: The model's probabilities of the images, (B, classes).
         multi_label: Whether the classes are independent.
-        present: Whether the counterfactual should have the classes. By default a finding is removed
-            where its probability is at least 0.5, and added elsewhere.
+        present: Whether the classes are to be present. By default a finding is removed where its
+            probability is at least 0.5, and added elsewhere.
 
     Raises:
         UserError: an exclusive class is to be absent, which leaves open which one is to be present.

@@ -1,43 +1,26 @@
-"""Losses of the two stages, one value a sample; who averages, divides by a constant."""
+"""Losses of the two stages, one value for each sample.
+
+Callers divide sums over a batch by a constant: a divisor that depends on the batch would couple the
+samples and void the bound of DP-SGD.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mediffusion_core.settings import Prediction
-
 
 def diffusion_loss(output: Tensor, target: Tensor) -> Tensor:
-    """‖ε̂ - ε‖² / (c·h·w), or of v or z_0, one value a sample (B,) (2006.11239, eq. 14)."""
+    """‖ε̂ - ε‖² / (c·h·w), or the same of v or z_0, (B,) (arXiv 2006.11239, eq. 14)."""
     return (output - target).square().flatten(1).mean(dim=1)
 
 
-def min_snr_weight(alpha_bar: Tensor, prediction: Prediction, gamma: float) -> Tensor:
-    """Weight of each sample's diffusion loss that keeps easy noise levels from ruling, (B,).
-
-    min(SNR_t, γ) on the error of ẑ_0, with SNR_t = ᾱ_t / (1 - ᾱ_t). An error of ε is SNR_t times
-    that of z_0 and one of v SNR_t + 1 times, so these are divided out (arXiv 2303.09556,
-    section 3.4).
-
-    Args:
-        alpha_bar: ᾱ_t (B,).
-        prediction: What the network predicts.
-        gamma: γ; the source takes 5.
-    """
-    snr = alpha_bar / (1 - alpha_bar)
-    clipped = snr.clamp(max=gamma)
-    if prediction == "epsilon":
-        return clipped / snr
-    return clipped / (snr + 1) if prediction == "velocity" else clipped
-
-
 def classification_loss(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
-    """Cross-entropy of one sample, (B,): binary over the known findings, or categorical.
+    """Cross-entropy of each sample, (B,): binary over the known findings, or categorical.
 
     Args:
         logits: (B, C).
         targets: (B, C) in {0, 1}, NaN where a label is missing; one-hot if not `multi_label`.
-        multi_label: Findings are independent (ChestX-ray14), not exclusive (ISIC).
+        multi_label: Whether the classes are independent (ChestX-ray14) or exclusive (ISIC).
 
     Returns:
         The mean over the C findings with missing ones counted as 0, or the categorical

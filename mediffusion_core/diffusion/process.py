@@ -1,105 +1,114 @@
-"""The forward process q(z_t | z_0) and its inverse relations, in the symbols of DDPM.
+"""The noise process: q(z_t | z_0), what a network predicts of z_t, and how one converts to another.
 
-ᾱ_t is `alphas_cumprod`. All latents are (B, c, h, w), all timesteps (B,) integers.
+The symbols are those of DDPM (arXiv 2006.11239): ᾱ_t is `alphas_cumprod`, z_0 the clean latent.
 """
+
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from mediffusion_core.settings import DiffusionSettings, Prediction
 
+CLEAN = -1
+"""The level below the first timestep, z_0 itself: ᾱ is 1 there."""
 
-def alphas_cumprod(settings: DiffusionSettings) -> Tensor:
-    """ᾱ_t = Π (1 - β_s) for s ≤ t, with β linear in its square root; (T,) float32.
+Level = int | Tensor
+"""A timestep for all latents of a batch, or `CLEAN`; or a timestep for each, (B,) integers."""
 
-    Source: arXiv 2006.11239, section 2; the schedule of arXiv 2112.10752.
+
+@dataclass(frozen=True, eq=False)
+class DiffusionProcess:
+    """The noise schedule, and what the network predicts.
+
+    Latents, noise and predictions are (B, c, h, w), on the device of `alphas_cumprod`.
     """
-    roots = torch.linspace(
-        settings.beta_start**0.5, settings.beta_end**0.5, settings.timesteps, dtype=torch.float64
-    )
-    return torch.cumprod(1 - roots.square(), dim=0).float()
 
+    alphas_cumprod: Tensor
+    """ᾱ (T,)."""
+    prediction: Prediction
+    """What the network is trained to predict."""
 
-def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """z_t = √ᾱ_t z_0 + √(1 - ᾱ_t) ε (arXiv 2006.11239, eq. 4); `alpha_bar` is (B,)."""
-    alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
-    return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+    @classmethod
+    def of(cls, settings: DiffusionSettings) -> Self:
+        """ᾱ_t = Π (1 - β_s) for s ≤ t, with β linear in its square root; float32.
 
+        Source: arXiv 2006.11239, section 2; the schedule of arXiv 2112.10752.
+        """
+        start, end = settings.beta_start**0.5, settings.beta_end**0.5
+        roots = torch.linspace(start, end, settings.timesteps, dtype=torch.float64)
+        return cls(torch.cumprod(1 - roots.square(), dim=0).float(), settings.prediction)
 
-def predict_clean(latents: Tensor, noise_pred: Tensor, alpha_bar: Tensor) -> Tensor:
-    """ẑ_0 = (z_t - √(1 - ᾱ_t) ε̂) / √ᾱ_t (arXiv 2006.11239, eq. 15); `alpha_bar` is (B,)."""
-    alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
-    return (latents - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
+    def to(self, device: torch.device) -> Self:
+        """The same process on another device."""
+        return type(self)(self.alphas_cumprod.to(device), self.prediction)
 
+    @property
+    def device(self) -> torch.device:
+        """Where latents must be."""
+        return self.alphas_cumprod.device
 
-def velocity(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """v_t = √ᾱ_t ε - √(1 - ᾱ_t) z_0 (arXiv 2202.00512, appendix D); `alpha_bar` is (B,)."""
-    alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
-    return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
+    def __len__(self) -> int:
+        """T, the number of timesteps."""
+        return len(self.alphas_cumprod)
 
+    def alpha_bar(self, level: Level) -> Tensor:
+        """ᾱ at a level, (1, 1, 1, 1), or at the levels of a batch, (B, 1, 1, 1)."""
+        if isinstance(level, Tensor):
+            values = self.alphas_cumprod[level.to(self.device)]
+        elif level == CLEAN:
+            values = self.alphas_cumprod.new_ones(())
+        else:
+            values = self.alphas_cumprod[level]
+        return values.reshape(-1, 1, 1, 1)
 
-def prediction_target(
-    latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction
-) -> Tensor:
-    """What the network should give for z_t: ε, v_t or z_0, (B, c, h, w)."""
-    if prediction == "epsilon":
-        return noise
-    return velocity(latents, noise, alpha_bar) if prediction == "velocity" else latents
+    def add_noise(self, latents: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """z_t = √ᾱ_t z_0 + √(1 - ᾱ_t) ε (arXiv 2006.11239, eq. 4)."""
+        alpha_bar = self.alpha_bar(level)
+        return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
 
+    def predict_clean(self, latents: Tensor, noise_pred: Tensor, level: Level) -> Tensor:
+        """ẑ_0 = (z_t - √(1 - ᾱ_t) ε̂) / √ᾱ_t (arXiv 2006.11239, eq. 15)."""
+        alpha_bar = self.alpha_bar(level)
+        return (latents - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
 
-def noise_from(
-    output: Tensor, latents: Tensor, alpha_bar: Tensor, prediction: Prediction
-) -> Tensor:
-    """ε̂ from what the network predicts, so that one sampler and one guidance serve all.
+    def noise_between(self, latents: Tensor, clean: Tensor, level: Level) -> Tensor:
+        """ε = (z_t - √ᾱ_t z_0) / √(1 - ᾱ_t), the noise that leads from z_0 to z_t (eq. 4)."""
+        alpha_bar = self.alpha_bar(level)
+        return (latents - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
 
-    ε̂ itself; from the velocity √ᾱ_t v̂ + √(1 - ᾱ_t) z_t; from the clean sample
-    (z_t - √ᾱ_t ẑ_0) / √(1 - ᾱ_t).
+    def target(self, clean: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """What the network should predict of z_t: ε, z_0, or v_t = √ᾱ_t ε - √(1 - ᾱ_t) z_0.
 
-    Args:
-        output: The network's output (B, c, h, w).
-        latents: z_t (B, c, h, w), its input.
-        alpha_bar: ᾱ_t (B,).
-        prediction: What the network was trained to predict.
-    """
-    if prediction == "epsilon":
-        return output
-    alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
-    if prediction == "sample":
-        return (latents - alpha_bar.sqrt() * output) / (1 - alpha_bar).sqrt()
-    return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
+        v is defined in arXiv 2202.00512, appendix D.
+        """
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "sample":
+            return clean
+        alpha_bar = self.alpha_bar(level)
+        return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
 
+    def noise_pred(self, output: Tensor, latents: Tensor, level: Level) -> Tensor:
+        """ε̂ of z_t from the network's output; of v̂ it is √ᾱ_t v̂ + √(1 - ᾱ_t) z_t."""
+        if self.prediction == "epsilon":
+            return output
+        if self.prediction == "sample":
+            return self.noise_between(latents, output, level)
+        alpha_bar = self.alpha_bar(level)
+        return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
 
-def ddim_step(latents: Tensor, noise_pred: Tensor, alpha_bar: Tensor, previous: Tensor) -> Tensor:
-    """z_s = √ᾱ_s ẑ_0 + √(1 - ᾱ_s) ε̂, deterministic (arXiv 2010.02502, eq. 12 with σ = 0).
+    def min_snr_weight(self, level: Level, gamma: float) -> Tensor:
+        """Weights of the diffusion losses at the levels of a batch, (B,).
 
-    Args:
-        latents: z_t (B, c, h, w).
-        noise_pred: ε̂ (B, c, h, w).
-        alpha_bar: ᾱ_t (B,).
-        previous: ᾱ_s (B,) of the less noisy level; 1 for the clean image.
-    """
-    return add_noise(predict_clean(latents, noise_pred, alpha_bar), noise_pred, previous)
-
-
-def ddpm_step(latents: Tensor, noise_pred: Tensor, noise: Tensor, alphas: Tensor, t: int) -> Tensor:
-    """A draw of z_{t-1} from the posterior given z_t and ẑ_0, with variance β̃_t.
-
-    z_{t-1} = √ᾱ_{t-1} β_t / (1 - ᾱ_t) ẑ_0 + √α_t (1 - ᾱ_{t-1}) / (1 - ᾱ_t) z_t + √β̃_t n
-    (arXiv 2006.11239, eq. 7); at t = 0 it is ẑ_0.
-
-    Args:
-        latents: z_t (B, c, h, w).
-        noise_pred: ε̂ (B, c, h, w).
-        noise: n (B, c, h, w), standard normal.
-        alphas: ᾱ of all steps (T,).
-        t: The step.
-    """
-    alpha_bar = alphas[t]
-    previous = alphas[t - 1] if t else alphas.new_ones(())
-    alpha = alpha_bar / previous
-    clean = predict_clean(latents, noise_pred, alpha_bar)
-    mean = (previous.sqrt() * (1 - alpha) * clean + alpha.sqrt() * (1 - previous) * latents) / (
-        1 - alpha_bar
-    )
-    variance = (1 - previous) / (1 - alpha_bar) * (1 - alpha)
-    return mean + variance.sqrt() * noise
+        min(SNR_t, γ) on the error of ẑ_0, with SNR_t = ᾱ_t / (1 - ᾱ_t): without it the levels of
+        little noise dominate the gradient. An error of ε is SNR_t times that of z_0 and one of v
+        SNR_t + 1 times, so these are divided out (arXiv 2303.09556, section 3.4; γ = 5 there).
+        """
+        alpha_bar = self.alpha_bar(level).flatten()
+        snr = alpha_bar / (1 - alpha_bar)
+        clipped = snr.clamp(max=gamma)
+        if self.prediction == "epsilon":
+            return clipped / snr
+        return clipped if self.prediction == "sample" else clipped / (snr + 1)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.losses import classification_loss, diffusion_loss
-from mediffusion_core.diffusion.process import add_noise, prediction_target
 from mediffusion_core.inference.joint_model import TrainedModel
 
 FALSE_POSITIVE_RATE = 0.01
@@ -102,7 +101,8 @@ def diffusion_losses(
 ) -> Tensor:
     """Each image's diffusion loss, averaged over `NOISE_LEVELS`, (n,)."""
     generator = torch.Generator().manual_seed(seed)
-    steps = len(model.alphas_cumprod)
+    process = model.process
+    steps = len(process)
     levels = [min(steps - 1, round(level * steps)) for level in NOISE_LEVELS]
 
     def loss(latents: Tensor) -> Tensor:
@@ -110,11 +110,8 @@ def diffusion_losses(
         for level in levels:
             t = torch.full((len(latents),), level, device=latents.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-            alpha_bar = model.alphas_cumprod[t]
-            target = prediction_target(
-                latents, noise, alpha_bar, model.settings.diffusion.prediction
-            )
-            output = model.joint.denoise(add_noise(latents, noise, alpha_bar), t)
+            target = process.target(latents, noise, level)
+            output = model.joint.denoise(process.add_noise(latents, noise, level), t)
             total += diffusion_loss(output, target).cpu()
         return total / len(levels)
 

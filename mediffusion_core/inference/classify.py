@@ -1,4 +1,4 @@
-"""From latents to logits, blind to how an image was held where that is asked, to probabilities."""
+"""From latents to logits, averaged over noise levels and over orientations where asked."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mediffusion_core.diffusion.process import add_noise
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models.unet import JointUNet
 
 BATCH = 128
@@ -14,42 +14,36 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class ClassifierView:
-    """At which noise level a classifier looks at a latent, and through which noise.
+    """A noise level at which latents are classified, and the noise that is added.
 
-    All latents are seen through the same noise, so that what is said of an image does not depend on
-    those that it is given with.
+    All latents get the same noise, so that an image's logits do not depend on the other images of
+    its batch.
     """
 
     timestep: int
-    alpha_bar: Tensor
-    """ᾱ_t, a scalar."""
+    process: DiffusionProcess
     noise: Tensor
     """(c, h, w)."""
 
-    def through(self, latents: Tensor) -> Tensor:
-        """The latents (B, c, h, w) at this noise level; at the first, taken as clean, unchanged."""
+    def noised(self, latents: Tensor) -> Tensor:
+        """The latents (B, c, h, w) at this noise level; unchanged at timestep 0."""
         if not self.timestep:
             return latents
-        noise = self.noise.to(latents.device)
-        return add_noise(latents, noise, self.alpha_bar.to(latents.device).expand(len(latents)))
+        process = self.process.to(latents.device)
+        return process.add_noise(latents, self.noise.to(latents.device), self.timestep)
 
 
-CLEAN = (ClassifierView(0, torch.ones(()), torch.zeros(())),)
-"""At the latent as it is, and nowhere else."""
-
-
-def looks(
+def classifier_views(
     fractions: Sequence[float],
-    alphas_cumprod: Tensor,
+    process: DiffusionProcess,
     latent_shape: tuple[int, int, int],
     seed: int,
 ) -> list[ClassifierView]:
-    """One look for each noise level, given as fractions of T, through noise drawn by a seed."""
+    """One view for each noise level, given as fractions of T, with noise drawn by a seed."""
     generator = torch.Generator().manual_seed(seed)
-    last = len(alphas_cumprod) - 1
-    timesteps = [round(fraction * last) for fraction in fractions]
+    timesteps = [round(fraction * (len(process) - 1)) for fraction in fractions]
     return [
-        ClassifierView(t, alphas_cumprod[t], torch.randn(latent_shape, generator=generator))
+        ClassifierView(t, process, torch.randn(latent_shape, generator=generator))
         for t in timesteps
     ]
 
@@ -60,19 +54,19 @@ def classify_latents(
     latents: Tensor,
     *,
     orientation_free: bool,
-    at: Sequence[ClassifierView] = CLEAN,
+    views: Sequence[ClassifierView] = (),
 ) -> Tensor:
-    """Logits of clean latents, in batches, averaged over the looks.
+    """Logits of clean latents, in batches, averaged over the views.
 
     Args:
         joint: In evaluation mode.
         latents: (N, c, s, s), on any device.
-        orientation_free: Average over the eight symmetries of the square. A classifier that no
-            turn and no mirror can sway is the mean of its values over the group (group averaging,
-            arXiv 2110.03336); for a convolutional encoder a turned latent is nearly the latent
-            of the turned image.
-        at: Noise levels, at least one. Averaging over noised copies is randomized smoothing
-            (arXiv 1902.02918), here with a classifier that knows how noisy what it sees is.
+        orientation_free: Average over the eight symmetries of the square, which makes the logits
+            invariant under turns and mirrors (group averaging, arXiv 2110.03336); for a
+            convolutional encoder a turned latent is nearly the latent of the turned image.
+        views: Noise levels; the clean latents where there are none. Averaging over noised copies is
+            randomized smoothing (arXiv 1902.02918), here with a classifier that is given the noise
+            level.
 
     Returns:
         (N, classes), on the CPU.
@@ -80,17 +74,25 @@ def classify_latents(
     device = next(joint.parameters()).device
     parts = []
     for part in latents.split(BATCH):
-        views = list(symmetries(part)) if orientation_free else [part]
+        orientations = list(symmetries(part)) if orientation_free else [part]
         logits = [
-            joint.classify(
-                look.through(view.float().to(device)),
-                torch.full((len(view),), look.timestep, device=device),
-            )
-            for view in views
-            for look in at
+            joint.classify(*view)
+            for turned in orientations
+            for view in _viewed(turned.float().to(device), views)
         ]
         parts.append(torch.stack(logits).mean(dim=0).cpu())
     return torch.cat(parts)
+
+
+def _viewed(
+    latents: Tensor, views: Sequence[ClassifierView]
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Latents (B, c, h, w) and timesteps (B,) of each view; the latents alone without views."""
+    if not views:
+        yield latents, None
+    for view in views:
+        timesteps = torch.full((len(latents),), view.timestep, device=latents.device)
+        yield view.noised(latents), timesteps
 
 
 def symmetries(latents: Tensor) -> Iterator[Tensor]:

@@ -1,7 +1,8 @@
-"""A trained model on disk, and what it can do with images: classify, sample, explain."""
+"""A trained model: it is saved and loaded, and it classifies, samples and explains images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -12,14 +13,14 @@ from torch import Tensor
 from mediffusion_core.common.component_folder import read_folder, write_folder
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
-from mediffusion_core.counterfactuals.baselines.mediffusion import reference_counterfactual_latents
+from mediffusion_core.counterfactuals.baselines.mediffusion import mediffusion_latents
 from mediffusion_core.counterfactuals.compose import counterfactual_latents
 from mediffusion_core.counterfactuals.guided_model import GuidedModel
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.data.augmentation import turns_and_flips
-from mediffusion_core.diffusion.process import alphas_cumprod
-from mediffusion_core.diffusion.samplers import sample_latents
-from mediffusion_core.inference.classify import classify_latents, looks
+from mediffusion_core.diffusion.process import DiffusionProcess
+from mediffusion_core.diffusion.samplers import ddim_step, denoise, sampling_levels
+from mediffusion_core.inference.classify import classifier_views, classify_latents
 from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.models import JointUNet, LatentCodec, class_probabilities, untrained_codec
 from mediffusion_core.settings import CounterfactualSettings, Settings
@@ -37,17 +38,17 @@ class TrainedModel:
     codec: LatentCodec
     joint: JointUNet
     temperature: float = 1.0
-    """What logits are divided by before they become probabilities; 1 leaves them as they are."""
+    """Divisor of the logits of calibrated probabilities; 1 where nothing is calibrated."""
 
     def __post_init__(self) -> None:
-        """Puts both networks into evaluation mode and computes the noise schedule."""
+        """Puts both networks into evaluation mode and makes the noise process."""
         self.codec.eval()
         self.joint.eval()
-        self.alphas_cumprod = alphas_cumprod(self.settings.diffusion).to(self.device)
+        self.process = DiffusionProcess.of(self.settings.diffusion).to(self.device)
 
     @property
     def device(self) -> torch.device:
-        """Where the networks stand."""
+        """Of both networks."""
         return self.codec.mean.device
 
     @torch.no_grad()
@@ -62,12 +63,9 @@ class TrainedModel:
 
     @property
     def guided(self) -> GuidedModel:
-        """The joint UNet as guidance knows it."""
-        diffusion = self.settings.diffusion
-        until = self.settings.training.joint.classified_until(diffusion.timesteps)
-        return GuidedModel(
-            self.joint, self.alphas_cumprod, diffusion.prediction, until, self.temperature
-        )
+        """The joint UNet with its noise process, as guidance takes it."""
+        until = self.settings.training.joint.classified_until(len(self.process))
+        return GuidedModel(self.joint, self.process, until, self.temperature)
 
     def logits(self, latents: Tensor) -> Tensor:
         """Logits (N, classes) of clean latents (N, c, h, w), on the CPU."""
@@ -88,7 +86,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """What the head reads of clean images (N, C, H, W): pooled maps (N, F), on the CPU."""
+        """The head's pooled inputs (N, F) for clean images (N, C, H, W), on the CPU."""
         found: list[Tensor] = []
         pooling = self.joint.head.get_submodule("pooling")
         hook = pooling.register_forward_hook(
@@ -102,7 +100,7 @@ class TrainedModel:
         return torch.cat(found)
 
     def refuse_to_draw(self) -> None:
-        """Refuses what needs a denoiser where nobody has trained it.
+        """Refuses to draw with an untrained denoiser.
 
         Raises:
             UserError: if the diffusion loss had no weight.
@@ -110,7 +108,7 @@ class TrainedModel:
         self._refuse_untrained("draws", "denoiser", "diffusion_weight")
 
     def refuse_to_classify(self) -> None:
-        """Refuses what needs a classifier where nobody has trained it.
+        """Refuses to classify with an untrained classifier.
 
         Raises:
             UserError: if the classification loss had no weight.
@@ -133,22 +131,25 @@ class TrainedModel:
         self.refuse_to_draw()
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(count, *self.settings.latent_shape, generator=generator)
+        levels = sampling_levels(len(self.process), steps)
+        step = partial(ddim_step, self.process)
         parts = [
-            sample_latents(
-                self.joint,
-                self.alphas_cumprod,
-                part.to(self.device),
-                steps,
-                self.settings.diffusion.prediction,
-            )
+            denoise(self._noise_pred, step, part.to(self.device), levels)
             for part in noise.split(BATCH)
         ]
         return self.decode(torch.cat(parts))
 
+    @torch.no_grad()
+    def _noise_pred(self, latents: Tensor, timestep: int) -> Tensor:
+        """ε̂ (B, c, h, w) in float32, under autocast too."""
+        timesteps = torch.full((len(latents),), timestep, device=latents.device)
+        output = self.joint.denoise(latents, timesteps).float()
+        return self.process.noise_pred(output, latents, timestep)
+
     def explain(self, latents: Tensor, target: Target, settings: CounterfactualSettings) -> Tensor:
         """Latents (B, c, h, w) of counterfactuals of the images with the given latents.
 
-        The search looks at each as it will be judged: decoded, and encoded anew.
+        The search classifies each candidate as the evaluation does: decoded and encoded again.
 
         Raises:
             UserError: if the denoiser or the classifier was not trained.
@@ -156,18 +157,18 @@ class TrainedModel:
         self.refuse_to_draw()
         self.refuse_to_classify()
 
-        def look(made: Tensor) -> Tensor:
+        def classify(made: Tensor) -> Tensor:
             return self.logits(self.encode(self.decode(made))) / self.temperature
 
-        def explained(part: Tensor, wish: Target) -> Tensor:
-            return counterfactual_latents(self.guided, part, wish, settings, look)
+        def explained(part: Tensor, asked: Target) -> Tensor:
+            return counterfactual_latents(self.guided, part, asked, settings, classify)
 
         return self.by_batch(latents, target, explained)
 
     def by_batch(
         self, latents: Tensor, target: Target, made: Callable[[Tensor, Target], Tensor]
     ) -> Tensor:
-        """What is made of latents (B, c, h, w) and their targets, in batches on the device."""
+        """Applies a method to latents (B, c, h, w) and their targets, in batches on the device."""
         parts = [
             made(latents[rows].to(self.device), target.rows(rows).to(self.device))
             for rows in torch.arange(len(latents)).split(BATCH)
@@ -175,14 +176,19 @@ class TrainedModel:
         return torch.cat(parts)
 
     def explain_as_published(
-        self, latents: Tensor, target: Target, *, start: float, scale: float, seed: int
+        self, latents: Tensor, target: Target, *, strength: float, guidance_scale: float, seed: int
     ) -> Tensor:
-        """As `explain`, by the procedure of Mediffusion's authors: all steps, nothing kept."""
+        """As `explain`, by the Mediffusion baseline: all timesteps, no mask, no search."""
         seeds = count(seed)
 
-        def published(part: Tensor, wish: Target) -> Tensor:
-            return reference_counterfactual_latents(
-                self.guided, part, wish, start=start, scale=scale, seed=next(seeds)
+        def published(part: Tensor, asked: Target) -> Tensor:
+            return mediffusion_latents(
+                self.guided,
+                part,
+                asked,
+                strength=strength,
+                guidance_scale=guidance_scale,
+                seed=next(seeds),
             )
 
         return self.by_batch(latents, target, published)
@@ -224,19 +230,19 @@ class TrainedModel:
 
 
 def logits_of(settings: Settings, joint: JointUNet, latents: Tensor) -> Tensor:
-    """Logits (N, classes) of clean latents (N, c, h, w), as the settings ask for them; on the CPU.
+    """Logits (N, classes) of clean latents (N, c, h, w), on the CPU.
 
-    At the noise levels of `evaluation.noise_levels`, through noise that the run's seed draws, and
-    over all orientations where a turned image is as likely as the original.
+    Averaged over the noise levels of `evaluation.noise_levels`, with noise that the run's seed
+    draws, and over all orientations where a turned image is as likely as the original.
     """
-    at = looks(
+    views = classifier_views(
         settings.evaluation.noise_levels,
-        alphas_cumprod(settings.diffusion),
+        DiffusionProcess.of(settings.diffusion),
         settings.latent_shape,
         derive_seed(settings.seed, "noise levels"),
     )
     free = turns_and_flips(settings.data.augmentation)
-    return classify_latents(joint, latents, orientation_free=free, at=at)
+    return classify_latents(joint, latents, orientation_free=free, views=views)
 
 
 def build_joint(settings: Settings, num_classes: int) -> JointUNet:

@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.counterfactuals.target_by_name import class_indices, wish_for
+from mediffusion_core.counterfactuals.target_by_name import class_indices, target_for
 from mediffusion_core.data.store.images import ImageError, fit, to_8_bit
+from mediffusion_core.diffusion.process import CLEAN
+from mediffusion_core.diffusion.samplers import denoise
 from mediffusion_core.diffusion.scheduler import EvenDDIMScheduler, build_scheduler
 from mediffusion_core.evaluation.counterfactual_panel import Counterfactuals, make_counterfactuals
 from mediffusion_core.inference.joint_model import TrainedModel
@@ -236,9 +238,9 @@ class JointDiffusionPipeline(DiffusionPipeline):
         names = [target] if isinstance(target, str) else target
         indices = class_indices(names, self.classes, model.multi_label)
         batch = _as_batch(images, model.settings)
-        wish = wish_for(indices, model.classify(batch), model.multi_label, present)
+        asked = target_for(indices, model.classify(batch), model.multi_label, present)
         guidance = guidance or model.settings.evaluation.counterfactual
-        return make_counterfactuals(model, batch, wish, guidance)
+        return make_counterfactuals(model, batch, asked, guidance)
 
     def _denoise(
         self, joint: JointUNet, latents: Tensor, generator: torch.Generator | None, bar: Any
@@ -248,13 +250,18 @@ class JointDiffusionPipeline(DiffusionPipeline):
         options = {"generator": generator} if takes_generator else {}
         # A scheduler of higher order remembers the last steps, which were another batch's.
         self.scheduler.set_timesteps(self.scheduler.num_inference_steps, device=self.device)
-        for timestep in self.scheduler.timesteps:
-            given = self.scheduler.scale_model_input(latents, timestep)
-            output = joint.denoise(given, timestep.expand(len(latents)))
-            stepped = self.scheduler.step(output, timestep, latents, return_dict=False, **options)
-            latents = stepped[0]
+
+        def predict(current: Tensor, timestep: Any) -> Tensor:
+            scaled = self.scheduler.scale_model_input(current, timestep)
+            return joint.denoise(scaled, timestep.expand(len(current)))
+
+        def step(current: Tensor, output: Tensor, timestep: Any, _after: Any) -> Tensor:
             bar.update()
-        return latents
+            stepped = self.scheduler.step(output, timestep, current, return_dict=False, **options)
+            reached: Tensor = stepped[0]
+            return reached
+
+        return denoise(predict, step, latents, [*self.scheduler.timesteps, CLEAN])
 
 
 def _as_asked(images: Tensor, output_type: str) -> Any:

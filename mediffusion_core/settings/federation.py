@@ -1,6 +1,7 @@
 """Who takes part in a run, for how long, and what the server makes of the replies."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -49,9 +50,6 @@ class ClientLevelSettings(StrictModel):
         return self.noise_multiplier is not None
 
 
-FORMER_NAMES = {"min_replies": "min_sites"}
-
-
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
@@ -64,6 +62,8 @@ class FederationSettings(StrictModel):
     `pool_sites` trains on all images in one place, `only_site` at one site alone. `compression`
     holds for rounds of training.
     """
+
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"min_replies": "min_sites"}
 
     num_sites: Count
     pool_sites: bool = False
@@ -87,14 +87,6 @@ class FederationSettings(StrictModel):
     def in_one_place(self) -> bool:
         """Whether there is a single participant, and nothing is federated."""
         return self.pool_sites or self.only_site is not None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _takes_former_names(cls, given: Any) -> Any:
-        """Opens folders of runs that were written with a setting's former name."""
-        if not isinstance(given, dict):
-            return given
-        return {FORMER_NAMES.get(name, name): value for name, value in given.items()}
 
     @model_validator(mode="after")
     def _enough_can_come(self) -> Self:

@@ -1,6 +1,7 @@
 """The networks that are trained, and the noise process."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -107,21 +108,26 @@ class ModelSettings(StrictModel):
         return self
 
 
-Prediction = Literal["epsilon", "velocity", "sample"]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 """The noise ε, the velocity v or the clean latent z_0."""
 
 
 class DiffusionSettings(StrictModel):
     """The noise process: β rises from start to end, linear in its square root.
 
-    `prediction` is what the network learns to predict. From the velocity the clean latent follows
-    without a division by √ᾱ_t, so a briefly trained network already gets large shapes right.
+    `prediction` is what the network learns to predict, by diffusers' name. From the velocity the
+    clean latent follows without a division by √ᾱ_t, so a briefly trained network already gets large
+    shapes right.
     """
+
+    FORMER_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "prediction": {"velocity": "v_prediction"}
+    }
 
     timesteps: Annotated[int, Field(ge=2)] = 1000
     beta_start: Positive = 0.0015
     beta_end: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0195
-    prediction: Prediction = "velocity"
+    prediction: Prediction = "v_prediction"
 
     @model_validator(mode="after")
     def _rises(self) -> Self:

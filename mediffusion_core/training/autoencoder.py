@@ -7,11 +7,11 @@ from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.losses import reconstruction_loss
 from mediffusion_core.models import Autoencoder
 from mediffusion_core.settings import AutoencoderTraining
-from mediffusion_core.training.adam_moments import steps_behind
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.fedprox import Proximal
-from mediffusion_core.training.local_report import LocalReport, Progress
-from mediffusion_core.training.schedule import local_steps, set_rate
+from mediffusion_core.training.local_report import LocalReport
+from mediffusion_core.training.local_round import LocalRound
+from mediffusion_core.training.schedule import local_steps
 
 
 def train_autoencoder(
@@ -19,12 +19,7 @@ def train_autoencoder(
     optimizer: torch.optim.AdamW,
     images: ImageSet,
     settings: AutoencoderTraining,
-    *,
-    precision: str,
-    round_number: int,
-    rounds: int,
-    seed: int,
-    on_step: Progress,
+    current: LocalRound,
 ) -> LocalReport:
     """Trains the autoencoder in place on all of a site's images, labelled or not.
 
@@ -37,28 +32,21 @@ def train_autoencoder(
             continued.
         images: The site's training images.
         settings: Steps, batch and rates.
-        precision: "auto", "fp32" or "bf16".
-        round_number: Of the stage, from 1; with `rounds` it drives steps and learning rate.
-        rounds: How many the stage has.
-        seed: Draws batches and posterior samples.
-        on_step: Told after each step.
+        current: The round, whose seed draws batches and posterior samples.
     """
     report = LocalReport()
     if not len(images):
         return report
     device = next(autoencoder.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(current.seed)
+    torch.manual_seed(current.seed)
     order = Shuffled(torch.arange(len(images)), generator)
     proximal = Proximal(autoencoder, settings.proximal_weight)
-    behind = steps_behind(optimizer)
-    steps = local_steps(len(images), settings.local_epochs, settings.batch_size, round_number)
+    steps = local_steps(len(images), settings.local_epochs, settings.batch_size, current.number)
     autoencoder.train()
-    for step in range(steps):
-        progress = (round_number - 1 + step / steps) / rounds
-        set_rate(optimizer, settings.warmup_steps, behind + step, progress)
+    for step, _ in current.steps(optimizer, settings.warmup_steps, steps):
         batch = images.take(order.next(settings.batch_size)).to(device)  # (B, C, H, W)
-        with autocast(precision, device):
+        with autocast(current.precision, device):
             posterior = autoencoder.encode(batch)
             decoded = autoencoder.decode(posterior.sample())
         reconstructed = reconstruction_loss(decoded, batch, settings.edge_weight).mean()
@@ -71,7 +59,7 @@ def train_autoencoder(
         optimizer.step()
         report.images_seen += len(batch)
         report.add(loss=float(loss.detach()))
-        on_step(step + 1, steps, float(loss.detach()))
+        current.on_step(step, steps, float(loss.detach()))
     return report
 
 

@@ -1,52 +1,41 @@
-"""One batch of the denoiser: latents at some noise level, and how far a prediction is off."""
+"""One batch of the diffusion loss: noised latents, and the target that the denoiser has there."""
 
 from dataclasses import dataclass, replace
 from typing import Self
 
 from torch import Tensor
 
-from mediffusion_core.diffusion.losses import diffusion_loss, min_snr_weight
-from mediffusion_core.diffusion.process import add_noise, prediction_target
-from mediffusion_core.settings import Prediction
+from mediffusion_core.diffusion.losses import diffusion_loss
+from mediffusion_core.diffusion.process import DiffusionProcess
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """Noised latents, and what the network is to predict of them."""
+    """Noised latents and the denoiser's target for each."""
 
+    process: DiffusionProcess
     inputs: Tensor
     """z_t (B, c, h, w)."""
     timesteps: Tensor
     """(B,)."""
-    alpha_bar: Tensor
-    """ᾱ_t (B,)."""
     target: Tensor
-    """(B, c, h, w)."""
-    prediction: Prediction
-    """What the target is."""
+    """ε, v or z_0, (B, c, h, w)."""
 
     @classmethod
     def of(
-        cls,
-        latents: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        alphas_cumprod: Tensor,
-        prediction: Prediction,
+        cls, process: DiffusionProcess, latents: Tensor, timesteps: Tensor, noise: Tensor
     ) -> Self:
-        """Noises latents (B, c, h, w), on whose device all of it stands afterwards.
+        """Noises latents.
 
         Args:
-            latents: z_0.
-            timesteps: (B,), on the CPU.
-            noise: ε, as the latents.
-            alphas_cumprod: ᾱ (T,), on the CPU.
-            prediction: What the network learns to predict.
+            process: On the device of the latents.
+            latents: z_0 (B, c, h, w).
+            timesteps: (B,), on any device.
+            noise: ε (B, c, h, w).
         """
-        alpha_bar = alphas_cumprod[timesteps].to(latents.device)
-        target = prediction_target(latents, noise, alpha_bar, prediction)
-        inputs = add_noise(latents, noise, alpha_bar)
-        return cls(inputs, timesteps.to(latents.device), alpha_bar, target, prediction)
+        inputs = process.add_noise(latents, noise, timesteps)
+        target = process.target(latents, noise, timesteps)
+        return cls(process, inputs, timesteps.to(latents.device), target)
 
     def take(self, rows: Tensor) -> Self:
         """Some of the rows."""
@@ -55,7 +44,6 @@ class Denoising:
             self,
             inputs=self.inputs[rows],
             timesteps=self.timesteps[rows],
-            alpha_bar=self.alpha_bar[rows],
             target=self.target[rows],
         )
 
@@ -64,4 +52,4 @@ class Denoising:
         losses = diffusion_loss(output.float(), self.target)
         if min_snr_gamma is None:
             return losses
-        return losses * min_snr_weight(self.alpha_bar, self.prediction, min_snr_gamma)
+        return losses * self.process.min_snr_weight(self.timesteps, min_snr_gamma)

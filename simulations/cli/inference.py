@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.counterfactuals.target_by_name import class_indices, wish_for
+from mediffusion_core.counterfactuals.target_by_name import class_indices, target_for
 from mediffusion_core.data.store.images import SUFFIXES, ImageError, decode, fit
 from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow, make_counterfactuals
 from mediffusion_core.inference.joint_model import TrainedModel
@@ -94,7 +94,7 @@ def explain_image(
         raise UserError(
             f"the model already sees {targets[0]} in {image.name}; choose another class"
         )
-    wish = wish_for(chosen, before, model.multi_label)
+    wish = target_for(chosen, before, model.multi_label)
     made = make_counterfactuals(model, pixels, wish, model.settings.evaluation.counterfactual)
     named = model.classes[int(before.argmax())]
     changes = zip(targets, wish.present[0].tolist(), strict=True)

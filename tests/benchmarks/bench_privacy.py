@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from bench_training import CLASSES, IMAGES, latents, ours, report, settings_of
 
-from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.inference.joint_model import build_joint
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.dp_sgd.noise import Mechanism, private_gradients
@@ -37,16 +37,14 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
     """STEPS private steps of the joint stage as a site makes them; no check before them."""
     torch.manual_seed(0)
     model = build_joint(settings, CLASSES).train()
-    training, prediction = settings.training.joint, settings.diffusion.prediction
+    training = settings.training.joint
     optimizer = joint_optimizer(model, training)
     rows = UnitRows(
         latents(settings),
         torch.arange(IMAGES),
         IMAGES,
         training,
-        alphas_cumprod(settings.diffusion),
-        prediction,
-        torch.device("cpu"),
+        DiffusionProcess.of(settings.diffusion),
         torch.Generator().manual_seed(0),
     )
     losses = UnitLosses(model, training, multi_label=True)

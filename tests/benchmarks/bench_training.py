@@ -23,13 +23,14 @@ from torch import Tensor
 
 from configs.compose import compose
 from mediffusion_core.common.device import autocast
-from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.inference.joint_model import build_joint
 from mediffusion_core.models import build_unet
 from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.joint import joint_optimizer, train_joint
 from mediffusion_core.training.latent_set import LatentSet
+from mediffusion_core.training.local_round import LocalRound
 from simulations.engine.processes import run_to_end
 
 STEPS, ROUNDS = 8, 5
@@ -84,13 +85,8 @@ def ours(settings: Settings) -> Callable[[], None]:
             optimizer,
             data,
             settings.training.joint,
-            alphas_cumprod(settings.diffusion),
-            prediction=settings.diffusion.prediction,
-            precision=settings.training.precision,
-            round_number=1,
-            rounds=10,
-            seed=0,
-            on_step=lambda *_: None,
+            DiffusionProcess.of(settings.diffusion),
+            LocalRound(1, 10, seed=0, precision=settings.training.precision),
         )
 
     return run

@@ -1,11 +1,12 @@
-"""A denoiser and a classifier of which everything is known in closed form."""
+"""A denoiser and a classifier that are known in closed form."""
 
 from torch import Tensor, nn
 
-from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.settings import DiffusionSettings
 
-ALPHAS = alphas_cumprod(DiffusionSettings())
+PROCESS = DiffusionProcess.of(DiffusionSettings(prediction="epsilon"))
+ALPHAS = PROCESS.alphas_cumprod
 
 
 class GaussianData(nn.Module):

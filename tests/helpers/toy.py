@@ -2,15 +2,18 @@
 
 import torch
 
-from mediffusion_core.diffusion.process import alphas_cumprod
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import JointUNet
 from mediffusion_core.settings import DiffusionSettings, HeadSettings, JointTraining, UNetSettings
+from mediffusion_core.training.auxiliary import Auxiliary
 from mediffusion_core.training.joint import joint_optimizer, train_joint
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.local_report import LocalReport, Progress
+from mediffusion_core.training.local_round import LocalRound
 
-ALPHAS = alphas_cumprod(DiffusionSettings())
+PROCESS = DiffusionProcess.of(DiffusionSettings())
+ALPHAS = PROCESS.alphas_cumprod
 UNET = UNetSettings(
     channels=(16, 16),
     attention=(False, False),
@@ -63,13 +66,7 @@ def train_toy(
         optimizer or joint_optimizer(model, settings),
         data,
         settings,
-        ALPHAS,
-        prediction="velocity",
-        precision="fp32",
-        round_number=1,
-        rounds=2,
-        seed=seed,
-        on_step=on_step,
-        label_counts=counts,
-        teacher=teacher,
+        PROCESS,
+        LocalRound(1, 2, seed, on_step=on_step),
+        Auxiliary(counts, teacher),
     )

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.diffusion.losses import classification_loss
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import JointUNet
 from mediffusion_core.models.unet import NONE
 from mediffusion_core.privacy.units import UnitIndex
-from mediffusion_core.settings import JointTraining, Prediction
+from mediffusion_core.settings import JointTraining
 from mediffusion_core.training.denoising import Denoising
 from mediffusion_core.training.latent_set import LatentSet
 
@@ -85,17 +86,15 @@ class UnitRows:
         unit_of: Tensor,
         num_units: int,
         settings: JointTraining,
-        alphas_cumprod: Tensor,
-        prediction: Prediction,
-        device: torch.device,
+        process: DiffusionProcess,
         generator: torch.Generator,
     ) -> None:
         """Takes a site's latents, the unit (n,) of each, and what draws rows from them."""
-        self._data, self._settings, self._prediction = data, settings, prediction
-        self._alphas, self._device, self._generator = alphas_cumprod, device, generator
+        self._data, self._settings, self._process = data, settings, process
+        self._device, self._generator = process.device, generator
         self._images = UnitIndex(unit_of, num_units)
         self._labelled = UnitIndex(unit_of[data.labelled], num_units)
-        self._bound = settings.noised_levels(len(alphas_cumprod))
+        self._bound = settings.noised_levels(len(process))
 
     def joint(self, units: Tensor, multiplicity: int, weights: WEIGHTS) -> JointRows:
         """K rows for each loss that has a weight; for `ghost` see `single`.
@@ -147,7 +146,7 @@ class UnitRows:
         return Labelled(inputs, timesteps.to(self._device), targets.to(self._device))
 
     def _any_level(self, count: int) -> Tensor:
-        return torch.randint(0, len(self._alphas), (count,), generator=self._generator)
+        return torch.randint(0, len(self._process), (count,), generator=self._generator)
 
     def _classifying_level(self, count: int) -> Tensor:
         """Clean, or for each row with chance `noised_fraction` at a level up to the bound."""
@@ -161,7 +160,7 @@ class UnitRows:
     def _noised(self, latents: Tensor, timesteps: Tensor) -> Denoising:
         noise = torch.randn(latents.shape, generator=self._generator).to(self._device)
         latents = latents.to(self._device)
-        return Denoising.of(latents, timesteps, noise, self._alphas, self._prediction)
+        return Denoising.of(self._process, latents, timesteps, noise)
 
 
 class UnitLosses:

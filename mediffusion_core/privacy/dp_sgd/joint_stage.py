@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import JointUNet
 from mediffusion_core.privacy.dp_sgd.adapters import adapted
 from mediffusion_core.privacy.dp_sgd.gradient_check import check_gradients
@@ -14,7 +15,7 @@ from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.dp_sgd.noise import Mechanism, private_gradients
 from mediffusion_core.privacy.dp_sgd.per_sample_clipping import UnitGradients
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
-from mediffusion_core.settings import JointTraining, Prediction
+from mediffusion_core.settings import JointTraining
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.training.adam_moments import steps_behind
 from mediffusion_core.training.fedprox import Proximal
@@ -36,9 +37,8 @@ def train_private_joint(
     settings: JointTraining,
     privacy: PrivacySettings,
     mechanism: Mechanism,
-    alphas_cumprod: Tensor,
+    process: DiffusionProcess,
     *,
-    prediction: Prediction,
     steps: int,
     round_number: int,
     rounds: int,
@@ -55,8 +55,7 @@ def train_private_joint(
         settings: Rates and weights; its batch sizes are the plain stage's.
         privacy: How units are clipped.
         mechanism: How they are drawn and noised.
-        alphas_cumprod: ᾱ (T,).
-        prediction: What the network learns to predict.
+        process: The noise process, on any device.
         steps: Of this round.
         round_number: Of the stage, from 1; with `rounds` it drives learning rate and λ.
         rounds: How many the stage has.
@@ -74,9 +73,7 @@ def train_private_joint(
 
     def rows_of(latents: LatentSet, units: Tensor, count: int, seed: int) -> UnitRows:
         generator = torch.Generator().manual_seed(seed)
-        return UnitRows(
-            latents, units, count, settings, alphas_cumprod, prediction, device, generator
-        )
+        return UnitRows(latents, units, count, settings, process.to(device), generator)
 
     def drawing(rows: UnitRows) -> Callable[[Tensor], Any]:
         if privacy.mode == "ghost":

@@ -1,6 +1,4 @@
-"""Consistency on unlabelled images: what a teacher is sure of is taught on a harder view."""
-
-from collections.abc import Callable
+"""Consistency on unlabelled images: a teacher's confident predictions label a stronger view."""
 
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from mediffusion_core.settings import ConsistencySettings
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
+from mediffusion_core.training.loss import adjusted
 from mediffusion_core.training.semi_supervised.pseudo_labels import (
     PseudoLabels,
     adaptive_labels,
@@ -18,15 +17,14 @@ from mediffusion_core.training.semi_supervised.pseudo_labels import (
 )
 
 SAMPLE = 256
-"""Unlabelled images at which the teacher looks before a round, to set adaptive thresholds."""
+"""Unlabelled images that the teacher classifies before a round, to set adaptive thresholds."""
 
 
 class Consistency:
     """Batches of strong views with pseudo-labels, through one round (FixMatch, arXiv 2001.07685).
 
-    The teacher sees the clean latent, turned where that is as likely, in evaluation mode. It
-    remembers nothing from round to round, so a run that is taken up again needs no more than the
-    weights.
+    The teacher classifies the clean latent, turned where a turned image is as likely, in evaluation
+    mode. It keeps no state from round to round, so a resumed run needs the weights alone.
     """
 
     def __init__(
@@ -34,8 +32,8 @@ class Consistency:
         data: LatentSet,
         settings: ConsistencySettings,
         teacher: JointUNet,
-        adjusted: Callable[[Tensor], Tensor],
         label_counts: LabelCounts | None,
+        logit_shift: Tensor | None,
         generator: torch.Generator,
     ) -> None:
         """Takes what a round trains on; adaptive thresholds are set here.
@@ -44,14 +42,14 @@ class Consistency:
             data: At least one of its images is unlabelled.
             settings: Which teacher and thresholds, and how many images a batch.
             teacher: Gives the pseudo-labels; may be the network that is trained.
-            adjusted: Logits as the losses see them.
             label_counts: Of all sites, where thresholds follow the findings' prevalence.
+            logit_shift: τ · log π (C,), where logits are adjusted.
             generator: Draws images, turns, views and squares.
         """
         self._data = data
         self._size = settings.batch_size
         self._teacher = teacher
-        self._adjusted = adjusted
+        self._shift = logit_shift
         self._generator = generator
         self._batches = Shuffled(torch.arange(len(data.unlabelled)), generator)
         self._labels = self._pseudo_labels(settings, label_counts)
@@ -68,7 +66,7 @@ class Consistency:
         self._teacher.eval()
         logits = classify_latents(self._teacher, weak, orientation_free=False).float()
         self._teacher.train(training)
-        return class_probabilities(self._adjusted(logits), self._data.multi_label)
+        return class_probabilities(adjusted(logits, self._shift), self._data.multi_label)
 
     def _pseudo_labels(
         self, settings: ConsistencySettings, label_counts: LabelCounts | None

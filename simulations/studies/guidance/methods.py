@@ -11,7 +11,7 @@ from torch import Tensor
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.counterfactuals.guided_model import GuidedModel
-from mediffusion_core.counterfactuals.search import most_attempts
+from mediffusion_core.counterfactuals.search import most_candidates
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.settings import CounterfactualSettings
@@ -35,7 +35,7 @@ class Ours:
         """The same with draws that no search before had; None where nothing is drawn."""
         if self.guidance.inversion:
             return None
-        seed = self.guidance.noise_seed + number * most_attempts(self.guidance)
+        seed = self.guidance.noise_seed + number * most_candidates(self.guidance)
         return Ours(self.name, self.guidance.model_copy(update={"noise_seed": seed}))
 
     def described(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Reference:
         """Latents of counterfactuals."""
         seed = derive_seed(model.settings.seed, "reference", self.draw)
         return model.explain_as_published(
-            latents, target, start=self.start, scale=self.scale, seed=seed
+            latents, target, strength=self.start, guidance_scale=self.scale, seed=seed
         )
 
     def redrawn(self, number: int) -> "Reference":
@@ -135,7 +135,7 @@ def refuse_blind_guidance(model: GuidedModel, methods: Sequence[Ours]) -> None:
     """Raises UserError where one of them never comes down to noise that the head has seen."""
     for method in methods:
         try:
-            model.asked(method.guidance.timesteps(len(model.alphas_cumprod)))
+            model.guided(method.guidance.timesteps(len(model.process)))
         except UserError as error:
             raise UserError(f"{method.name}: {error}") from None
 

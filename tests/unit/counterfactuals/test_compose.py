@@ -1,4 +1,4 @@
-"""Guided counterfactuals, ours and the published ones, where the model is known exactly."""
+"""Guided counterfactuals and the baselines, with a model in closed form."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from helpers.gaussian import ALPHAS, GaussianData
+from helpers.gaussian import ALPHAS, PROCESS, GaussianData
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -15,20 +15,21 @@ from torch import Tensor
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.timesteps import descending_timesteps
 from mediffusion_core.counterfactuals.baselines.external import externally_guided_latents
-from mediffusion_core.counterfactuals.baselines.mediffusion import reference_counterfactual_latents
+from mediffusion_core.counterfactuals.baselines.mediffusion import mediffusion_latents
 from mediffusion_core.counterfactuals.compose import counterfactual_latents, guided_latents
-from mediffusion_core.counterfactuals.guided_denoising import normalised_pull
+from mediffusion_core.counterfactuals.guided_denoising import Guidance, guidance_gradient
 from mediffusion_core.counterfactuals.guided_model import GuidedModel
 from mediffusion_core.counterfactuals.inversion import (
     change_mask,
-    inverted_path,
-    logits_along,
-    noised_path,
+    inverted_latents,
+    logits_and_saliency,
+    noised_latents,
 )
-from mediffusion_core.counterfactuals.search import most_attempts, search_counterfactuals
+from mediffusion_core.counterfactuals.search import most_candidates, search_counterfactuals
 from mediffusion_core.counterfactuals.target import Target
-from mediffusion_core.diffusion.solvers import solver_steps
-from mediffusion_core.settings import CounterfactualSettings
+from mediffusion_core.diffusion.process import CLEAN, DiffusionProcess
+from mediffusion_core.diffusion.samplers import denoise, solver
+from mediffusion_core.settings import CounterfactualSettings, Solver
 
 PLAIN = {
     "start": 0.4,
@@ -41,13 +42,13 @@ PLAIN = {
     "mask_threshold": 0.0,
     "inversion": True,
 }
-"""One attempt in which everything may change."""
+"""One candidate in which everything may change."""
 
 
 def known(
     model: GaussianData | None = None, head_until: int = 999, temperature: float = 1.0
 ) -> GuidedModel:
-    return GuidedModel(model or GaussianData(0.0, 1.0), ALPHAS, "epsilon", head_until, temperature)
+    return GuidedModel(model or GaussianData(0.0, 1.0), PROCESS, head_until, temperature)
 
 
 def findings(present: list[bool], index: list[int] | None = None) -> Target:
@@ -104,45 +105,44 @@ def test_an_exclusive_class_is_reached_where_it_is_the_largest() -> None:
     )
 
 
-def test_the_targets_loss_holds_the_other_findings_where_they_were() -> None:
+def test_the_targets_loss_preserves_the_other_findings() -> None:
     logits, source = torch.tensor([[0.3, -1.2, 2.0]]), torch.tensor([[1.0, 0.5, -0.5]])
-    held = [slow_binary(x, 1 / (1 + math.exp(-y))) for x, y in ((0.3, 1.0), (2.0, -0.5))]
+    preserved = [slow_binary(x, 1 / (1 + math.exp(-y))) for x, y in ((0.3, 1.0), (2.0, -0.5))]
     target = findings([False], [1])
-    slow = slow_binary(-1.2, 0.0) + 0.5 * sum(held)
-    assert target.loss(logits, source, hold=0.5).tolist() == pytest.approx([slow], rel=1e-5)
+    slow = slow_binary(-1.2, 0.0) + 0.5 * sum(preserved)
+    assert target.loss(logits, source, preserve_weight=0.5).tolist() == pytest.approx(
+        [slow], rel=1e-5
+    )
     exclusive = Target(torch.tensor([2]), torch.tensor([True]), False)
     total = sum(math.exp(x) for x in logits[0].tolist())
     assert exclusive.loss(logits, source).tolist() == pytest.approx([math.log(total) - 2.0])
 
 
-def test_without_a_pull_the_way_leads_back_to_the_source() -> None:
+def test_without_guidance_the_source_comes_back() -> None:
     latents = sources()
     made = guided(latents, opposite(latents), scale=1e-9, steps=40)
     assert float((made - latents).square().mean().sqrt()) < 0.05
 
 
-@pytest.mark.parametrize(("solver", "error"), [("ddim", 0.06), ("dpmsolver++", 0.01)])
-def test_a_solver_of_second_order_stays_nearer_to_the_way(solver: str, error: float) -> None:
-    """Of data with N(0, 1/4) it is known: a latent over its standard deviation stays the same."""
+@pytest.mark.parametrize(("name", "error"), [("ddim", 0.06), ("dpmsolver++", 0.01)])
+def test_a_solver_of_second_order_has_a_smaller_error(name: Solver, error: float) -> None:
+    """For data with N(0, 1/4) a latent divided by its standard deviation stays the same."""
     timesteps = descending_timesteps(600, 8)
-    model = GaussianData(0.0, 0.5)
+    model = known(GaussianData(0.0, 0.5))
     spread = (0.25 * ALPHAS + 1 - ALPHAS).sqrt()
-    current = sources() * spread[600]
-    step = solver_steps(solver, ALPHAS, timesteps)
-    for number, now in enumerate(timesteps[:-1]):
-        noise_pred = model.denoise(current, torch.full((len(current),), now))
-        current = step(number, current, noise_pred)
-    ratio = current / sources() / spread[timesteps[-1]]
+    step = solver(name, PROCESS, timesteps)
+    reached = denoise(model.noise_pred, step, sources() * spread[600], timesteps)
+    ratio = reached / sources() / spread[timesteps[-1]]
     assert 0.5 * error < float((ratio - 1).abs().mean()) < error
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
-def test_the_last_step_is_the_clean_estimate(solver: str) -> None:
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+def test_the_last_step_is_the_clean_estimate(name: Solver) -> None:
     latents = sources()
-    step = solver_steps(solver, ALPHAS, [600, 300])
-    current = step(0, latents, torch.zeros_like(latents))
+    step = solver(name, PROCESS, [600, 300])
+    current = step(latents, torch.zeros_like(latents), 600, 300)
     torch.testing.assert_close(current, latents * (ALPHAS[300] / ALPHAS[600]).sqrt())
-    made = step(1, current, torch.ones_like(latents))
+    made = step(current, torch.ones_like(latents), 300, CLEAN)
     clean = (current - (1 - ALPHAS[300]).sqrt()) / ALPHAS[300].sqrt()
     torch.testing.assert_close(made, clean, rtol=1e-4, atol=1e-5)
 
@@ -186,7 +186,7 @@ def test_guidance_reaches_an_exclusive_class() -> None:
     assert target.reached(head.classify(guided(latents, target))).all()
 
 
-def test_who_is_already_sure_is_not_pulled() -> None:
+def test_an_image_that_already_has_the_target_is_not_guided() -> None:
     latents = sources(2)
     latents[:, :, :4] += 2.0
     sure = findings([True, True])
@@ -204,7 +204,7 @@ def test_closeness_keeps_the_image_nearer() -> None:
 
 @pytest.mark.parametrize("inversion", [True, False])
 def test_outside_the_mask_the_source_comes_back_exactly(inversion: bool) -> None:
-    """The head looks at the upper half for the first finding, and nowhere else."""
+    """The head reads the first finding from the upper half alone."""
     latents = sources()
     made = guided(latents, opposite(latents), mask_threshold=0.5, inversion=inversion)
     assert torch.equal(made[:, :, 6:], latents[:, :, 6:])
@@ -212,7 +212,7 @@ def test_outside_the_mask_the_source_comes_back_exactly(inversion: bool) -> None
 
 
 @given(st.floats(0.02, 1.0), st.integers(0, 99))
-def test_a_mask_holds_what_is_most_salient_and_a_soft_margin(threshold: float, seed: int) -> None:
+def test_a_mask_covers_the_salient_cells_and_a_soft_margin(threshold: float, seed: int) -> None:
     saliency = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
     mask = change_mask(saliency, threshold)
     assert mask.shape == saliency.shape and bool(((mask >= 0) & (mask <= 1)).all())
@@ -222,7 +222,7 @@ def test_a_mask_holds_what_is_most_salient_and_a_soft_margin(threshold: float, s
     assert torch.equal(change_mask(saliency, 0.0), torch.ones_like(saliency))
 
 
-def test_a_mask_has_the_size_of_what_it_is_of() -> None:
+def test_a_mask_has_the_size_of_the_finding() -> None:
     small, large = torch.full((2, 1, 1, 16, 16), 0.1)
     small[0, 0, 5, 5] = 1.0
     large[0, 0, 2:9, 2:9] = 1.0
@@ -230,28 +230,31 @@ def test_a_mask_has_the_size_of_what_it_is_of() -> None:
     assert (masks > 0).sum(dim=(1, 2, 3)).tolist() == [21, 81]
 
 
-def test_the_source_path_is_the_source_at_each_level() -> None:
+def test_source_latents_are_the_source_at_each_level() -> None:
     """The mean of the data stays its mean; a drawn noise is the same for every image."""
     timesteps = descending_timesteps(400, 5)
     latents = sources()
-    noised = noised_path(ALPHAS, latents, timesteps, seed=1)
-    for at, noisy in zip(timesteps, noised.latents, strict=False):
+    noised = noised_latents(PROCESS, latents, timesteps, seed=1)
+    assert list(noised) == [*timesteps, CLEAN] and noised[CLEAN] is latents
+    for at in timesteps:
+        noisy = noised[at]
         noise = (noisy - ALPHAS[at].sqrt() * latents) / (1 - ALPHAS[at]).sqrt()
         torch.testing.assert_close(noise, noise[:1].expand_as(noise), rtol=1e-3, atol=1e-3)
-    inverted = inverted_path(known(), latents, timesteps)
+    inverted = inverted_latents(known(), latents, timesteps)
+    assert list(inverted) == [*timesteps, CLEAN] and inverted[CLEAN] is latents
     # Of unit data the exact way up changes nothing; few steps scale it down, all places alike.
-    for inner in inverted.latents:
+    for inner in inverted.values():
         ratio = inner / latents
         torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-3)
         assert 0.85 < float(ratio.mean()) < 1.0001
-    logits, saliency = logits_along(known(), inverted, findings([True] * 4))
+    logits, saliency = logits_and_saliency(known(), inverted, findings([True] * 4))
     assert {now: len(one) for now, one in logits.items()} == dict.fromkeys(timesteps, 4)
     assert (saliency[:, :, :4] > 0).all() and (saliency[:, :, 4:] == 0).all()
 
 
-def test_the_search_keeps_the_weakest_pull_that_is_enough() -> None:
+def test_the_search_keeps_the_weakest_guidance_that_is_enough() -> None:
     latents = sources()
-    latents[0] *= 0.1  # near the border: a weak pull flips it
+    latents[0] *= 0.1  # near the border: weak guidance flips it
     latents[1, :, :4] += 1.5 * torch.sign(latents[1, :, :4].mean())  # far from it
     target = opposite(latents)
     confidence = 0.8
@@ -269,7 +272,7 @@ def test_an_image_that_has_flipped_is_not_tried_again() -> None:
     settings = CounterfactualSettings.model_validate({**PLAIN, "attempts": 5, "scale": 20.0})
     model = GaussianData(0.0, 1.0)
     counterfactual_latents(
-        known(model), latents, target, settings, look=lambda z: 99.0 * _sign(target, z)
+        known(model), latents, target, settings, classify=lambda z: 99.0 * _sign(target, z)
     )
     first = model.seen
     again = GaussianData(0.0, 1.0)
@@ -283,21 +286,21 @@ def _sign(target: Target, latents: Tensor) -> Tensor:
     return torch.stack([wanted, wanted], dim=1)[: len(latents)]
 
 
-def test_of_what_never_flips_the_nearest_attempt_is_kept() -> None:
+def test_the_nearest_candidate_is_kept_of_an_image_that_never_flips() -> None:
     latents = sources(1)
     target = opposite(latents)
-    sure = iter([0.1, 0.3, 0.4, 0.2])  # of the source, and of three attempts
-    looked: list[Tensor] = []
+    sure = iter([0.1, 0.3, 0.4, 0.2])  # of the source, and of three candidates
+    classified: list[Tensor] = []
 
-    def look(made: Tensor) -> Tensor:
-        looked.append(made)
+    def classify(made: Tensor) -> Tensor:
+        classified.append(made)
         p = next(sure)
         logit = math.log(p / (1 - p)) * (1 if bool(target.present[0]) else -1)
         return torch.full((1, 2), logit)
 
     settings = CounterfactualSettings.model_validate({**PLAIN, "attempts": 3})
-    found = counterfactual_latents(known(), latents, target, settings, look)
-    assert torch.equal(found, looked[2])
+    found = counterfactual_latents(known(), latents, target, settings, classify)
+    assert torch.equal(found, classified[2])
 
 
 def seen_as(*rows: tuple[float, float]) -> Callable[[Tensor], Tensor]:
@@ -314,7 +317,7 @@ def seen_as(*rows: tuple[float, float]) -> Callable[[Tensor], Tensor]:
         ([(0.9, 0.5), (0.2, 0.5), (0.1, 0.9), (0.3, 0.5), (0.4, 0.5)], 2),  # none is sure: nearest
     ],
 )
-def test_each_attempt_draws_its_noise_and_the_best_is_kept(
+def test_each_candidate_draws_its_noise_and_the_best_is_kept(
     told: list[tuple[float, float]], kept: int
 ) -> None:
     latents, target = sources(1), findings([False])
@@ -325,7 +328,7 @@ def test_each_attempt_draws_its_noise_and_the_best_is_kept(
     assert torch.equal(found, guided_latents(known(), latents, target, once))
 
 
-def test_of_exclusive_classes_one_that_is_flipped_is_kept_before_one_that_is_surer() -> None:
+def test_a_flipped_candidate_is_kept_before_a_more_confident_one() -> None:
     told = iter([(0.1, 0.8, 0.1), (0.40, 0.31, 0.29), (0.45, 0.54, 0.01)])
     made = iter([torch.full((1, 2, 8, 8), 1.0), torch.full((1, 2, 8, 8), 2.0)])
     target = Target(torch.tensor([0]), torch.tensor([True]), False)
@@ -341,7 +344,7 @@ def test_of_exclusive_classes_one_that_is_flipped_is_kept_before_one_that_is_sur
 
 
 @pytest.mark.parametrize("relaxed", [True, False])
-def test_the_mask_is_relaxed_for_what_no_draw_has_flipped(relaxed: bool) -> None:
+def test_the_mask_is_relaxed_for_images_that_no_candidate_has_flipped(relaxed: bool) -> None:
     """Half of its threshold, then no mask, each with another draw; the others get none."""
     latents = sources(2)
     target = findings([False, False])
@@ -349,19 +352,19 @@ def test_the_mask_is_relaxed_for_what_no_draw_has_flipped(relaxed: bool) -> None
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": relaxed})
     tried: list[tuple[list[int], int, float]] = []
 
-    def attempt(rows: Tensor, _: Target, at: CounterfactualSettings) -> Tensor:
+    def candidate(rows: Tensor, _: Target, at: CounterfactualSettings) -> Tensor:
         tried.append((rows.tolist(), at.noise_seed, at.mask_threshold))
         flips = torch.tensor([row == 0 or at.mask_threshold == 0.0 for row in rows.tolist()])
         return torch.where(flips, -1.0, 1.0).reshape(-1, 1, 1, 1).expand(-1, *latents.shape[1:])
 
-    def look(made: Tensor) -> Tensor:
+    def classify(made: Tensor) -> Tensor:
         return made[:, :, 0, 0]
 
-    found = search_counterfactuals(torch.ones_like(latents), target, settings, look, attempt)
+    found = search_counterfactuals(torch.ones_like(latents), target, settings, classify, candidate)
     more = [([1], 7, 0.2), ([1], 8, 0.0)] if relaxed else []
     assert tried == [([0, 1], 5, 0.4), ([0, 1], 6, 0.4), *more]
     assert (found < 0).flatten(1).all(dim=1).tolist() == [True, relaxed]
-    assert most_attempts(settings) == len(tried)
+    assert most_candidates(settings) == len(tried)
 
 
 @pytest.mark.parametrize(("inversion", "attempts"), [(False, 4), (True, 2)])
@@ -371,16 +374,16 @@ def test_an_external_classifier_draws_as_often_and_repeats_no_inversion(
     latents, target = sources(1), findings([False])
     changes = {"inversion": inversion, "attempts": 2, "mask_threshold": 0.4, "steps": 2}
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": True})
-    looked: list[Tensor] = []
+    classified: list[Tensor] = []
 
     def never(clean: Tensor) -> Tensor:
-        looked.append(clean)
+        classified.append(clean)
         return torch.full((1, 2), 3.0)
 
     classifier = GaussianData(0.0, 1.0).classify
     externally_guided_latents(known(), latents, target, classifier, settings, never)
-    assert len(looked) == 1 + attempts  # the source first
-    assert all(not torch.equal(one, two) for one, two in combinations(looked, 2))
+    assert len(classified) == 1 + attempts  # the source first
+    assert all(not torch.equal(one, two) for one, two in combinations(classified, 2))
 
 
 @given(st.permutations(range(4)))
@@ -396,32 +399,32 @@ def test_an_images_counterfactual_does_not_depend_on_its_company(order: list[int
 
 
 class Noting(GaussianData):
-    """Its head notes at which timesteps it was asked."""
+    """Its head notes the timesteps at which it is called."""
 
     def __init__(self) -> None:
         super().__init__(0.0, 1.0)
-        self.asked: set[int] = set()
+        self.timesteps: set[int] = set()
 
     def classify(self, latents: Tensor, timesteps: Tensor | None = None) -> Tensor:
         if timesteps is not None:
-            self.asked |= set(timesteps.tolist())
+            self.timesteps |= set(timesteps.tolist())
         return super().classify(latents, timesteps)
 
 
 @pytest.mark.parametrize("inversion", [True, False])
-def test_the_head_is_not_asked_at_noise_that_it_was_not_trained_on(inversion: bool) -> None:
+def test_the_head_is_not_called_at_noise_on_which_it_was_not_trained(inversion: bool) -> None:
     latents, model = sources(), Noting()
     target = opposite(latents)
     changes = {"inversion": inversion, "mask_threshold": 0.5, "steps": 8}
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
     guided_latents(known(model, head_until=250), latents, target, settings)
-    assert model.asked == {t for t in descending_timesteps(399, 8) if t <= 250}
-    assert len(model.asked) == 5
+    assert model.timesteps == {t for t in descending_timesteps(399, 8) if t <= 250}
+    assert len(model.timesteps) == 5
     with pytest.raises(UserError, match=r"trained on noise up to t = 30, and .* starts at 50"):
         guided_latents(known(model, head_until=30), latents, target, settings)
 
 
-def test_a_head_that_knows_no_noise_is_asked_at_all_levels() -> None:
+def test_a_head_trained_on_clean_latents_guides_at_all_levels() -> None:
     latents = sources()
     target, head = opposite(latents), GaussianData(0.0, 1.0)
     settings = CounterfactualSettings.model_validate(PLAIN)
@@ -431,16 +434,31 @@ def test_a_head_that_knows_no_noise_is_asked_at_all_levels() -> None:
     assert torch.equal(made, everywhere)
 
 
-def test_who_pulls_goes_beyond_what_is_asked_of_the_result() -> None:
-    """Half way to certainty: what is only just there does not survive the decoder."""
+def test_guidance_goes_beyond_the_confidence_asked_for() -> None:
+    """Half way to 1: a target that is only just reached does not survive the decoder."""
     settings = CounterfactualSettings.model_validate({**PLAIN, "confidence": 0.9})
-    gradient, everywhere = torch.ones(3, 2, 4, 4), torch.ones(1, 1, 4, 4)
-    pull = normalised_pull(gradient, torch.tensor([0.5, 0.93, 0.96]), everywhere, settings)
-    assert pull.square().mean(dim=(1, 2, 3)).sqrt().tolist() == pytest.approx([1.0, 1.0, 0.0])
+    latents, everywhere = torch.ones(3, 2, 4, 4), torch.ones(1, 1, 4, 4)
+    logits = torch.tensor([0.5, 0.93, 0.96]).logit()
+
+    class Fixed:
+        """Its logits of the first finding are given, with a gradient of ones."""
+
+        process = PROCESS
+
+        def noise_pred(self, latents: Tensor, timestep: int) -> Tensor:
+            return torch.zeros_like(latents)
+
+        def noise_pred_and_logits(self, latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+            change = latents.mean(dim=(1, 2, 3)) - 1.0
+            return torch.zeros_like(latents), torch.stack([logits + change, logits], dim=1)
+
+    guidance = Guidance(findings([True] * 3), {5: torch.zeros(3, 2)}, everywhere, settings)
+    _, gradient = guidance_gradient(Fixed(), latents, 5, guidance)
+    assert gradient.square().mean(dim=(1, 2, 3)).sqrt().tolist() == pytest.approx([1.0, 1.0, 0.0])
 
 
-def test_a_head_that_is_too_sure_pulls_by_its_calibrated_confidence() -> None:
-    """Sure by its own measure, it would stop long before it is sure by the right one."""
+def test_an_overconfident_head_guides_by_its_calibrated_confidence() -> None:
+    """By the uncalibrated confidence, guidance would end too early."""
     latents = sources()
     target, head = opposite(latents), GaussianData(0.0, 1.0)
     changes = {"scale": 4.0, "confidence": 0.9, "attempts": 4}
@@ -450,29 +468,29 @@ def test_a_head_that_is_too_sure_pulls_by_its_calibrated_confidence() -> None:
     assert (sure[0] < 0.9).all() and (sure[1] >= 0.9).all()
 
 
-def reference(latents: Tensor, target: Target, scale: float, seed: int = 0) -> Tensor:
-    return reference_counterfactual_latents(
-        known(), latents, target, start=0.1, scale=scale, seed=seed
+def published(latents: Tensor, target: Target, scale: float, seed: int = 0) -> Tensor:
+    return mediffusion_latents(
+        known(), latents, target, strength=0.1, guidance_scale=scale, seed=seed
     )
 
 
 def test_the_published_procedure_flips_and_redraws_the_image() -> None:
     latents = sources()
     target, head = opposite(latents), GaussianData(0.0, 1.0)
-    made = reference(latents, target, scale=200.0)
+    made = published(latents, target, scale=200.0)
     assert target.reached(head.classify(made)).all()
-    assert torch.equal(made, reference(latents, target, scale=200.0))
-    assert not torch.equal(made, reference(latents, target, scale=200.0, seed=1))
-    # Without a pull the noise alone has changed it, all over.
-    assert float((reference(latents, target, scale=0.0) - latents).abs().mean()) > 0.1
+    assert torch.equal(made, published(latents, target, scale=200.0))
+    assert not torch.equal(made, published(latents, target, scale=200.0, seed=1))
+    # Without guidance the noise alone has changed it, all over.
+    assert float((published(latents, target, scale=0.0) - latents).abs().mean()) > 0.1
 
 
 def test_the_published_gradient_is_that_of_the_clean_estimate() -> None:
     """One step from t = 0, where everything is linear, by hand."""
     latents, target = sources(1).double(), findings([True])
     alphas = ALPHAS.double()
-    model = GuidedModel(GaussianData(0.0, 1.0), alphas, "epsilon", 999)
-    made = reference_counterfactual_latents(model, latents, target, start=0.0, scale=300.0, seed=0)
+    model = GuidedModel(GaussianData(0.0, 1.0), DiffusionProcess(alphas, "epsilon"), 999)
+    made = mediffusion_latents(model, latents, target, strength=0.0, guidance_scale=300.0, seed=0)
     noise = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     a = alphas[0]
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise

@@ -1,13 +1,14 @@
 """Noise process, samplers and losses against closed forms and slow references."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
-from helpers.gaussian import ALPHAS, GaussianData
+from helpers.gaussian import ALPHAS, PROCESS, GaussianData
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,18 +21,10 @@ from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.diffusion.losses import (
     classification_loss,
     diffusion_loss,
-    min_snr_weight,
     reconstruction_loss,
 )
-from mediffusion_core.diffusion.process import (
-    add_noise,
-    ddim_step,
-    ddpm_step,
-    noise_from,
-    predict_clean,
-    prediction_target,
-)
-from mediffusion_core.diffusion.samplers import sample_latents
+from mediffusion_core.diffusion.process import CLEAN, DiffusionProcess
+from mediffusion_core.diffusion.samplers import ddim_step, ddpm_step, denoise, sampling_levels
 from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings, Prediction
 
 SETTINGS = DiffusionSettings()
@@ -42,6 +35,16 @@ SCHEDULE = {
     "beta_schedule": "scaled_linear",
 }
 NAN = float("nan")
+
+
+def doubled(prediction: Prediction) -> DiffusionProcess:
+    return DiffusionProcess(ALPHAS.double(), prediction)
+
+
+def sampled(model: GaussianData, noise: Tensor, steps: int) -> Tensor:
+    denoiser = GuidedModel(model, PROCESS, 0)  # type: ignore[arg-type]
+    levels = sampling_levels(len(PROCESS), steps)
+    return denoise(denoiser.noise_pred, partial(ddim_step, PROCESS), noise, levels)
 
 
 def test_the_schedule_is_diffusers_scaled_linear() -> None:
@@ -55,7 +58,7 @@ def test_noising_agrees_with_diffusers() -> None:
     timesteps = torch.tensor([0, 1, 400, 998, 999])
     expected = DDPMScheduler(**SCHEDULE).add_noise(latents, noise, timesteps)
     torch.testing.assert_close(
-        add_noise(latents, noise, ALPHAS[timesteps]), expected, rtol=1e-4, atol=1e-5
+        PROCESS.add_noise(latents, noise, timesteps), expected, rtol=1e-4, atol=1e-5
     )
 
 
@@ -63,9 +66,10 @@ def test_noising_agrees_with_diffusers() -> None:
 def test_the_clean_latent_comes_back_from_its_noise(timestep: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     latents, noise = torch.randn(2, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
-    alpha_bar = ALPHAS[timestep].double().expand(2)
-    noised = add_noise(latents, noise, alpha_bar)
-    torch.testing.assert_close(predict_clean(noised, noise, alpha_bar), latents)
+    process = doubled("epsilon")
+    noised = process.add_noise(latents, noise, timestep)
+    torch.testing.assert_close(process.predict_clean(noised, noise, timestep), latents)
+    torch.testing.assert_close(process.noise_between(noised, latents, timestep), noise)
 
 
 @pytest.mark.parametrize(("now", "steps"), [(999, 1000), (500, 1000), (999, 10), (99, 10)])
@@ -77,10 +81,9 @@ def test_a_step_is_diffusers_ddim_step_without_noise(now: int, steps: int) -> No
     generator = torch.Generator().manual_seed(now)
     latents, noise_pred = torch.randn(2, 3, 4, 8, 8, generator=generator)
     expected = scheduler.step(noise_pred, now, latents, eta=0.0).prev_sample
-    after = now - SETTINGS.timesteps // steps
-    previous = ALPHAS[after] if after >= 0 else torch.ones(())
+    after = max(now - SETTINGS.timesteps // steps, CLEAN)
     torch.testing.assert_close(
-        ddim_step(latents, noise_pred, ALPHAS[now], previous), expected, rtol=1e-3, atol=1e-4
+        ddim_step(PROCESS, latents, noise_pred, now, after), expected, rtol=1e-3, atol=1e-4
     )
 
 
@@ -99,14 +102,9 @@ def test_timesteps_descend_from_the_start(start: int, steps: int) -> None:
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.5, 0.5), (-1.0, 0.2)])
 def test_sampling_finds_the_distribution_of_its_denoiser(mean: float, std: float) -> None:
     noise = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    told: list[tuple[int, int]] = []
-    model = GaussianData(mean, std)
-    samples = sample_latents(
-        model, ALPHAS, noise, 999, "epsilon", on_step=lambda *step: told.append(step)
-    )
+    samples = sampled(GaussianData(mean, std), noise, 999)
     assert float(samples.mean()) == pytest.approx(mean, abs=0.03)
     assert float(samples.std()) == pytest.approx(std, rel=0.04)
-    assert told == [(done, 999) for done in range(1, 1000)]
 
 
 @pytest.mark.parametrize("t", [0, 1, 400, 999])
@@ -117,28 +115,28 @@ def test_an_ancestral_step_is_diffusers_ddpm_step(t: int) -> None:
     drawn = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     again = torch.Generator().manual_seed(5)
     expected = scheduler.step(noise_pred, t, latents, generator=again).prev_sample
-    found = ddpm_step(latents, noise_pred, drawn, ALPHAS, t)
+    found = ddpm_step(PROCESS, lambda: drawn, latents, noise_pred, t, t - 1)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_few_steps_shrink_the_spread_but_not_beyond_reason() -> None:
     """Every sample keeps its place: the map from noise to latents stays linear and rising."""
     noise = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    many = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 999, "epsilon")
-    few = sample_latents(GaussianData(1.5, 0.5), ALPHAS, noise, 20, "epsilon")
+    many = sampled(GaussianData(1.5, 0.5), noise, 999)
+    few = sampled(GaussianData(1.5, 0.5), noise, 20)
     assert float(torch.corrcoef(torch.stack([many.flatten(), few.flatten()]))[0, 1]) > 0.9999
     assert 0.6 < float(few.std() / many.std()) < 1.0
 
 
 def test_labels_draw_latents_towards_them_and_nothing_else() -> None:
-    """The head compares a latent's halves; what it is not asked about keeps its distribution."""
+    """The head compares a latent's halves; a half without a label keeps its distribution."""
     noise = torch.randn(60, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     model = GaussianData(1.0, 0.5)
-    free = sample_latents(model, ALPHAS, noise, 50, "epsilon")
+    free = sampled(model, noise, 50)
 
     def drawn(labels: Tensor, scale: float, head_until: int = 999) -> Tensor:
         return sample_labelled_latents(
-            GuidedModel(model, ALPHAS, "epsilon", head_until),
+            GuidedModel(model, PROCESS, head_until),
             noise,
             labels,
             multi_label=labels.isnan().any().item(),
@@ -148,17 +146,17 @@ def test_labels_draw_latents_towards_them_and_nothing_else() -> None:
 
     first = F.one_hot(torch.zeros(60, dtype=torch.long), 2).float()
     torch.testing.assert_close(drawn(first, 0.0), free)
-    late = drawn(first, 5.0, head_until=100)  # it is not asked where it knows nothing
+    late = drawn(first, 5.0, head_until=100)  # no guidance at noise it was not trained on
     assert 0 < (late - free).abs().mean() < (drawn(first, 5.0) - free).abs().mean()
-    asked = [model.classify(drawn(first, scale))[:, 0].mean() for scale in (0.0, 1.0, 5.0)]
-    assert asked[0] < asked[1] < asked[2]
+    logits = [model.classify(drawn(first, scale))[:, 0].mean() for scale in (0.0, 1.0, 5.0)]
+    assert logits[0] < logits[1] < logits[2]
     only = drawn(torch.tensor([[1.0, NAN]]).expand(60, 2), 5.0)
     assert float((only - free)[:, :, :2].mean()) > 0.01
     torch.testing.assert_close(only[:, :, 2:], free[:, :, 2:])
 
 
-def test_an_external_classifier_pulls_through_the_denoiser() -> None:
-    """Towards what it is asked for and no further; without a pull the source comes back."""
+def test_an_external_classifier_guides_through_the_denoiser() -> None:
+    """Towards the target and no further; without guidance the source comes back."""
     model = GaussianData(0.0, 1.0)
     latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     target = Target(torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool), False)
@@ -167,7 +165,7 @@ def test_an_external_classifier_pulls_through_the_denoiser() -> None:
         plain = {"start": 0.4, "steps": 100, "scale": scale, "attempts": 1, "inversion": True}
         settings = CounterfactualSettings.model_validate({**plain, **changes})
         return externally_guided_latents(
-            GuidedModel(model, ALPHAS, "epsilon", 0), latents, target, model.classify, settings
+            GuidedModel(model, PROCESS, 0), latents, target, model.classify, settings
         )
 
     torch.testing.assert_close(made(1e-9), latents, rtol=0, atol=0.1)
@@ -186,24 +184,23 @@ def test_an_external_classifier_pulls_through_the_denoiser() -> None:
     assert float(near[~there].mean()) < float(moved[~there].mean())
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_noise_follows_from_whatever_is_predicted(prediction: Prediction) -> None:
     clean, noise = torch.randn(2, 5, 4, 2, 2, generator=torch.Generator().manual_seed(0)).double()
-    alpha_bar = ALPHAS[[0, 10, 300, 700, 999]].double()
-    noised = add_noise(clean, noise, alpha_bar)
-    target = prediction_target(clean, noise, alpha_bar, prediction)
-    predicted = noise_from(target, noised, alpha_bar, prediction)
-    torch.testing.assert_close(predicted, noise)
+    timesteps, process = torch.tensor([0, 10, 300, 700, 999]), doubled(prediction)
+    noised = process.add_noise(clean, noise, timesteps)
+    target = process.target(clean, noise, timesteps)
+    torch.testing.assert_close(process.noise_pred(target, noised, timesteps), noise)
 
 
 def test_what_is_predicted_is_what_its_name_says() -> None:
     clean, noise = torch.randn(2, 5, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    alpha_bar = ALPHAS[[0, 10, 300, 700, 999]]
-    assert prediction_target(clean, noise, alpha_bar, "epsilon") is noise
-    assert prediction_target(clean, noise, alpha_bar, "sample") is clean
+    timesteps = torch.tensor([0, 10, 300, 700, 999])
+    assert DiffusionProcess(ALPHAS, "epsilon").target(clean, noise, timesteps) is noise
+    assert DiffusionProcess(ALPHAS, "sample").target(clean, noise, timesteps) is clean
     scheduler = DDPMScheduler(**SCHEDULE)
-    expected = scheduler.get_velocity(clean, noise, torch.tensor([0, 10, 300, 700, 999]))
-    found = prediction_target(clean, noise, alpha_bar, "velocity")
+    expected = scheduler.get_velocity(clean, noise, timesteps)
+    found = DiffusionProcess(ALPHAS, "v_prediction").target(clean, noise, timesteps)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -214,15 +211,16 @@ def test_min_snr_weighs_the_error_of_the_clean_latent_alike_for_all(
     """min(SNR, γ) times the error of z_0, whichever way the network says it."""
     generator = torch.Generator().manual_seed(timestep)
     clean, noise, error = torch.randn(3, 1, 2, 3, 3, generator=generator, dtype=torch.float64)
-    alpha_bar = ALPHAS[[timestep]].double()
-    noised = add_noise(clean, noise, alpha_bar)
-    snr = float(alpha_bar / (1 - alpha_bar))
+    at = torch.tensor([timestep])
+    noised = doubled("epsilon").add_noise(clean, noise, at)
+    snr = float(ALPHAS[timestep].double() / (1 - ALPHAS[timestep].double()))
     expected = min(snr, gamma) * float(error.square().mean())
-    for prediction in ("epsilon", "velocity", "sample"):
-        wrong_noise = (noised - alpha_bar.sqrt() * (clean + error)) / (1 - alpha_bar).sqrt()
-        output = prediction_target(clean + error, wrong_noise, alpha_bar, prediction)
-        loss = diffusion_loss(output, prediction_target(clean, noise, alpha_bar, prediction))
-        weighted = float(loss * min_snr_weight(alpha_bar, prediction, gamma))
+    for prediction in ("epsilon", "v_prediction", "sample"):
+        process = doubled(prediction)
+        wrong_noise = process.noise_between(noised, clean + error, at)
+        output = process.target(clean + error, wrong_noise, at)
+        loss = diffusion_loss(output, process.target(clean, noise, at))
+        weighted = float(loss * process.min_snr_weight(at, gamma))
         assert weighted == pytest.approx(expected, rel=1e-6), prediction
 
 

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.diffusion.process import add_noise, alphas_cumprod
-from mediffusion_core.inference.classify import BATCH, CLEAN, classify_latents, looks, symmetries
+from mediffusion_core.diffusion.process import DiffusionProcess
+from mediffusion_core.inference.classify import (
+    BATCH,
+    classifier_views,
+    classify_latents,
+    symmetries,
+)
 from mediffusion_core.models import (
     Autoencoder,
     JointUNet,
@@ -32,7 +37,7 @@ from mediffusion_core.settings import (
 )
 
 LATENT = (4, 8, 8)
-ALPHAS = alphas_cumprod(DiffusionSettings())
+PROCESS = DiffusionProcess.of(DiffusionSettings())
 AUTOENCODER = AutoencoderSettings(
     channels=(16, 16), layers_per_block=1, latent_channels=4, norm_groups=8
 )
@@ -330,27 +335,26 @@ def test_logits_in_batches_are_those_of_each_latent_alone() -> None:
 
 def test_logits_at_noise_levels_are_the_mean_over_the_noised_latents() -> None:
     model, (latents, _) = joint(), inputs()
-    at = looks([0.0, 0.25], ALPHAS, LATENT, seed=3)
+    views = classifier_views([0.0, 0.25], PROCESS, LATENT, seed=3)
     t = round(0.25 * 999)
     generator = torch.Generator().manual_seed(3)
     torch.randn(LATENT, generator=generator)
     noise = torch.randn(LATENT, generator=generator).expand_as(latents)
-    noised = add_noise(latents, noise, ALPHAS[[t] * len(latents)])
+    noised = PROCESS.add_noise(latents, noise, t)
     with torch.no_grad():
         seen = model.classify(latents), model.classify(noised, torch.full((len(latents),), t))
     assert not torch.allclose(*seen)
-    logits = classify_latents(model, latents, orientation_free=False, at=at)
+    logits = classify_latents(model, latents, orientation_free=False, views=views)
     torch.testing.assert_close(logits, torch.stack(seen).mean(dim=0))
 
 
-def test_looking_at_the_clean_latent_draws_no_noise_into_it() -> None:
+def test_a_view_of_the_clean_latent_adds_no_noise() -> None:
     model, (latents, _) = joint(), inputs()
     with torch.no_grad():
         expected = model.classify(latents)
-    other = looks([0.0], ALPHAS, LATENT, seed=9)
-    for at in (CLEAN, other):
+    for views in ((), classifier_views([0.0], PROCESS, LATENT, seed=9)):
         assert torch.equal(
-            classify_latents(model, latents, orientation_free=False, at=at), expected
+            classify_latents(model, latents, orientation_free=False, views=views), expected
         )
 
 
@@ -358,8 +362,8 @@ def test_noise_depends_on_the_seed_and_on_no_other_latent() -> None:
     model, (latents, _) = joint(), inputs()
 
     def logits(seed: int, given: Tensor = latents) -> Tensor:
-        at = looks([0.1, 1.0], ALPHAS, LATENT, seed)
-        return classify_latents(model, given, orientation_free=False, at=at)
+        views = classifier_views([0.1, 1.0], PROCESS, LATENT, seed)
+        return classify_latents(model, given, orientation_free=False, views=views)
 
     assert torch.equal(logits(1), logits(1)) and not torch.equal(logits(1), logits(2))
     torch.testing.assert_close(logits(1, latents[2:]), logits(1)[2:])
@@ -367,9 +371,9 @@ def test_noise_depends_on_the_seed_and_on_no_other_latent() -> None:
 
 def test_an_orientation_free_classifier_stays_so_through_noise() -> None:
     model, (latents, _) = joint(), inputs()
-    at = looks([0.2], ALPHAS, LATENT, seed=0)
+    views = classifier_views([0.2], PROCESS, LATENT, seed=0)
     logits = [
-        classify_latents(model, held, orientation_free=True, at=at)
+        classify_latents(model, held, orientation_free=True, views=views)
         for held in (latents, latents.rot90(1, (2, 3)), latents.flip(3))
     ]
     for other in logits[1:]:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.data.store.images import fit
-from mediffusion_core.diffusion.process import alphas_cumprod
-from mediffusion_core.diffusion.samplers import sample_latents
+from mediffusion_core.diffusion.process import DiffusionProcess
+from mediffusion_core.diffusion.samplers import ddim_step, denoise, sampling_levels
 from mediffusion_core.diffusion.scheduler import build_scheduler
 from mediffusion_core.evaluation.counterfactual_panel import make_counterfactuals
 from mediffusion_core.inference.joint_model import TrainedModel
@@ -105,30 +106,33 @@ def model(run: Path) -> TrainedModel:
 # The scheduler
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [1, 7, 30, 1000])
 def test_the_scheduler_is_our_sampler(prediction: Prediction, steps: int) -> None:
     """With diffusers' own beta schedule, and its name for what is predicted."""
     settings = DiffusionSettings(prediction=prediction)
-    alphas = alphas_cumprod(settings)
+    process = DiffusionProcess.of(settings)
 
-    class Network(nn.Module):
-        def denoise(self, latents: Tensor, timesteps: Tensor) -> Tensor:
-            return 0.5 * latents.tanh() * (1 - timesteps.reshape(-1, 1, 1, 1) / 2000)
+    def network(latents: Tensor, timestep: int) -> Tensor:
+        return 0.5 * latents.tanh() * (1 - timestep / 2000)
+
+    def noise_pred(latents: Tensor, timestep: int) -> Tensor:
+        return process.noise_pred(network(latents, timestep), latents, timestep)
 
     noise = torch.randn(2, 4, 3, 3, generator=generator(0))
-    expected = sample_latents(Network(), alphas, noise, steps, prediction)
+    levels = sampling_levels(1000, steps)
+    expected = denoise(noise_pred, partial(ddim_step, process), noise, levels)
     scheduler = build_scheduler(settings)
-    torch.testing.assert_close(scheduler.alphas_cumprod, alphas, rtol=1e-4, atol=0)
+    torch.testing.assert_close(scheduler.alphas_cumprod, process.alphas_cumprod, rtol=1e-4, atol=0)
     scheduler.set_timesteps(steps)
     latents = noise
     for timestep in scheduler.timesteps:
-        output = Network().denoise(latents, timestep.expand(2))
+        output = network(latents, int(timestep))
         latents = scheduler.step(output, timestep, latents).prev_sample
     torch.testing.assert_close(latents, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_from_one_timestep_to_the_next_it_steps_as_diffusers_own(prediction: Prediction) -> None:
     ours = build_scheduler(DiffusionSettings(prediction=prediction))
     theirs = DDIMScheduler.from_config(ours.config)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.toy import ALPHAS, generator, joint_training, toy_network, train_toy
+from helpers.toy import generator, joint_training, toy_network, train_toy
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mediffusion_core.training.batches import Weighted, rarity
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
-from mediffusion_core.training.loss import JointObjective
+from mediffusion_core.training.loss import JointBatch, LabelledRows, joint_losses
 
 NAN = float("nan")
 
@@ -114,21 +114,20 @@ class Constant(nn.Module):
         return None, self.logits.expand(len(given[classify]), -1)
 
 
-def classified(
-    objective: JointObjective, model: Constant, targets: Tensor, multi_label: bool
-) -> Tensor:
-    rows = {"classification_loss": (torch.zeros(len(targets), 1, 2, 2), targets)}
-    losses = objective.losses(model, None, rows, multi_label)  # type: ignore[arg-type]
-    return losses["classification_loss"]
+def classified(model: Constant, targets: Tensor, multi_label: bool, shift: Tensor) -> Tensor:
+    """The mean classification loss of the targets, with adjusted logits."""
+    timesteps = torch.zeros(len(targets), dtype=torch.long)
+    rows = LabelledRows(torch.zeros(len(targets), 1, 2, 2), timesteps, targets)
+    batch = JointBatch(None, {"classification_loss": rows}, multi_label, shift)
+    settings = joint_training(labelled_batch_size=len(targets))
+    return joint_losses(model, batch, settings)["classification_loss"]  # type: ignore[arg-type]
 
 
 def gradient(model: Constant, targets: Tensor, multi_label: bool, tau: float) -> Tensor:
     """Of the classification loss on labels that occur as often as the prior says."""
     prevalence = targets.mean(dim=0)
     prior = prevalence.logit() if multi_label else prevalence.log()
-    settings = joint_training(labelled_batch_size=len(targets), logit_adjustment=tau)
-    objective = JointObjective(settings, ALPHAS, "velocity", generator(), prior)
-    loss = classified(objective, model, targets, multi_label)
+    loss = classified(model, targets, multi_label, tau * prior)
     [found] = torch.autograd.grad(loss, [model.logits])
     return found
 
@@ -154,10 +153,7 @@ def test_the_adjusted_loss_is_the_cross_entropy_with_margins_between_classes() -
     logits = torch.randn(4, generator=generator())
     given = counts([50, 30, 1, 0], [81] * 4)
     prior, tau = given.prevalence(multi_label=False), 1.3
-    settings = joint_training(labelled_batch_size=1, logit_adjustment=tau)
-    objective = JointObjective(
-        settings, ALPHAS, "velocity", generator(), given.log_prior(multi_label=False)
-    )
+    shift = tau * given.log_prior(multi_label=False)
     for label in range(4):
         others = [other for other in range(4) if other != label]
         expected = math.log(
@@ -168,5 +164,5 @@ def test_the_adjusted_loss_is_the_cross_entropy_with_margins_between_classes() -
             )
         )
         targets = F.one_hot(torch.tensor([label]), 4).float()
-        loss = classified(objective, Constant(logits.clone()), targets, False)
+        loss = classified(Constant(logits.clone()), targets, False, shift)
         assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)

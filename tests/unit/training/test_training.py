@@ -18,6 +18,7 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.data.augmentation import RANGES, augment, turns_and_flips
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.messaging.moment_names import STEPS
 from mediffusion_core.models import Autoencoder, JointUNet, LatentCodec
 from mediffusion_core.settings import (
@@ -34,12 +35,15 @@ from mediffusion_core.training.adam_moments import (
 )
 from mediffusion_core.training.autoencoder import autoencoder_optimizer, train_autoencoder
 from mediffusion_core.training.batches import Shuffled
+from mediffusion_core.training.denoising import Denoising
 from mediffusion_core.training.fedprox import Proximal
 from mediffusion_core.training.joint import joint_optimizer, train_joint
+from mediffusion_core.training.joint_batches import JointBatches
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 from mediffusion_core.training.local_report import LocalReport, Progress
-from mediffusion_core.training.loss import JointObjective
+from mediffusion_core.training.local_round import LocalRound
+from mediffusion_core.training.loss import JointBatch, LabelledRows, joint_losses, total_loss
 from mediffusion_core.training.schedule import cosine, local_steps
 
 NAN = float("nan")
@@ -99,11 +103,7 @@ def run_autoencoder(
         optimizer or autoencoder_optimizer(model, settings),
         data,
         settings,
-        precision="fp32",
-        round_number=1,
-        rounds=2,
-        seed=seed,
-        on_step=quiet,
+        LocalRound(1, 2, seed),
     )
 
 
@@ -602,12 +602,11 @@ def test_the_classifiers_weight_rises_linearly_over_its_share_of_the_stage() -> 
     ).means()
     assert told[0] == 0.0 and told[1] > 0.0
     parts = {"classification_loss": torch.tensor(3.0), "diffusion_loss": torch.tensor(5.0)}
-    at = [
-        float(objective(classification_weight=2.0, classification_warmup=0.4).total(parts, done))
-        for done in (0.0, 0.1, 0.4, 0.9)
-    ]
+    rising = joint_training(classification_weight=2.0, classification_warmup=0.4)
+    at = [float(total_loss(parts, rising, done)) for done in (0.0, 0.1, 0.4, 0.9)]
     assert at == pytest.approx([5.0, 6.5, 11.0, 11.0])
-    assert float(objective(classification_weight=2.0).total(parts, 0.0)) == pytest.approx(11.0)
+    constant = joint_training(classification_weight=2.0)
+    assert float(total_loss(parts, constant, 0.0)) == pytest.approx(11.0)
     assert sum(told) / 5 == pytest.approx(means["loss"])
 
 
@@ -637,28 +636,37 @@ class Recorder(nn.Module):
         return torch.zeros_like(given[denoise]), torch.zeros(len(given[classify]), 2)
 
 
-def classified(part: JointObjective, model: nn.Module, given: Tensor, targets: Tensor) -> Tensor:
-    rows = {"classification_loss": (given, targets)}
-    return part.losses(model, None, rows, True)["classification_loss"]  # type: ignore[arg-type]
+def first_batch(
+    given: Tensor, targets: Tensor | None = None, **changes: object
+) -> tuple[JointBatch, JointTraining]:
+    """Of latents (n, c, h, w), as they are and as their only views, and the settings."""
+    targets = torch.full((len(given), 2), NAN) if targets is None else targets
+    known = given[~targets.isnan().all(dim=1)]
+    settings = joint_training(**changes)
+    data = LatentSet(given, known[None], targets, multi_label=True)
+    process = DiffusionProcess(ALPHAS, "epsilon")
+    return JointBatches(data, settings, process, generator()).next(), settings
 
 
-def denoised(part: JointObjective, model: nn.Module, given: Tensor) -> Tensor:
-    return part.losses(model, part.denoising(given), {}, True)["diffusion_loss"]  # type: ignore[arg-type]
+def denoised(
+    model: nn.Module, given: Tensor, settings: JointTraining, prediction: Prediction = "epsilon"
+) -> Tensor:
+    timesteps = torch.randint(0, 1000, (len(given),), generator=generator())
+    noise = torch.randn(given.shape, generator=generator(1))
+    noised = Denoising.of(DiffusionProcess(ALPHAS, prediction), given, timesteps, noise)
+    losses = joint_losses(model, JointBatch(noised, {}, True), settings)  # type: ignore[arg-type]
+    return losses["diffusion_loss"]
 
 
-def objective(prediction: Prediction = "epsilon", **changes: object) -> JointObjective:
-    return JointObjective(joint_training(**changes), ALPHAS, prediction, generator())
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
-def test_the_denoiser_is_held_to_what_it_shall_predict(prediction: Prediction) -> None:
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_denoisers_target_is_what_the_settings_name(prediction: Prediction) -> None:
     class Perfect(nn.Module):
         """Knows the clean latents, and from them the noise and its velocity."""
 
         def predicted(self, noised: Tensor, timesteps: Tensor) -> Tensor:
             alpha_bar = ALPHAS[timesteps].reshape(-1, 1, 1, 1)
             noise = (noised - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-            if prediction != "velocity":
+            if prediction != "v_prediction":
                 return noise if prediction == "epsilon" else clean
             return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
 
@@ -669,16 +677,16 @@ def test_the_denoiser_is_held_to_what_it_shall_predict(prediction: Prediction) -
             return self.predicted(noised, timesteps)[denoise], None
 
     clean = torch.randn(16, 2, 4, 4, generator=generator())
-    loss = denoised(objective(prediction, batch_size=16), Perfect(), clean)
+    loss = denoised(Perfect(), clean, joint_training(batch_size=16), prediction)
     assert float(loss) < 1e-6
 
 
 def test_min_snr_makes_clean_levels_count_less() -> None:
     """For ε the weight is min(SNR, γ) / SNR: 1 in much noise, below 1 in little."""
     given = torch.randn(400, 2, 4, 4, generator=generator())
-    settings: dict[str, object] = {"batch_size": 400, "min_snr_gamma": 5.0}
     recorder = Recorder()
-    weighted = float(denoised(objective(**settings), recorder, given))
+    settings = joint_training(batch_size=400, min_snr_gamma=5.0)
+    weighted = float(denoised(recorder, given, settings))
     [(_, timesteps)] = recorder.calls
     snr = ALPHAS[timesteps] / (1 - ALPHAS[timesteps])
     # A prediction of zero leaves the mean square of standard normal noise, about 1, at all levels.
@@ -688,36 +696,42 @@ def test_min_snr_makes_clean_levels_count_less() -> None:
 
 @pytest.mark.parametrize(("fraction", "clean"), [(0.0, 40), (0.25, 30), (0.5, 20), (1.0, 0)])
 def test_a_share_of_the_labelled_rows_is_noised_up_to_a_bound(fraction: float, clean: int) -> None:
-    recorder = Recorder()
     given = torch.randn(40, 2, 8, 8, generator=generator(1))
-    part = objective(noised_fraction=fraction, noised_max_timestep=0.3, labelled_batch_size=40)
-    loss = classified(part, recorder, given, torch.ones(40, 2))
-    [(seen, timesteps)] = recorder.calls
-    assert torch.equal(seen[:clean], given[:clean])
-    assert (timesteps[:clean] == 0).all() and int(timesteps.max()) < 300
-    for row in range(clean, 40):
-        assert not torch.equal(seen[row], given[row])
+    batch, settings = first_batch(
+        given,
+        torch.ones(40, 2),
+        noised_fraction=fraction,
+        noised_max_timestep=0.3,
+        labelled_batch_size=40,
+        diffusion_weight=0.0,
+    )
+    rows = batch.labelled["classification_loss"]
+    same = [any(torch.equal(one, other) for other in given) for one in rows.inputs]
+    assert same == [row < clean for row in range(40)]
+    assert (rows.timesteps[:clean] == 0).all() and int(rows.timesteps.max()) < 300
     if clean < 40:
-        assert int(timesteps.max()) > 150
-    assert float(loss) == pytest.approx(math.log(2))
+        assert int(rows.timesteps.max()) > 150
+    losses = joint_losses(Recorder(), batch, settings)  # type: ignore[arg-type]
+    assert float(losses["classification_loss"]) == pytest.approx(math.log(2))
 
 
 def test_sums_are_divided_by_the_fixed_batch_sizes() -> None:
-    """Not by how many a batch happens to hold: that would couple the samples."""
+    """Not by the number of rows or labels in a batch: that would couple the samples."""
     given = torch.randn(3, 2, 8, 8, generator=generator(1))
-    settings: dict[str, object] = {"batch_size": 12, "labelled_batch_size": 6}
-    loss = classified(objective(**settings), Recorder(), given, torch.ones(3, 2))
+    settings = joint_training(batch_size=12, labelled_batch_size=6)
+    rows = LabelledRows(given, torch.zeros(3, dtype=torch.long), torch.ones(3, 2))
+    batch = JointBatch(None, {"classification_loss": rows}, multi_label=True)
+    loss = joint_losses(Recorder(), batch, settings)["classification_loss"]  # type: ignore[arg-type]
     assert float(loss) == pytest.approx(3 * math.log(2) / 6)
-    loss = denoised(objective(**settings), Recorder(), given)
+    loss = denoised(Recorder(), given, settings)
     # Against a prediction of zero each sample costs the mean square of standard normal noise.
     assert float(loss) == pytest.approx(3 / 12, rel=0.25)
 
 
 def test_noise_is_drawn_at_every_level() -> None:
-    recorder = Recorder()
-    given = torch.full((600, 1, 8, 8), 5.0)
-    denoised(objective(), recorder, given)
-    [(noised, timesteps)] = recorder.calls
+    batch, _ = first_batch(torch.full((600, 1, 8, 8), 5.0), batch_size=600)
+    assert batch.denoising is not None
+    noised, timesteps = batch.denoising.inputs, batch.denoising.timesteps
     assert int(timesteps.min()) < 20 and int(timesteps.max()) > 980
     spread = (noised - ALPHAS[timesteps].sqrt().reshape(-1, 1, 1, 1) * 5.0).square()
     expected = 1 - ALPHAS[timesteps]
@@ -744,13 +758,8 @@ def rates(settings: JointTraining, number: int, behind: int = 0) -> list[tuple[f
             optimizer,
             latents(),
             settings,
-            ALPHAS,
-            prediction="epsilon",
-            precision="fp32",
-            round_number=number,
-            rounds=2,
-            seed=0,
-            on_step=quiet,
+            DiffusionProcess(ALPHAS, "epsilon"),
+            LocalRound(number, 2, seed=0),
         )
     return seen
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.toy import ALPHAS, generator, joint_training, quiet, toy_network
+from helpers.toy import PROCESS, generator, joint_training, quiet, toy_network
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
@@ -159,8 +159,7 @@ def trained(privacy: PrivacySettings, noise: float, steps: int = 2, **changes: o
             training,
             privacy,
             Mechanism(0.5, noise, 1.0, 3.0, privacy.physical_batch_size),
-            ALPHAS,
-            prediction="velocity",
+            PROCESS,
             steps=steps,
             round_number=1,
             rounds=1,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.toy import ALPHAS, generator, joint_training
+from helpers.toy import PROCESS, generator, joint_training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -54,9 +54,7 @@ def latent_rows(memory: torch.memory_format = torch.contiguous_format) -> UnitRo
         torch.tensor([0, 1, 2, 3, 3, 4]),
         5,
         joint_training(noised_fraction=0.5),
-        ALPHAS,
-        "velocity",
-        torch.device("cpu"),
+        PROCESS,
         generator(1),
     )
 

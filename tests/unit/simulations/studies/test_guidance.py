@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.counterfactuals.search import most_attempts
+from mediffusion_core.counterfactuals.search import most_candidates
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.data.phantom import FINDINGS
 from mediffusion_core.evaluation.lpips import lpips
@@ -77,7 +77,7 @@ def test_the_grid_searches_nothing_and_keeps_the_rest() -> None:
         (2.0, 0.2, 5),
         (2.0, 0.2, 10),
     ]
-    assert {(most_attempts(p.guidance), p.guidance.closeness) for p in points} == {(1, 0.3)}
+    assert {(most_candidates(p.guidance), p.guidance.closeness) for p in points} == {(1, 0.3)}
 
 
 @pytest.mark.parametrize("inversion", [True, False])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.toy import ALPHAS, generator, joint_training, toy_network, train_toy
+from helpers.toy import PROCESS, generator, joint_training, toy_network, train_toy
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from mediffusion_core.settings import (
     ConsistencySettings,
     JointTraining,
 )
+from mediffusion_core.training.denoising import Denoising
 from mediffusion_core.training.label_counts import LabelCounts
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.local_report import LocalReport
-from mediffusion_core.training.loss import JointObjective
+from mediffusion_core.training.loss import JointBatch, LabelledRows, joint_losses, total_loss
 from mediffusion_core.training.semi_supervised.consistency import Consistency
 from mediffusion_core.training.semi_supervised.pseudo_labels import (
     MOMENTUM,
@@ -244,8 +245,8 @@ def test_the_teacher_is_labelled_by_adjusted_logits() -> None:
         site(),
         ConsistencySettings(weight=1.0, batch_size=18),
         Sure(),  # type: ignore[arg-type]
-        lambda logits: logits + torch.tensor([0.0, 0.0, 1000.0]),
         None,
+        torch.tensor([0.0, 0.0, 1000.0]),
         generator(),
     )
     assert consistency.next()[1].argmax(dim=1).tolist() == [2] * 18
@@ -253,35 +254,32 @@ def test_the_teacher_is_labelled_by_adjusted_logits() -> None:
 
 def test_one_pass_of_the_network_gives_what_three_would() -> None:
     model, settings = network().eval(), consistent({"batch_size": 5}, noised_fraction=0.0)
-    objective = JointObjective(settings, ALPHAS, "velocity", generator())
     latents = torch.randn(11, 2, 8, 8, generator=generator(1))
     targets = torch.eye(3)[torch.arange(11) % 3]
     targets[8:] = NAN
+    clean = torch.zeros(6, dtype=torch.long)
     rows = {
-        "classification_loss": (latents[:6], targets[:6]),
-        "consistency_loss": (latents[6:], targets[6:]),
+        "classification_loss": LabelledRows(latents[:6], clean, targets[:6]),
+        "consistency_loss": LabelledRows(latents[6:], clean[:5], targets[6:]),
     }
-    denoising = objective.denoising(latents[:4])
-    together = objective.losses(model, denoising, rows, multi_label=False)
-    alone = objective.losses(model, denoising, {}, multi_label=False)
+    noise, timesteps = torch.randn(4, 2, 8, 8, generator=generator(2)), torch.arange(4) * 200
+    denoising = Denoising.of(PROCESS, latents[:4], timesteps, noise)
+    together = joint_losses(model, JointBatch(denoising, rows, False), settings)
+    alone = joint_losses(model, JointBatch(denoising, {}, False), settings)
     torch.testing.assert_close(together["diffusion_loss"], alone["diffusion_loss"])
     for name, row in rows.items():
-        alone = objective.losses(model, None, {name: row}, multi_label=False)
+        alone = joint_losses(model, JointBatch(None, {name: row}, False), settings)
         torch.testing.assert_close(together[name], alone[name], rtol=1e-5, atol=1e-6)
     # Two of five rows have a label, and the sum is divided by five.
     surprise = -model.classify(latents[6:8]).log_softmax(dim=1)
     expected = (surprise * targets[6:8]).sum() / 5
     torch.testing.assert_close(together["consistency_loss"], expected, rtol=1e-4, atol=1e-6)
     denoised = together.pop("diffusion_loss")
-    total = objective.total(together, 0.0)
-    weighted = JointObjective(
-        consistent({"weight": 0.5, "batch_size": 5}, classification_weight=3.0),
-        ALPHAS,
-        "velocity",
-        generator(),
-    ).total(together, 0.0)
+    total = total_loss(together, settings, 0.0)
+    other = consistent({"weight": 0.5, "batch_size": 5}, classification_weight=3.0)
+    weighted = total_loss(together, other, 0.0)
     torch.testing.assert_close(total, together["classification_loss"] + expected)
-    with_it = objective.total({**together, "diffusion_loss": denoised}, 0.0)
+    with_it = total_loss({**together, "diffusion_loss": denoised}, settings, 0.0)
     torch.testing.assert_close(with_it, total + denoised)
     torch.testing.assert_close(weighted, 3 * together["classification_loss"] + 1.5 * expected)
 

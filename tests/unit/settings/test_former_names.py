@@ -1,0 +1,25 @@
+"""Settings that folders of former runs wrote under other names."""
+
+import pytest
+from pydantic import ValidationError
+
+from mediffusion_core.settings import DiffusionSettings
+from mediffusion_core.settings.federation import FederationSettings
+
+ROUNDS = {"num_sites": 3, "num_rounds": 1, "autoencoder_rounds": 1}
+
+
+def test_a_former_name_is_read() -> None:
+    settings = FederationSettings.model_validate({**ROUNDS, "min_replies": 2})
+    assert settings.min_sites == 2
+    assert "min_replies" not in settings.model_dump()
+
+
+def test_a_former_and_a_present_name_together_are_refused() -> None:
+    with pytest.raises(ValidationError, match="min_replies"):
+        FederationSettings.model_validate({**ROUNDS, "min_replies": 2, "min_sites": 3})
+
+
+def test_a_former_value_is_read() -> None:
+    settings = DiffusionSettings.model_validate({"prediction": "velocity"})
+    assert settings.prediction == "v_prediction"
