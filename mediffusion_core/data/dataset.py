@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.finding import Finding
 from mediffusion_core.data.regions import Regions
 
 SPLITS = ("train", "validation", "test")
@@ -46,6 +47,8 @@ class Source:
         regions: index and finding to bool (H, W) of the image as published, true where it lies
             (boxes filled in), with None for the finding where any lies; a lesion's mask is of
             whatever it is. None for an image without. Picklable, as `load`.
+        notes: what its reader has to say: files that it does not read, cells that it takes for
+            something else. They name no patient.
         isolated: whether `load` may end its process on a broken file, as some codecs in C do.
 
     Raises:
@@ -65,6 +68,7 @@ class Source:
     moves: tuple[Move, ...] = ()
     splits: tuple[str, ...] | None = None
     regions: Regions | None = None
+    notes: tuple[Finding, ...] = ()
     isolated: bool = False
 
     def __post_init__(self) -> None:

@@ -38,8 +38,7 @@ class ImageSet:
 
     def take(self, chosen: Tensor) -> Tensor:
         """Images at the given positions (B,) of this set as (B, C, H, W) in [0, 1]."""
-        batch = torch.from_numpy(self.pixels[self.rows[chosen.numpy()]])  # (B, H, W, C)
-        return batch.permute(0, 3, 1, 2).float().div_(255)
+        return as_batch(self.pixels[self.rows[chosen.numpy()]])
 
     def subset(self, chosen: Tensor) -> "ImageSet":
         """The images at the given positions (m,), with their labels."""
@@ -54,6 +53,11 @@ class ImageSet:
     def unlabelled(self) -> Tensor:
         """Positions of the images of which nothing is known, (u,)."""
         return unlabelled_positions(self.targets)
+
+
+def as_batch(pixels: NDArray[np.uint8]) -> Tensor:
+    """Images (B, H, W, C) of bytes as networks take them, (B, C, H, W) in [0, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
 
 
 def joined(parts: Sequence[ImageSet]) -> ImageSet:

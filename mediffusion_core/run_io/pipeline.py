@@ -10,11 +10,16 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.utils import is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target_by_name import class_indices, target_for
+from mediffusion_core.data.any_image import read_image
+from mediffusion_core.data.files import shown
+from mediffusion_core.data.grey_levels import Window
+from mediffusion_core.data.image_set import as_batch
 from mediffusion_core.data.store.images import ImageError, fit, to_8_bit
 from mediffusion_core.diffusion.process import CLEAN
 from mediffusion_core.diffusion.samplers import denoise
@@ -28,8 +33,11 @@ from mediffusion_core.settings import CounterfactualSettings, Settings
 
 BATCH = 64
 
-Pictures = Tensor | Image.Image | Sequence[Image.Image]
-"""Images as a user has them: (N, C, H, W) in [0, 1] of the model's size, or Pillow's, of any."""
+Picture = Image.Image | str | Path
+"""An image of any size: Pillow's, or the path of a JPEG, PNG, TIFF, WebP or DICOM file."""
+
+Pictures = Tensor | Picture | Sequence[Picture]
+"""Images as a user has them: (N, C, H, W) in [0, 1] of the model's size, or pictures."""
 
 
 class JointDiffusionPipeline(DiffusionPipeline):
@@ -287,11 +295,21 @@ def _as_batch(images: Pictures, settings: Settings) -> Tensor:
         if not images.is_floating_point() or not 0 <= images.min() <= images.max() <= 1:
             raise UserError("images must be floating-point numbers in [0, 1]; divide bytes by 255")
         return images.float()
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
-    if not pictures or not all(isinstance(one, Image.Image) for one in pictures):
-        raise UserError("images must be a tensor (N, C, H, W), a Pillow image or a list of them")
+    pictures = [images] if isinstance(images, Picture) else list(images)
+    if not pictures or not all(isinstance(one, Picture) for one in pictures):
+        raise UserError(
+            "images must be a tensor (N, C, H, W), a Pillow image, a path or a list of them"
+        )
+    pixels = [_pixels(one, settings.data.window) for one in pictures]
+    return as_batch(np.stack([fit(one, size, channels) for one in pixels]))
+
+
+def _pixels(picture: Picture, window: Window | None) -> NDArray[np.uint8]:
+    """A picture as `predict` reads it, (H, W) or (H, W, 3)."""
     try:
-        fitted = [fit(to_8_bit(one), size, channels) for one in pictures]
+        if isinstance(picture, Image.Image):
+            return to_8_bit(picture, window)
+        return read_image(Path(picture), window)
     except ImageError as error:
-        raise UserError(f"an image cannot be used: {error}") from None
-    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).float() / 255
+        named = "an image" if isinstance(picture, Image.Image) else shown(picture)
+        raise UserError(f"{named} cannot be used: {error}") from None

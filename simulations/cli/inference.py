@@ -2,20 +2,30 @@
 
 import csv
 import json
+import os
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target_by_name import class_indices, target_for
-from mediffusion_core.data.store.images import SUFFIXES, ImageError, decode, fit
+from mediffusion_core.data.any_image import is_image, load_listed
+from mediffusion_core.data.files import file_name, list_folder, shown
+from mediffusion_core.data.image_set import as_batch
+from mediffusion_core.data.readers.dicom_file import is_dicom
+from mediffusion_core.data.store.decoding import Bad, Decoder, create_array, decode_all
+from mediffusion_core.data.store.images import SUFFIXES
 from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow, make_counterfactuals
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.reporting.pictures import (
@@ -27,7 +37,9 @@ BATCH = 64
 
 
 def predict_folder(run: Path, folder: Path, output: Path, device: str) -> Path:
-    """Classifies a folder's images into a CSV, one row an image; unreadable ones are named.
+    """Classifies a folder's images into a CSV, one row an image, and says which files it did not.
+
+    Files that are not read are listed with the reason in `<output>_not_read.csv`.
 
     Raises:
         UserError: if the folder is missing, or holds no image that can be read.
@@ -36,28 +48,72 @@ def predict_folder(run: Path, folder: Path, output: Path, device: str) -> Path:
         raise UserError(f"folder {folder} does not exist")
     model = _load(run, device)
     console = Console(stderr=True, soft_wrap=True)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    rows: list[list[str]] = []
-    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-    for batch in track(batches, "predicting", console=console, transient=True):
-        readable: list[tuple[Path, Tensor]] = []
-        for path in batch:
-            try:
-                readable.append((path, _read(model, path)))
-            except ImageError as error:
-                console.print(f"left out {path.relative_to(folder)}: {error}", markup=False)
-        if readable:
-            probabilities = model.classify(torch.stack([image for _, image in readable]))
-            rows += [
-                [str(path.relative_to(folder)), *(f"{p:.6f}" for p in row)]
-                for (path, _), row in zip(readable, probabilities.tolist(), strict=True)
-            ]
-    if not rows:
-        raise UserError(f"no readable image in {folder} ({', '.join(SUFFIXES)})")
+    files = list_folder(folder, is_image)
+    with TemporaryDirectory() as work:
+        pixels, bad = _decoded(model, folder.resolve(), files.images, Path(work), console)
+        read = [index for index in range(len(files.images)) if index not in bad]
+        unread = [(one.path, one.reason) for one in files.left_out]
+        unread += [(files.images[index], reason) for index, reason in bad.items()]
+        answer = f"{len(read)} of {files.count} files read"
+        if unread:
+            answer += f"; not read: {_grouped(unread)}"
+        if not read:
+            raise UserError(
+                f"no readable image in {folder} ({', '.join(SUFFIXES)}, DICOM): {answer}"
+            )
+        parts = [read[start : start + BATCH] for start in range(0, len(read), BATCH)]
+        probabilities = torch.cat([model.classify(as_batch(pixels[part])) for part in parts])
+    rows = [
+        [shown(files.images[index]), *(f"{p:.9g}" for p in row)]
+        for index, row in zip(read, probabilities.tolist(), strict=True)
+    ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["image", *model.classes], *rows])
+    _write_rows(output, [["image", *model.classes], *rows])
+    listed = output.with_name(f"{output.stem}_not_read.csv")
+    listed.unlink(missing_ok=True)
+    if unread:
+        _write_rows(listed, [["file", "reason"], *([shown(path), why] for path, why in unread)])
+        answer += f"; all in {listed}"
+    console.print(answer, markup=False, highlight=False)
     return output
+
+
+def _decoded(
+    model: TrainedModel, root: Path, paths: tuple[str, ...], work: Path, console: Console
+) -> tuple[NDArray[np.uint8], Bad]:
+    """The images (N, S, S, C) as a store would have them, and those that can't be read."""
+    data = model.settings.data
+    target = work / "images.npy"
+    create_array(target, (len(paths), data.image_size, data.image_size, data.channels))
+    load = partial(load_listed, root, paths, data.window)
+    is_codec_in_c = any(is_dicom(root / path) for path in paths)  # which may end its process
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("reading images", total=len(paths))
+        bad = decode_all(
+            Decoder(load, target),
+            len(paths),
+            None,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            isolated=is_codec_in_c,
+        )
+    images: NDArray[np.uint8] = np.load(target, mmap_mode="r")
+    return images, bad
+
+
+def _grouped(unread: Sequence[tuple[str, str]]) -> str:
+    """How many files of each reason, and the first of each."""
+    first: dict[str, str] = {}
+    for path, reason in unread:
+        first.setdefault(reason, path)
+    counts = Counter(reason for _, reason in unread)
+    return ", ".join(
+        f"{count} {reason} ({shown(first[reason])})" for reason, count in counts.items()
+    )
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def draw_samples(run: Path, output: Path, count: int, steps: int, seed: int, device: str) -> Path:
@@ -85,10 +141,7 @@ def explain_image(
     """
     model = _load(run, device)
     chosen = class_indices(targets, model.classes, model.multi_label)
-    try:
-        pixels = _read(model, image)[None]  # (1, C, H, W)
-    except ImageError as error:
-        raise UserError(f"image {image}: {error}") from None
+    pixels = _read(model, image, Console(stderr=True))
     before = model.classify(pixels)
     if not model.multi_label and int(before.argmax()) == chosen[0]:
         raise UserError(
@@ -113,11 +166,12 @@ def explain_image(
         flipped=made.outcome(0),
     )
     output.mkdir(parents=True, exist_ok=True)
-    panel = output / f"{image.stem}_{'-'.join(targets)}.png"
+    panel = output / file_name(f"{image.stem}_{'-'.join(targets)}.png")
     save_counterfactual_panel([row], panel)
     figures = {
-        "image": image.name,
+        "image": shown(image.name),
         "asked": asked,
+        "probabilities": dict(zip(model.classes, before[0].tolist(), strict=True)),
         "before": dict(zip(model.classes, made.before[0].tolist(), strict=True)),
         "after": dict(zip(model.classes, made.after[0].tolist(), strict=True)),
         "flipped": bool(made.flipped[0]),
@@ -133,9 +187,11 @@ def _load(run: Path, device: str) -> TrainedModel:
     return TrainedModel.load(run / "model", resolve_device(device))
 
 
-def _read(model: TrainedModel, path: Path) -> Tensor:
-    """One image as (C, H, W) in [0, 1], cropped and resized as for training."""
-    data = model.settings.data
-    # Twice the size, as the readers of the data sets ask for: it decides which pixels a JPEG gives.
-    pixels = fit(decode(path, 2 * data.image_size), data.image_size, data.channels)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+def _read(model: TrainedModel, path: Path, console: Console) -> Tensor:
+    """One image as (1, C, H, W) in [0, 1], cropped and resized as for training."""
+    real = Path(os.path.realpath(path))
+    with TemporaryDirectory() as work:
+        pixels, bad = _decoded(model, real.parent, (real.name,), Path(work), console)
+        if bad:
+            raise UserError(f"image {shown(path)}: {bad[0]}")
+        return as_batch(pixels[[0]])

@@ -1,27 +1,19 @@
 """What is wrong with a data set, and what its shards look like, before anything trains."""
 
-from dataclasses import dataclass
+from collections import Counter
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 
 from mediffusion_core.data.dataset import SPLITS
+from mediffusion_core.data.finding import Finding, Grade
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
 from mediffusion_core.data.partitioning.splits import ClientPartition
 
 FEW = 10
 """Positives below which a class's AUC has an interval as wide as its range."""
 
-Grade = Literal["ok", "warning", "error"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: how grave, and what was seen."""
-
-    grade: Grade
-    text: str
+__all__ = ["Finding", "Grade", "conflicts", "inspect", "overlaps"]
 
 
 def inspect(hospitals: FederatedDataset) -> list[Finding]:
@@ -29,7 +21,10 @@ def inspect(hospitals: FederatedDataset) -> list[Finding]:
     found = [
         _overlap(hospitals),
         *_conflicts(hospitals),
+        _classes(hospitals),
         *_bad(hospitals),
+        *hospitals.notes,
+        *_splits(hospitals),
         *_duplicates(hospitals),
         *_labels(hospitals),
         *(finding for shard in hospitals.shards for finding in _site(hospitals, shard)),
@@ -73,6 +68,22 @@ def _conflicts(hospitals: FederatedDataset) -> list[Finding]:
     one, other = pairs[0]
     text = f"{len(pairs)} duplicates with contradicting labels, the first: {ids[one]}, {ids[other]}"
     return [Finding("warning", text)]
+
+
+def _classes(hospitals: FederatedDataset) -> Finding:
+    store = hospitals.store
+    counts = (np.asarray(store.labels) == 1).sum(axis=0).tolist()
+    listed = ", ".join(f"{name} {count}" for name, count in zip(store.classes, counts, strict=True))
+    kind = "findings, several an image" if store.multi_label else "classes, one an image"
+    return Finding("ok", f"{len(store.classes)} {kind}: {listed}")
+
+
+def _splits(hospitals: FederatedDataset) -> list[Finding]:
+    if hospitals.store.splits is None:
+        return []
+    counts = Counter(hospitals.store.splits)
+    listed = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    return [Finding("ok", f"splits of the data set, for data.splits=official: {listed}")]
 
 
 def _bad(hospitals: FederatedDataset) -> list[Finding]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.finding import Finding
 from mediffusion_core.data.image_set import ImageSet, Pixels
 from mediffusion_core.data.partitioning.scanner import ScannedImages, draw_scanner
 from mediffusion_core.data.partitioning.splits import (
@@ -34,6 +35,8 @@ class FederatedDataset:
     use_unlabelled: bool
     pixels: Pixels
     """The store's images, or what the sites' scanners make of them."""
+    notes: tuple[Finding, ...] = ()
+    """What the reader of the images had to say."""
 
     def train(self, site: int) -> ImageSet:
         """The site's training images; withheld labels are NaN."""
@@ -104,7 +107,8 @@ def open_federated_dataset(
     centres = partition(store, settings.data, settings.federation.num_sites, settings.seed)
     pixels = _pixels(store, centres, settings.data.scanner_shift, settings.seed)
     shards = _participants(store, centres, settings)
-    return FederatedDataset(store, shards, centres, settings.data.use_unlabelled, pixels)
+    use_unlabelled = settings.data.use_unlabelled
+    return FederatedDataset(store, shards, centres, use_unlabelled, pixels, source.notes)
 
 
 def _participants(

@@ -1,5 +1,6 @@
 """Readers of one contract; a new data set is one module with `read` and one line here."""
 
+import logging
 from collections.abc import Callable
 
 from mediffusion_core.common.errors import UserError
@@ -28,6 +29,9 @@ READERS: dict[str, Callable[[DataSettings, int], Source]] = {
 }
 
 
+logger = logging.getLogger(__name__)
+
+
 def read_source(settings: DataSettings, seed: int) -> Source:
     """Reads the tables of the data set that `data.source` names; no image is opened yet.
 
@@ -40,4 +44,8 @@ def read_source(settings: DataSettings, seed: int) -> Source:
     """
     if settings.source not in READERS:
         raise UserError(f"data.source={settings.source}: allowed are {', '.join(READERS)}")
-    return READERS[settings.source](settings, seed)
+    source = READERS[settings.source](settings, seed)
+    for note in source.notes:
+        if note.grade == "warning":
+            logger.warning("%s: %s", settings.root, note.text)
+    return source

@@ -80,10 +80,11 @@ def read(settings: DataSettings, seed: int) -> Source:
         labels=_labels(table, [row[LABELS] for row in rows]),
         groups=patients,
         centres=None,
-        load=partial(load_file, root, paths, 2 * settings.image_size),
+        load=partial(load_file, root, paths, settings.window),
         fingerprint=fingerprint(
             reader="chestxray14",
             root=str(root),
+            window=settings.window,
             table=table.read_bytes(),
             files=sorted(files.values()),
             **{name: (root / name).read_bytes() for name in more},
@@ -156,7 +157,7 @@ def _region(
     marked = [box for name, box in boxes.get(index, ()) if finding in (None, name)]
     if not marked:
         return None
-    height, width = load_file(root, paths, ORIGINAL_SIDE, index).shape[:2]
+    height, width = load_file(root, paths, None, index).shape[:2]
     return fill_boxes(marked, ORIGINAL_SIDE, (height, width))
 
 

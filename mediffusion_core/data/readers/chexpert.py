@@ -76,10 +76,11 @@ def read(settings: DataSettings, seed: int) -> Source:
         labels=np.concatenate(labels),
         groups=tuple(patient for patient, _, _ in images.values()),
         centres=None,
-        load=partial(load_file, root, paths, 2 * settings.image_size),
+        load=partial(load_file, root, paths, settings.window),
         fingerprint=fingerprint(
             reader="chexpert",
             root=str(root),
+            window=settings.window,
             policies=policies,
             files=[(path, file_stamp(root, path)) for path in paths],
             **{table.name: table.read_bytes() for table in tables},

@@ -4,7 +4,6 @@ Groups and image names are digests: a patient id, and paths that may contain one
 """
 
 import hashlib
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -17,27 +16,22 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.dataset import Source, first_shared
-from mediffusion_core.data.readers.dicom_pixels import (
-    Window,
-    decode_dicom,
-    quiet_pydicom,
-    read_header,
-)
-from mediffusion_core.data.readers.labelled_table import (
-    LabelledTable,
-    chosen_classes,
-    read_labelled_table,
-)
-from mediffusion_core.data.readers.tables import data_root
+from mediffusion_core.data.files import FolderFiles, list_folder, summary
+from mediffusion_core.data.finding import Finding
+from mediffusion_core.data.grey_levels import Window
+from mediffusion_core.data.readers.dicom_file import is_dicom, quiet_pydicom, read_elements
+from mediffusion_core.data.readers.dicom_pixels import decode_dicom
+from mediffusion_core.data.readers.label_cells import chosen_classes
+from mediffusion_core.data.readers.labelled_table import LabelledTable, read_labelled_table
+from mediffusion_core.data.readers.tables import data_root, file_stamp
 from mediffusion_core.data.store.images import ImageError, confined
 from mediffusion_core.settings import DataSettings
 
-SUFFIX = ".dcm"
-PREAMBLE, MAGIC = 128, b"DICM"
+SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
+"""Endings that say DICOM, in small or capital letters; a file's content counts for more."""
+UNLISTED = "not in the table"
 DIRECTORY = "DICOMDIR"
 """The index that stands beside the files of a disc; it is DICOM itself, and has no pixels."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,10 +56,10 @@ class _Loader:
 
 
 def read(settings: DataSettings, seed: int) -> Source:
-    """DICOM images below `data.root`: files called `*.dcm`, and DICOM files without an ending.
+    """DICOM images below `data.root`, found by their content, whatever they are called.
 
-    The images are those that `data.table` lists, by path relative to the root, with or without
-    `.dcm`, or by SOPInstanceUID. Without a table, but with `data.classes`, they are all there are
+    The images are those that `data.table` lists, by path relative to the root, with or without its
+    ending, or by SOPInstanceUID. Without a table, but with `data.classes`, they are all there are
     and no label is known. An image belongs to the patient of the table's column, else to that of
     its own PatientID; without either it is its own group.
 
@@ -76,13 +70,13 @@ def read(settings: DataSettings, seed: int) -> Source:
     """
     root = data_root(settings)
     files = find_files(root)
-    if not files:
-        raise UserError(f"data.root={root}: no folder with DICOM files (*{SUFFIX})")
+    if not files.images:
+        raise UserError(f"data.root={root}: no folder with DICOM files")
     if settings.table is None:
-        table, patients = _unlabelled(settings, tuple(files)), None
+        table, patients = _unlabelled(settings, files.images), None
     else:
         table, patients = _labelled(settings, root)
-    paths, headers = _match(settings, root, files, table.names, patients is None)
+    paths, headers = _match(settings, root, files.images, table.names, patients is None)
     ids = tuple(image_id(root, path or name) for path, name in zip(paths, table.names, strict=True))
     if patients is None:
         patients = tuple(headers[path].patient if path else "" for path in paths)
@@ -90,7 +84,9 @@ def read(settings: DataSettings, seed: int) -> Source:
         _digest(root, "patient", patient) if patient else own
         for patient, own in zip(patients, ids, strict=True)
     )
-    _report(root, len(files), paths, patients)
+    unlisted = set(files.images) - set(paths)
+    left_out = files.without(unlisted, UNLISTED).left_out
+    notes = [*table.notes, *summary(left_out, named=False), *_without_patient(patients)]
     for what, given in (("split", table.splits), ("site", table.sites)):
         _refuse_shared_groups(settings, what, ids, groups, given)
     return Source(
@@ -105,7 +101,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         fingerprint=fingerprint(
             reader="dicom",
             root=str(root),
-            files=[(path, *files[path]) for path in paths if path],
+            files=[(path, file_stamp(root, path)) for path in paths if path],
             window=settings.window,
             table=table.digest,
             columns=settings.columns.model_dump(),
@@ -115,6 +111,7 @@ def read(settings: DataSettings, seed: int) -> Source:
             groups=groups,
         ),
         splits=table.splits,
+        notes=tuple(notes),
         isolated=True,  # GDCM aborts on some broken lossless JPEGs
     )
 
@@ -131,21 +128,10 @@ def _digest(root: Path, what: str, text: str) -> str:
     return hashlib.sha256(salted).hexdigest()[:16]
 
 
-def find_files(root: Path) -> dict[str, tuple[int, int]]:
-    """Relative path of each DICOM file below a resolved root to (bytes, modification time in ns).
-
-    Links to folders are not followed, and links to files only where these lie below the root.
-    """
-    found = {}
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            if name == DIRECTORY or not _is_below(root, path) or not _is_dicom(path):
-                continue
-            status = path.stat()
-            found[str(path.relative_to(root))] = (status.st_size, status.st_mtime_ns)
-    return found
+def find_files(root: Path) -> FolderFiles:
+    """The DICOM files below a resolved root, by their content; links that lead out are not."""
+    is_image = lambda path: _is_below(root, path) and is_candidate(path)  # noqa: E731
+    return list_folder(root, is_image, masks=False)
 
 
 def _is_below(root: Path, path: Path) -> bool:
@@ -153,16 +139,11 @@ def _is_below(root: Path, path: Path) -> bool:
     return not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(root)
 
 
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() == SUFFIX:
-        return path.is_file()
-    if path.suffix or not path.is_file():
+def is_candidate(path: Path) -> bool:
+    """Whether a file is an image in DICOM by its content, or is called one by its ending."""
+    if path.name == DIRECTORY:
         return False
-    try:
-        with path.open("rb") as file:
-            return file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
-    except OSError:
-        return False
+    return is_dicom(path) or (path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _unlabelled(settings: DataSettings, names: tuple[str, ...]) -> LabelledTable:
@@ -188,7 +169,8 @@ def _labelled(settings: DataSettings, root: Path) -> tuple[LabelledTable, tuple[
 
     def part(**without: None) -> LabelledTable:
         columns = settings.columns.model_copy(update=without)
-        return read_labelled_table(settings.model_copy(update={"columns": columns}), root)
+        changed = settings.model_copy(update={"columns": columns})
+        return read_labelled_table(changed, root, lambda path: image_id(root, path))
 
     table = part(patient=None)
     if settings.columns.patient is None:
@@ -205,13 +187,12 @@ def _labelled(settings: DataSettings, root: Path) -> tuple[LabelledTable, tuple[
 def _match(
     settings: DataSettings,
     root: Path,
-    files: Iterable[str],
+    files: Sequence[str],
     names: Sequence[str],
     needs_patients: bool,
 ) -> tuple[tuple[str | None, ...], dict[str, _Header]]:
     """The file of each name, None where there is none, and the headers that had to be read."""
-    known = {path[: -len(SUFFIX)]: path for path in files if path.lower().endswith(SUFFIX)}
-    known |= {path: path for path in files}
+    known = _by_name(files)
     paths = [known.get(name) for name in names]
     headers: dict[str, _Header] = {}
     if None in paths:  # then names may be SOPInstanceUIDs, and any file may be meant
@@ -235,12 +216,24 @@ def _match(
     return tuple(paths), headers
 
 
+def _by_name(files: Iterable[str]) -> dict[str, str]:
+    """File of each path, and of each path without an ending where that is of one file alone."""
+    without: dict[str, list[str]] = {}
+    for path in files:
+        stem, ending = os.path.splitext(path)
+        if ending[1:] and not ending[1:].isdigit():  # a UID's last part is no ending
+            without.setdefault(stem, []).append(path)
+    known = {stem: paths[0] for stem, paths in without.items() if len(paths) == 1}
+    return known | {path: path for path in files}
+
+
 def _read_headers(root: Path, paths: Iterable[str]) -> dict[str, _Header]:
     headers = {}
     with quiet_pydicom() as pydicom:
         for path in paths:
             try:
-                header = read_header(pydicom, root / path, ("SOPInstanceUID", "PatientID"))
+                keywords = ("SOPInstanceUID", "PatientID")
+                header = read_elements(pydicom, root / path, keywords, pixels=False)
                 uid, patient = header.get("SOPInstanceUID"), header.get("PatientID")
                 headers[path] = _Header(str(uid or "").strip(), str(patient or "").strip())
             except Exception:  # Whatever it is, decoding meets it again and says what it is.
@@ -261,13 +254,11 @@ def _by_uid(
     return found
 
 
-def _report(root: Path, count: int, paths: Sequence[str | None], patients: Sequence[str]) -> None:
-    listed = sum(path is not None for path in paths)
-    if listed < count:
-        logger.warning("%s: %d of %d DICOM files are not in the table and left out",
-                       root, count - listed, count)  # fmt: skip
-    if without := patients.count(""):
-        logger.warning("%s: %d images have no PatientID, each counts as a patient", root, without)
+def _without_patient(patients: Sequence[str]) -> list[Finding]:
+    without = patients.count("")
+    if not without:
+        return []
+    return [Finding("warning", f"{without} images have no PatientID, each counts as a patient")]
 
 
 def _refuse_shared_groups(

@@ -1,58 +1,62 @@
-"""Anybody's JPEG and PNG files: with a table of labels, or in one folder for each class."""
+"""Anybody's JPEG, PNG, TIFF and WebP files: with a table of labels, or a folder for each class."""
 
-import logging
-import os
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-
-import numpy as np
+from pathlib import Path, PurePosixPath
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.dataset import Source
+from mediffusion_core.data.files import (
+    FolderFiles,
+    is_harmless,
+    is_printable,
+    list_folder,
+    shown,
+    summary,
+)
+from mediffusion_core.data.finding import Finding
+from mediffusion_core.data.readers.class_folders import read_class_folders
 from mediffusion_core.data.readers.labelled_table import (
-    SPLIT_NAMES,
     LabelledTable,
-    chosen_classes,
     read_labelled_table,
-    refuse_unknown,
     table_path,
 )
-from mediffusion_core.data.readers.tables import data_root, file_stamp, image_path
+from mediffusion_core.data.readers.tables import data_root, file_stamp
 from mediffusion_core.data.store.images import SUFFIXES, load_file
 from mediffusion_core.settings import DataSettings
 
-FOREIGN = "__MACOSX"
-"""What archives made on a Mac hold beside the files; it repeats every file's name."""
-
-logger = logging.getLogger(__name__)
+UNLISTED = "not in the table"
+UNPRINTABLE = "names with signs that can't be printed"
 
 
 def read(settings: DataSettings, seed: int) -> Source:
     """Images below `data.root`, grouped by patient where the table names patients.
 
-    With `data.table`, the images that it lists. Without, `CLASS/**` or `SPLIT/CLASS/**`, where
-    SPLIT is one of `SPLIT_NAMES` and gives the official splits; hidden files are left out.
+    With `data.table`, the images that it lists. Without, `CLASS/**`, `SPLIT/CLASS/**` or
+    `CLASS/SPLIT/**` (see `read_class_folders`). Every other file below the root is counted in a
+    note: masks, hidden files, files of other kinds, links to folders.
 
     Raises:
-        UserError: missing folder or table; no image found; what `read_labelled_table` refuses;
-            a class folder that is a link, not among `data.classes`, or beside folders of splits.
+        UserError: missing folder or table; no image found; what `read_labelled_table` and
+            `read_class_folders` refuse.
     """
     root = data_root(settings)
     if not root.is_dir():
         raise UserError(f"data.root={root}: not a folder")
+    files = list_folder(root, classes=settings.classes or ())
+    unprintable = [path for path in files.images if not is_printable(path)]
+    files = files.without(unprintable, UNPRINTABLE)
     if settings.table is None:
-        table = read_class_folders(settings, root)
+        table, files = read_class_folders(settings, root, files)
     else:
-        table = read_labelled_table(settings, root)
-    files = [file_stamp(root, name) for name in table.names]
-    if settings.table is not None and not any(files):
-        raise UserError(
-            f"{table_path(settings, root)}: column {settings.columns.image!r} names no file below "
-            f"data.root={root}, the first is {table.names[0]!r} (paths need their ending)"
-        )
+        table, files = _by_table(settings, root, files)
+    notes = [*table.notes, *_unread_folders(files), *summary(files.left_out)]
     if table.patients is None:
-        logger.warning("%s: without data.columns.patient each image counts as a patient", root)
+        text = "without data.columns.patient each image counts as a patient"
+        notes.append(Finding("warning", text))
+    stamps = [file_stamp(root, name) for name in table.names]
     return Source(
         name="folder",
         classes=table.classes,
@@ -61,80 +65,68 @@ def read(settings: DataSettings, seed: int) -> Source:
         labels=table.labels,
         groups=table.names if table.patients is None else table.patients,
         centres=table.sites,
-        load=partial(load_file, root, table.names, 2 * settings.image_size),
+        load=partial(load_file, root, table.names, settings.window),
         fingerprint=fingerprint(
             reader="folder",
             root=str(root),
-            files=list(zip(table.names, files, strict=True)),
+            files=list(zip(table.names, stamps, strict=True)),
             table=table.digest,
             columns=settings.columns.model_dump(),
             classes=settings.classes,
             multi_label=settings.multi_label,
             separator=settings.separator,
+            window=settings.window,
         ),
         moves=table.moves,
         splits=table.splits,
+        notes=tuple(notes),
     )
 
 
-def read_class_folders(settings: DataSettings, root: Path) -> LabelledTable:
-    """What folders of classes say of the images in them, as a table would.
-
-    Args:
-        settings: `classes` and `multi_label`.
-        root: resolved folder.
-
-    Raises:
-        UserError: see `read`.
-    """
-    if settings.multi_label:
-        raise UserError("data.multi_label=true needs data.table, a folder gives one class")
-    images = _images(root)
-    tops = {name.split("/")[0] for name in images if "/" in name}
-    split_tops = {top for top in tops if top.lower() in SPLIT_NAMES}
-    if split_tops and split_tops != tops:
-        raise UserError(
-            f"data.root={root}: folder {min(split_tops)} is a split, {min(tops - split_tops)} is "
-            "not; allowed are folders of splits or folders of classes"
-        )
-    level = 1 if split_tops else 0
-    names = tuple(name for name in images if name.count("/") > level)
-    if not names:
-        raise UserError(
-            f"data.root={root}: no image found, allowed are {', '.join(SUFFIXES)} in one folder "
-            "for each class, or data.table"
-        )
-    if len(names) < len(images):
-        stray = next(name for name in images if name.count("/") <= level)
-        logger.warning("%s: %d images lie in no class folder and are left out, the first is %s",
-                       root, len(images) - len(names), stray)  # fmt: skip
-    given = [name.split("/")[level] for name in names]
-    classes = chosen_classes(settings, sorted(set(given)), root)
-    for name in dict.fromkeys(given):
-        refuse_unknown(classes, name, f"data.root={root}")
-    labels = np.array(given)[:, None] == np.array(classes)  # (N, C)
-    splits = tuple(SPLIT_NAMES[name.split("/")[0].lower()] for name in names) if level else None
-    return LabelledTable(
-        names, classes, False, labels.astype(np.float32), None, None, splits, digest=b""
+def _by_table(
+    settings: DataSettings, root: Path, files: FolderFiles
+) -> tuple[LabelledTable, FolderFiles]:
+    """The table, and the files without those that it lists and with those it does not."""
+    table = read_labelled_table(settings, root)
+    if not any(file_stamp(root, name) for name in table.names):
+        raise UserError(_names_no_file(settings, root, files, table.names[0]))
+    own = table_path(settings, root)
+    left_out = tuple(
+        one for one in files.left_out if one.path not in set(table.names) and root / one.path != own
     )
+    unlisted = set(files.images) - set(table.names)
+    return table, replace(files, left_out=left_out).without(unlisted, UNLISTED)
 
 
-def _images(root: Path) -> list[str]:
-    """Sorted paths of all images below the root; links to folders are refused, not followed."""
+def _names_no_file(settings: DataSettings, root: Path, files: FolderFiles, first: str) -> str:
+    text = (
+        f"{table_path(settings, root)}: column {settings.columns.image!r} names no file below "
+        f"data.root={root}, the first is {first!r}"
+    )
+    name = PurePosixPath(first)
+    alike = [path for path in files.images if PurePosixPath(path).stem in (name.stem, name.name)]
+    if alike:
+        return f"{text}; there is {alike[0]!r} (a path is relative to data.root, with its ending)"
+    if name.suffix.lower() in SUFFIXES:
+        return f"{text}; the folder has {len(files.images)} images of other names"
+    return f"{text} (paths need their ending)"
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"data.root={root}: {error.filename}: {error.strerror}")
 
-    found = []
-    for place, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if name[0] != "." and name != FOREIGN]
-        for name in folders:
-            if os.path.islink(os.path.join(place, name)):
-                raise UserError(f"data.root={root}: folder {name} is a link, which is not followed")
-        relative = Path(place).relative_to(root)
-        found += [
-            image_path(root, (relative / name).as_posix())
-            for name in files
-            if name[0] != "." and name.lower().endswith(SUFFIXES)
-        ]
-    return sorted(found)
+def _unread_folders(files: FolderFiles) -> Sequence[Finding]:
+    """A warning for each folder below the root of whose files none is read."""
+
+    def tops(paths: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for path in paths:
+            if "/" in path:
+                top = path.split("/")[0]
+                found[top] = found.get(top, 0) + 1
+        return found
+
+    read = tops(files.images)
+    lost = [one for one in files.left_out if not is_harmless(one)]
+    return [
+        Finding("warning", f"folder {shown(top)}: none of its {count} files is read")
+        for top, count in tops([one.path for one in lost]).items()
+        if top not in read
+    ]

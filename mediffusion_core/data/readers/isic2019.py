@@ -75,10 +75,11 @@ def read(settings: DataSettings, seed: int) -> Source:
         labels=labels,
         groups=lesions,
         centres=centres,
-        load=partial(load_file, root, paths, 2 * settings.image_size),
+        load=partial(load_file, root, paths, settings.window),
         fingerprint=fingerprint(
             reader="isic2019",
             root=str(root),
+            window=settings.window,
             centres=centres,
             files=sorted(files.values()),
             **tables,

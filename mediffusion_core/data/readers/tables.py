@@ -5,13 +5,13 @@ import csv
 import io
 import logging
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.files import is_printable
 from mediffusion_core.settings import DataSettings, did_you_mean
 
 DELIMITERS = ",;\t"
@@ -182,7 +182,7 @@ def image_path(table: Path, name: str) -> str:
         raise UserError(f"{table}: image {name!r}, paths need / in place of backslashes")
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise UserError(f"{table}: image {name!r} is not a path below data.root")
-    if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+    if not is_printable(name):
         raise UserError(f"{table}: image {name!r} has signs in its name that can't be printed")
     return str(path)
 

@@ -7,34 +7,45 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-FORMATS = ("JPEG", "PNG")
+from mediffusion_core.data.grey_levels import Window, own_range, to_bytes, windowed
+
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 """What Pillow may try: some of its other plugins start programs or fetch what a file names."""
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp")
 """Names of files in these formats end so, in small or capital letters."""
 
-SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 GREY = ("1", "L", "LA", "La")
+WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+"""Pillow's modes of grey values that 8 bits can't hold."""
+
+WHITE_IS_ZERO = 0
+PHOTOMETRIC = 262
+"""The TIFF element that says whether 0 is white; Pillow minds it up to 8 bits."""
+
+FLAT = 128
+"""16-bit colours are read by their upper bytes; those that stay below would lose most levels."""
 
 
 class ImageError(Exception):
     """One image can't be read; the text is the reason."""
 
 
-def load_file(root: Path, paths: tuple[str, ...], at_least: int, index: int) -> NDArray[np.uint8]:
+def load_file(
+    root: Path, paths: tuple[str, ...], window: Window | None, index: int
+) -> NDArray[np.uint8]:
     """Decodes the image `root / paths[index]`.
 
     Args:
         root: resolved folder that nothing is read outside of.
         paths: relative paths, one an image.
-        at_least: a JPEG may be decoded at a half, quarter or eighth of its size as long as
-            both sides keep this many pixels.
+        window: as for `to_8_bit`.
         index: which path.
 
     Raises:
         ImageError: missing, outside of the root, empty, truncated, too large, not an image.
     """
-    return decode(confined(root, paths[index]), at_least)
+    return decode(confined(root, paths[index]), window)
 
 
 def confined(root: Path, path: str) -> Path:
@@ -56,21 +67,32 @@ def confined(root: Path, path: str) -> Path:
     return resolved
 
 
-def decode(path: Path, at_least: int) -> NDArray[np.uint8]:
-    """Reads a JPEG or PNG whole: upright, 8 bit, grey (H, W) or colour (H, W, 3).
+def decode(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
+    """Reads a JPEG, PNG, TIFF or WebP whole: upright, 8 bit, grey (H, W) or colour (H, W, 3).
+
+    A JPEG is not decoded at a part of its size: whoever opens the file with Pillow has the whole,
+    and the classifier's probabilities must not depend on who opened it.
 
     Raises:
-        ImageError: with Pillow's reason.
+        ImageError: with Pillow's reason; for a file of several pages or frames.
     """
     try:
         with warnings.catch_warnings():
             # Between one and two times its limit Pillow only warns of a decompression bomb.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                image.draft(None, (at_least, at_least))
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1 and image.format != "MPO":  # cameras add previews to a JPEG
+                    raise ImageError(f"{frames} pages or frames, allowed is 1")
+                is_wide = any(";16" in str(tile[3]) for tile in image.tile)
                 image.load()
-                upright = ImageOps.exif_transpose(image)
-                return to_8_bit(upright)
+                pixels = to_8_bit(image, window)
+                if is_wide and image.mode not in WIDE and pixels.max() < FLAT:
+                    raise ImageError(
+                        f"16-bit colours or transparency that fill {int(pixels.max()) + 1} of 256 "
+                        "levels; store it as 16-bit grey or as 8 bits"
+                    )
+                return pixels
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever the broken bytes lead to.
@@ -78,24 +100,31 @@ def decode(path: Path, at_least: int) -> NDArray[np.uint8]:
         raise ImageError(" ".join(f"{type(error).__name__}: {reason}".split())) from None
 
 
-def to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels of a decoded image, uint8, (H, W) for grey and (H, W, 3) for any other mode.
+def to_8_bit(image: Image.Image, window: Window | None = None) -> NDArray[np.uint8]:
+    """Pixels of an image, upright as its EXIF says, (H, W) for grey and (H, W, 3) for any other.
 
-    16-bit values are scaled so that 65535 becomes 255. Transparency is dropped.
+    Transparency is dropped.
+
+    Args:
+        image: opened by Pillow.
+        window: centre and width of grey values beyond 8 bits that show black to white; None for
+            the range of the image's own values. It is as for DICOM, and no matter for 8 bits.
 
     Raises:
-        ImageError: for floating-point pixels and integers beyond 16 bits.
+        ImageError: for values that are not finite, and modes that Pillow can't turn into colours.
     """
-    if image.mode in SIXTEEN_BIT:
-        wide = np.asarray(image).astype(np.int64)  # (H, W)
-        if wide.size and (wide.min() < 0 or wide.max() > 65535):
-            raise ImageError("integer pixels beyond 16 bits")
-        return ((wide + 128) // 257).astype(np.uint8)
-    if image.mode == "F":
-        raise ImageError("floating-point pixels")
-    if image.mode == "P":
-        image = image.convert("RGBA")  # (H, W, 4): the mode that keeps every palette's colours
-    return np.asarray(image.convert("L" if image.mode in GREY else "RGB"), dtype=np.uint8)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if image.mode in WIDE:
+            values = np.asarray(upright).astype(np.float32)  # (H, W)
+            grey = to_bytes(own_range(values) if window is None else windowed(values, *window))
+            is_inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+            return 255 - grey if is_inverted else grey
+        if upright.mode == "P":
+            upright = upright.convert("RGBA")  # (H, W, 4): it keeps every palette's colours
+        return np.asarray(upright.convert("L" if upright.mode in GREY else "RGB"), dtype=np.uint8)
+    except (ValueError, OSError, SyntaxError) as error:
+        raise ImageError(" ".join(str(error).split())) from None
 
 
 def fit(pixels: NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from mediffusion_core.data.store.duplicates import Pairs, find_duplicates, units
 from mediffusion_core.data.store.string_array import Names
 from mediffusion_core.settings import DataSettings
 
-FORMAT = 2
+FORMAT = 3
 IMAGES, BAD, DESCRIPTION = "images.npy", "bad_images.csv", "store.json"
 
 

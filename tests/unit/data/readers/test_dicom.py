@@ -318,7 +318,7 @@ BROKEN = {
     "empty": "empty file",
     "no DICOM": "not a DICOM file",
     "header cut": "no pixel data",
-    "magic alone": "TransferSyntaxUID|damaged",
+    "magic alone": "TransferSyntaxUID|damaged|no pixel data",
     "shifted": "no pixel data|damaged|header",
 }
 
@@ -471,13 +471,14 @@ def test_without_a_table_no_label_is_known(tmp_path: Path) -> None:
     assert len(set(source.groups)) == 3
 
 
-def test_files_that_the_table_omits_are_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_files_that_the_table_omits_are_left_out(tmp_path: Path) -> None:
     settings = dicom_folder(tmp_path)
     write(tmp_path / "labels.csv", ["image", "label"], ["two/c", "ill"], ["two/e", "healthy"])
-    assert len(dicom.read(settings, 0).image_ids) == 2
-    assert "3 of 5 DICOM files are not in the table" in caplog.text
+    source = dicom.read(settings, 0)
+    assert len(source.image_ids) == 2
+    said = [note.text for note in source.notes]
+    assert "3 files are not read: not in the table" in said
+    assert "4 files are not read: of a kind that is not read (no ending 2, .csv 1, .txt 1)" in said
 
 
 def test_nothing_outside_the_root_is_read(tmp_path: Path) -> None:
