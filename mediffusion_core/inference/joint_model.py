@@ -26,6 +26,8 @@ from mediffusion_core.models import JointUNet, LatentCodec, class_probabilities,
 from mediffusion_core.settings import CounterfactualSettings, Settings
 
 BATCH = 128
+TOGETHER = 32
+"""Images that are classified at once, no more and no fewer."""
 
 
 @dataclass
@@ -82,7 +84,14 @@ class TrainedModel:
             UserError: if the classifier was not trained.
         """
         self.refuse_to_classify()
-        return self.probabilities(self.logits(self.encode(images)))
+        parts = []
+        for part in images.split(TOGETHER):
+            # Kernels round differently where a batch is small, so all batches are of one size: an
+            # image alone has the probabilities that it has among others.
+            filled = torch.cat([part, part[:1].expand(TOGETHER - len(part), -1, -1, -1)])
+            logits = self.logits(self.encode(filled))[: len(part)]
+            parts.append(self.probabilities(logits))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

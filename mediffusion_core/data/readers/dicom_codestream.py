@@ -14,6 +14,9 @@ JPEG_2000 = b"\xff\x4f\xff\x51"
 FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers that start a frame: JPEG's (ITU-T T.81, table B.1) and that of JPEG-LS (T.87)."""
 
+SCAN = 0xFFDA
+"""Marker that starts a scan."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -40,6 +43,28 @@ def codestream_shape(stream: bytes) -> Shape:
     except (struct.error, IndexError):
         pass
     raise ImageError("compressed pixels are damaged, they have no header")
+
+
+def whole_scans(stream: bytes) -> bytes:
+    """A sequential JPEG whose scans say that they hold all 64 coefficients, as all of them do.
+
+    Old encoders left these fields (ITU-T T.81, B.2.3) at zero, which strict decoders refuse.
+
+    Raises:
+        ImageError: where there is no scan.
+    """
+    repaired = bytearray(stream)
+    place = len(JPEG)
+    try:
+        while True:
+            marker, length = struct.unpack_from(">HH", stream, place)
+            if marker == SCAN:
+                end = place + 2 + length
+                repaired[end - 3 : end] = bytes((0, 63, 0))
+                return bytes(repaired)
+            place += 2 + length
+    except struct.error:
+        raise ImageError("compressed pixels are damaged, they have no scan") from None
 
 
 def _jpeg_shape(stream: bytes) -> Shape:

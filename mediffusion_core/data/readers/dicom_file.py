@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PREAMBLE, MAGIC = 128, b"DICM"
 DEFLATED = "1.2.840.10008.1.2.1.99"
+META_END = 4096
+"""Bytes within which a file says its transfer syntax."""
 FIRST_GROUPS = (0x0002, 0x0008)
 """The group of a file's first element: its meta information, else what identifies it."""
 LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OF", b"OD", b"OL", b"UC", b"UR")
@@ -104,17 +106,19 @@ def read_elements(
         start = file.read(PREAMBLE + len(MAGIC))
     source: Path | io.BytesIO = path
     has_meta = start.endswith(MAGIC)
-    if not has_meta and struct.unpack("<H", start[:2])[0] == FIRST_GROUPS[0]:
-        source, has_meta = io.BytesIO(bytes(PREAMBLE) + MAGIC + path.read_bytes()), True
+    is_deflated = False
     if has_meta:
-        meta = pydicom.filereader.read_file_meta_info(source)
-        if isinstance(source, io.BytesIO):
-            source.seek(0)
-        if meta.get("TransferSyntaxUID") == DEFLATED:
-            # pydicom inflates all of it at once, whatever that comes to.
-            raise ImageError("the whole file is deflated, only pixels may be compressed")
+        meta = pydicom.filereader.read_file_meta_info(path)
+        is_deflated = meta.get("TransferSyntaxUID") == DEFLATED
+    elif struct.unpack("<H", start[:2])[0] == FIRST_GROUPS[0]:
+        content = path.read_bytes()
+        is_deflated = DEFLATED.encode() in content[:META_END]
+        source, has_meta = io.BytesIO(bytes(PREAMBLE) + MAGIC + content), True
     elif not is_dicom(path):
         raise ImageError("not a DICOM file")
+    if is_deflated:
+        # pydicom inflates all of it at once, whatever that comes to.
+        raise ImageError("the whole file is deflated, only pixels may be compressed")
     dataset: Dataset = pydicom.dcmread(
         source, stop_before_pixels=not pixels, specific_tags=list(keywords), force=not has_meta
     )

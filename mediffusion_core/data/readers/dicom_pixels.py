@@ -14,7 +14,7 @@ from PIL import Image
 
 from mediffusion_core.data.grey_levels import Window
 from mediffusion_core.data.readers import dicom_shown
-from mediffusion_core.data.readers.dicom_codestream import Shape, codestream_shape
+from mediffusion_core.data.readers.dicom_codestream import Shape, codestream_shape, whole_scans
 from mediffusion_core.data.readers.dicom_file import quiet_pydicom, read_elements
 from mediffusion_core.data.store.images import ImageError
 
@@ -156,6 +156,8 @@ def _decoded(pydicom: ModuleType, dataset: "Dataset", shape: Shape | None) -> ND
                 f"nothing is installed that decodes a JPEG of {shape.bits} bits: "
                 "pip install 'fed-mediffusion[jpeg12]'"
             )
+        frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+        dataset.PixelData = pydicom.encaps.encapsulate([whole_scans(frame)])
     values: NDArray[Any] = pydicom.pixels.pixel_array(dataset, index=0, decoding_plugin=plugin)
     return values
 

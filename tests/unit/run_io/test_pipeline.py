@@ -469,7 +469,9 @@ def test_exclusive_classes_cannot_be_removed(tmp_path: Path, tiny: tuple[str, ..
         ((images(1) * 255).to(torch.uint8), r"in \[0, 1\]"),
         ([], "a list of them"),
         ([np.zeros((32, 32))], "a list of them"),
-        (Image.new("F", (32, 32)), "floating-point pixels"),
+        (Image.new("F", (32, 32), float("nan")), "values are not finite"),
+        (Path("gone.png"), "gone.png cannot be used: no such file"),
+        (["gone.dcm"], "gone.dcm cannot be used: no such file"),
     ],
 )
 def test_images_that_cannot_be_used_are_refused(

@@ -416,6 +416,33 @@ def test_files_labels_and_patients(tmp_path: Path) -> None:
         assert load(index).tolist() == scaled(RAMP, 0, 230)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "img{}.dicom", "PAT.MR.HEAD.0001.{}.2020.IMA", "1.2.826.0.1.3680043.8.498.100{}", "I{}.img",
+        "IM00000{}", "img{}.DCM", "scan {}.png", "x{}.dcm.bak", "{}.0",
+    ],
+)  # fmt: skip
+def test_files_are_found_by_their_content(tmp_path: Path, name: str) -> None:
+    names = [name.format(number) for number in range(4)]
+    for number, each in enumerate(names):
+        save(tmp_path / "deep" / each, dataset(RAMP.astype("u2"), f"P{number}"))
+    (tmp_path / "deep" / "notes.txt").write_text("none")
+    rows = [[f"deep/{each}", "ab"[number % 2]] for number, each in enumerate(names)]
+    write(tmp_path / "labels.csv", ["image", "label"], *rows)
+    settings = DataSettings(
+        source="dicom", root=tmp_path, table=Path("labels.csv"), image_size=16, channels=1
+    )
+    source = dicom.read(settings, 0)
+    assert source.labels.argmax(axis=1).tolist() == [0, 1, 0, 1]
+    assert len(set(source.groups)) == 4
+    for index in range(4):
+        assert source.load(index).tolist() == scaled(RAMP, 0, 230)
+    assert [note.text for note in source.notes] == [
+        "2 files are not read: of a kind that is not read (.csv 1, .txt 1)"
+    ]
+
+
 def test_the_window_of_the_settings_is_used(tmp_path: Path) -> None:
     settings = dicom_folder(tmp_path).model_copy(update={"window": (100.0, 101.0)})
     assert dicom.read(settings, 0).load(0).tolist() == scaled(RAMP, 49.5, 149.5)

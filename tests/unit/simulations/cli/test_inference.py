@@ -16,6 +16,8 @@ from mediffusion_core.data.store.images import fit
 from mediffusion_core.settings import DataSettings
 from simulations.cli import inference
 from simulations.cli.inference import explain_image, predict_folder
+from unit.data.readers.test_dicom import dataset
+from unit.data.readers.test_dicom import save as save_dicom
 
 
 class FakeModel:
@@ -69,16 +71,32 @@ def test_only_files_that_can_be_decoded_are_looked_for(
     folder = tmp_path / "images"
     folder.mkdir()
     picture = Image.new("RGB", (20, 20))
-    for name in ("a.bmp", "b.webp", "c.tiff"):
+    for name in ("a.bmp", "b.gif"):
         picture.save(folder / name)
-    with pytest.raises(UserError, match=r"no readable image .*\(\.jpeg, \.jpg, \.png\)"):
+    with pytest.raises(UserError, match=r"no readable image .*0 of 2 files read; not read: 2 of a"):
         predict_folder(tmp_path, folder, tmp_path / "out.csv", "cpu")
-    for name in ("d.PNG", "e.jpg", "f.jpeg"):
+    for name in ("c.tiff", "d.PNG", "e.jpg", "f.webp"):
         picture.save(folder / name)
     written = predict_folder(tmp_path, folder, tmp_path / "out.csv", "cpu")
     rows = list(csv.reader(written.open()))
-    assert [row[0] for row in rows] == ["image", "d.PNG", "e.jpg", "f.jpeg"]
-    assert "left out" not in capsys.readouterr().err
+    assert [row[0] for row in rows] == ["image", "c.tiff", "d.PNG", "e.jpg", "f.webp"]
+    assert "4 of 6 files read; not read: 2 of a kind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("window", [None, (1000.0, 501.0)])
+def test_dicom_is_read_with_the_window_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: tuple[float, float] | None
+) -> None:
+    values = np.linspace(0, 2000, 400).reshape(20, 20).astype("u2")
+    save_dicom(tmp_path / "images" / "1.2.826.0.1", dataset(values))
+    (tmp_path / "images" / "1.2.826.0.2").write_bytes(b"text")
+    data = DataSettings(source="dicom", image_size=20, channels=1, window=window)
+    model = use(monkeypatch, data)
+    predict_folder(tmp_path, tmp_path / "images", tmp_path / "out.csv", "cpu")
+    [[seen]] = model.seen
+    low, high = (0, 2000) if window is None else (749.5, 1249.5)
+    expected = np.clip((values - low) / (high - low), 0, 1)
+    assert np.abs(seen[0].numpy() - expected).max() <= 0.5 / 255 + 1e-6
 
 
 @pytest.mark.parametrize(
