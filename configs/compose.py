@@ -14,8 +14,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.quoting import as_meant, quoted, rejoined
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import Settings, checked, did_you_mean, known_keys, validate
+
+__all__ = ["change", "compose", "flatten", "groups", "quoted", "split"]
 
 FOLDER = Path(__file__).resolve().parent
 MAPPINGS = ("data.labelled_fraction_by_site", "data.uncertain_by_finding")
@@ -35,10 +38,15 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
     if not (FOLDER / f"{config_name}.yaml").is_file():
         names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
         raise UserError(f"no configuration {config_name!r}; allowed: {', '.join(names)}")
+    overrides = rejoined(overrides)
     for override in overrides:
         _check_override(override)
-    given = [part for override in overrides for part in _for_hydra(override)]
-    return validate(_to_mapping(config_name, given))
+    entries = [override for override in overrides if _is_entry(override)]
+    others = [override for override in overrides if not _is_entry(override)]
+    composed = _to_mapping(config_name, [part for one in others for part in _for_hydra(one)])
+    for entry in entries:
+        _enter(composed, entry)
+    return validate(composed)
 
 
 def change(settings: Settings, overrides: Sequence[str]) -> Settings:
@@ -53,17 +61,16 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
         return settings
     given = settings.model_dump(mode="json")
     known = known_keys(given)
-    for override in overrides:
-        _check_override(override)
-        key = override.partition("=")[0]
-        if key not in known:
-            raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
     config = OmegaConf.create(given)
     try:
-        for parsed in OverridesParser.create().parse_overrides(list(overrides)):
-            OmegaConf.update(config, parsed.key_or_group, parsed.value())
+        for override in rejoined(overrides):
+            _check_override(override)
+            key, _, value = override.partition("=")
+            if key not in known:
+                raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
+            OmegaConf.update(config, key, _parsed(f"{key}={as_meant(key, value)}", override))
         mapping = OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     assert isinstance(mapping, dict)
     return checked({str(key): value for key, value in mapping.items()})
@@ -86,12 +93,6 @@ def split(overrides: str) -> list[str]:
         raise UserError(f"overrides {overrides!r}: {str(error).lower()}") from None
 
 
-def quoted(path: Path) -> str:
-    """A path as the value of a Hydra override, whatever characters it holds."""
-    escaped = str(path).replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def groups() -> dict[str, list[str]]:
     """The configuration groups with the choices of each."""
     folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
@@ -112,22 +113,58 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _for_hydra(override: str) -> list[str]:
-    """What a user means and Hydra's grammar has no place for: `~` in a path, names as keys."""
-    key, _, value = override.partition("=")
-    if value.startswith("~"):
-        return [f"{key}={quoted(Path(value).expanduser())}"]
+    """What a user means and Hydra's grammar has no place for: text that is not quoted, names."""
+    name, _, value = override.partition("=")
+    key = name.lstrip("+~")
     if key in MAPPINGS:
         # Hydra would merge the mapping into that of the file, and keep names that are not there.
-        return [f"~{key}", f"++{override}"]
-    is_entry = any(key.startswith(f"{mapping}.") for mapping in MAPPINGS)
-    return [f"++{override}" if is_entry else override]
+        return [f"~{key}", f"++{key}={value}"]
+    meant = f"{name}={as_meant(key, value)}"
+    if key not in groups():
+        _parsed(meant, override)
+    return [meant]
+
+
+def _parsed(meant: str, override: str) -> Any:
+    """The value that Hydra reads in an override.
+
+    Raises:
+        UserError: in the words of the override that was given, not of Hydra's lexer.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(meant)
+        return None if parsed.is_delete() else parsed.value()
+    except (HydraException, OmegaConfBaseException):
+        raise UserError(
+            f"{override}: this value can't be read; allowed are numbers, true, false, null, words, "
+            "lists such as [1,2], and other text in single quotation marks"
+        ) from None
+
+
+def _is_entry(override: str) -> bool:
+    """Whether an override gives a value for one of the user's own names."""
+    key = override.partition("=")[0].lstrip("+")
+    return any(key.startswith(f"{mapping}.") for mapping in MAPPINGS)
+
+
+def _enter(composed: dict[str, Any], override: str) -> None:
+    """Sets the value of a name, which may have any characters, in a composed mapping."""
+    key, _, value = override.partition("=")
+    mapping = next(one for one in MAPPINGS if key.lstrip("+").startswith(f"{one}."))
+    group, name = mapping.split(".")
+    composed[group][name][key.lstrip("+").removeprefix(f"{mapping}.")] = _parsed(
+        f"x={value}", override
+    )
 
 
 def _check_override(override: str) -> None:
     """Refuses what Hydra would explain at length: no `=`, or an unknown choice of a group."""
     key, equals, value = override.partition("=")
     if not equals:
-        raise UserError(f"override {override!r} is not of the form key=value")
+        raise UserError(
+            f"override {override!r} is not of the form key=value (a value with blanks needs "
+            "quotation marks, which the shell takes away: 'key=a value')"
+        )
     choices = groups().get(key.lstrip("+~"))
     if choices is not None and value not in [*choices, "null"]:
         hint = did_you_mean(value, choices)

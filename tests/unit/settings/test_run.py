@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.compose import FOLDER, compose, flatten, groups, split
+from configs.compose import FOLDER, change, compose, flatten, groups, quoted, split
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.models import Autoencoder, pooled_width
 from mediffusion_core.settings import Settings, did_you_mean, validate
@@ -82,7 +82,10 @@ def test_an_experiment_names_the_command_that_runs_it(experiment: str) -> None:
         ("seed", ["'seed'", "key=value"]),
         ("data.image_size=72", ["data.image_size", "72", "multiple of 32", "model=tiny"]),
         ("federation.num_sites=4", ["federation.num_sites", "4", "patients_per_site", "3"]),
-        ("seed=[1", ["does not compose", "[1"]),
+        ("seed=[1", ["seed=[1: this value can't be read", "allowed are numbers"]),
+        ("seed=a b(", ["seed=a b(: this value can't be read"]),
+        ("federation.num_sites=3;4", ["federation.num_sites=3;4: this value can't be read"]),
+        ("Nodule]", ["'Nodule]'", "key=value", "blanks"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(override: str, parts: list[str]) -> None:
@@ -292,3 +295,75 @@ def test_labelled_fractions_by_site_replace_those_of_the_file() -> None:
         assert settings.data.labelled_fraction_by_site == expected
     both = compose("config", ["data.labelled_fraction_by_site.site-1=0.5"])
     assert both.data.labelled_fraction_by_site == {"site-1": 0.5, "site-2": 0.0}
+
+
+PATHS = [
+    "/data/archive (1)", "/data/Müller", "/data/数据", "/data/a=b", "/data/a,b", "/data/lab#2",
+         "/data/it's", '/data/"x"', "/data/a b", "/data/[x]", "/data/{x}", "/data/x:y", "/data/123",
+         "C:\\new\\", "/data/a\\'b", "123", "true", "a;b", "архив", "/data/🩻", "(1)", "-x", "*",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_is_taken_as_it_is_given(path: str) -> None:
+    for override in (f"data.root={path}", f"data.root={quoted(path)}"):
+        assert compose("config", ["data=folder", override]).data.root == Path(path)
+    [again] = split(flatten([f"data.root={path}"]))
+    assert compose("config", ["data=folder", again]).data.root == Path(path)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=12))
+def test_any_text_can_name_a_column(name: str) -> None:
+    asked = ["data=folder", f"data.columns.image={quoted(name)}"]
+    if "${" not in name:
+        assert compose("config", asked).data.columns.image == name
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("data.separator=;", "separator", ";"),
+        ("data.separator=,", "separator", ","),
+        ("data.separator= ", "separator", " "),
+        ("data.separator='|'", "separator", "|"),
+        ("data.classes=[0,1]", "classes", ("0", "1")),
+        ("data.classes=0,1", "classes", ("0", "1")),
+        ("data.classes=[unauffällig,肺炎]", "classes", ("unauffällig", "肺炎")),
+        ("data.classes=[no finding, 'a, b', \"c\"]", "classes", ("no finding", "a, b", "c")),
+        ("data.classes=null", "classes", None),
+    ],
+)
+def test_a_text_needs_no_quotation_marks(override: str, key: str, value: Any) -> None:
+    assert getattr(compose("config", ["data=folder", override]).data, key) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        ("[0,1]", ("0", "1")),
+        ("label (0=no, 1=ill)", "label (0=no, 1=ill)"),
+        ("[Pleural Effusion,肺炎]", ("Pleural Effusion", "肺炎")),
+        ("1", "1"),
+    ],
+)
+def test_columns_may_be_called_anything(given: str, label: object) -> None:
+    composed = compose("config", ["data=folder", f"data.columns.label={given}"])
+    assert composed.data.columns.label == label
+
+
+def test_a_list_that_the_shell_has_split_is_joined() -> None:
+    given = ["data=folder", "data.columns.label=[Pleural", "Effusion,", "Nodule]"]
+    assert compose("config", given).data.columns.label == ("Pleural Effusion", "Nodule")
+
+
+@pytest.mark.parametrize("name", ["Müller", "St. Anna", "site-2", "数据", "a b"])
+def test_sites_and_findings_may_be_called_anything(name: str) -> None:
+    composed = compose("config", ["data=folder", f"data.labelled_fraction_by_site.{name}=0.5"])
+    assert composed.data.labelled_fraction_by_site == {name: 0.5}
+
+
+def test_changes_on_top_are_taken_as_they_are_given() -> None:
+    settings = compose("config", ["data=folder"])
+    assert change(settings, ["data.separator=;"]).data.separator == ";"
+    with pytest.raises(UserError, match=r"seed=\[1: this value can't be read"):
+        change(settings, ["seed=[1"])
