@@ -1,6 +1,8 @@
 """A trained model as a pipeline of diffusers: it samples, classifies and explains."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,9 @@ class JointDiffusionPipeline(DiffusionPipeline):
     What it says and explains is what `TrainedModel` says of the same weights, since it asks one;
     its sampler is the scheduler, and another one of diffusers may take its place.
     """
+
+    _works_on: torch.device | None = None
+    """The accelerator, where the networks rest on the CPU between calls."""
 
     def __init__(
         self,
@@ -136,6 +141,57 @@ class JointDiffusionPipeline(DiffusionPipeline):
             index["head"] = [ExportedHead.__module__, ExportedHead.__name__]
         return index
 
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Writes a folder that this class opens.
+
+        It says where the class is, so that `DiffusionPipeline`, which knows its own alone, refuses
+        the folder with the name of what to import.
+
+        Args:
+            folder: The folder.
+            options: Of `DiffusionPipeline.save_pretrained`.
+        """
+        super().save_pretrained(folder, **options)
+        index = Path(folder, self.config_name)
+        described = json.loads(index.read_text(encoding="utf-8"))
+        described["_class_name"] = f"{__name__}.{type(self).__name__}"
+        index.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+    def enable_model_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Keeps the networks on the CPU, and on the accelerator only while a method works.
+
+        It needs no other package: diffusers' own way hooks `forward`, and the classifier reads the
+        inside of the UNet.
+
+        Args:
+            gpu_id: Number of the accelerator.
+            device: Its type, for example `cuda`; by default the one that PyTorch finds.
+
+        Raises:
+            UserError: If there is no accelerator.
+        """
+        found = torch.accelerator.current_accelerator()
+        if device is None and found is None:
+            raise UserError("enable_model_cpu_offload: PyTorch finds no accelerator here")
+        kind = torch.device(device) if device is not None else found
+        assert kind is not None
+        self._works_on = kind if gpu_id is None else torch.device(kind.type, gpu_id)
+        self.to("cpu")
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The networks on the accelerator, where they rest on the CPU."""
+        if self._works_on is None:
+            yield
+            return
+        self.to(self._works_on)
+        try:
+            yield
+        finally:
+            self.to("cpu")
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the probabilities."""
@@ -193,17 +249,23 @@ class JointDiffusionPipeline(DiffusionPipeline):
                 raise UserError(f"num_{name}={value}: allowed are 1 and more")
         if output_type not in ("pil", "pt", "np"):
             raise UserError(f"output_type={output_type!r}: allowed are pil, pt, np")
+        with self._at_work():
+            images = self._drawn(num_images, num_inference_steps, generator)
+        made = _as_asked(images, output_type)
+        return ImagePipelineOutput(images=made) if return_dict else (made,)
+
+    def _drawn(self, num_images: int, steps: int, generator: torch.Generator | None) -> Tensor:
+        """New images (N, C, H, W) in [0, 1], on the CPU."""
         model = self.trained
         model.refuse_to_draw()
         shape = (num_images, *model.settings.latent_shape)
         noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
         noise = noise * self.scheduler.init_noise_sigma
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        self.scheduler.set_timesteps(steps, device=self.device)
         parts = list(noise.split(BATCH))
         with self.progress_bar(total=len(parts) * len(self.scheduler.timesteps)) as bar:
             latents = [self._denoise(model.joint, part, generator, bar) for part in parts]
-        images = _as_asked(model.decode(torch.cat(latents)), output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return model.decode(torch.cat(latents))
 
     def classify(self, images: Pictures) -> Tensor:
         """Calibrated probabilities (N, classes) of images, on the CPU.
@@ -212,8 +274,9 @@ class JointDiffusionPipeline(DiffusionPipeline):
             UserError: if the images are not of the model's size and channels, or not in [0, 1], or
                 if the classifier was not trained.
         """
-        model = self.trained
-        return model.classify(_as_batch(images, model.settings))
+        with self._at_work():
+            model = self.trained
+            return model.classify(_as_batch(images, model.settings))
 
     def explain(
         self,
@@ -242,6 +305,16 @@ class JointDiffusionPipeline(DiffusionPipeline):
                 names one twice or several that exclude each other, or if an exclusive one is to be
                 absent.
         """
+        with self._at_work():
+            return self._explained(images, target, present, guidance)
+
+    def _explained(
+        self,
+        images: Pictures,
+        target: str | Sequence[str],
+        present: bool | None,
+        guidance: CounterfactualSettings | None,
+    ) -> Counterfactuals:
         model = self.trained
         names = [target] if isinstance(target, str) else target
         indices = class_indices(names, self.classes, model.multi_label)

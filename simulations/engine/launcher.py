@@ -27,7 +27,7 @@ from typing import BinaryIO, Literal
 import tomli_w
 
 from simulations.engine.flower_environment import flower_environment
-from simulations.engine.flower_log import ERROR_PREFIX, error_line, refusal
+from simulations.engine.flower_log import ERROR_PREFIX, error_line, ray_did_not_start, refusal
 from simulations.engine.processes import (
     is_alive,
     marked_processes,
@@ -90,22 +90,35 @@ def launch(launch: Launch, on_tick: Callable[[], None] | None = None) -> RunOutc
     """Run one federation to its end and end every process that it started.
 
     SIGINT, SIGTERM and SIGHUP stop the run where this is called in the main thread; what was
-    written to the run folder stays.
+    written to the run folder stays. A run whose Ray took too long to start is tried once more.
 
     Args:
         launch: the run.
         on_tick: called about five times a second while the run lasts.
     """
     launch.run_folder.mkdir(parents=True, exist_ok=True)
+    with noted_signals() as received, launch.log_file.open("ab") as log:
+        outcome, is_early = _attempt(launch, log, received, on_tick)
+        if outcome.status == "failed" and is_early and not received:
+            log.write(f"launcher: {outcome.detail}; Ray is started once more\n".encode())
+            log.flush()
+            outcome, _ = _attempt(launch, log, received, on_tick)
+        return outcome
+
+
+def _attempt(
+    launch: Launch, log: BinaryIO, received: list[int], on_tick: Callable[[], None] | None
+) -> tuple[RunOutcome, bool]:
+    """One federation from its start to its end, and whether it failed before Ray had started."""
     (launch.run_folder / ERROR_FILE).unlink(missing_ok=True)
     base = Path(tempfile.mkdtemp(prefix="fedmed-", dir=temporary_root()))
     try:
-        with noted_signals() as received, launch.log_file.open("ab") as log:
-            federation = _Federation(launch, base, log, received, on_tick)
-            try:
-                return replace(federation.follow(), peak_memory=federation.peak_memory)
-            finally:
-                federation.end()
+        federation = _Federation(launch, base, log, received, on_tick)
+        try:
+            outcome = replace(federation.follow(), peak_memory=federation.peak_memory)
+            return outcome, ray_did_not_start(federation.log_text())
+        finally:
+            federation.end()
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
@@ -130,7 +143,7 @@ class _Federation:
     memory_read: float = 0.0
 
     def __post_init__(self) -> None:
-        self.log_start = self.log.tell()
+        self.log_start = self.launch.log_file.stat().st_size
         self.port = _free_port()
         self.work = self.base / "work"
         self.work.mkdir()
@@ -238,7 +251,7 @@ class _Federation:
                 if time.monotonic() - lost_since > _LOST_LIMIT:
                     return True
         if submission.returncode != 0:
-            said = refusal(self._log_text()) or f"see {self.launch.log_file}"
+            said = refusal(self.log_text()) or f"see {self.launch.log_file}"
             raise _FailedError(f"flwr run refused the run: {said}")
         return False
 
@@ -275,7 +288,8 @@ class _Federation:
             self.memory_read = time.monotonic()
         time.sleep(seconds)
 
-    def _log_text(self) -> str:
+    def log_text(self) -> str:
+        """What this federation has logged."""
         with self.launch.log_file.open("rb") as file:
             file.seek(self.log_start)
             return file.read().decode(errors="replace")
@@ -284,7 +298,7 @@ class _Federation:
         written = self.launch.run_folder / ERROR_FILE
         if written.is_file() and (text := written.read_text(errors="replace").strip()):
             return text.splitlines()[0].removeprefix(ERROR_PREFIX)
-        return error_line(self._log_text()) or " ".join(otherwise.split())
+        return error_line(self.log_text()) or " ".join(otherwise.split())
 
 
 def _answers(port: int) -> bool:

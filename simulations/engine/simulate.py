@@ -83,11 +83,14 @@ def _launch(
         console.print(f"report: {folder / 'report.html'}", highlight=False)
     else:
         hint = f"continue with: fed-mediffusion simulate --resume {folder}"
-        console.print(f"run {outcome.status}: {outcome.detail}", style="red", markup=False)
         for line in _site_errors(folder, outcome.detail):
             console.print(line, style="red", markup=False)
         console.print(hint, highlight=False)
-    print(folder)
+    print(folder, flush=True)
+    if outcome.status != "completed":  # the last line that a user sees
+        why = f"run {outcome.status}: {outcome.detail}; log: {plan.log_file}"
+        errors = Console(stderr=True, soft_wrap=True, highlight=False)
+        errors.print(why, style="red", markup=False)
     return EXIT_CODES[outcome.status]
 
 

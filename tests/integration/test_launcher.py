@@ -12,7 +12,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.cli.utils import collect_files
 
 from simulations.engine.app_bundle import assemble_app
-from simulations.engine.flower_log import error_line
+from simulations.engine.flower_log import error_line, ray_did_not_start
 from simulations.engine.launcher import Launch, concurrent_sites, launch
 from simulations.engine.processes import MARKER_VARIABLE
 
@@ -57,6 +57,9 @@ def main(grid, context):
     folder = Path(config["run-folder"])
     (folder / "marker").write_text(os.environ["FED_MEDIFFUSION_LAUNCH"])
     (folder / "config.json").write_text(json.dumps(dict(config)))
+    if config["config-name"] == "ray" and not (folder / "tried").exists():
+        (folder / "tried").touch()
+        raise Exception("The current node timed out during startup. This could happen")
     if config["config-name"] == "raise":
         raise ValueError("the phantom has no spine")
     # The server starts before Flower has registered the simulated nodes.
@@ -172,6 +175,15 @@ def test_a_run_completes_with_its_settings_and_leaves_no_process(app: Path) -> N
     assert left_behind(given.run_folder) == []
 
 
+def test_ray_is_started_once_more_where_it_took_too_long(app: Path) -> None:
+    given = plan(app, "ray")
+    outcome = launch(given)
+    assert outcome.status == "completed", (outcome, given.log_file.read_text())
+    log = given.log_file.read_text()
+    assert "startup. This could happen; Ray is started once more" in log
+    assert left_behind(given.run_folder) == []
+
+
 def test_a_server_that_raises_is_a_failed_run_that_names_the_error(app: Path) -> None:
     given = plan(app, "raise")
     (given.run_folder / "error.txt").write_text("of an earlier attempt\n")
@@ -263,6 +275,27 @@ def test_flowers_wrapper_does_not_hide_the_cause() -> None:
     )
     assert error_line(log) == "KeyError: 'latents'"
     assert error_line("all is well\n") is None
+
+
+def test_a_bare_exception_is_the_cause() -> None:
+    log = (
+        'Traceback (most recent call last):\n  File "node.py", line 423, in __init__\n'
+        "    raise Exception(\nException: The current node timed out during startup. This could "
+        "happen because some of the raylet failed to startup.\n"
+        "RuntimeError: Simulation Runtime crashed.\n"
+        "RuntimeError: An error was encountered. Ending simulation.\n"
+    )
+    assert (error_line(log) or "").startswith("Exception: The current node timed out during")
+    assert ray_did_not_start(log) and not ray_did_not_start("ValueError: startup\n")
+
+
+def test_an_error_that_only_flower_logged_is_the_cause() -> None:
+    log = (
+        "\x1b[92mINFO \x1b[0m:      Starting\n"
+        "\x1b[91mERROR \x1b[0m:     The token of this process is not valid any more\n"
+        "\x1b[92mINFO \x1b[0m:      bye\n"
+    )
+    assert error_line(log) == "The token of this process is not valid any more"
 
 
 @pytest.mark.parametrize("described_at", ["pyproject.toml", "simulations/pyproject.toml"])

@@ -15,6 +15,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     UNet2DModel,
 )
@@ -292,7 +293,7 @@ def test_the_folder_is_a_diffusers_pipeline_with_a_card(
     exported: Path, model: TrainedModel
 ) -> None:
     index = json.loads((exported / "model_index.json").read_text())
-    assert index["_class_name"] == "JointDiffusionPipeline"
+    assert index["_class_name"] == "mediffusion_core.run_io.pipeline.JointDiffusionPipeline"
     assert {path.suffix for path in exported.rglob("*") if path.is_file()} == {
         ".json",
         ".md",
@@ -389,6 +390,40 @@ def test_no_site_is_named(exported: Path) -> None:
 
 
 # Mistakes
+
+
+def test_diffusers_own_class_names_what_to_import(exported: Path) -> None:
+    with pytest.raises(AttributeError) as error:
+        DiffusionPipeline.from_pretrained(exported)
+    assert "mediffusion_core.run_io.pipeline.JointDiffusionPipeline" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_networks_rest_on_the_cpu_between_calls(
+    exported: Path, pipe: JointDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = JointDiffusionPipeline.from_pretrained(exported)
+    opened.set_progress_bar_config(disable=True)
+    moves: list[str] = []
+    monkeypatch.setattr(opened, "to", lambda place: moves.append(str(place)))
+    opened.enable_model_cpu_offload(device="cpu:0")
+    given = images(2)
+    assert torch.equal(opened.classify(given), pipe.classify(given))
+    drawn = opened(2, 2, generator=generator(0), output_type="pt").images
+    assert torch.equal(drawn, pipe(2, 2, generator=generator(0), output_type="pt").images)
+    assert torch.equal(opened.explain(given, "Mass").images, pipe.explain(given, "Mass").images)
+    assert moves == ["cpu", *["cpu:0", "cpu"] * 3]
+
+
+def test_offloading_works_with_an_accelerator_alone(exported: Path) -> None:
+    opened = JointDiffusionPipeline.from_pretrained(exported)
+    if torch.accelerator.is_available():
+        opened.enable_model_cpu_offload()
+        assert opened.classify(images(2)).shape == (2, 3)
+        assert opened.device.type == "cpu"
+    else:
+        with pytest.raises(UserError, match="finds no accelerator"):
+            opened.enable_model_cpu_offload()
 
 
 def test_a_run_must_be_there_and_completed(tmp_path: Path) -> None:
