@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.dataset import Source, first_shared
+from mediffusion_core.data.readers.mirrors import find_home
 from mediffusion_core.data.readers.tables import data_root, image_names, list_files, read_table
 from mediffusion_core.data.regions import Box, fill_boxes
 from mediffusion_core.data.store.images import load_file
@@ -52,7 +53,8 @@ def read(settings: DataSettings, seed: int) -> Source:
             image on neither or both of the lists, or a patient on both; a box that is none.
     """
     root = data_root(settings)
-    tables = sorted(root.glob("Data_Entry_2017*.csv"))
+    home = find_home(root, "Data_Entry_2017*.csv")
+    tables = sorted(home.glob("Data_Entry_2017*.csv"))
     if len(tables) != 1:
         found = ", ".join(table.name for table in tables) or "none"
         raise UserError(f"data.root={root}: needs one Data_Entry_2017*.csv, found {found}")
@@ -64,12 +66,14 @@ def read(settings: DataSettings, seed: int) -> Source:
             raise UserError(f"{table}: image {row[NAME]} has no {PATIENT}")
 
     patients = tuple(row[PATIENT] for row in rows)
-    has_boxes = (root / BOXES).is_file()
-    has_lists = all((root / name).is_file() for name in LISTS)
+    has_boxes = (home / BOXES).is_file()
+    has_lists = all((home / name).is_file() for name in LISTS)
     more = [*([BOXES] if has_boxes else []), *(LISTS if has_lists else [])]
 
-    parts = sorted(root.glob("images_*"))
-    folders = [root / "images", *(part / "images" for part in parts), *parts, root]
+    parts = [home / "images", *sorted(home.glob("images_*"))]
+    # Mirrors double folders: images/images, images_001/images_001/images.
+    inner = [part / name for part in parts for name in ("images", part.name)]
+    folders = [*parts, *inner, *(part / "images" for part in inner), home]
     files = list_files(root, [folder for folder in folders if folder.is_dir()], ".png")
     paths = tuple(files[name][0] if name in files else name for name in names)
     return Source(
@@ -87,10 +91,10 @@ def read(settings: DataSettings, seed: int) -> Source:
             window=settings.window,
             table=table.read_bytes(),
             files=sorted(files.values()),
-            **{name: (root / name).read_bytes() for name in more},
+            **{name: (home / name).read_bytes() for name in more},
         ),
-        splits=_splits(root, names, patients) if has_lists else None,
-        regions=partial(_region, root, paths, _boxes(root / BOXES, names)) if has_boxes else None,
+        splits=_splits(home, names, patients) if has_lists else None,
+        regions=partial(_region, root, paths, _boxes(home / BOXES, names)) if has_boxes else None,
     )
 
 

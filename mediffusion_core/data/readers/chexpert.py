@@ -2,7 +2,8 @@
 
 Folder: `train.csv` and, where they are there, `valid.csv` and `test.csv`, with images such as
 `train/patient00001/study1/view1_frontal.jpg`. `data.root` is that folder, which is published as
-`CheXpert-v1.0` or `CheXpert-v1.0-small`, or the one above it.
+`CheXpert-v1.0` or `CheXpert-v1.0-small`, or one above it. The host's batches may stand side by side
+(`CheXpert-v1.0 batch 1 (validate & csv)`, `CheXpert-v1.0 batch 2 (train 1)/patient00001`).
 """
 
 import re
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.dataset import Source, first_shared
+from mediffusion_core.data.readers.mirrors import find_home, looked_in, patient_homes
 from mediffusion_core.data.readers.tables import data_root, file_stamp, read_table
 from mediffusion_core.data.store.images import load_file
 from mediffusion_core.settings import DataSettings, Uncertain, did_you_mean
@@ -53,7 +55,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     """
     policies = _policies(settings)
     root = data_root(settings)
-    home = _home(root)
+    home = find_home(root, "train.csv")
     tables = [home / name for name in TABLES if name == "train.csv" or (home / name).is_file()]
     images: dict[str, tuple[str, str, str]] = {}  # to patient, split and published folder
     labels = []
@@ -67,7 +69,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         labels.append(_labels(table, rows, policies))
     _refuse_shared_patients(home, images.values())
 
-    paths = _paths(root, home, images)
+    paths = _where_they_are(root, _paths(root, home, images), tuple(images))
     return Source(
         name="chexpert",
         classes=FINDINGS,
@@ -97,19 +99,6 @@ def _policies(settings: DataSettings) -> tuple[Uncertain, ...]:
     return tuple(settings.uncertain_by_finding.get(name, settings.uncertain) for name in FINDINGS)
 
 
-def _home(root: Path) -> Path:
-    if (root / "train.csv").is_file():
-        return root
-    found = [table.parent for table in sorted(root.glob("CheXpert-v1.0*/train.csv"))]
-    if len(found) != 1:
-        names = ", ".join(folder.name for folder in found) or "none"
-        raise UserError(
-            f"data.root={root}: needs train.csv, or one CheXpert-v1.0* folder with it, "
-            f"found {names}"
-        )
-    return found[0]
-
-
 def _parts(table: Path, given: str) -> tuple[str, str, str]:
     """Published folder (or nothing), name and patient of one image."""
     parts = LAYOUT.fullmatch(given)
@@ -129,6 +118,35 @@ def _paths(root: Path, home: Path, images: Mapping[str, tuple[str, str, str]]) -
         moved = bool(published) and home == root and (root / published).is_dir()
         folder[published] = Path(published) if moved else home.relative_to(root)
     return tuple(str(folder[published] / name) for name, (_, _, published) in images.items())
+
+
+def _where_they_are(root: Path, paths: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """The paths, with those of the host's batches for images that are not where the table says.
+
+    Raises:
+        UserError: not one image is anywhere.
+    """
+    missing = [file_stamp(root, path) is None for path in paths]
+    if not any(missing):
+        return tuple(paths)
+    homes = patient_homes(root)
+
+    def moved(path: str, name: str) -> str:
+        split, patient, rest = name.split("/", 2)
+        home = homes.get((split, patient)) or homes.get(("", patient))
+        return path if home is None else str((home / rest).relative_to(root))
+
+    found = tuple(
+        moved(path, name) if is_missing else path
+        for path, name, is_missing in zip(paths, names, missing, strict=True)
+    )
+    if not any(file_stamp(root, path) for path in found):
+        raise UserError(
+            f"data.root={root}: none of the {len(names)} images is there; looked for {paths[0]}, "
+            f"and for {names[0].split('/')[1]} in {looked_in(homes, root)}. data.root must be "
+            "the folder above the batches"
+        )
+    return found
 
 
 def _refuse_shared_patients(home: Path, images: Iterable[tuple[str, str, str]]) -> None:

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.dataset import Move, Source
-from mediffusion_core.data.readers.tables import data_root, image_names, list_files, read_table
+from mediffusion_core.data.readers.mirrors import find_home
+from mediffusion_core.data.readers.tables import (
+    Stamps,
+    data_root,
+    image_names,
+    list_files,
+    read_table,
+)
 from mediffusion_core.data.regions import packed_masks
 from mediffusion_core.data.store.images import load_file
 from mediffusion_core.settings import DataSettings
@@ -48,25 +55,27 @@ def read(settings: DataSettings, seed: int) -> Source:
             an image without a centre; a damaged file of masks.
     """
     root = data_root(settings)
-    names, classes, labels = _truth(root / TRUTH)
-    lesions = _lesions(root / METADATA, names)
+    home = find_home(root, TRUTH)
+    names, classes, labels = _truth(home / TRUTH)
+    lesions = _lesions(home / METADATA, names)
     centres: tuple[str, ...] | None = None
     moves: tuple[Move, ...] = ()
-    if (root / CENTRES).is_file():
-        centres, moves = unite_lesions(names, lesions, _centres(root / CENTRES, names))
+    if (home / CENTRES).is_file():
+        centres, moves = unite_lesions(names, lesions, _centres(home / CENTRES, names))
     else:
         logger.info("%s: no %s, so there are no natural sites", root, CENTRES)
     for move in moves:
         logger.info("lesion %s: image %s moves from %s to %s", move.group, move.image_id,
                     move.given, move.centre)  # fmt: skip
 
-    if not (root / IMAGES).is_dir():
-        raise UserError(f"data.root={root}: folder {IMAGES} is missing")
-    files = list_files(root, [root / IMAGES], ".jpg")
-    paths = tuple(f"{IMAGES}/{name}.jpg" for name in names)
-    has_masks = (root / MASKS).is_file()
+    folders = [home / IMAGES, home / IMAGES / IMAGES]  # some mirrors double it
+    if not folders[0].is_dir():
+        raise UserError(f"data.root={root}: folder {folders[0].relative_to(root)} is missing")
+    files = list_files(root, [folder for folder in folders if folder.is_dir()], ".jpg")
+    paths = tuple(_path(root, home, files, name) for name in names)
+    has_masks = (home / MASKS).is_file()
     known = (TRUTH, METADATA, *([MASKS] if has_masks else []))
-    tables = {name: (root / name).read_bytes() for name in known}
+    tables = {name: (home / name).read_bytes() for name in known}
     return Source(
         name="isic2019",
         classes=classes,
@@ -85,8 +94,14 @@ def read(settings: DataSettings, seed: int) -> Source:
             **tables,
         ),
         moves=moves,
-        regions=packed_masks(root / MASKS, names) if has_masks else None,
+        regions=packed_masks(home / MASKS, names) if has_masks else None,
     )
+
+
+def _path(root: Path, home: Path, files: Stamps, name: str) -> str:
+    """Where an image lies, or would lie, relative to the root."""
+    file = f"{name}.jpg"
+    return files[file][0] if file in files else str((home / IMAGES / file).relative_to(root))
 
 
 def unite_lesions(

@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -417,6 +418,67 @@ def test_chexpert_folder_must_be_the_only_one(tmp_path: Path) -> None:
     (tmp_path / "CheXpert-v1.0" / "train.csv").touch()
     with pytest.raises(UserError, match=r"found CheXpert-v1\.0, CheXpert-v1\.0-small"):
         chexpert.read(settings, 0)
+
+
+def test_chexpert_in_batches_as_its_host_serves_it(tmp_path: Path) -> None:
+    settings = chexpert_folder(tmp_path / "a" / "chexpertchestxrays-u20210408", "CheXpert-v1.0/")
+    served = tmp_path / "a" / "chexpertchestxrays-u20210408"
+    expected = chexpert.read(settings, 0)
+    pixels = [expected.load(index) for index in range(5)]
+    home = served / "CheXpert-v1.0-small"
+    (home / "train" / "patient00003").rename(
+        _made(served / "CheXpert-v1.0 batch 4 (train 3)") / "patient00003"
+    )
+    (home / "train").rename(served / "CheXpert-v1.0 batch 2 (train 1)")
+    home.rename(served / "CheXpert-v1.0 batch 1 (validate & csv)")
+    for root in (served, served.parent):
+        source = chexpert.read(settings.model_copy(update={"root": root}), 0)
+        assert source.image_ids == expected.image_ids
+        assert all(np.array_equal(source.load(index), pixels[index]) for index in range(5))
+    tables = served / "CheXpert-v1.0 batch 1 (validate & csv)"
+    for split in ("valid", "test"):
+        (tables / f"{split}.csv").unlink()
+    with pytest.raises(
+        UserError, match=r"none of the 3 images is there; looked for .*patient00001"
+    ):
+        chexpert.read(settings.model_copy(update={"root": tables}), 0)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("make", [isic_folder, chest_folder, chexpert_folder])
+def test_doubled_folders_of_mirrors_are_found(tmp_path: Path, make: Any) -> None:
+    settings = make(tmp_path / "root" / "archive" / "data")
+    read = {"isic2019": isic2019, "chestxray14": chestxray14, "chexpert": chexpert}[
+        settings.source
+    ].read
+    plain = read(settings, 0)
+    if settings.source == "isic2019":
+        images = tmp_path / "root" / "archive" / "data" / isic2019.IMAGES
+        images.rename(tmp_path / "inner")
+        (tmp_path / "inner").rename(_made(images) / isic2019.IMAGES)
+    if settings.source != "chexpert":
+        settings = settings.model_copy(update={"root": tmp_path / "root"})
+    else:
+        settings = settings.model_copy(update={"root": tmp_path / "root" / "archive"})
+    source = read(settings, 0)
+    assert source.image_ids == plain.image_ids
+    assert source.load(0).shape == source.load(1).shape
+
+
+def test_a_table_that_is_not_there_says_where_was_looked(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for read, source, table in (
+        (isic2019.read, "isic2019", isic2019.TRUTH),
+        (chestxray14.read, "chestxray14", "Data_Entry_2017"),
+        (chexpert.read, "chexpert", "train.csv"),
+    ):
+        settings = DataSettings(source=source, root=tmp_path, image_size=16, channels=1)
+        with pytest.raises(UserError, match=f"{table}.*up to 2 folders below.* holds other"):
+            read(settings, 0)
 
 
 def test_chexpert_reads_nothing_outside_the_root(tmp_path: Path) -> None:
