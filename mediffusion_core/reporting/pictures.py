@@ -64,7 +64,7 @@ def save_sample_grid(images: Images, path: Path, columns: int = 8, title: str = 
     columns = min(columns, len(batch))
     width, height = tile_size(*batch.shape[2:])
     rows = -(-len(batch) // columns)
-    font = typeface(20, bold=True)
+    font = typeface(20, bold=True, text=title)
     top = MARGIN + (36 if title else 0)
     across = columns * (width + GUTTER) - GUTTER
     across = max(across, round(font.getlength(title)))

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 
+from mediffusion_core.artifacts.fonts import families, font_for
+
 Images = NDArray[Any] | torch.Tensor
 
 INK = "#1f2933"
@@ -37,7 +39,7 @@ HEAT = LinearSegmentedColormap.from_list("heat", [PAPER, "#f6dfc4", OCHRE, TERRA
 SMALLEST_TILE, LARGEST_TILE = 128, 256
 
 TYPE: Mapping[str, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": families(),
     "font.size": 8.5,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -99,11 +101,9 @@ def as_tile(image: NDArray[Any], size: tuple[int, int]) -> Image.Image:
     return picture.resize(size, Image.Resampling.BICUBIC).convert("RGB")
 
 
-def typeface(points: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The typeface of the figures for pictures that are put together pixel by pixel."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(str(folder / name), points)
+def typeface(points: int, bold: bool = False, text: str = "") -> ImageFont.FreeTypeFont:
+    """The typeface of a text in pictures that are put together pixel by pixel."""
+    return ImageFont.truetype(str(font_for(text, bold=bold)), points)
 
 
 def house_type() -> AbstractContextManager[None]:
