@@ -48,6 +48,7 @@ def font_for(text: str, *, bold: bool = False) -> Path:
 
 
 def of_packages() -> list[Path]:
+    """Font files of the packages that are installed."""
     specs = [find_spec(name) for name in PACKAGES]
     folders = [Path(place) for spec in specs for place in
                (spec and spec.submodule_search_locations) or ()]  # fmt: skip
