@@ -12,17 +12,12 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.utils import is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mediffusion_core.artifacts.picture_input import Pictures, batch_of
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target_by_name import class_indices, target_for
-from mediffusion_core.data.any_image import read_image
-from mediffusion_core.data.files import shown
-from mediffusion_core.data.grey_levels import Window
-from mediffusion_core.data.image_set import as_batch
-from mediffusion_core.data.store.images import ImageError, fit, to_8_bit
 from mediffusion_core.diffusion.process import CLEAN
 from mediffusion_core.diffusion.samplers import denoise
 from mediffusion_core.diffusion.scheduler import EvenDDIMScheduler, build_scheduler
@@ -34,12 +29,6 @@ from mediffusion_core.run_io.exported_head import ExportedHead
 from mediffusion_core.settings import CounterfactualSettings, Settings
 
 BATCH = 64
-
-Picture = Image.Image | str | Path
-"""An image of any size: Pillow's, or the path of a JPEG, PNG, TIFF, WebP or DICOM file."""
-
-Pictures = Tensor | Picture | Sequence[Picture]
-"""Images as a user has them: (N, C, H, W) in [0, 1] of the model's size, or pictures."""
 
 
 class JointDiffusionPipeline(DiffusionPipeline):
@@ -276,7 +265,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
         """
         with self._at_work():
             model = self.trained
-            return model.classify(_as_batch(images, model.settings))
+            return model.classify(batch_of(images, model.settings))
 
     def explain(
         self,
@@ -320,6 +309,8 @@ class JointDiffusionPipeline(DiffusionPipeline):
         indices = class_indices(names, self.classes, model.multi_label)
         batch = _as_batch(images, model.settings)
         asked = target_for(indices, model.classify(batch), model.multi_label, present)
+        batch = batch_of(images, model.settings)
+        wish = target_for(indices, model.classify(batch), model.multi_label, present)
         guidance = guidance or model.settings.evaluation.counterfactual
         return make_counterfactuals(model, batch, asked, guidance)
 
@@ -353,36 +344,3 @@ def _as_asked(images: Tensor, output_type: str) -> Any:
         return pixels
     whole = (pixels * 255).round().astype(np.uint8)
     return [Image.fromarray(one.squeeze(-1) if one.shape[2] == 1 else one) for one in whole]
-
-
-def _as_batch(images: Pictures, settings: Settings) -> Tensor:
-    """Images as training saw them: (N, C, H, W) in [0, 1]; of a tensor nothing is resized."""
-    size, channels = settings.data.image_size, settings.data.channels
-    if isinstance(images, Tensor):
-        wanted = (channels, size, size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not len(images):
-            raise UserError(
-                f"images of shape {tuple(images.shape)}: this model takes (N, {channels}, {size}, "
-                f"{size}) in [0, 1], or Pillow's images of any size"
-            )
-        if not images.is_floating_point() or not 0 <= images.min() <= images.max() <= 1:
-            raise UserError("images must be floating-point numbers in [0, 1]; divide bytes by 255")
-        return images.float()
-    pictures = [images] if isinstance(images, Picture) else list(images)
-    if not pictures or not all(isinstance(one, Picture) for one in pictures):
-        raise UserError(
-            "images must be a tensor (N, C, H, W), a Pillow image, a path or a list of them"
-        )
-    pixels = [_pixels(one, settings.data.window) for one in pictures]
-    return as_batch(np.stack([fit(one, size, channels) for one in pixels]))
-
-
-def _pixels(picture: Picture, window: Window | None) -> NDArray[np.uint8]:
-    """A picture as `predict` reads it, (H, W) or (H, W, 3)."""
-    try:
-        if isinstance(picture, Image.Image):
-            return to_8_bit(picture, window)
-        return read_image(Path(picture), window)
-    except ImageError as error:
-        named = "an image" if isinstance(picture, Image.Image) else shown(picture)
-        raise UserError(f"{named} cannot be used: {error}") from None

@@ -96,7 +96,7 @@ def decode(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever the broken bytes lead to.
-        reason = str(error).replace(str(path), path.name)
+        reason = str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
         raise ImageError(" ".join(f"{type(error).__name__}: {reason}".split())) from None
 
 
