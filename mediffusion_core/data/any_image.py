@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.data.files import is_picture
-from mediffusion_core.data.grey_levels import Window
 from mediffusion_core.data.readers.dicom import is_candidate
 from mediffusion_core.data.readers.dicom_file import is_dicom
 from mediffusion_core.data.readers.dicom_pixels import decode_dicom
+from mediffusion_core.data.store.grey_levels import Window
 from mediffusion_core.data.store.images import confined, decode
 
 

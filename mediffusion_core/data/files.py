@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.finding import Finding
+from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.masks import find_masks
 from mediffusion_core.data.store.images import SUFFIXES
 

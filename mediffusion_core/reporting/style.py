@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 
-from mediffusion_core.artifacts.fonts import families, font_for
+from mediffusion_core.reporting.fonts import families, font_for
 
 Images = NDArray[Any] | torch.Tensor
 

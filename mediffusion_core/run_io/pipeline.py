@@ -15,7 +15,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from mediffusion_core.artifacts.picture_input import Pictures, batch_of
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target_by_name import class_indices, target_for
 from mediffusion_core.diffusion.process import CLEAN
@@ -26,6 +25,7 @@ from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.models import Autoencoder, JointUNet, LatentCodec
 from mediffusion_core.models.unet import head_widths
 from mediffusion_core.run_io.exported_head import ExportedHead
+from mediffusion_core.run_io.picture_input import Pictures, batch_of
 from mediffusion_core.settings import CounterfactualSettings, Settings
 
 BATCH = 64
@@ -307,10 +307,8 @@ class JointDiffusionPipeline(DiffusionPipeline):
         model = self.trained
         names = [target] if isinstance(target, str) else target
         indices = class_indices(names, self.classes, model.multi_label)
-        batch = _as_batch(images, model.settings)
-        asked = target_for(indices, model.classify(batch), model.multi_label, present)
         batch = batch_of(images, model.settings)
-        wish = target_for(indices, model.classify(batch), model.multi_label, present)
+        asked = target_for(indices, model.classify(batch), model.multi_label, present)
         guidance = guidance or model.settings.evaluation.counterfactual
         return make_counterfactuals(model, batch, asked, guidance)
 

@@ -5,8 +5,8 @@ from itertools import combinations
 
 import numpy as np
 
+from mediffusion_core.data.checks.finding import Finding, Grade
 from mediffusion_core.data.dataset import SPLITS
-from mediffusion_core.data.finding import Finding, Grade
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
 from mediffusion_core.data.partitioning.splits import ClientPartition
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.finding import Finding
+from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.image_set import ImageSet, Pixels
 from mediffusion_core.data.partitioning.scanner import ScannedImages, draw_scanner
 from mediffusion_core.data.partitioning.splits import (

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.files import LINK, FolderFiles
-from mediffusion_core.data.finding import Finding
 from mediffusion_core.data.readers.class_names import spelling_findings, united
 from mediffusion_core.data.readers.label_cells import chosen_classes, refuse_unknown
 from mediffusion_core.data.readers.labelled_table import LabelledTable

@@ -4,7 +4,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from mediffusion_core.data.finding import Finding
+from mediffusion_core.data.checks.finding import Finding
 
 
 def class_key(name: str) -> str:

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.dataset import Source, first_shared
 from mediffusion_core.data.files import FolderFiles, list_folder, summary
-from mediffusion_core.data.finding import Finding
-from mediffusion_core.data.grey_levels import Window
 from mediffusion_core.data.readers.dicom_file import is_dicom, quiet_pydicom, read_elements
 from mediffusion_core.data.readers.dicom_pixels import decode_dicom
 from mediffusion_core.data.readers.label_cells import chosen_classes
 from mediffusion_core.data.readers.labelled_table import LabelledTable, read_labelled_table
 from mediffusion_core.data.readers.tables import data_root, file_stamp
+from mediffusion_core.data.store.grey_levels import Window
 from mediffusion_core.data.store.images import ImageError, confined
 from mediffusion_core.settings import DataSettings
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mediffusion_core.data.grey_levels import Window
 from mediffusion_core.data.readers import dicom_shown
 from mediffusion_core.data.readers.dicom_codestream import Shape, codestream_shape, whole_scans
 from mediffusion_core.data.readers.dicom_file import quiet_pydicom, read_elements
+from mediffusion_core.data.store.grey_levels import Window
 from mediffusion_core.data.store.images import ImageError
 
 if TYPE_CHECKING:

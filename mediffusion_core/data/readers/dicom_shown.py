@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.data.grey_levels import Window, own_range, to_bytes, windowed
+from mediffusion_core.data.store.grey_levels import Window, own_range, to_bytes, windowed
 from mediffusion_core.data.store.images import ImageError
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.dataset import Source
 from mediffusion_core.data.files import (
     FolderFiles,
@@ -16,7 +17,6 @@ from mediffusion_core.data.files import (
     shown,
     summary,
 )
-from mediffusion_core.data.finding import Finding
 from mediffusion_core.data.readers.class_folders import read_class_folders
 from mediffusion_core.data.readers.labelled_table import (
     LabelledTable,

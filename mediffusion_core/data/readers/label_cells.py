@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.finding import Finding
+from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.readers.class_names import spelling_findings, united
 from mediffusion_core.settings import DataSettings, did_you_mean
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.dataset import Move, first_shared
-from mediffusion_core.data.finding import Finding
 from mediffusion_core.data.readers.isic2019 import unite_lesions
 from mediffusion_core.data.readers.label_cells import Rows, read_labels
 from mediffusion_core.data.readers.split_names import ALLOWED, split_of

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mediffusion_core.data.grey_levels import Window, own_range, to_bytes, windowed
+from mediffusion_core.data.store.grey_levels import Window, own_range, to_bytes, windowed
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 """What Pillow may try: some of its other plugins start programs or fetch what a file names."""

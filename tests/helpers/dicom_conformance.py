@@ -1,6 +1,6 @@
 """What is shown of pydicom's published test files, beside what pydicom and DCMTK show of them.
 
-`python tests/dicom_conformance.py` prints the table of the documentation.
+`python tests/helpers/dicom_conformance.py` prints the table of the documentation.
 """
 
 import importlib.util

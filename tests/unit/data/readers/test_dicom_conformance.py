@@ -13,7 +13,7 @@ from mediffusion_core.data.store.images import ImageError
 
 pydicom = pytest.importorskip("pydicom")
 
-from dicom_conformance import (  # noqa: E402
+from helpers.dicom_conformance import (  # noqa: E402
     DCMTK,
     DCMTK_DIFFERS,
     NO_DCMTK,

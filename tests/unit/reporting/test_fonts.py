@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.ft2font import FT2Font
 
-from mediffusion_core.artifacts.fonts import PACKAGES, families, font_for, of_packages
+from mediffusion_core.reporting.fonts import PACKAGES, families, font_for, of_packages
 from mediffusion_core.reporting.pictures import (
     CounterfactualRow,
     save_counterfactual_panel,

@@ -11,8 +11,8 @@ from torch import Tensor
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.any_image import read_image
 from mediffusion_core.data.files import shown
-from mediffusion_core.data.grey_levels import Window
 from mediffusion_core.data.image_set import as_batch
+from mediffusion_core.data.store.grey_levels import Window
 from mediffusion_core.data.store.images import ImageError, fit, to_8_bit
 from mediffusion_core.settings import Settings
 
