@@ -8,21 +8,32 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.quoting import as_meant, quoted, rejoined
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.settings import Settings, checked, did_you_mean, known_keys, validate
+from mediffusion_core.settings import (
+    Settings,
+    checked,
+    defaults,
+    did_you_mean,
+    known_keys,
+    validate,
+)
 
 __all__ = ["change", "compose", "flatten", "groups", "quoted", "split"]
 
 FOLDER = Path(__file__).resolve().parent
 MAPPINGS = ("data.labelled_fraction_by_site", "data.uncertain_by_finding")
 """Settings whose keys are names of the user's own."""
+
+# The files start from the models' defaults, so that Hydra knows every setting and its kind.
+ConfigStore.instance().store(name="base", node=defaults(Settings, required=MISSING))
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> Settings:
@@ -108,6 +119,9 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
         mapping = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, config_name, overrides)) from None
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise UserError(f"setting {missing[0]} is missing")
     assert isinstance(mapping, dict)
     return {str(key): value for key, value in mapping.items()}
 
@@ -166,7 +180,7 @@ def _check_override(override: str) -> None:
             "quotation marks, which the shell takes away: 'key=a value')"
         )
     choices = groups().get(key.lstrip("+~"))
-    if choices is not None and value not in [*choices, "null"]:
+    if choices is not None and value not in choices:
         hint = did_you_mean(value, choices)
         raise UserError(f"{key}={value}: no such choice; allowed: {', '.join(choices)}{hint}")
 

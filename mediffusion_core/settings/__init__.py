@@ -5,6 +5,7 @@ not know, and give one hash over everything that server and sites must agree on.
 """
 
 from mediffusion_core.settings.data import ColumnSettings, DataSettings, TableSettings, Uncertain
+from mediffusion_core.settings.defaults import defaults
 from mediffusion_core.settings.evaluation import CounterfactualSettings, EvaluationSettings, Solver
 from mediffusion_core.settings.federation import (
     ClientLevelSettings,
@@ -60,6 +61,7 @@ __all__ = [
     "Uncertain",
     "Weighting",
     "checked",
+    "defaults",
     "did_you_mean",
     "known_keys",
     "validate",

@@ -58,7 +58,7 @@ class DataSettings(TableSettings):
     labelled_sites: Count | None = None
     labels_at: Literal["sites", "server"] = "sites"
     use_unlabelled: bool = True
-    test_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.15
+    test_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
     augmentation: Literal["none", "radiograph", "dermoscopy", "dermoscopy_colour"] = "none"
     max_bad_fraction: Fraction = 0.01

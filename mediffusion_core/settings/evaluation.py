@@ -53,9 +53,9 @@ class EvaluationSettings(StrictModel):
     logits being averaged; 0 is the clean latent.
     """
 
-    every: Count = 4
-    num_samples: Annotated[int, Field(ge=16)] = 200
-    sampling_steps: Count = 20
+    every: Count = 8
+    num_samples: Annotated[int, Field(ge=16)] = 300
+    sampling_steps: Count = 30
     extractor: Literal["efficientnet-lite0", "inception"] = "efficientnet-lite0"
     inception_weights: Path | None = None
     num_thresholds: Annotated[int, Field(ge=10)] = 4001

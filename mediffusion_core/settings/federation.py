@@ -65,18 +65,18 @@ class FederationSettings(StrictModel):
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {"min_replies": "min_sites"}
 
-    num_sites: Count
+    num_sites: Count = 3
     pool_sites: bool = False
     only_site: str | None = None
-    num_rounds: Count
-    autoencoder_rounds: Count
+    num_rounds: Count = 16
+    autoencoder_rounds: Count = 6
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     weighting: Weighting = "rounds"
     server: ServerSettings = ServerSettings()
     local_normalisation: bool = False
     client_level: ClientLevelSettings = ClientLevelSettings()
     compression: Compression = "none"
-    cpus_per_site: Positive = 1.0
+    cpus_per_site: Positive = 0.5
     ema_decay: Fraction = 0.6
     round_timeout: Positive = 3600.0
     grace_period: Annotated[float, Field(ge=0.0)] = 60.0

@@ -20,8 +20,8 @@ class AutoencoderSettings(StrictModel):
     """
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
-    layers_per_block: Count
-    latent_channels: Count
+    layers_per_block: Count = 2
+    latent_channels: Count = 4
     norm_groups: Count = 32
     patch_size: Count = 1
     attention: bool = True
@@ -60,7 +60,7 @@ class UNetSettings(StrictModel):
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
     attention: tuple[bool, ...]
-    layers_per_block: Count
+    layers_per_block: Count = 2
     attention_head_width: Count = 32
     norm_groups: Count = 32
 

@@ -43,8 +43,8 @@ class Settings(StrictModel):
     data: DataSettings
     model: ModelSettings
     diffusion: DiffusionSettings = DiffusionSettings()
-    training: TrainingSettings
-    federation: FederationSettings
+    training: TrainingSettings = TrainingSettings()
+    federation: FederationSettings = FederationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     privacy: PrivacySettings = PrivacySettings()
 

@@ -10,13 +10,13 @@ from mediffusion_core.settings.base import Count, Fraction, Positive, StrictMode
 class AutoencoderTraining(StrictModel):
     """One site's work in a round of the autoencoder stage."""
 
-    local_epochs: Positive
-    batch_size: Count
-    learning_rate: Positive
+    local_epochs: Positive = 0.55
+    batch_size: Count = 4
+    learning_rate: Positive = 1.5e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    kl_weight: Annotated[float, Field(ge=0.0)] = 1e-6
-    edge_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    kl_weight: Annotated[float, Field(ge=0.0)] = 4e-3
+    edge_weight: Annotated[float, Field(ge=0.0)] = 4.0
 
 
 class ConsistencySettings(StrictModel):
@@ -38,15 +38,15 @@ class ConsistencySettings(StrictModel):
 class JointTraining(StrictModel):
     """One site's work in a round of the joint stage."""
 
-    local_epochs: Positive
-    batch_size: Count
-    labelled_batch_size: Count
-    learning_rate: Positive
-    head_learning_rate: Positive
+    local_epochs: Positive = 0.9
+    batch_size: Count = 16
+    labelled_batch_size: Count = 16
+    learning_rate: Positive = 1.2e-3
+    head_learning_rate: Positive = 1.2e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 4
     diffusion_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    classification_weight: Annotated[float, Field(ge=0.0)]
+    classification_weight: Annotated[float, Field(ge=0.0)] = 1.0
     classification_warmup: Fraction = 0.0
     logit_adjustment: Annotated[float, Field(ge=0.0)] = 0.0
     class_balance: Literal["none", "sqrt", "full"] = "none"
@@ -102,5 +102,5 @@ class TrainingSettings(StrictModel):
     """Both stages of local training."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    autoencoder: AutoencoderTraining
-    joint: JointTraining
+    autoencoder: AutoencoderTraining = AutoencoderTraining()
+    joint: JointTraining = JointTraining()

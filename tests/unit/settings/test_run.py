@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.compose import FOLDER, change, compose, flatten, groups, quoted, split
+from configs.compose import FOLDER, MAPPINGS, change, compose, flatten, groups, quoted, split
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.models import Autoencoder, pooled_width
-from mediffusion_core.settings import Settings, did_you_mean, validate
+from mediffusion_core.settings import Settings, defaults, did_you_mean, validate
 
 EXPERIMENTS = groups()["experiment"]
 CHOICES = [
@@ -38,15 +39,45 @@ def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
     assert settings.model_dump()["seed"] == 0
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_file_is_complete_in_itself(group: str, choice: str) -> None:
-    """A group's files hold the same keys, so what a choice leaves out is no surprise."""
-    import yaml
+def written(path: Path) -> dict[str, Any]:
+    """Settings in one file of a group, by their dotted names."""
+    group = path.parent.name
+    content = yaml.safe_load(path.read_text())
+    return flat(content if group == "experiment" else {group: content})
 
-    def keys(name: str) -> set[str]:
-        return set(yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text()))
 
-    assert keys(choice) == keys(groups()[group][0])
+def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        nested = isinstance(value, dict) and value and f"{prefix}{key}" not in MAPPINGS
+        values |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return values
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in sorted(FOLDER.glob("*/*.yaml"))
+        if path.parent.name not in ("experiment", "evaluation") and path.stem != "off"
+    ],
+    ids=lambda path: f"{path.parent.name}={path.stem}",
+)
+def test_a_file_of_a_group_holds_only_what_differs_from_the_defaults(path: Path) -> None:
+    default = flat(defaults(Settings, required=None))
+    same = [name for name, value in written(path).items() if default[name] == value]
+    assert not same
+
+
+def test_a_setting_that_no_file_names_can_be_changed() -> None:
+    assert not any("grace_period" in path.read_text() for path in FOLDER.rglob("*.yaml"))
+    settings = compose("config", ["federation.grace_period=3", "federation.num_rounds=2"])
+    assert (settings.federation.grace_period, settings.federation.num_rounds) == (3, 2)
+
+
+def test_a_group_without_a_choice_leaves_settings_missing() -> None:
+    assert refusal("~data=phantom") == "setting data.channels is missing"
+    assert "data=null: no such choice; allowed: chestxray14" in refusal("data=null")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -247,30 +278,18 @@ def test_every_preset_builds_and_fits_its_latents(name: str) -> None:
     assert joint.head[2].in_features == pooled_width(settings.model.unet)
 
 
-def leaves(mapping: dict[str, Any], path: str = "") -> set[str]:
-    found: set[str] = set()
-    for key, value in mapping.items():
-        nested = isinstance(value, dict) and key != "labelled_fraction_by_site"
-        found |= leaves(value, f"{path}{key}.") if nested and value else {f"{path}{key}"}
-    return found
-
-
 @pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_every_setting_of_every_file_can_be_changed_on_the_command_line(
-    group: str, name: str
-) -> None:
+def test_every_setting_can_be_changed_on_the_command_line(group: str, name: str) -> None:
     choice = [f"{group}={name}"]
     composed = compose("config", choice).model_dump(mode="json")
-    overrides = []
-    # The phantoms' own settings mean nothing to other data.
-    others = "phantom." if name != "phantom" else "none"
-    for key in sorted(key for key in leaves(composed[group]) if not key.startswith(others)):
-        value: Any = composed[group]
-        for part in key.split("."):
-            value = value[part]
-        written = json.dumps(value, separators=(",", ":")).replace('"', "")
-        overrides.append(f"{group}.{key}={written}")
-    # Hydra refuses as unknown what it read from no file.
+    # Without its data set, a setting of phantoms means nothing.
+    left_out = "none" if composed["data"]["source"] == "phantom" else "data.phantom."
+    overrides = [
+        f"{key}={json.dumps(value, separators=(',', ':')).replace(chr(34), '')}"
+        for key, value in flat(composed).items()
+        if not key.startswith(left_out)
+    ]
+    # Hydra refuses a setting that is not in its base.
     assert compose("config", [*choice, *overrides]).model_dump(mode="json") == composed
 
 
