@@ -7,31 +7,43 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class StrictModel(BaseModel):
-    """Frozen, and refuses keys that it does not know and numbers that are not finite.
+    """Frozen; refuses unknown keys and numbers that are not finite.
 
-    Folders of runs and exported models keep their settings, so a setting that gets another name, or
-    a value of one, is still read by its former name.
+    The docstring below a field is its description.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
-    FORMER_NAMES: ClassVar[Mapping[str, str]] = {}
-    """Present names of settings by their former names."""
-    FORMER_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """Present values by their former values, for each setting that has some."""
+    former_names: ClassVar[Mapping[str, str]] = {}
+    """Names of fields in the folders of former runs, with their names today."""
+    former_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """By field, values of former runs with their names today."""
+    former_fields: ClassVar[Mapping[str, Any]] = {}
+    """Fields of former runs that no longer exist, with the one value that code today stands for."""
 
     @model_validator(mode="before")
     @classmethod
-    def _reads_former_names(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
+    def _read_former_run(cls, given: Any) -> Any:
+        """Renames former fields and values, and drops removed fields that have the one value."""
+        if not isinstance(given, Mapping):
             return given
-        former = {old: new for old, new in cls.FORMER_NAMES.items() if new not in given}
-        renamed = {former.get(name, name): value for name, value in given.items()}
-        for name, values in cls.FORMER_VALUES.items():
+        kept = {
+            name: value
+            for name, value in given.items()
+            if name not in cls.former_fields or cls.former_fields[name] != value
+        }
+        renamed = {
+            name if (new := cls.former_names.get(name, name)) in kept else new: value
+            for name, value in kept.items()
+        }
+        for name, values in cls.former_values.items():
             if isinstance(renamed.get(name), str):
                 renamed[name] = values.get(renamed[name], renamed[name])
         return renamed

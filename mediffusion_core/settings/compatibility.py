@@ -68,8 +68,8 @@ SHOWS_A_SITE: tuple[Refusal, ...] = (
         "the server would noise weights that nobody trains",
     ),
     (
-        "federation.participation",
-        lambda s: s.privacy.enabled and s.federation.participation < 1,
+        "federation.fraction_train",
+        lambda s: s.privacy.enabled and s.federation.fraction_train < 1,
         "whether a site's budget is spent would change who else is drawn",
     ),
     (

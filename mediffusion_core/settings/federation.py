@@ -1,6 +1,5 @@
 """Who takes part in a run, for how long, and what the server makes of the replies."""
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,11 +10,13 @@ from mediffusion_core.settings.base import Count, Fraction, Positive, StrictMode
 class ServerOptimizer(StrictModel):
     """How the server steps from a component's weights towards the mean of the sites' weights."""
 
+    former_names: ClassVar[dict[str, str]] = {"adaptivity": "tau"}
+
     method: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
     learning_rate: Positive = 1.0
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
-    adaptivity: Positive = 1e-3
+    tau: Positive = 1e-3
 
 
 class ServerSettings(StrictModel):
@@ -53,7 +54,7 @@ class ClientLevelSettings(StrictModel):
 class FederationSettings(StrictModel):
     """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
 
-    `participation` is the share of the sites, drawn anew for each round of training. The run needs
+    `fraction_train` is the share of the sites, drawn anew for each round of training. The run needs
     `min_sites` of them, by default more than half: a site that fails, stays silent for
     `round_timeout` seconds or sends a reply that breaks the contract is set aside for that round.
     A census of more than `max_images` images is refused.
@@ -63,14 +64,17 @@ class FederationSettings(StrictModel):
     holds for rounds of training.
     """
 
-    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"min_replies": "min_sites"}
+    former_names: ClassVar[dict[str, str]] = {
+        "min_replies": "min_sites",
+        "participation": "fraction_train",
+    }
 
     num_sites: Count = 3
     pool_sites: bool = False
     only_site: str | None = None
     num_rounds: Count = 16
     autoencoder_rounds: Count = 6
-    participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    fraction_train: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     weighting: Weighting = "rounds"
     server: ServerSettings = ServerSettings()
     local_normalisation: bool = False

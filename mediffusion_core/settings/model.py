@@ -120,7 +120,7 @@ class DiffusionSettings(StrictModel):
     shapes right.
     """
 
-    FORMER_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {
+    former_values: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "prediction": {"velocity": "v_prediction"}
     }
 

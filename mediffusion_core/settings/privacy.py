@@ -1,7 +1,7 @@
 """What a run promises about privacy, and how its private steps are made."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,8 @@ class PrivacySettings(StrictModel):
     how much these may spend over all runs.
     """
 
+    former_names: ClassVar[dict[str, str]] = {"mode": "grad_sample_mode"}
+
     enabled: bool = False
     noise_multiplier: Positive | None = None
     target_epsilon: Positive | None = None
@@ -31,7 +33,7 @@ class PrivacySettings(StrictModel):
     physical_batch_size: Count = 16
     max_grad_norm: Positive = 1.0
     clipping: Literal["flat", "per_layer"] = "flat"
-    mode: Literal["hooks", "ghost"] = "hooks"
+    grad_sample_mode: Literal["hooks", "ghost"] = "hooks"
     noise_multiplicity: Count = 1
     release_noise: Positive = 8.0
     autoencoder: Literal["trained", "frozen", "public"] = "trained"
@@ -65,15 +67,17 @@ class PrivacySettings(StrictModel):
 
     @model_validator(mode="after")
     def _ghost_clipping_can(self) -> Self:
-        if self.mode == "ghost" and self.clipping == "per_layer":
+        if self.grad_sample_mode != "ghost":
+            return self
+        if self.clipping == "per_layer":
             raise ValueError(
-                "privacy.mode=ghost has no gradient of a unit to clip layer by layer; with "
-                "privacy.clipping=per_layer use privacy.mode=hooks"
+                "privacy.grad_sample_mode=ghost holds no gradient of a unit that could be clipped "
+                "by layers; privacy.clipping=per_layer needs privacy.grad_sample_mode=hooks"
             )
-        if self.mode == "ghost" and self.noise_multiplicity > 1:
+        if self.noise_multiplicity > 1:
             raise ValueError(
-                "privacy.mode=ghost sees one row of a unit and would clip several each alone; "
-                f"privacy.noise_multiplicity={self.noise_multiplicity} needs privacy.mode=hooks"
+                "privacy.grad_sample_mode=ghost clips each row alone; privacy.noise_multiplicity="
+                f"{self.noise_multiplicity} needs privacy.grad_sample_mode=hooks"
             )
         return self
 

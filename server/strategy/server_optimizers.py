@@ -50,10 +50,10 @@ def server_step(
             step = settings.beta1 * _remembered(memory, name + MEAN, change, 0.0) + fresh * change
             kept[name + MEAN] = step.float()
         if settings.method in ("fedadam", "fedyogi"):
-            square = _remembered(memory, name + SQUARE, change, settings.adaptivity**2)
+            square = _remembered(memory, name + SQUARE, change, settings.tau**2)
             square = _next_square(settings, square, change.square())
             kept[name + SQUARE] = square.float()
-            step = step / (square.sqrt() + settings.adaptivity)
+            step = step / (square.sqrt() + settings.tau)
         stepped[name] = (before.double() + settings.learning_rate * step).to(before.dtype)
     return stepped, kept
 

@@ -96,4 +96,4 @@ class Strategy:
 
 def asked_of(settings: Settings, sites: int) -> int:
     """How many of so many sites train in a round; at least one."""
-    return max(1, round(settings.federation.participation * sites))
+    return max(1, round(settings.federation.fraction_train * sites))

@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 IGNORED: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
     ("privacy.enabled", lambda s: s.privacy.enabled),
     ("federation.client_level.noise_multiplier", lambda s: s.federation.client_level.enabled),
-    ("federation.participation", lambda s: s.federation.participation < 1),
+    ("federation.fraction_train", lambda s: s.federation.fraction_train < 1),
     ("federation.compression", lambda s: s.federation.compression != "none"),
     ("federation.local_normalisation", lambda s: s.federation.local_normalisation),
     ("federation.server", lambda s: s.federation.server != ServerSettings()),

@@ -271,7 +271,7 @@ def test_what_server_and_sites_remember_is_taken_up_again(
 ) -> None:
     """Server optimizers, control variates and normalisation of the sites' own, all at once."""
     chosen = [
-        "federation.participation=0.67",
+        "federation.fraction_train=0.67",
         "federation.num_rounds=4",
         "federation.server.autoencoder.method=fedavgm",
         "federation.server.autoencoder.beta1=0.3",

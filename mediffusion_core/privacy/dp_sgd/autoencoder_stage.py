@@ -67,7 +67,7 @@ def train_private_autoencoder(
         return draw_rows(images, index, units, count, latent_shape, device, generator)
 
     with UnitGradients(
-        autoencoder, losses, privacy.mode, privacy.clipping, privacy.max_grad_norm
+        autoencoder, losses, privacy.grad_sample_mode, privacy.clipping, privacy.max_grad_norm
     ) as gradients:
         _, height, width, channels = images.pixels.shape
         shape = (channels, height, width)

@@ -70,22 +70,23 @@ def train_private_joint(
     behind = steps_behind(optimizer)
     model.train()
     losses = UnitLosses(model, settings, data.multi_label)
+    ghost = privacy.grad_sample_mode == "ghost"
 
     def rows_of(latents: LatentSet, units: Tensor, count: int, seed: int) -> UnitRows:
         generator = torch.Generator().manual_seed(seed)
         return UnitRows(latents, units, count, settings, process.to(device), generator)
 
     def drawing(rows: UnitRows) -> Callable[[Tensor], Any]:
-        if privacy.mode == "ghost":
+        if ghost:
             return rows.single
         return lambda units: rows.joint(units, privacy.noise_multiplicity, losses.weights)
 
-    called: Callable[[Any], Tensor] = losses.single if privacy.mode == "ghost" else losses.joint
+    called: Callable[[Any], Tensor] = losses.single if ghost else losses.joint
     three = torch.arange(3)
     made_up = (drawing(rows_of(_made_up(data, seed), three, 3, seed))(three) for seed in range(3))
     draw = drawing(rows_of(data, unit_of, num_units, secret_seed()))
     with UnitGradients(
-        model, called, privacy.mode, privacy.clipping, privacy.max_grad_norm
+        model, called, privacy.grad_sample_mode, privacy.clipping, privacy.max_grad_norm
     ) as gradients:
         check_gradients(gradients, next(made_up), made_up)
         for step in range(steps):

@@ -49,8 +49,8 @@ def test_what_voids_the_guarantee_is_refused_with_the_reason(given: str, reason:
 
 @pytest.mark.parametrize("given", ["privacy.clipping=per_layer", "privacy.noise_multiplicity=2"])
 def test_ghost_clipping_is_refused_what_it_cannot_do(given: str) -> None:
-    with pytest.raises(UserError, match=r"privacy\.mode=ghost"):
-        compose("config", [*DP, "privacy.mode=ghost", given])
+    with pytest.raises(UserError, match=r"privacy\.grad_sample_mode=ghost"):
+        compose("config", [*DP, "privacy.grad_sample_mode=ghost", given])
 
 
 def test_adaptive_thresholds_are_refused_for_what_they_are() -> None:

@@ -233,6 +233,22 @@ def test_shared_settings_can_be_read_back() -> None:
     assert again.data.root is None and again.device == "auto"
 
 
+def test_folders_of_former_runs_are_read() -> None:
+    settings = compose("config", [])
+    former = settings.model_dump(mode="json")
+    federation, privacy = former["federation"], former["privacy"]
+    federation["participation"] = federation.pop("fraction_train")
+    federation["min_replies"] = federation.pop("min_sites")
+    for server in federation["server"].values():
+        server["adaptivity"] = server.pop("tau")
+    privacy["mode"] = privacy.pop("grad_sample_mode")
+    assert Settings.model_validate(former) == settings
+
+
+def test_a_former_name_is_unknown_beside_its_new_one() -> None:
+    assert "unknown setting privacy.mode" in refusal("+privacy.mode=ghost")
+
+
 def test_settings_cannot_be_changed() -> None:
     settings = compose("config", [])
     with pytest.raises(ValueError, match="frozen"):

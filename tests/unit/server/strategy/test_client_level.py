@@ -131,7 +131,7 @@ def test_a_run_shows_a_site_in_noised_means_alone(
         (("federation.client_level.target_delta=0.05",), r"at most 1/\(10 n\)"),
         (("federation.pool_sites=true",), "no other site to hide it among"),
         (("federation.weighting=steps",), "hidden sites have equal weights"),
-        (("privacy=dp", "federation.participation=0.5"), "would change who else is drawn"),
+        (("privacy=dp", "federation.fraction_train=0.5"), "would change who else is drawn"),
         (
             ("privacy=dp", "privacy.trained=head", "privacy.public_model=runs/public"),
             "weights that nobody trains",

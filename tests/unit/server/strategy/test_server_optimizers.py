@@ -29,7 +29,7 @@ def run(settings: ServerOptimizer, means: list[float]) -> dict[str, Tensor]:
 
 def slow(settings: ServerOptimizer, means: list[float], scale: float) -> float:
     """The recursions of the module's docstring for one number, in plain Python."""
-    weight, mean_change, square = 0.5 * scale, 0.0, settings.adaptivity**2
+    weight, mean_change, square = 0.5 * scale, 0.0, settings.tau**2
     for mean in means:
         change = mean * scale - weight
         fresh = 1.0 if settings.method == "fedavgm" else 1 - settings.beta1
@@ -44,7 +44,7 @@ def slow(settings: ServerOptimizer, means: list[float], scale: float) -> float:
         elif settings.method == "fedavgm":
             weight += settings.learning_rate * mean_change
         else:
-            weight += settings.learning_rate * mean_change / (square**0.5 + settings.adaptivity)
+            weight += settings.learning_rate * mean_change / (square**0.5 + settings.tau)
     return weight
 
 
@@ -52,7 +52,7 @@ def slow(settings: ServerOptimizer, means: list[float], scale: float) -> float:
 @given(means=ROUNDS, rate=st.sampled_from([0.1, 0.7, 1.0]))
 def test_each_method_follows_its_recursion(method: str, means: list[float], rate: float) -> None:
     settings = ServerOptimizer.model_validate(
-        {"method": method, "learning_rate": rate, "beta1": 0.6, "beta2": 0.9, "adaptivity": 0.1}
+        {"method": method, "learning_rate": rate, "beta1": 0.6, "beta2": 0.9, "tau": 0.1}
     )
     weights = run(settings, means)
     for value, scale in [
@@ -79,7 +79,7 @@ def test_momentum_carries_on_where_the_sites_stand_still() -> None:
 @pytest.mark.parametrize("method", ["fedadam", "fedyogi"])
 def test_adaptive_steps_do_not_depend_on_the_size_of_the_change(method: str) -> None:
     settings = ServerOptimizer.model_validate(
-        {"method": method, "learning_rate": 0.1, "beta1": 0.0, "beta2": 0.0, "adaptivity": 1e-8}
+        {"method": method, "learning_rate": 0.1, "beta1": 0.0, "beta2": 0.0, "tau": 1e-8}
     )
     for size in (0.01, 1.0, 100.0):
         weights, _ = server_step(settings, {"x": torch.zeros(1)}, {"x": torch.full((1,), size)}, {})

@@ -250,7 +250,7 @@ def test_the_independent_classifier_is_trained_once(run: Path) -> None:
     "given",
     [
         "privacy=dp",
-        "federation.participation=0.5",
+        "federation.fraction_train=0.5",
         "federation.compression=bf16",
         "federation.local_normalisation=true",
         "federation.client_level.noise_multiplier=1",

@@ -163,7 +163,7 @@ def test_a_mistake_in_the_plan_is_named(
     [
         "privacy=dp",
         "federation.client_level.noise_multiplier=1",
-        "federation.participation=0.5",
+        "federation.fraction_train=0.5",
         "federation.compression=int8",
         "federation.local_normalisation=true",
         "federation.server.unet.method=fedyogi",
