@@ -63,15 +63,16 @@ def guided_latents(
     settings: CounterfactualSettings,
     saliency: Tensor | None = None,
 ) -> Tensor:
-    """One candidate for each image: up to `start`, and denoised under guidance.
+    """One candidate for each image: up to `strength`, and denoised under guidance.
 
     ε̂ ← ε̂ + s √(1 - ᾱ_t) √d g/‖g‖, with g = ∇_{z_t} loss(head(z_t, t), target) and d the latent's
     size: classifier guidance (arXiv 2105.05233, algorithm 2) with a normalised gradient, so that
     s means the same for every image. The loss preserves the other findings as the head finds them
-    in the source at the same noise level. Then ẑ_0 is moved by `closeness` towards the source, and
-    outside the mask each step ends on the source's latents (arXiv 2201.09865, eq. 8). Guidance of
-    an image ends where the target's probability is half way from `confidence` to 1. There is none
-    at noise levels on which the head was not trained, unless it was trained on clean latents alone.
+    in the source at the same noise level. Then ẑ_0 is moved by `proximity_weight` towards the
+    source, and outside the mask each step ends on the source's latents (arXiv 2201.09865, eq. 8).
+    Guidance of an image ends where the target's probability is half way from `confidence` to 1.
+    There is none at noise levels on which the head was not trained, unless it was trained on clean
+    latents alone.
 
     Takes and returns what `counterfactual_latents` does, and takes the saliency (B, 1, h, w) where
     it is known, as `source_saliency` computes it.

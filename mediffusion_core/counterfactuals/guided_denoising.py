@@ -56,9 +56,9 @@ def guided_denoising(model: Guide, source: SourceLatents, guidance: Guidance) ->
             with torch.no_grad():
                 noise_pred = model.noise_pred(latents, timestep)
             gradient = torch.zeros_like(latents)
-        scale = guidance.settings.scale * (1 - process.alpha_bar(timestep)).sqrt()
+        scale = guidance.settings.guidance_scale * (1 - process.alpha_bar(timestep)).sqrt()
         clean = process.predict_clean(latents, noise_pred + scale * gradient, timestep)
-        clean = clean + guidance.settings.closeness * (source[CLEAN] - clean)
+        clean = clean + guidance.settings.proximity_weight * (source[CLEAN] - clean)
         return process.noise_between(latents, clean, timestep)
 
     def step(latents: Tensor, noise_pred: Tensor, now: int, after: int) -> Tensor:
@@ -76,7 +76,7 @@ def guidance_gradient(
     with torch.enable_grad():
         inputs = latents.detach().requires_grad_(True)
         noise_pred, logits = model.noise_pred_and_logits(inputs, timestep)
-        loss = target.loss(logits, guidance.source_logits[timestep], settings.hold).sum()
+        loss = target.loss(logits, guidance.source_logits[timestep], settings.preserve_weight).sum()
         (gradient,) = torch.autograd.grad(loss, inputs)
     confidence = target.confidence(target.probabilities(logits.detach()))
     unsure = confidence < (1 + settings.confidence) / 2

@@ -24,9 +24,9 @@ def search_counterfactuals(
 ) -> Tensor:
     """The best candidate for each image.
 
-    With inversion, candidate k of `settings.attempts` starts at k / attempts of the noise level,
-    with that share of the guidance scale: the search for the least change that is enough. Otherwise
-    each candidate draws other noise, at full strength. An image is done when its target has
+    With inversion, candidate k of `settings.num_candidates` has k / num_candidates of the strength
+    and of the guidance scale: the search for the least change that is enough. Otherwise each
+    candidate draws other noise, at full strength. An image is done when its target has
     `settings.confidence` and the probabilities of the other findings changed by at most
     `settings.tolerance` in the mean; the others get a next candidate.
 
@@ -47,7 +47,7 @@ def search_counterfactuals(
         (B, c, h, w).
     """
     best = _Best(latents, target, settings, classify)
-    for number in range(1, settings.attempts + 1):
+    for number in range(1, settings.num_candidates + 1):
         rows = best.open_rows()
         if not len(rows):
             break
@@ -62,16 +62,19 @@ def search_counterfactuals(
 
 def most_candidates(settings: CounterfactualSettings) -> int:
     """How many candidates a search makes at most, each from the next seed where noise is drawn."""
-    return settings.attempts + len(_with_relaxed_masks(settings))
+    return settings.num_candidates + len(_with_relaxed_masks(settings))
 
 
 def _with_number(settings: CounterfactualSettings, number: int) -> CounterfactualSettings:
     """The settings of the k-th candidate of a search, k from 1."""
     if not settings.inversion:
         return settings.model_copy(update={"noise_seed": settings.noise_seed + number - 1})
-    part = number / settings.attempts
+    part = number / settings.num_candidates
     return settings.model_copy(
-        update={"start": settings.start * part, "scale": settings.scale * part}
+        update={
+            "strength": settings.strength * part,
+            "guidance_scale": settings.guidance_scale * part,
+        }
     )
 
 
@@ -80,7 +83,7 @@ def _with_relaxed_masks(settings: CounterfactualSettings) -> list[Counterfactual
     # Without a mask, inversion at full strength was tried already.
     if not settings.relax_mask or (settings.inversion and not settings.mask_threshold):
         return []
-    seed = settings.noise_seed + settings.attempts
+    seed = settings.noise_seed + settings.num_candidates
     return [
         settings.model_copy(update={"mask_threshold": part, "noise_seed": seed + number})
         for number, part in enumerate((settings.mask_threshold / 2, 0.0))

@@ -1,7 +1,8 @@
-"""What the server judges a model by."""
+"""How the server evaluates a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,48 +10,64 @@ from mediffusion_core.common.timesteps import descending_timesteps
 from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
 
 Solver = Literal["ddim", "dpmsolver++"]
-"""How a guided step is taken: to first order, or to second with the step before."""
+"""The solver of guided denoising, of first or of second order."""
 
 
 class CounterfactualSettings(StrictModel):
-    """Guided counterfactuals: how far the image is noised and how hard the head pulls.
+    """Guided counterfactuals: noise level, guidance, search, and what is preserved.
 
-    `start` is a fraction of the noise process and `scale` how hard the head pulls. The noise level
-    is reached by `inversion` of the source, where the search reaches both in `attempts` steps, or
-    else by drawn noise, another in each attempt from `noise_seed` on. The search leaves an image
-    where its target has `confidence` and the others have moved by no more than `tolerance`, both in
-    calibrated probabilities; it is pulled until half way from that confidence to certainty. What is
-    less salient than `mask_threshold` of the largest is kept, which `relax_mask` loosens for images
-    that no attempt has flipped. The other findings are held with weight `hold`, and `closeness`
-    moves towards the source at every step; `solver` takes the steps.
+    `strength` is the noise level to start from, as a fraction of T, `num_inference_steps` the
+    denoising steps of the `solver`, and `guidance_scale` the scale of the normalised gradient. The
+    noise level is reached by `inversion` of the source, or else by drawn noise, which the search
+    varies from `noise_seed` on.
+
+    The search makes up to `num_candidates` candidates. With inversion strength and scale rise to
+    their values over the candidates. An image is done when its target has the probability
+    `confidence` and the other classes changed by at most `tolerance` in the mean, both calibrated.
+    Within a candidate, guidance ends half way from that confidence to 1.
+
+    Where the saliency is below `mask_threshold` of its largest value the source is kept;
+    `relax_mask` lowers the threshold for images that no candidate has flipped. `preserve_weight`
+    weights the loss that preserves the other findings, and `proximity_weight` moves every predicted
+    clean latent towards the source.
     """
+
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "start": "strength",
+        "steps": "num_inference_steps",
+        "scale": "guidance_scale",
+        "closeness": "proximity_weight",
+        "attempts": "num_candidates",
+        "hold": "preserve_weight",
+    }
 
     panel: Count = 8
     count: Count = 48
-    start: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
-    steps: Count = 5
-    scale: Positive = 1.0
-    closeness: Annotated[float, Field(ge=0.0)] = 0.0
-    attempts: Count = 8
+    strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    num_inference_steps: Count = 5
+    guidance_scale: Positive = 1.0
+    proximity_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    num_candidates: Count = 8
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     tolerance: Fraction = 0.03
     mask_threshold: Fraction = 0.45
     relax_mask: bool = True
-    hold: Annotated[float, Field(ge=0.0)] = 1.0
+    preserve_weight: Annotated[float, Field(ge=0.0)] = 1.0
     inversion: bool = False
     noise_seed: Annotated[int, Field(ge=0)] = 0
     solver: Solver = "ddim"
 
     def timesteps(self, total: int) -> list[int]:
-        """The levels of the way back, the noisiest first: the last of the first `start` of all."""
-        return descending_timesteps(max(0, round(self.start * total) - 1), self.steps)
+        """The timesteps of guided denoising, the noisiest first, of `total` timesteps."""
+        noisiest = max(0, round(self.strength * total) - 1)
+        return descending_timesteps(noisiest, self.num_inference_steps)
 
 
 class EvaluationSettings(StrictModel):
-    """What the server judges, and how often (in joint rounds; the last round always).
+    """What the server evaluates, and how often (in joint rounds; the last round always).
 
-    `noise_levels` are fractions of the noise process at which the classifier looks at a latent, its
-    logits being averaged; 0 is the clean latent.
+    `noise_levels` are the noise levels, as fractions of T, at which latents are classified; the
+    logits are averaged over them. 0 is the clean latent.
     """
 
     every: Count = 8

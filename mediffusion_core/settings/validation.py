@@ -42,15 +42,16 @@ def checked(composed: Mapping[str, Any]) -> Settings:
 
 
 def _refuse_blind_guidance(settings: Settings) -> None:
-    """Refuses a way back on which the classifier never sees noise that it was trained on."""
+    """Refuses guidance whose timesteps are all noisier than the classifier's training."""
     joint, guidance = settings.training.joint, settings.evaluation.counterfactual
     total = settings.diffusion.timesteps
     until = joint.classified_until(total)
     if joint.trains_both_halves and until and guidance.timesteps(total)[-1] > until:
         raise ValueError(
-            f"evaluation.counterfactual.steps={guidance.steps} from start={guidance.start:g}: the "
-            f"last one starts above training.joint.noised_max_timestep="
-            f"{joint.noised_max_timestep:g}, up to which the classifier guides"
+            f"evaluation.counterfactual.num_inference_steps={guidance.num_inference_steps} from "
+            f"strength={guidance.strength:g}: the last step starts above "
+            f"training.joint.noised_max_timestep={joint.noised_max_timestep:g}, up to which the "
+            "classifier guides"
         )
 
 

@@ -10,7 +10,7 @@ from simulations.engine.processes import interrupted_by_signals
 
 Changes = Annotated[
     list[str] | None,
-    typer.Argument(help="Changes of evaluation.counterfactual, for example steps=10 scale=3."),
+    typer.Argument(help="Changes of evaluation.counterfactual, for example guidance_scale=3."),
 ]
 Between = Annotated[
     str,
@@ -171,7 +171,7 @@ def reader_score(
 @study.command(
     epilog="Examples:\n\n"
     "fed-mediffusion study guidance runs/latest\n\n"
-    "fed-mediffusion study guidance runs/latest mask_threshold=0.4 attempts=1 --images 4"
+    "fed-mediffusion study guidance runs/latest mask_threshold=0.4 num_candidates=1 --images 4"
 )
 def guidance(
     run: Run,

@@ -38,7 +38,7 @@ SMALL = (
     "evaluation.num_thresholds=401",
     "evaluation.num_bootstraps=10",
     "evaluation.counterfactual.count=4",
-    "evaluation.counterfactual.steps=3",
+    "evaluation.counterfactual.num_inference_steps=3",
 )
 SOURCES = {
     "isic2019": ("data=isic2019", f"data.root={DATA / 'isic2019'}", "federation.num_sites=4"),

@@ -37,7 +37,7 @@ def study_explanations(
     Args:
         run: Folder of a finished run.
         images: Images a finding, or a way between two exclusive classes.
-        overrides: Changes of our guidance, as `steps=10`.
+        overrides: Changes of our guidance, as `num_inference_steps=10`.
         output: Folder to write.
         device: As `resolve_device` takes it.
         between: The two exclusive classes; without, the most frequent ones.

@@ -16,7 +16,7 @@ from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.settings import CounterfactualSettings
 
-ONE_ATTEMPT = {"attempts": 1, "relax_mask": False}
+ONE_ATTEMPT = {"num_candidates": 1, "relax_mask": False}
 """What makes a search try once."""
 
 
@@ -65,7 +65,11 @@ class Reference:
 
     def described(self) -> dict[str, Any]:
         """Its settings, as the table and the results have them."""
-        return {"scale": self.scale, "start": self.start, "steps": None}
+        return {
+            "guidance_scale": self.scale,
+            "strength": self.start,
+            "num_inference_steps": None,
+        }
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Nothing:
 
     def described(self) -> dict[str, Any]:
         """Its settings: none."""
-        return {"scale": None, "start": None, "steps": None}
+        return dict.fromkeys(("guidance_scale", "strength", "num_inference_steps"))
 
 
 Method = Ours | Reference | Nothing
@@ -101,7 +105,13 @@ def grid(
     return [
         Ours(
             f"s {scale:g}, t {start:g}, {count} steps",
-            once.model_copy(update={"scale": scale, "start": start, "steps": count}),
+            once.model_copy(
+                update={
+                    "guidance_scale": scale,
+                    "strength": start,
+                    "num_inference_steps": count,
+                }
+            ),
         )
         for scale, start, count in product(scales, starts, steps)
     ]
@@ -113,14 +123,14 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
         "ours": {},
         "one attempt": ONE_ATTEMPT,
         "without mask": {"mask_threshold": 0.0},
-        "without closeness": {"closeness": 0.0},
-        "others not held": {"hold": 0.0},
+        "without closeness": {"proximity_weight": 0.0},
+        "others not held": {"preserve_weight": 0.0},
         "noised, not inverted": {"inversion": not base.inversion},
         "by DPM-Solver++": {"solver": "dpmsolver++"},
     }
     if base.mask_threshold:
         changes["mask not relaxed"] = {"relax_mask": False}
-        changes["one attempt, mask relaxed"] = {"attempts": 1}
+        changes["one attempt, mask relaxed"] = {"num_candidates": 1}
     if not base.inversion:
         changes["inverted, not noised"] = changes.pop("noised, not inverted")
     methods: list[Ours] = []

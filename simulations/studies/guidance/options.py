@@ -23,7 +23,7 @@ class Options:
     images: int
     """Test images a wish."""
     overrides: tuple[str, ...]
-    """Changes of our guidance, as `steps=10`."""
+    """Changes of our guidance, as `num_inference_steps=10`."""
     ours_alone: bool = False
     """Without grid, without parts left out, without the published procedure."""
     between: tuple[str, ...] = ()

@@ -36,7 +36,8 @@ from simulations.studies.labels.methods import Method, Trial
 
 DESCRIPTION, FIGURES, PREDICTIONS = "cell.json", "figures.json", "predictions.safetensors"
 FEW_COUNTERFACTUALS = tuple(
-    f"evaluation.counterfactual.{one}" for one in ("count=1", "attempts=1", "relax_mask=false")
+    f"evaluation.counterfactual.{one}"
+    for one in ("count=1", "num_candidates=1", "relax_mask=false")
 )
 """The study compares none of their figures."""
 KEPT = (

@@ -32,11 +32,11 @@ from mediffusion_core.diffusion.samplers import denoise, solver
 from mediffusion_core.settings import CounterfactualSettings, Solver
 
 PLAIN = {
-    "start": 0.4,
-    "steps": 20,
-    "scale": 2.0,
-    "closeness": 0.0,
-    "attempts": 1,
+    "strength": 0.4,
+    "num_inference_steps": 20,
+    "guidance_scale": 2.0,
+    "proximity_weight": 0.0,
+    "num_candidates": 1,
     "confidence": 0.95,
     "tolerance": 1.0,
     "mask_threshold": 0.0,
@@ -120,7 +120,7 @@ def test_the_targets_loss_preserves_the_other_findings() -> None:
 
 def test_without_guidance_the_source_comes_back() -> None:
     latents = sources()
-    made = guided(latents, opposite(latents), scale=1e-9, steps=40)
+    made = guided(latents, opposite(latents), guidance_scale=1e-9, num_inference_steps=40)
     assert float((made - latents).square().mean().sqrt()) < 0.05
 
 
@@ -149,7 +149,7 @@ def test_the_last_step_is_the_clean_estimate(name: Solver) -> None:
 
 def test_full_closeness_is_the_source_itself() -> None:
     latents = sources()
-    made = guided(latents, opposite(latents), scale=50.0, closeness=1.0)
+    made = guided(latents, opposite(latents), guidance_scale=50.0, proximity_weight=1.0)
     torch.testing.assert_close(made, latents, rtol=1e-3, atol=1e-3)
 
 
@@ -175,7 +175,7 @@ def test_two_findings_change_at_once() -> None:
     head = GaussianData(0.0, 1.0)
     present = head.classify(latents) < 0
     target = Target(torch.tensor([[0, 1]] * 4), present, True)
-    assert target.reached(head.classify(guided(latents, target, scale=4.0))).all()
+    assert target.reached(head.classify(guided(latents, target, guidance_scale=4.0))).all()
 
 
 def test_guidance_reaches_an_exclusive_class() -> None:
@@ -191,14 +191,14 @@ def test_an_image_that_already_has_the_target_is_not_guided() -> None:
     latents[:, :, :4] += 2.0
     sure = findings([True, True])
     assert (GaussianData(0.0, 1.0).classify(latents)[:, 0] > 10).all()
-    torch.testing.assert_close(guided(latents, sure), guided(latents, sure, scale=1e-9))
+    torch.testing.assert_close(guided(latents, sure), guided(latents, sure, guidance_scale=1e-9))
 
 
 def test_closeness_keeps_the_image_nearer() -> None:
     latents = sources()
     target = opposite(latents)
     far = (guided(latents, target) - latents).abs().mean()
-    near = (guided(latents, target, closeness=0.3) - latents).abs().mean()
+    near = (guided(latents, target, proximity_weight=0.3) - latents).abs().mean()
     assert near < 0.8 * far
 
 
@@ -258,9 +258,9 @@ def test_the_search_keeps_the_weakest_guidance_that_is_enough() -> None:
     latents[1, :, :4] += 1.5 * torch.sign(latents[1, :, :4].mean())  # far from it
     target = opposite(latents)
     confidence = 0.8
-    changes = {"scale": 6.0, "confidence": confidence}
-    found = guided(latents, target, attempts=6, **changes)
-    outright = guided(latents, target, attempts=1, **changes)
+    changes = {"guidance_scale": 6.0, "confidence": confidence}
+    found = guided(latents, target, num_candidates=6, **changes)
+    outright = guided(latents, target, num_candidates=1, **changes)
     sure = target.confidence(target.probabilities(GaussianData(0.0, 1.0).classify(found)))
     assert (sure[[0, 2, 3]] >= confidence).all()
     assert (found - latents).abs().mean() < 0.9 * (outright - latents).abs().mean()
@@ -269,14 +269,16 @@ def test_the_search_keeps_the_weakest_guidance_that_is_enough() -> None:
 def test_an_image_that_has_flipped_is_not_tried_again() -> None:
     latents = sources()
     target = opposite(latents)
-    settings = CounterfactualSettings.model_validate({**PLAIN, "attempts": 5, "scale": 20.0})
+    settings = CounterfactualSettings.model_validate(
+        {**PLAIN, "num_candidates": 5, "guidance_scale": 20.0}
+    )
     model = GaussianData(0.0, 1.0)
     counterfactual_latents(
         known(model), latents, target, settings, classify=lambda z: 99.0 * _sign(target, z)
     )
     first = model.seen
     again = GaussianData(0.0, 1.0)
-    once = settings.model_copy(update={"start": 0.4 / 5, "scale": 20.0 / 5})
+    once = settings.model_copy(update={"strength": 0.4 / 5, "guidance_scale": 20.0 / 5})
     guided_latents(known(again), latents, target, once)
     assert first == again.seen
 
@@ -298,7 +300,7 @@ def test_the_nearest_candidate_is_kept_of_an_image_that_never_flips() -> None:
         logit = math.log(p / (1 - p)) * (1 if bool(target.present[0]) else -1)
         return torch.full((1, 2), logit)
 
-    settings = CounterfactualSettings.model_validate({**PLAIN, "attempts": 3})
+    settings = CounterfactualSettings.model_validate({**PLAIN, "num_candidates": 3})
     found = counterfactual_latents(known(), latents, target, settings, classify)
     assert torch.equal(found, classified[2])
 
@@ -321,7 +323,7 @@ def test_each_candidate_draws_its_noise_and_the_best_is_kept(
     told: list[tuple[float, float]], kept: int
 ) -> None:
     latents, target = sources(1), findings([False])
-    changes = {"inversion": False, "attempts": 4, "tolerance": 0.02, "noise_seed": 5}
+    changes = {"inversion": False, "num_candidates": 4, "tolerance": 0.02, "noise_seed": 5}
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
     found = counterfactual_latents(known(), latents, target, settings, seen_as(*told))
     once = settings.model_copy(update={"noise_seed": 5 + kept - 1})
@@ -332,7 +334,9 @@ def test_a_flipped_candidate_is_kept_before_a_more_confident_one() -> None:
     told = iter([(0.1, 0.8, 0.1), (0.40, 0.31, 0.29), (0.45, 0.54, 0.01)])
     made = iter([torch.full((1, 2, 8, 8), 1.0), torch.full((1, 2, 8, 8), 2.0)])
     target = Target(torch.tensor([0]), torch.tensor([True]), False)
-    settings = CounterfactualSettings.model_validate({**PLAIN, "inversion": False, "attempts": 2})
+    settings = CounterfactualSettings.model_validate(
+        {**PLAIN, "inversion": False, "num_candidates": 2}
+    )
     found = search_counterfactuals(
         sources(1),
         target,
@@ -348,7 +352,7 @@ def test_the_mask_is_relaxed_for_images_that_no_candidate_has_flipped(relaxed: b
     """Half of its threshold, then no mask, each with another draw; the others get none."""
     latents = sources(2)
     target = findings([False, False])
-    changes = {"inversion": False, "attempts": 2, "mask_threshold": 0.4, "noise_seed": 5}
+    changes = {"inversion": False, "num_candidates": 2, "mask_threshold": 0.4, "noise_seed": 5}
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": relaxed})
     tried: list[tuple[list[int], int, float]] = []
 
@@ -372,7 +376,12 @@ def test_an_external_classifier_draws_as_often_and_repeats_no_inversion(
     inversion: bool, attempts: int
 ) -> None:
     latents, target = sources(1), findings([False])
-    changes = {"inversion": inversion, "attempts": 2, "mask_threshold": 0.4, "steps": 2}
+    changes = {
+        "inversion": inversion,
+        "num_candidates": 2,
+        "mask_threshold": 0.4,
+        "num_inference_steps": 2,
+    }
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": True})
     classified: list[Tensor] = []
 
@@ -390,7 +399,7 @@ def test_an_external_classifier_draws_as_often_and_repeats_no_inversion(
 @hypothesis_settings(max_examples=5, deadline=None)
 def test_an_images_counterfactual_does_not_depend_on_its_company(order: list[int]) -> None:
     latents, target = sources(), findings([True, False, True, False], [0, 0, 1, 1])
-    few = {"steps": 5, "attempts": 2, "mask_threshold": 0.5}
+    few = {"num_inference_steps": 5, "num_candidates": 2, "mask_threshold": 0.5}
     together = guided(latents, target, **few)
     moved = target.rows(torch.tensor(order))
     torch.testing.assert_close(guided(latents[order], moved, **few), together[order])
@@ -415,7 +424,7 @@ class Noting(GaussianData):
 def test_the_head_is_not_called_at_noise_on_which_it_was_not_trained(inversion: bool) -> None:
     latents, model = sources(), Noting()
     target = opposite(latents)
-    changes = {"inversion": inversion, "mask_threshold": 0.5, "steps": 8}
+    changes = {"inversion": inversion, "mask_threshold": 0.5, "num_inference_steps": 8}
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
     guided_latents(known(model, head_until=250), latents, target, settings)
     assert model.timesteps == {t for t in descending_timesteps(399, 8) if t <= 250}
@@ -461,7 +470,7 @@ def test_an_overconfident_head_guides_by_its_calibrated_confidence() -> None:
     """By the uncalibrated confidence, guidance would end too early."""
     latents = sources()
     target, head = opposite(latents), GaussianData(0.0, 1.0)
-    changes = {"scale": 4.0, "confidence": 0.9, "attempts": 4}
+    changes = {"guidance_scale": 4.0, "confidence": 0.9, "num_candidates": 4}
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes})
     made = [counterfactual_latents(known(temperature=t), latents, target, settings) for t in (1, 4)]
     sure = [target.confidence(target.probabilities(head.classify(one) / 4)) for one in made]

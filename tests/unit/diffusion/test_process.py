@@ -162,7 +162,13 @@ def test_an_external_classifier_guides_through_the_denoiser() -> None:
     target = Target(torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool), False)
 
     def made(scale: float, **changes: object) -> Tensor:
-        plain = {"start": 0.4, "steps": 100, "scale": scale, "attempts": 1, "inversion": True}
+        plain = {
+            "strength": 0.4,
+            "num_inference_steps": 100,
+            "guidance_scale": scale,
+            "num_candidates": 1,
+            "inversion": True,
+        }
         settings = CounterfactualSettings.model_validate({**plain, **changes})
         return externally_guided_latents(
             GuidedModel(model, PROCESS, 0), latents, target, model.classify, settings
@@ -174,13 +180,13 @@ def test_an_external_classifier_guides_through_the_denoiser() -> None:
     assert there.any() and not there.all()
     assert target.reached(after).all()
     moved = (made(2.0) - latents).square().mean(dim=(1, 2, 3)).sqrt()
-    near = (made(2.0, closeness=0.2) - latents).square().mean(dim=(1, 2, 3)).sqrt()
+    near = (made(2.0, proximity_weight=0.2) - latents).square().mean(dim=(1, 2, 3)).sqrt()
     sure = target.confidence(target.probabilities(before)) > 0.999
     assert sure.any()
     torch.testing.assert_close(made(2.0)[sure], made(1e-9)[sure])
-    drawn = made(2.0, inversion=False, attempts=3)
+    drawn = made(2.0, inversion=False, num_candidates=3)
     assert target.reached(model.classify(drawn)).all()
-    assert not torch.equal(drawn, made(2.0, inversion=False, attempts=3, noise_seed=9))
+    assert not torch.equal(drawn, made(2.0, inversion=False, num_candidates=3, noise_seed=9))
     assert float(near[~there].mean()) < float(moved[~there].mean())
 
 

@@ -149,14 +149,17 @@ def test_a_joint_stage_without_any_loss_is_refused() -> None:
 
 
 def test_guidance_whose_last_step_starts_above_the_noise_the_classifier_knows_is_refused() -> None:
-    given = ("evaluation.counterfactual.start=0.5", "evaluation.counterfactual.steps=1")
-    assert "steps=1 from start=0.5: the last one starts above" in refusal(*given)
+    given = (
+        "evaluation.counterfactual.strength=0.5",
+        "evaluation.counterfactual.num_inference_steps=1",
+    )
+    assert "num_inference_steps=1 from strength=0.5: the last step starts above" in refusal(*given)
     compose("config", [*given, "training.joint.noised_fraction=0"])
-    fits = compose("config", [*given[:1], "evaluation.counterfactual.steps=2"])
+    fits = compose("config", [*given[:1], "evaluation.counterfactual.num_inference_steps=2"])
     # A model that was made with them opens all the same: it classifies.
     blind = fits.model_dump(mode="json")
-    blind["evaluation"]["counterfactual"]["steps"] = 1
-    assert Settings.model_validate(blind).evaluation.counterfactual.steps == 1
+    blind["evaluation"]["counterfactual"]["num_inference_steps"] = 1
+    assert Settings.model_validate(blind).evaluation.counterfactual.num_inference_steps == 1
 
 
 def test_consistency_without_a_classifier_is_refused() -> None:
@@ -207,7 +210,7 @@ def test_where_weights_lie_is_not_hashed_either() -> None:
         "diffusion.timesteps=500",
         "training.joint.classification_weight=0.1",
         "federation.ema_decay=0.5",
-        "evaluation.counterfactual.scale=3",
+        "evaluation.counterfactual.guidance_scale=3",
         "federation.compression=int8",
     ],
 )

@@ -30,7 +30,9 @@ def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_all_methods_explain_the_same_images(run: Path, tmp_path: Path) -> None:
-    page = study_explanations(run, 2, ["steps=2", "attempts=1"], tmp_path / "out", "cpu")
+    page = study_explanations(
+        run, 2, ["num_inference_steps=2", "num_candidates=1"], tmp_path / "out", "cpu"
+    )
     assert all(f"| {name} |" in explanation_tables([tmp_path / "out"]) for name in METHODS)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = {row["method"]: row for row in results["rows"]}

@@ -35,6 +35,10 @@ from simulations.studies.guidance.methods import Ours, ablations, grid
 from simulations.studies.guidance.options import changed_guidance, parse_options
 from simulations.studies.guidance.study import study_guidance
 
+GUIDANCE = "evaluation.counterfactual"
+ONCE = ["num_inference_steps=1", "num_candidates=1"]
+TWICE = ["num_inference_steps=2", "num_candidates=2"]
+FAR = ["strength=0.9", "num_inference_steps=1"]
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12)
 
 
@@ -69,30 +73,33 @@ def test_a_curve_that_bends_the_other_way_or_not_at_all_has_no_knee(gains: list[
 
 
 def test_the_grid_searches_nothing_and_keeps_the_rest() -> None:
-    base = CounterfactualSettings(attempts=7, closeness=0.3)
+    base = CounterfactualSettings(num_candidates=7, proximity_weight=0.3)
     points = grid(base, (1.0, 2.0), (0.2,), (5, 10))
-    assert [(p.guidance.scale, p.guidance.start, p.guidance.steps) for p in points] == [
+    found = [p.guidance for p in points]
+    assert [(g.guidance_scale, g.strength, g.num_inference_steps) for g in found] == [
         (1.0, 0.2, 5),
         (1.0, 0.2, 10),
         (2.0, 0.2, 5),
         (2.0, 0.2, 10),
     ]
-    assert {(most_candidates(p.guidance), p.guidance.closeness) for p in points} == {(1, 0.3)}
+    assert {(most_candidates(p.guidance), p.guidance.proximity_weight) for p in points} == {
+        (1, 0.3)
+    }
 
 
 @pytest.mark.parametrize("inversion", [True, False])
 def test_each_ablation_changes_one_part(inversion: bool) -> None:
-    base = CounterfactualSettings(attempts=4, closeness=0.1, inversion=inversion)
+    base = CounterfactualSettings(num_candidates=4, proximity_weight=0.1, inversion=inversion)
     whole, *others = ablations(base)
     assert whole.name == "ours" and whole.guidance == base
     changed = {}
     for one in others:
         pairs = zip(base.model_dump().items(), one.guidance.model_dump().values(), strict=True)
         changed[one.name] = {name for (name, before), after in pairs if before != after}
-    assert changed.pop("one attempt") == {"attempts", "relax_mask"}
+    assert changed.pop("one attempt") == {"num_candidates", "relax_mask"}
     names = list(changed)
     assert len(names) == 7 and all(len(parts) == 1 for parts in changed.values())
-    bare = base.model_copy(update={"closeness": 0.0, "relax_mask": False})
+    bare = base.model_copy(update={"proximity_weight": 0.0, "relax_mask": False})
     left = [one.name for one in ablations(bare)]
     assert not {"without closeness", "mask not relaxed", "one attempt, mask relaxed"} & set(left)
     unmasked = ablations(base.model_copy(update={"mask_threshold": 0.0}))
@@ -101,7 +108,7 @@ def test_each_ablation_changes_one_part(inversion: bool) -> None:
 
 
 def test_redrawn_counterfactuals_share_no_noise_with_the_search_before() -> None:
-    base = CounterfactualSettings(attempts=8, inversion=False, noise_seed=3)
+    base = CounterfactualSettings(num_candidates=8, inversion=False, noise_seed=3)
     first = Ours("ours", base)
     draws = [first, *(first.redrawn(number) for number in (1, 2))]
     seeds = [draw.guidance.noise_seed + attempt for draw in draws for attempt in range(8)]
@@ -145,7 +152,9 @@ def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -> None:
     pairs = "1:0.01,200:0.01"
-    options = parse_options("1,4", "0.1", "2", pairs, 1, 1, ["steps=2", "attempts=2"])
+    options = parse_options(
+        "1,4", "0.1", "2", pairs, 1, 1, ["num_inference_steps=2", "num_candidates=2"]
+    )
     page = study_guidance(run, options, tmp_path / "out", "cpu")
     results = json.loads((page.parent / "results.json").read_text())
     methods = [row["method"] for row in results["rows"]]
@@ -160,7 +169,8 @@ def test_the_study_holds_ours_against_the_reference(run: Path, tmp_path: Path) -
     assert results["knee"] in [None, *(row["method"] for row in results["grid"])]
     source, ours = results["rows"][:2]
     assert source["figures"]["l1"]["value"] == 0 and source["figures"]["flipped"]["value"] == 0
-    assert ours["settings"]["steps"] == 2 and ours["settings"]["attempts"] == 2
+    assert ours["settings"]["num_inference_steps"] == 2
+    assert ours["settings"]["num_candidates"] == 2
     assert ours["figures"]["l1"]["value"] > 0
     drawn = results["rows"][methods.index("noised, not inverted")]
     assert drawn["sfid"] > 0
@@ -191,7 +201,7 @@ def test_what_was_measured_stays_where_a_method_fails(
         raise MemoryError
 
     monkeypatch.setattr(TrainedModel, "explain_as_published", out_of_memory)
-    options = parse_options("1", "0.1", "2", "200:0.01", 1, 1, ["steps=1", "attempts=1"])
+    options = parse_options("1", "0.1", "2", "200:0.01", 1, 1, ONCE)
     with pytest.raises(MemoryError):
         study_guidance(run, options, tmp_path / "out", "cpu")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -212,7 +222,7 @@ def test_a_study_that_fails_before_ours_leaves_an_earlier_one_alone(
 
     monkeypatch.setattr(TrainedModel, "explain", out_of_memory)
     (tmp_path / "results.json").write_text("{}")
-    options = parse_options("1", "0.1", "2", "", 1, 1, ["steps=1", "attempts=1"])
+    options = parse_options("1", "0.1", "2", "", 1, 1, ONCE)
     with pytest.raises(MemoryError):
         study_guidance(run, options, tmp_path, "cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
@@ -220,7 +230,7 @@ def test_a_study_that_fails_before_ours_leaves_an_earlier_one_alone(
 
 
 def test_ours_can_be_measured_alone(run: Path, tmp_path: Path) -> None:
-    given = ["steps=1", "attempts=1"]
+    given = ONCE
     options = parse_options("1", "0.1", "2", "200:0.01", 1, 1, given, ours_alone=True)
     page = study_guidance(run, options, tmp_path / "out", "cpu")
     results = json.loads((page.parent / "results.json").read_text())
@@ -292,7 +302,9 @@ def test_a_signal_ends_the_study_and_keeps_what_was_measured(
     before = signal.getsignal(number)
     command = f"study guidance {run} --scales 1 --starts 0.1 --steps 2 --reference 200:0.01"
     few = ["--images", "1", "--grid-images", "1", "--output", str(tmp_path / "out")]
-    ended = CliRunner().invoke(app, [*command.split(), *few, "scale=1", "start=0.1", "steps=2"])
+    ended = CliRunner().invoke(
+        app, [*command.split(), *few, "guidance_scale=1", "strength=0.1", "num_inference_steps=2"]
+    )
     assert ended.exit_code not in (0, 2)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["not_measured"] == ["the published procedure"]
@@ -308,17 +320,17 @@ def test_a_signal_ends_the_study_and_keeps_what_was_measured(
 @pytest.mark.parametrize(
     ("given", "changes", "message"),
     [
-        ("0.9", ["scale=3"], "s 1, t 0.9, 1 steps: the classifier was trained on noise up to t ="),
-        ("0.2", ["start=0.9", "steps=1"], "evaluation.counterfactual.steps=1 from start=0.9: the"),
-        ("0.2", ["scale=x"], "setting evaluation.counterfactual.scale='x': input should be a va"),
-        ("0.2", ["scale=["], "evaluation.counterfactual.scale=[: no viable alternative at input"),
         (
-            "0.2",
-            ["scale=inf"],
-            "setting evaluation.counterfactual.scale=inf: input should be a fi",
+            "0.9",
+            ["guidance_scale=3"],
+            "s 1, t 0.9, 1 steps: the classifier was trained on noise up",
         ),
-        ("0.2", ["scales=3"], "unknown setting evaluation.counterfactual.scales, did you mean eva"),
-        ("0.2", ["scale"], "override 'evaluation.counterfactual.scale' is not of the form key=val"),
+        ("0.2", FAR, f"{GUIDANCE}.num_inference_steps=1 from strength=0.9: the"),
+        ("0.2", ["guidance_scale=x"], f"setting {GUIDANCE}.guidance_scale='x': input should be a"),
+        ("0.2", ["guidance_scale=["], f"{GUIDANCE}.guidance_scale=[: no viable alternative at in"),
+        ("0.2", ["guidance_scale=inf"], f"setting {GUIDANCE}.guidance_scale=inf: input should be"),
+        ("0.2", ["guidance_scales=3"], f"unknown setting {GUIDANCE}.guidance_scales, did you mean"),
+        ("0.2", ["guidance_scale"], f"override '{GUIDANCE}.guidance_scale' is not of the form key"),
     ],
 )
 def test_guidance_that_cannot_be_is_named_before_anything_is_measured(
@@ -338,13 +350,12 @@ def test_guidance_that_cannot_be_is_named_before_anything_is_measured(
 
 
 def test_overrides_are_checked_beside_the_runs_own_settings(tiny: tuple[str, ...]) -> None:
-    far = ["start=0.9", "steps=1"]
     noiseless = compose("config", (*tiny, "training.joint.noised_fraction=0"))
-    changed = changed_guidance(noiseless, far)
+    changed = changed_guidance(noiseless, FAR)
     before = noiseless.evaluation.counterfactual
-    assert changed == before.model_copy(update={"start": 0.9, "steps": 1})
-    with pytest.raises(UserError, match=r"steps=1 from start=0\.9"):
-        changed_guidance(compose("config", tiny), far)
+    assert changed == before.model_copy(update={"strength": 0.9, "num_inference_steps": 1})
+    with pytest.raises(UserError, match=r"num_inference_steps=1 from strength=0\.9"):
+        changed_guidance(compose("config", tiny), FAR)
 
 
 def test_a_private_models_guidance_can_be_changed(tiny: tuple[str, ...], tmp_path: Path) -> None:
@@ -352,7 +363,7 @@ def test_a_private_models_guidance_can_be_changed(tiny: tuple[str, ...], tmp_pat
     private = ("privacy=dp", "privacy.trained=head", f"privacy.public_model='{tmp_path}'")
     saved = Settings.model_validate(compose("config", (*tiny, *private)).shared())
     assert saved.privacy.public_model is None
-    assert changed_guidance(saved, ["scale=2"]).scale == 2
+    assert changed_guidance(saved, ["guidance_scale=2"]).guidance_scale == 2
 
 
 def test_findings_are_not_changed_between(run: Path, tmp_path: Path) -> None:
