@@ -4,22 +4,23 @@ from typing import Annotated
 
 import typer
 
-from mediffusion_core.common.errors import UserError
+from simulations.cli.arguments import Overrides
+
+commands = typer.Typer()
 
 
+@commands.command(epilog="Example: fed-mediffusion sizing model=small --sites 3,30,300")
 def sizing(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings of the run, as for simulate.")
-    ] = None,
-    sites: Annotated[str, typer.Option(help="Numbers of sites, with commas.")] = "3,30,300",
-    classes: Annotated[int, typer.Option(min=1, help="Classes or findings.")] = 5,
-    megabits: Annotated[float, typer.Option(min=0.1, help="Mbit/s of each line.")] = 100.0,
+    overrides: Overrides = None,
+    sites: Annotated[str, typer.Option(help="Numbers of sites, separated by commas.")] = "3,30,300",
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes or findings.")] = 5,
+    megabits: Annotated[
+        float, typer.Option(min=0.1, help="Bandwidth of each connection in Mbit/s.")
+    ] = 100.0,
 ) -> None:
-    """Say how many bytes a round moves, and what the server holds, from the settings alone."""
-    from configs.compose import compose
-    from simulations.engine.sizing import print_sizing
+    """Print the bytes that a round transfers and the server's memory, from the settings alone."""
+    from configs import compose
+    from simulations.engine.sizing import parse_site_counts, print_sizing
 
-    numbers = sites.split(",")
-    if not all(number.strip().isdigit() for number in numbers):
-        raise UserError(f"--sites {sites} is not of the form 3,30,300")
-    print_sizing(compose("config", overrides or []), classes, [*map(int, numbers)], megabits)
+    counts = parse_site_counts(sites)
+    print_sizing(compose("config", overrides or []), classes, counts, megabits)

@@ -1,4 +1,4 @@
-"""`fed-mediffusion sizing`: what a federation moves and holds, from its settings alone."""
+"""`fed-mediffusion sizing`: traffic and memory of a federation, from its settings alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.messaging.compression import outward
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
@@ -24,14 +25,21 @@ from server.state import fresh_state, stored
 StateDict = Mapping[str, Tensor]
 
 MEGABIT = 125_000
-"""Bytes a second."""
+"""Bytes per second of one Mbit/s."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of weights and moments, without names, shapes and the few hundred of a message's own.
+    """Bytes of weights and moments, without names, shapes and the overhead of a message.
 
-    `autoencoder` is what goes each way in a round of its stage, `codec` its weights whole.
+    Attributes:
+        autoencoder: In each direction, in a round of the autoencoder stage.
+        codec: The uncompressed weights of the autoencoder.
+        joint_down: From the server to a site, in a round of the joint stage.
+        joint_up: From a site to the server, in such a round.
+        decoded: A site's reply in such a round, decompressed.
+        evaluation: From the server to a site, for an evaluation.
+        checkpoint: The server's state.
     """
 
     autoencoder: int
@@ -44,18 +52,18 @@ class Sizes:
 
     @classmethod
     def of(cls, settings: Settings, num_classes: int) -> "Sizes":
-        """Sizes of what these settings train; no weight is allocated."""
+        """Sizes of the networks of the settings; no weight is allocated."""
         with torch.device("meta"):
             components = stored(fresh_state(settings, num_classes))
         average = (EMA_UNET, EMA_HEAD) if settings.training.joint.needs_average else ()
         method = settings.federation.compression
-        travelling = {name: outward(components[name], method) for name in (*AUTOENCODING, *JOINT)}
-        travelling |= {name: outward(components[name], method) for name in average}
-        joint = _bytes(travelling, JOINT)
+        sent = {name: outward(components[name], method) for name in (*AUTOENCODING, *JOINT)}
+        sent |= {name: outward(components[name], method) for name in average}
+        joint = _bytes(sent, JOINT)
         return cls(
-            autoencoder=_bytes(travelling, AUTOENCODING),
+            autoencoder=_bytes(sent, AUTOENCODING),
             codec=_bytes(components, (AUTOENCODER,)),
-            joint_down=joint + _bytes(travelling, average),
+            joint_down=joint + _bytes(sent, average),
             joint_up=joint,
             decoded=_bytes(components, JOINT),
             evaluation=_bytes(components, (UNET, HEAD)),
@@ -63,56 +71,71 @@ class Sizes:
         )
 
     def memory(self, sites: int) -> int:
-        """Bytes at the server in a joint round: its own state, and every site's reply.
-
-        Replies are there as they came, and decoded.
-        """
+        """Bytes at the server in a joint round: its state, and every reply, encoded and decoded."""
         return self.checkpoint + sites * (self.joint_up + self.decoded)
 
     def traffic(self, settings: Settings) -> int:
-        """Bytes that one site receives and sends in a whole run."""
+        """Bytes that one site receives and sends in a run."""
         federation, every = settings.federation, settings.evaluation.every
-        judgements = 1 + -(-federation.num_rounds // every)
-        # The codec goes out twice more: for the sums of latents, and to encode with.
+        evaluations = 1 + -(-federation.num_rounds // every)
+        # The codec is sent twice more: for the sums of latents, and to encode the images.
         stages = 2 * self.autoencoder * settings.autoencoder_rounds + 2 * self.codec
         rounds = (self.joint_down + self.joint_up) * federation.num_rounds
-        return stages + rounds + judgements * self.evaluation
+        return stages + rounds + evaluations * self.evaluation
+
+
+def parse_site_counts(text: str) -> list[int]:
+    """Numbers of sites, separated by commas.
+
+    Raises:
+        UserError: if a part is not a number.
+    """
+    numbers = text.split(",")
+    if not all(number.strip().isdigit() for number in numbers):
+        raise UserError(f"--sites {text} is not of the form 3,30,300")
+    return [int(number) for number in numbers]
 
 
 def print_sizing(
-    settings: Settings, num_classes: int, sites: Sequence[int], megabits: float
+    settings: Settings, num_classes: int, site_counts: Sequence[int], megabits: float
 ) -> None:
-    """Prints what one site moves, and what the server moves and holds for so many sites.
+    """Prints the traffic of one site, and traffic and memory of the server.
 
     Args:
         settings: Of the run.
-        num_classes: Classes or findings.
-        sites: Numbers of sites.
-        megabits: Of each site's line, and of the server's, in a second.
+        num_classes: Number of classes or findings.
+        site_counts: Numbers of sites, one row each.
+        megabits: Bandwidth of each site and of the server, in Mbit/s.
     """
     sizes, speed = Sizes.of(settings, num_classes), megabits * MEGABIT
     console = Console(soft_wrap=True, highlight=False)
-    one = Table("one site", "receives", "sends", f"seconds at {megabits:g} Mbit/s")
-    for name, down, up in (
-        ("round of the autoencoder", sizes.autoencoder, sizes.autoencoder),
-        ("round of the joint stage", sizes.joint_down, sizes.joint_up),
-        ("judgement", sizes.evaluation, 0),
-    ):
-        one.add_row(name, _size(down), _size(up), f"{(down + up) / speed:.1f}")
-    total = sizes.traffic(settings)
-    one.add_row("whole run", _size(total), "both ways", f"{total / speed:.0f}")
-    console.print(one)
-    server = Table("sites", "server, a joint round", "seconds of its line", "memory", "checkpoint")
-    for number in sites:
-        moved = number * (sizes.joint_down + sizes.joint_up)
+    console.print(_site_table(sizes, settings, megabits))
+    columns = ("sites", "server, a joint round", "seconds to transfer", "memory", "checkpoint")
+    server = Table(*columns)
+    for count in site_counts:
+        traffic = count * (sizes.joint_down + sizes.joint_up)
         server.add_row(
-            str(number),
-            _size(moved),
-            f"{moved / speed:.0f}",
-            _size(sizes.memory(number)),
+            str(count),
+            _size(traffic),
+            f"{traffic / speed:.0f}",
+            _size(sizes.memory(count)),
             _size(sizes.checkpoint),
         )
     console.print(server)
+
+
+def _site_table(sizes: Sizes, settings: Settings, megabits: float) -> Table:
+    speed = megabits * MEGABIT
+    table = Table("one site", "receives", "sends", f"seconds at {megabits:g} Mbit/s")
+    for name, down, up in (
+        ("round of the autoencoder", sizes.autoencoder, sizes.autoencoder),
+        ("round of the joint stage", sizes.joint_down, sizes.joint_up),
+        ("evaluation", sizes.evaluation, 0),
+    ):
+        table.add_row(name, _size(down), _size(up), f"{(down + up) / speed:.1f}")
+    total = sizes.traffic(settings)
+    table.add_row("whole run", _size(total), "both directions", f"{total / speed:.0f}")
+    return table
 
 
 def _bytes(components: Mapping[str, StateDict], names: Iterable[str]) -> int:
