@@ -31,10 +31,10 @@ sys.exit(130)
 # The study, with the script above in place of Python where it starts a run.
 STUDY = """
 import sys
-from simulations import cli
+from simulations.cli import main
 
 sys.executable = sys.argv.pop(1)
-cli.main()
+main.main()
 """
 
 
