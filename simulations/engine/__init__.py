@@ -1,1 +1,1 @@
-"""Running one simulated federation: processes, app bundle, progress."""
+"""One simulated federation: launcher, processes, app bundle, progress."""

@@ -1,4 +1,4 @@
-"""The Flower app that ``flwr run`` is handed, assembled from the packages beside this one."""
+"""The Flower app for ``flwr run``, assembled from the packages beside this one."""
 
 import atexit
 import shutil
@@ -12,15 +12,14 @@ APP_PACKAGES = ("client", "configs", "mediffusion_core", "server")
 
 
 def app_folder() -> Path:
-    """Assemble the Flower app from the packages beside this one; removed at exit.
+    """Assembles the Flower app in a temporary folder that is removed at exit.
 
-    The same for a checkout and an installed wheel. A checkout is not handed to ``flwr run``
-    itself because Flower walks every file below it, virtual environment included, before it
-    applies ``.gitignore``. The ``pyproject.toml`` is the repository's, or the copy that the
-    wheel carries in this package.
+    It is the same for a checkout and an installed wheel. ``flwr run`` does not get a checkout
+    itself, because Flower walks every file below it, virtual environment included, before it
+    applies ``.gitignore``.
 
     Raises:
-        FileNotFoundError: if neither describes a Flower app.
+        FileNotFoundError: as `assemble_app`.
     """
     folder = Path(tempfile.mkdtemp(prefix="fedmed-app-", dir=temporary_root()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -29,10 +28,13 @@ def app_folder() -> Path:
 
 
 def assemble_app(root: Path, folder: Path) -> None:
-    """Copies the app's description and packages from `root` into an empty folder.
+    """Copies the app's ``pyproject.toml`` and packages from `root` into an empty folder.
+
+    The ``pyproject.toml`` is that of `root` in a repository, or the copy in the wheel's package
+    ``simulations``.
 
     Raises:
-        FileNotFoundError: if nothing at `root` describes a Flower app.
+        FileNotFoundError: if neither has a section ``[tool.flwr.app]``.
     """
     candidates = (root / "pyproject.toml", root / "simulations" / "pyproject.toml")
     description = next((path for path in candidates if _describes_app(path)), None)
@@ -48,7 +50,7 @@ def assemble_app(root: Path, folder: Path) -> None:
 
 
 def _describes_app(path: Path) -> bool:
-    # Some distributions leave a pyproject.toml of theirs in site-packages.
+    # Other distributions may leave a pyproject.toml in site-packages.
     if not path.is_file():
         return False
     return "app" in tomllib.loads(path.read_text()).get("tool", {}).get("flwr", {})

@@ -1,4 +1,4 @@
-"""Decoding or drawing the images before anything else, with a progress bar."""
+"""Preparation of a run's images, with a progress bar."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,10 +11,14 @@ from mediffusion_core.settings import Settings
 
 
 def prepare_images(settings: Settings, console: Console) -> FederatedDataset:
-    """All sites' images, prepared where they were not yet; unreadable ones are named.
+    """Prepares the images that are not yet in the store, and opens the images of all sites.
+
+    Args:
+        settings: Of the run.
+        console: Shows the progress, and a line on unreadable images.
 
     Raises:
-        UserError: if the images cannot be read or dealt as asked.
+        UserError: if the images cannot be read or partitioned.
     """
     columns = (
         TextColumn("preparing images"),
@@ -24,13 +28,13 @@ def prepare_images(settings: Settings, console: Console) -> FederatedDataset:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
-        hospitals = open_federated_dataset(
+        dataset = open_federated_dataset(
             settings, lambda done, total: progress.update(task, completed=done, total=total)
         )
-    bad = hospitals.store.bad
+    bad = dataset.store.bad
     if bad:
         console.print(
             f"{len(bad)} unreadable images are left out, the first: {bad[0][0]} ({bad[0][1]})",
             markup=False,
         )
-    return hospitals
+    return dataset

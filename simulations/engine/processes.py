@@ -1,4 +1,4 @@
-"""The processes of one run: how they are found, and how signals reach them."""
+"""The processes of one run, and their signals."""
 
 import os
 import signal
@@ -13,28 +13,28 @@ KEPT_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-"""Of a process that trains: memory is kept rather than given back to the system, whose fresh pages
+"""Environment of a process that trains: it keeps freed memory, since new pages of the system would
 cost a third of a round's time."""
 
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Collect the signals that ask for the end instead of being interrupted by them.
+    """Collects SIGINT, SIGTERM and SIGHUP in a list instead of ending the process.
 
-    A signal that is ignored, as SIGHUP under `nohup`, stays ignored.
+    An ignored signal, such as SIGHUP under `nohup`, stays ignored.
     """
     received: list[int] = []
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    with _handled(asking, lambda given, _: received.append(given)):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with _handled(numbers, lambda number, _: received.append(number)):
         yield received
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """The first SIGTERM or SIGHUP interrupts as Ctrl-C does; what was done can then be kept.
+    """Turns the first SIGTERM or SIGHUP into a KeyboardInterrupt, so that results can be saved.
 
-    Those that follow it, as where a terminal is closed, do not interrupt the keeping. A signal that
-    is ignored, as SIGHUP under `nohup`, stays ignored.
+    Later signals, such as those of a closing terminal, do not interrupt the saving. An ignored
+    signal, such as SIGHUP under `nohup`, stays ignored.
     """
     received: list[int] = []
 
@@ -51,14 +51,14 @@ def interrupted_by_signals() -> Iterator[None]:
 def _handled(
     numbers: Sequence[signal.Signals], handler: Callable[[int, object], None]
 ) -> Iterator[None]:
-    """Handles those of the signals that are not ignored."""
+    """Sets a handler for the signals that are not ignored."""
     previous = {}
     try:
         for number in numbers:
             if signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, handler)
     except ValueError:
-        # Only the main thread may handle signals; elsewhere they are its caller's business.
+        # Only the main thread may set handlers.
         pass
     try:
         yield
@@ -70,11 +70,11 @@ def _handled(
 def run_to_end(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Runs a command and returns its output and exit status.
 
-    The first signal that asks for the end is passed on to the command, which is then given the
-    time that it needs to end what it started.
+    The first SIGINT, SIGTERM or SIGHUP is sent on to the command; this function then waits for the
+    command's end.
 
     Raises:
-        KeyboardInterrupt: after the end of a command to which a signal was passed on.
+        KeyboardInterrupt: after the end of a command to which a signal was sent on.
     """
     with noted_signals() as received:
         child = subprocess.Popen(
@@ -83,31 +83,31 @@ def run_to_end(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Else Ctrl-C would reach it twice: from the terminal and from here.
+            # Otherwise it would get Ctrl-C twice, from the terminal and from here.
             start_new_session=True,
         )
-        told = False
+        is_signalled = False
         while True:
             try:
                 out, err = child.communicate(timeout=0.2)
                 break
             except subprocess.TimeoutExpired:
-                if received and not told:
+                if received and not is_signalled:
                     send_signal(child.pid, signal.Signals(received[0]))
-                    told = True
+                    is_signalled = True
         if received:
             raise KeyboardInterrupt
     return subprocess.CompletedProcess(command, child.returncode, out, err)
 
 
 def marked_processes(marker: str) -> list[int]:
-    """Process ids of the living processes that inherited the marker."""
+    """Process ids of the running processes that inherited the marker."""
     wanted = f"{MARKER_VARIABLE}={marker}".encode()
     return [pid for pid in _process_ids() if wanted in read_process(pid, "environ").split(b"\0")]
 
 
 def simulation_process(marker: str) -> int | None:
-    """Process id of Flower's simulation runtime among the marked, None before it starts."""
+    """Process id of Flower's simulation runtime with the marker; None before it starts."""
     for pid in marked_processes(marker):
         if b"flwr-simulation" in read_process(pid, "cmdline"):
             return pid
@@ -115,7 +115,7 @@ def simulation_process(marker: str) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process still runs; one that only waits to be reaped does not."""
+    """Whether the process runs; a zombie does not."""
     return read_process(pid, "cmdline") != b""
 
 
@@ -124,7 +124,7 @@ def _process_ids() -> list[int]:
 
 
 def read_process(pid: int, name: str) -> bytes:
-    """A file of /proc about one process, empty where the process is gone."""
+    """The content of a file in /proc of one process; empty if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -132,13 +132,13 @@ def read_process(pid: int, name: str) -> bytes:
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:
-    """Sends a signal to a process that may already be gone."""
+    """Sends a signal to a process, unless it has ended."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def memory_of(pids: list[int]) -> int:
-    """Bytes of memory the processes use together; pages they share count once (PSS)."""
+    """Bytes of memory that the processes use; shared pages count once (PSS)."""
     total = 0
     for pid in pids:
         for line in read_process(pid, "smaps_rollup").splitlines():

@@ -1,8 +1,7 @@
-"""What a run writes about itself, shown while it lasts.
+"""The progress of a run, from the files of its folder.
 
-Reads two kinds of files of the run folder and nothing else, so that it can be pointed at any
-run: ``metrics.jsonl``, to which the server adds one JSON object a line, and
-``sites/<site>/progress.json``, which each site replaces as it works.
+It reads ``metrics.jsonl``, to which the server appends one JSON object per line,
+``sites/<site>/progress.json``, which each site replaces, and ``plan.json``.
 """
 
 import json
@@ -30,14 +29,14 @@ _RECENT_ROUNDS = 10
 
 @dataclass
 class RunProgress:
-    """The state of one run as far as its files tell.
+    """The state of one run, from its files.
 
     Attributes:
-        run_folder: the folder that the run writes to.
-        clock: seconds that only grow; what durations are measured with.
-        entry: the newest line of ``metrics.jsonl``, empty before the first.
-        figures: the newest value of each figure of the stage at work.
-        sites: per site the newest ``progress.json``.
+        run_folder: Folder of the run.
+        clock: A monotonic clock, in seconds.
+        entry: The last line of ``metrics.jsonl``; empty before the first.
+        figures: The last value of each figure of the current stage.
+        sites: The last ``progress.json`` of each site.
     """
 
     run_folder: Path
@@ -48,11 +47,11 @@ class RunProgress:
 
     def __post_init__(self) -> None:
         self._offset = 0
-        self._seen_at = self.clock()
+        self._read_at = self.clock()
         self._ends: dict[str, dict[int, float]] = defaultdict(dict)
 
     def read(self) -> list[dict[str, Any]]:
-        """Take in what is new and return the new lines; an unfinished line waits."""
+        """Reads the files and returns the new lines, except an incomplete last one."""
         entries = self._new_entries()
         for entry in entries:
             if entry["stage"] != self.entry.get("stage"):
@@ -62,7 +61,7 @@ class RunProgress:
             if "round" in entry and "time" in entry:
                 self._ends[entry["stage"]][int(entry["round"])] = float(entry["time"])
         if entries:
-            self._seen_at = self.clock()
+            self._read_at = self.clock()
         for path in self.run_folder.glob("sites/*/progress.json"):
             if (progress := _json_object(path)) is not None:
                 self.sites[path.parent.name] = progress
@@ -70,15 +69,15 @@ class RunProgress:
 
     @property
     def stage(self) -> str | None:
-        """The furthest stage of which the server or a site has written."""
+        """The latest stage in the files of the server and the sites."""
         stages = [self.entry.get("stage"), *(site.get("stage") for site in self.sites.values())]
         return max((s for s in stages if s in STAGES), key=STAGES.index, default=None)
 
     def time_left(self) -> tuple[float, str] | None:
-        """Seconds left and what ends then ("run", or a stage's name), None while unknown.
+        """Seconds left, and "run" or the name of the stage that ends then; None if unknown.
 
-        From the median duration of the last rounds: one round that waited for something else,
-        or a gap between a run and its resumption, does not move it.
+        The estimate uses the median duration of the last rounds, so one slow round or the gap
+        before a resumption does not change it.
         """
         plan = _json_object(self.run_folder / "plan.json") or {}
         stage = self.entry.get("stage")
@@ -86,7 +85,7 @@ class RunProgress:
             plan.setdefault(str(stage), self.entry["rounds"])
         if stage not in plan or (current := self._stage_left(stage, plan[stage])) is None:
             return None
-        current = max(0.0, current - (self.clock() - self._seen_at))
+        current = max(0.0, current - (self.clock() - self._read_at))
         later = [name for name in plan if name in STAGES and name not in self._ends]
         later = [name for name in later if STAGES.index(name) > STAGES.index(stage)]
         return (current, stage) if later else (current, "run")
@@ -115,11 +114,11 @@ class RunProgress:
 
 
 class LiveView:
-    """Shows a run while it lasts: redrawn in a terminal, one line per event elsewhere.
+    """Shows the progress of a run: redrawn in a terminal, otherwise one line per event.
 
     Args:
-        run_folder: the folder that the run writes to.
-        console: where to show it, standard output unless told.
+        run_folder: Folder of the run.
+        console: Where to show it; standard output by default.
     """
 
     def __init__(self, run_folder: Path, console: Console | None = None) -> None:
@@ -130,7 +129,7 @@ class LiveView:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        self._progress.read()  # what an earlier part of a resumed run wrote is no news
+        self._progress.read()  # lines of a resumed run's earlier part are not shown again
         if self._console.is_terminal:
             self._live = Live(self._render(), console=self._console, refresh_per_second=4)
             self._live.start()
@@ -147,28 +146,28 @@ class LiveView:
             self._live.stop()
 
     def refresh(self) -> None:
-        """Take in what is new and show it."""
+        """Reads the files and shows the new state."""
         entries = self._progress.read()
         if self._live is not None:
             self._live.update(self._render())
             return
         for entry in entries:
-            self._say_stage(entry["stage"])
-            for line in _of_sites(entry):
-                self._say(line)
-            self._say(self._event(entry))
-        self._say_stage(self._progress.stage)
+            self._print_stage(entry["stage"])
+            for line in _site_lines(entry):
+                self._print(line)
+            self._print(self._event(entry))
+        self._print_stage(self._progress.stage)
 
-    def _say_stage(self, stage: str | None) -> None:
+    def _print_stage(self, stage: str | None) -> None:
         if stage is not None and stage != self._stage:
             self._stage = stage
-            self._say(f"{stage}: started after {_duration(self._elapsed())}")
+            self._print(f"{stage}: started after {_duration(self._elapsed())}")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _event(self, entry: Mapping[str, Any]) -> str:
-        parts = [_position(entry), _listed(_figures(entry)), self._clock_line()]
+        parts = [_position(entry), _joined(_figures(entry)), self._clock_line()]
         return "  ".join(part for part in parts if part)
 
     def _elapsed(self) -> float:
@@ -191,8 +190,8 @@ class LiveView:
         if self._progress.sites:
             parts.append(self._site_table())
         if self._progress.figures:
-            parts.append(Text(_listed(self._progress.figures)))
-        parts += [Text(line, style="yellow") for line in _of_sites(entry)]
+            parts.append(Text(_joined(self._progress.figures)))
+        parts += [Text(line, style="yellow") for line in _site_lines(entry)]
         return Group(*parts)
 
     def _site_table(self) -> Table:
@@ -215,8 +214,8 @@ def _figures(entry: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in numbers.items() if value is not None}
 
 
-def _of_sites(entry: Mapping[str, Any]) -> list[str]:
-    """Which sites joined in a round, and whose replies did not count."""
+def _site_lines(entry: Mapping[str, Any]) -> list[str]:
+    """One line for each site that joined in a round or was set aside."""
     joined = [f"{site} joined" for site in entry.get("joined", ())]
     aside = [
         f"{a['site']} set aside: {a['kind']} {a['reason']}" for a in entry.get("set_aside", ())
@@ -229,7 +228,7 @@ def _number(value: Any) -> float | None:
 
 
 def _position(entry: Mapping[str, Any]) -> str:
-    """Stage and round, as in "joint 3/12"."""
+    """Stage and round, for example "joint 3/12"."""
     name = str(entry.get("stage", ""))
     if "round" not in entry:
         return name
@@ -237,7 +236,7 @@ def _position(entry: Mapping[str, Any]) -> str:
     return f"{name} {entry['round']}{of}"
 
 
-def _listed(figures: Mapping[str, float]) -> str:
+def _joined(figures: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 

@@ -1,4 +1,4 @@
-"""Where a run's temporary folders stand."""
+"""The folder of a run's temporary files."""
 
 import tempfile
 
