@@ -1,1 +1,1 @@
-"""The command line, the launcher around `flwr run`, and the studies."""
+"""Simulated federations: command line, engine, baselines, studies and tables of results."""

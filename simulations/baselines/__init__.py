@@ -1,5 +1,5 @@
-"""What the joint network is held against: a plain classifier of pixels, and its FixMatch.
+"""Baselines of the joint network: a classifier of pixels, its FixMatch, and external guidance.
 
-They see the same images, splits, labels and sites, are averaged over the sites in the same way, and
-are chosen and judged by the same code. Only the network and its objective are others.
+A baseline has the same images, splits, labels and sites as the joint network. Its weights are
+averaged, selected and evaluated by the same code. Only the network and its objective differ.
 """

@@ -1,4 +1,4 @@
-"""Counterfactuals that a classifier of pixels pulls, through the model's own denoiser."""
+"""Counterfactuals guided by an external classifier of pixels, with the model's own denoiser."""
 
 from torch import Tensor
 
@@ -16,25 +16,25 @@ def external_latents(
     target: Target,
     guidance: CounterfactualSettings,
 ) -> Tensor:
-    """Latents (B, c, h, w) of counterfactuals that the external classifier pulls and judges.
+    """Latents (B, c, h, w) of counterfactuals that the external classifier guides and selects.
 
     Args:
-        model: The trained model, whose head is not asked.
-        external: The classifier that pulls.
+        model: The trained model; its head is not used.
+        external: The guiding classifier.
         latents: Of the sources, (B, c, h, w).
-        target: What each should become.
-        guidance: That of ours, but for the mask and for our head's limit to the noise it knows.
+        target: The target of each image.
+        guidance: Our settings of guidance; mask and the head's limit on noise do not apply.
     """
     network = external.network.to(model.device).eval()
 
-    def classifier(clean: Tensor) -> Tensor:
+    def classify(clean: Tensor) -> Tensor:
         logits: Tensor = network(normalised(model.codec.decode(clean)))
         return logits / external.temperature
 
-    def look(clean: Tensor) -> Tensor:
+    def evaluate(clean: Tensor) -> Tensor:
         return external.logits(model.codec.decode(clean)) / external.temperature
 
-    def made(part: Tensor, wish: Target) -> Tensor:
-        return externally_guided_latents(model.guided, part, wish, classifier, guidance, look)
+    def guided(part: Tensor, targets: Target) -> Tensor:
+        return externally_guided_latents(model.guided, part, targets, classify, guidance, evaluate)
 
-    return model.by_batch(latents, target, made)
+    return model.by_batch(latents, target, guided)

@@ -1,19 +1,18 @@
-"""A second opinion on counterfactuals: a narrow ResNet-18 that shares nothing with the model.
+"""An independent classifier that evaluates counterfactuals: a narrow ResNet-18.
 
-It is trained once for a run's images, on the same training patients with all their labels in one
-place, and kept in the run's folder by the hash of what it depends on.
+It is trained once for the images of a run, on the same training patients with all their labels in
+one place, and kept in the run's folder by the hash of its inputs.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from mediffusion_core.common.component_folder import read_folder, write_folder
+from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
@@ -22,55 +21,58 @@ from mediffusion_core.data.partitioning.federated_dataset import (
 from mediffusion_core.evaluation.classification import class_scores, exact_auc, macro
 from mediffusion_core.settings import FederationSettings, Settings
 from mediffusion_core.settings.privacy import PrivacySettings
-from simulations.baselines.federated_run import RivalRun
+from simulations.baselines.federated_run import BaselineRun
 from simulations.baselines.pixel_classifier import PixelClassifier, build_resnet
-from simulations.baselines.settings import RivalSettings
+from simulations.baselines.settings import BaselineSettings
 
 FOLDER, WEIGHTS = "independent", "resnet"
 NARROW = (16, 32, 64, 128)
-"""Widths of the ResNets that the source trains on small images."""
-RECIPE = RivalSettings(rounds=14, local_epochs=0.5, every=7, ema_decay=0.5, learning_rate=2e-3)
+"""Widths of the stages, those of arXiv 1512.03385 for small images."""
+RECIPE = BaselineSettings(rounds=14, local_epochs=0.5, every=7, ema_decay=0.5, learning_rate=2e-3)
 
 
 def independent_classifier(
-    run: Path, settings: Settings, hospitals: FederatedDataset, console: Console
+    run: Path, settings: Settings, dataset: FederatedDataset, console: Console
 ) -> tuple[PixelClassifier, dict[str, Any]]:
-    """The classifier that is kept in the run's folder, trained where there is none yet.
+    """The classifier of a run's folder, trained first if it is not there.
 
     Args:
-        run: Folder of the run whose model is to be judged.
+        run: Folder of the run.
         settings: The run's settings, with the place of its images.
-        hospitals: The images as these settings deal them.
-        console: Where progress is shown.
+        dataset: The images as `settings` partition them.
+        console: Shows the progress of the training.
 
     Returns:
-        The classifier, and its figures on the run's public test set: `auc_macro`,
-        `auc_per_class`, `selected_round` and how it was trained.
+        The classifier, and its figures on the run's public test set: `auc_macro`, `auc_per_class`,
+        `selected_round` and the settings of its training.
     """
-    everything = with_all_labels(settings)
-    folder = run / FOLDER / _digest(everything, hospitals)
-    channels, classes = settings.data.channels, hospitals.store.classes
+    pooled = with_all_labels(settings)
+    folder = run / FOLDER / _inputs_hash(pooled, dataset)
+    channels, classes = settings.data.channels, dataset.store.classes
     if not (folder / "state.json").is_file():
-        _train(everything, hospitals, folder, console)
+        _train(pooled, dataset, folder, console)
     saved = read_folder(folder)
     network = build_resnet(channels, len(classes), RECIPE.stem_stride, widths=NARROW)
     network.load_state_dict(saved.load(WEIGHTS))
-    free = turns_and_flips(settings.data.augmentation)
     classifier = PixelClassifier(
-        network.eval(), hospitals.store.multi_label, free, "fp32", saved.state["temperature"]
+        network.eval(),
+        dataset.store.multi_label,
+        turns_and_flips(settings.data.augmentation),
+        "fp32",
+        saved.state["temperature"],
     )
     return classifier, dict(saved.state["figures"])
 
 
-def _train(settings: Settings, hospitals: FederatedDataset, folder: Path, console: Console) -> None:
+def _train(settings: Settings, dataset: FederatedDataset, folder: Path, console: Console) -> None:
     pooled = open_federated_dataset(settings)
     console.print("training an independent classifier")
-    rounds = iter(track(range(RECIPE.rounds), "rounds", console=console, transient=True))
-    next(rounds)
-    model, selected = RivalRun(settings, RECIPE, pooled, NARROW).train(
-        lambda *_: next(rounds, None)
-    )
-    test = hospitals.test()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("rounds", total=RECIPE.rounds)
+        model, selected = BaselineRun(settings, RECIPE, pooled, NARROW).train(
+            lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    test = dataset.test()
     scores = class_scores(model.logits(test.take(torch.arange(len(test)))), model.multi_label)
     per_class = exact_auc(scores, test.targets)
     figures = {
@@ -79,7 +81,7 @@ def _train(settings: Settings, hospitals: FederatedDataset, folder: Path, consol
         "labelled_images": len(pooled.train(0).labelled),
         **selected,
         "auc_macro": macro(per_class),
-        "auc_per_class": dict(zip(hospitals.store.classes, per_class.tolist(), strict=True)),
+        "auc_per_class": dict(zip(dataset.store.classes, per_class.tolist(), strict=True)),
         **RECIPE.model_dump(mode="json"),
     }
     state = {"figures": figures, "temperature": model.temperature}
@@ -87,9 +89,9 @@ def _train(settings: Settings, hospitals: FederatedDataset, folder: Path, consol
 
 
 def with_all_labels(settings: Settings) -> Settings:
-    """The same splits, all training labels, one place.
+    """The settings with the same splits, all training labels, and all images in one place.
 
-    How the model was trained, privately or by a server's own optimizer, is left out.
+    Privacy and the server's optimizer are set to their defaults: baselines do not have them.
     """
     labels = {
         "labelled_fraction": 1.0,
@@ -114,13 +116,12 @@ def with_all_labels(settings: Settings) -> Settings:
     )
 
 
-def _digest(settings: Settings, hospitals: FederatedDataset) -> str:
+def _inputs_hash(settings: Settings, dataset: FederatedDataset) -> str:
     shared = settings.shared()
-    used = {
-        "seed": shared["seed"],
-        "data": shared["data"],
-        "images": hospitals.store.place.name,
-        "recipe": RECIPE.model_dump(mode="json"),
-        "widths": list(NARROW),
-    }
-    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprint(
+        seed=shared["seed"],
+        data=shared["data"],
+        images=dataset.store.place.name,
+        recipe=RECIPE.model_dump(mode="json"),
+        widths=list(NARROW),
+    )[:16]

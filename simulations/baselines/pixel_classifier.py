@@ -1,4 +1,4 @@
-"""A ResNet-18 for small images, and what the judge asks of a classifier."""
+"""A ResNet-18 for small images, with the interface that the evaluator expects of a classifier."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from simulations.baselines.settings import Norm
 BATCH = 256
 WIDTHS = (64, 128, 256, 512)
 GROUPS = 32
-"""Of group normalisation, as its source has it (arXiv 1803.08494)."""
+"""Groups of channels in group normalisation, as in arXiv 1803.08494."""
 
 
 def build_resnet(
@@ -25,13 +25,19 @@ def build_resnet(
     norm: Norm = "batch",
     widths: tuple[int, ...] = WIDTHS,
 ) -> nn.Module:
-    """ResNet-18 (arXiv 1512.03385) with a first convolution of 3 pixels and no pooling after it.
+    """A ResNet-18 (arXiv 1512.03385) with a 3×3 stem and without the pooling after it.
 
-    With a stride of 1 that is the source's stem for images of 32 pixels (its section 4.2).
-    `widths` are the channels of its four stages.
+    A stem stride of 1 gives the stem of section 4.2, for images of 32 pixels.
+
+    Args:
+        channels: Channels of the images.
+        num_classes: Number of logits.
+        stem_stride: Stride of the first convolution.
+        norm: Normalisation by batch or by groups of channels.
+        widths: Channels of the four stages.
 
     Raises:
-        UserError: as `require_monai`.
+        UserError: if MONAI is not installed.
     """
     require_monai()
     # Imported here: it takes seconds, and only this network needs it.
@@ -51,47 +57,49 @@ def build_resnet(
         bias_downsample=False,
     )
     if norm == "group":
-        _normalise_groups(network)
-    return network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        _use_group_norm(network)
+    # Twice as fast on a CPU. The types of PyTorch lack this argument.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def require_monai() -> None:
     """Checks that MONAI is installed, without importing it.
 
     Raises:
-        UserError: it is not.
+        UserError: if MONAI is not installed.
     """
     if find_spec("monai") is None:
         raise UserError("a ResNet-18 needs MONAI: pip install 'fed-mediffusion[studies]'")
 
 
-def _normalise_groups(module: nn.Module) -> None:
-    """Puts group normalisation where a batch's was; MONAI's own option reaches the stem alone."""
+def _use_group_norm(module: nn.Module) -> None:
+    """Replaces batch normalisation everywhere; MONAI's own option replaces it in the stem alone."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))
         else:
-            _normalise_groups(child)
+            _use_group_norm(child)
 
 
 def normalised(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) from [0, 1] to [-1, 1], laid out as the network is."""
+    """Images (B, C, H, W) scaled from [0, 1] to [-1, 1], channels last in memory."""
     return (images * 2 - 1).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass
 class PixelClassifier:
-    """A trained network as the judge sees it: its "latents" are the images themselves."""
+    """A trained network as a `Classifier` of the evaluator; its "latents" are the images."""
 
     network: nn.Module
     multi_label: bool
     orientation_free: bool
-    """Average over the eight ways to hold an image, as the joint network does."""
+    """Averages over the eight orientations of an image, as the joint network does."""
     precision: str
     temperature: float = 1.0
 
     def encode(self, images: Tensor) -> Tensor:
-        """The images (N, C, H, W), as they are."""
+        """The images (N, C, H, W), unchanged."""
         return images
 
     @torch.no_grad()

@@ -1,28 +1,33 @@
-"""What one rival is told beside the settings of the run it is held against."""
+"""The settings of a baseline, beside those of the run that it is compared with."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
 
+NonNegative = Annotated[float, Field(ge=0.0)]
 Norm = Literal["batch", "group"]
 
 
 class ConsistencySettings(StrictModel):
-    """FixMatch (arXiv 2001.07685): unlabelled rows a labelled one, threshold and weight."""
+    """FixMatch (arXiv 2001.07685).
+
+    `ratio` is the number of unlabelled images for each labelled one, `threshold` the lowest
+    probability of a pseudo-label, `weight` the weight of the unlabelled loss.
+    """
 
     ratio: Count = 2
     threshold: Fraction = 0.95
     weight: Positive = 1.0
 
 
-class RivalSettings(StrictModel):
-    """A ResNet-18 on pixels; with `consistency` also on unlabelled ones.
+class BaselineSettings(StrictModel):
+    """A ResNet-18 on pixels; with `consistency` it also trains on unlabelled images.
 
-    `local_epochs` counts passes over a site's labelled images in a round; with a `stem_stride` of 2
-    a step costs a quarter. Statistics of a `batch` are those of the site that trains, those of a
-    `group` of channels an image's own.
+    `local_epochs` counts passes over a site's labelled images in one round. A `stem_stride` of 2
+    makes a step four times cheaper. `norm="batch"` normalises by the statistics of a site's batch,
+    `norm="group"` by those of each image. Validation runs `every` so many rounds.
     """
 
     stem_stride: Literal[1, 2] = 2
@@ -31,8 +36,8 @@ class RivalSettings(StrictModel):
     local_epochs: Positive = 0.2
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
-    weight_decay: float = Field(0.05, ge=0.0)
-    warmup_steps: int = Field(20, ge=0)
+    weight_decay: NonNegative = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
     ema_decay: Fraction = 0.95
     every: Count = 40
     consistency: ConsistencySettings | None = None

@@ -1,4 +1,4 @@
-"""The commands `fed-mediffusion study`: experiments of several runs, or on a finished one."""
+"""The commands `fed-mediffusion study`: experiments of several runs or on a finished run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,28 +15,28 @@ Changes = Annotated[
 Between = Annotated[
     str,
     typer.Option(
-        help="Two classes that exclude each other, as NV,MEL; the most frequent ones by default."
+        help="Two exclusive classes, for example NV,MEL; the two most frequent by default."
     ),
 ]
 
-study = typer.Typer(help="Experiments of several runs; what is done is not run again.")
+study = typer.Typer(help="Experiments of several runs or on a finished run.")
 
 
 @study.callback()
 def studies(context: typer.Context) -> None:
-    """Experiments of several runs; what is done is not run again."""
+    """Experiments of several runs or on a finished run. Finished parts are not run again."""
     context.with_resource(interrupted_by_signals())
 
 
 @study.command(epilog="Example: fed-mediffusion study unlabelled --seeds 3")
 def unlabelled(
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
-    folder: Annotated[Path, typer.Option(help="Where the runs and the table go.")] = Path(
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Folder of the runs and the table.")] = Path(
         "runs/study-unlabelled"
     ),
 ) -> None:
-    """Compare the same labels with and without the unlabelled images, seed by seed."""
+    """Train with and without the unlabelled images, same labels and seeds, and compare the AUC."""
     from simulations.studies.unlabelled.study import study_unlabelled
 
     print(study_unlabelled(overrides or [], seeds, folder))
@@ -48,28 +48,28 @@ def unlabelled(
 def labels(
     overrides: Overrides = None,
     methods: Annotated[
-        str | None, typer.Option(help="Which methods, with commas; all by default.")
+        str | None, typer.Option(help="Methods, separated by commas; all by default.")
     ] = None,
     fractions: Annotated[
         str | None,
         typer.Option(
-            help="Labelled shares for all chosen methods, as 0.05,0.2. By default every method "
-            "at 0.2, and joint and labels-alone also at 0.02, 0.05, 0.1 and 1."
+            help="Labelled fractions for all chosen methods, for example 0.05,0.2. By default "
+            "every method at 0.2, and joint and labels-alone also at 0.02, 0.05, 0.1 and 1."
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     minutes: Annotated[
-        float, typer.Option(min=0.01, help="Minutes of one core that a joint run may take.")
+        float, typer.Option(min=0.01, help="Minutes on one core for a joint run.")
     ] = 10.0,
     tune: Annotated[
-        bool, typer.Option(help="Run each method's trials first; validation patients choose.")
+        bool, typer.Option(help="Run each method's trials first; the validation AUC selects one.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each.")] = 2,
-    folder: Annotated[Path, typer.Option(help="Where cells and results go.")] = Path(
+    workers: Annotated[int, typer.Option(min=1, help="Parallel runs, one thread each.")] = 2,
+    folder: Annotated[Path, typer.Option(help="Folder of the cells and the results.")] = Path(
         "runs/study-labels"
     ),
 ) -> None:
-    """Compare methods at shares of labels. What has been run is kept and not made again."""
+    """Compare methods at several labelled fractions. Finished cells are not run again."""
     from simulations.studies.labels.plan import make_plan
     from simulations.studies.labels.study import study_labels
 
@@ -85,7 +85,7 @@ def attack(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Try to tell from a run's model who was trained on, and hold that against its ε."""
+    """Run membership inference on a run's model and compare the result with the bound from ε."""
     from simulations.studies.attack.study import ATTACK, study_attack
 
     print(study_attack(run, output or run / ATTACK, device))
@@ -95,32 +95,34 @@ def attack(
 def generation(
     run: Run,
     count: Annotated[
-        int, typer.Option(min=20, help="Images a set; at most half of the test images.")
+        int, typer.Option(min=20, help="Images per set; at most half of the test images.")
     ] = 300,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
     scale: Annotated[
-        float, typer.Option(min=0.0, help="How hard class-guided samples are pulled.")
+        float, typer.Option(min=0.0, help="Guidance scale of the class-guided samples.")
     ] = 40.0,
     ddpm: Annotated[
-        bool, typer.Option(help="Draw by all steps of DDPM, too; takes minutes.")
+        bool, typer.Option(help="Also draw samples with all steps of DDPM; takes minutes.")
     ] = False,
     half_samples: Annotated[
-        int, typer.Option(min=10, help="Half-samples drawn for the intervals.")
+        int, typer.Option(min=10, help="Number of half-samples for the intervals.")
     ] = 100,
     training_images: Annotated[
         int | None,
-        typer.Option(min=10, help="Look for copies among so many training images; all by default."),
+        typer.Option(min=10, help="Training images in which to look for copies; all by default."),
     ] = None,
     usefulness: Annotated[
         int,
-        typer.Option(min=0, help="Train a ResNet-18 on drawn images for so many steps; 0: not."),
+        typer.Option(
+            min=0, help="Steps of training a ResNet-18 on generated images; 0 leaves it out."
+        ),
     ] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; generation in the run by default.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Hold samples, class-guided ones too, against real images, and look for copies.
+    """Compare samples, with and without class guidance, with real images, and look for copies.
 
     The last line printed is the page of results.
     """
@@ -136,19 +138,19 @@ def generation(
 def reader_export(
     run: Run,
     output: Annotated[Path, typer.Argument(help="Folder to write, which must not exist.")],
-    pairs: Annotated[int, typer.Option(min=1, help="Test images, each with a pair.")] = 20,
-    repeats: Annotated[
-        int, typer.Option(min=0, help="Pairs shown again with their sides swapped.")
-    ] = 4,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Number of test images; each gives a pair.")
+    ] = 20,
+    repeats: Annotated[int, typer.Option(min=0, help="Pairs shown twice, with sides swapped.")] = 4,
     resnet_steps: Annotated[
-        int, typer.Option(min=1, help="Training of the classifier that guides the other ones.")
+        int, typer.Option(min=1, help="Training steps of the external classifier.")
     ] = 600,
-    seed: Annotated[int, typer.Option(min=0, help="Of images, order and sides.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of images, order and sides.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Write a page of blinded pairs for readers: our counterfactuals and external guidance's.
+    """Write a page of blinded pairs: our counterfactuals and those of external guidance.
 
-    The page goes to the readers, key.json does not. The last line printed is the page.
+    Give the page to the readers and keep key.json. The last line printed is the page.
     """
     from simulations.studies.reader.export import export_reader_study
 
@@ -160,7 +162,7 @@ def reader_export(
 )
 def reader_score(
     folder: Annotated[Path, typer.Argument(help="Folder that reader-export wrote.")],
-    answers: Annotated[list[Path], typer.Argument(help="Files that the readers sent back.")],
+    answers: Annotated[list[Path], typer.Argument(help="Files of answers from the readers.")],
 ) -> None:
     """Score readers' answers. The last line printed is the page of scores."""
     from simulations.studies.reader.score import score_answers
@@ -176,23 +178,26 @@ def reader_score(
 def guidance(
     run: Run,
     overrides: Changes = None,
-    scales: Annotated[str, typer.Option(help="Scales of the grid, with commas.")] = "0.5,1,2",
+    scales: Annotated[
+        str, typer.Option(help="Scales of the grid, separated by commas.")
+    ] = "0.5,1,2",
     starts: Annotated[
-        str, typer.Option(help="Noise levels of the grid, as fractions of T.")
+        str, typer.Option(help="Noise levels of the grid, in fractions of T.")
     ] = "0.3,0.5",
-    steps: Annotated[str, typer.Option(help="Numbers of steps of the grid.")] = "5,10",
+    steps: Annotated[str, typer.Option(help="Steps of the grid.")] = "5,10",
     reference: Annotated[
         str,
         typer.Option(
-            help="Scale:start of the published procedure; validation images choose one of them."
+            help="SCALE:START pairs of the published procedure; validation images select one."
         ),
     ] = "50:0.2,200:0.2,500:0.2,200:0.5,500:0.5",
     grid_images: Annotated[
-        int, typer.Option(min=1, help="Validation images a wish, for the grid.")
+        int, typer.Option(min=1, help="Validation images per target, for the grid.")
     ] = 4,
-    images: Annotated[int, typer.Option(min=1, help="Test images a wish.")] = 10,
+    images: Annotated[int, typer.Option(min=1, help="Test images per target.")] = 10,
     ours: Annotated[
-        bool, typer.Option("--ours", help="Ours alone: no grid, no part left out, no reference.")
+        bool,
+        typer.Option("--ours", help="Our guidance alone: no grid, no ablations, no reference."),
     ] = False,
     between: Between = "",
     output: Annotated[
@@ -200,25 +205,24 @@ def guidance(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Hold guidance at many settings, and the published procedure, against each other.
+    """Compare our guidance at several settings with the published procedure.
 
-    The grid runs on validation patients, the comparison on test patients. The independent
-    classifier that judges beside the model is trained once and kept in the run. The last line
-    printed is the page of results.
+    The grid uses validation patients, the comparison test patients. An independent classifier,
+    trained once and kept in the run, evaluates beside the model. The last line printed is the page
+    of results.
     """
-    from simulations.studies.guidance.options import parse_options
+    from simulations.studies.guidance.options import Grid, Options, parse_reference
     from simulations.studies.guidance.study import study_guidance
+    from simulations.studies.study_images import class_names
 
-    options = parse_options(
-        scales,
-        starts,
-        steps,
-        reference,
+    options = Options(
+        Grid.parse(scales, starts, steps),
+        parse_reference(reference),
         grid_images,
         images,
-        overrides or [],
-        ours_alone=ours,
-        between=between,
+        tuple(overrides or ()),
+        ours,
+        class_names(between),
     )
     print(study_guidance(run, options, output or run / "guidance", device))
 
@@ -227,7 +231,7 @@ def guidance(
 def explanations(
     run: Run,
     overrides: Changes = None,
-    images: Annotated[int, typer.Option(min=1, help="Test images a finding.")] = 10,
+    images: Annotated[int, typer.Option(min=1, help="Test images per finding.")] = 10,
     between: Between = "",
     output: Annotated[
         Path | None,
@@ -235,13 +239,13 @@ def explanations(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Hold counterfactuals against Grad-CAM, integrated gradients, SHAP and external guidance.
+    """Compare counterfactuals with Grad-CAM, integrated gradients, SHAP and external guidance.
 
-    On the same test images: deletion, insertion, place and agreement of the maps. The last line
-    printed is the page of results.
+    Measures deletion, insertion, localisation and agreement of the maps on the same test images.
+    The last line printed is the page of results.
     """
     from simulations.studies.explanations.study import study_explanations
-    from simulations.studies.guidance.options import class_names
+    from simulations.studies.study_images import class_names
 
     folder = output or run / "study-explanations"
     print(study_explanations(run, images, overrides or [], folder, device, class_names(between)))

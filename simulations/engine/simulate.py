@@ -1,4 +1,4 @@
-"""`fed-mediffusion simulate`: compose, prepare, launch, report."""
+"""`fed-mediffusion simulate`: composes settings, prepares images, launches the run, reports."""
 
 import json
 import os
@@ -32,23 +32,28 @@ EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 130}
 def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) -> int:
     """Runs one federation and returns the exit status.
 
+    Args:
+        config_name: Name of a file in `configs/`, without `.yaml`.
+        overrides: Changes of its settings.
+        resume: Folder of a run to continue, with its own settings.
+
     Raises:
-        UserError: for a mistake in the settings or the data, before anything is started.
+        UserError: for a mistake in the settings or the data, before a process is started.
     """
     console = Console(soft_wrap=True)
     if resume is not None:
         if overrides:
             raise UserError("--resume continues a run as it is; it takes no settings to change")
-        config_name, overrides = launched(resume.resolve())
+        config_name, overrides = read_launch(resume.resolve())
     settings = compose(config_name, overrides)
     _check(settings)
     prepare_images(settings, console)
-    # Only now, so that a mistake in the data leaves no folder behind.
+    # After the images, so that a mistake in the data leaves no folder.
     folder = (settings.run.folder or _new_folder()).resolve()
     if resume is None:
-        overrides = [*_elsewhere(overrides), *_absolute(settings, folder)]
+        overrides = [*_without_folder(overrides), *_absolute_paths(settings, folder)]
     with RunFolder(folder).held():
-        # Another process may have run here while the images were prepared.
+        # Another process may have used the folder while the images were prepared.
         RunFolder(folder).refuse_others(settings)
         written = {"config_name": config_name, "overrides": list(overrides)}
         (folder / LAUNCH).write_text(json.dumps(written, indent=2) + "\n")
@@ -56,7 +61,7 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
 
 
 def _check(settings: Settings) -> None:
-    """Finds mistakes that the run itself would only come upon later, some after a whole stage."""
+    """Finds mistakes that the run itself would find late, some after a whole stage."""
     resolve_device(settings.device)
     if settings.run.folder is not None:
         RunFolder(settings.run.folder).refuse_others(settings)
@@ -95,9 +100,9 @@ def _launch(
 
 
 def _site_errors(folder: Path, detail: str) -> list[str]:
-    """What a simulated site wrote into its own log about the failure that the detail names.
+    """Lines of the sites' logs about the error whose id is in the detail.
 
-    Only the id of an error leaves a site; here the site's log lies on the user's own disk.
+    Only the id of an error leaves a site; a simulated site's log is on the user's disk.
     """
     identity = re.search(r"\bid ([0-9a-f]{8})\b", detail)
     if identity is None:
@@ -108,7 +113,7 @@ def _site_errors(folder: Path, detail: str) -> list[str]:
 
 
 def _new_folder() -> Path:
-    """Makes a folder under `runs/` that no other process has, named by the time."""
+    """Creates a new folder under `runs/`, named by the time."""
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
     while True:
@@ -121,8 +126,8 @@ def _new_folder() -> Path:
             return folder
 
 
-def _absolute(settings: Settings, folder: Path) -> list[str]:
-    """Overrides that make every path absolute: the run works in a folder of its own."""
+def _absolute_paths(settings: Settings, folder: Path) -> list[str]:
+    """Overrides with absolute paths, since the run has another working folder."""
     values: Mapping[str, Path | None] = {
         "data.root": settings.data.root,
         "data.store": settings.data.store,
@@ -136,30 +141,30 @@ def _absolute(settings: Settings, folder: Path) -> list[str]:
     return [f"{key}={quoted(path)}" for key, path in given.items()]
 
 
-def _elsewhere(overrides: Sequence[str]) -> list[str]:
+def _without_folder(overrides: Sequence[str]) -> list[str]:
     """The overrides without the run folder, which may have been moved."""
     return [one for one in overrides if not one.startswith("run.folder=")]
 
 
-def launched(folder: Path) -> tuple[str, list[str]]:
-    """Configuration and overrides with which the run in a folder was started.
+def read_launch(folder: Path) -> tuple[str, list[str]]:
+    """Configuration name and overrides of the run in a folder.
 
     Raises:
-        UserError: if it was not started by `simulate`.
+        UserError: if the run was not started by `simulate`.
     """
     try:
         written = json.loads((folder / LAUNCH).read_text())
-        elsewhere = _elsewhere([str(one) for one in written["overrides"]])
-        return str(written["config_name"]), [*elsewhere, f"run.folder={quoted(folder)}"]
+        overrides = _without_folder([str(one) for one in written["overrides"]])
+        return str(written["config_name"]), [*overrides, f"run.folder={quoted(folder)}"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no run of simulate (no readable {LAUNCH})") from None
 
 
 def _table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="judged on the public test set", title_justify="left")
+    table = Table(title="evaluation on the public test set", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_column("beside it")
+    table.add_column("details")
     low, high = (format_figure(bound) for bound in summary["auc_macro_interval"] or (None, None))
     table.add_row("AUC, macro", format_figure(summary["auc_macro"]), f"95 % {low} to {high}")
     pooled = format_figure(summary["auc_pooled"])
@@ -175,17 +180,18 @@ def _table(summary: Mapping[str, Any]) -> Table:
     table.add_row("FID", fid, f"real {floor}, untrained {untrained}")
     deviation = format_figure(summary["kid_std"], ".4f")
     table.add_row("KID", format_figure(summary["kid"], ".4f"), f"± {deviation}")
-    for site, promise in summary.get("privacy", {}).get("sites", {}).items():
-        epsilon = format_figure(promise["epsilon"], ".2f")
-        table.add_row(f"ε of {site}", epsilon, f"noise {promise['noise_multiplier']:.2f}")
-    if hidden := summary.get("client_level"):
-        epsilon = format_figure(hidden["epsilon"], ".2f")
-        beside = f"noise {hidden['noise_multiplier']:.2f}, {hidden['rounds']} noised means"
-        table.add_row("ε of a whole site", epsilon, beside)
+    for site, planned in summary.get("privacy", {}).get("sites", {}).items():
+        epsilon = format_figure(planned["epsilon"], ".2f")
+        table.add_row(f"ε of {site}", epsilon, f"noise {planned['noise_multiplier']:.2f}")
+    if client_level := summary.get("client_level"):
+        epsilon = format_figure(client_level["epsilon"], ".2f")
+        details = f"noise {client_level['noise_multiplier']:.2f}, "
+        details += f"{client_level['rounds']} noised means"
+        table.add_row("ε of a whole site", epsilon, details)
     table.add_row("PSNR", format_figure(summary["psnr"], ".1f", " dB"), "reconstructions")
     figures = summary["counterfactual"]
     if figures:
-        beside = f"{figures['eligible']} images, L1 {format_figure(figures['l1'])}"
+        details = f"{figures['eligible']} images, L1 {format_figure(figures['l1'])}"
         flipped = format_figure(figures["flip_rate"], ".2f")
-        table.add_row("counterfactuals flipped", flipped, beside)
+        table.add_row("counterfactuals flipped", flipped, details)
     return table

@@ -1,1 +1,1 @@
-"""The commands `fed-mediffusion study`, one folder a question."""
+"""The commands `fed-mediffusion study`: one folder for each question."""

@@ -1,4 +1,4 @@
-"""The images that the study changes, and everything that is known of them."""
+"""The images that a study of counterfactuals changes, with targets and ground truth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +17,27 @@ from mediffusion_core.data.partitioning.federated_dataset import FederatedDatase
 from mediffusion_core.evaluation.counterfactual_metrics import Known
 from mediffusion_core.evaluation.counterfactual_panel import Panel, choose_panel
 from mediffusion_core.inference.joint_model import TrainedModel
-from mediffusion_core.settings import Settings
+from simulations.studies.trained_run import TrainedRun
+
+FEWEST = 4
+"""Images to change, and images of other patients, that a study needs at least."""
 
 
 @dataclass(frozen=True)
 class StudyImages:
-    """Images to change, n of them, and real ones to hold them against, as many or fewer."""
+    """n images to change, and up to n real images of other patients."""
 
     images: Tensor
     """(n, C, H, W) in [0, 1]."""
     panel: Panel
     groups: tuple[str, ...]
+    """Patient or lesion of each image."""
     known: Known
-    shown: Tensor
-    """The same patients as they were asked to become, (n, C, H, W), with a finding that was to come
-    in one of many ways to have it; nan where not known. For the eye: no figure is of additions."""
+    truth_shown: Tensor
+    """The same patients with the target state, (n, C, H, W); nan if unknown.
+
+    For pictures alone: an added finding is one of many possible ones, so no figure uses it.
+    """
     real: Tensor
     """Images of other patients, (m, C, H, W)."""
     real_labels: Tensor
@@ -39,76 +45,81 @@ class StudyImages:
 
     @property
     def target(self) -> Target:
-        """What each image is to become."""
+        """The target of each image."""
         return self.panel.target
 
 
-def choose_images(
-    model: TrainedModel,
-    images: ImageSet,
-    settings: Settings,
-    hospitals: FederatedDataset,
-    per_wish: int,
-    name: str,
-    *,
-    additions: bool = True,
-    between: Sequence[str] = (),
-) -> StudyImages:
-    """Chooses images that the model classifies as they are labelled, by the run's seed.
+@dataclass(frozen=True)
+class Choice:
+    """Which images to choose.
 
-    An image that the model gets wrong has nothing to flip. Each finding is removed from `per_wish`
-    images and added to as many; exclusive classes are changed into each other, two of them.
+    Attributes:
+        name: Of the choice; part of its seed.
+        per_target: Most images for each target.
+        additions: Whether findings are also added.
+        between: Two exclusive classes; the two most frequent if empty.
+    """
+
+    name: str
+    per_target: int
+    additions: bool = True
+    between: Sequence[str] = ()
+
+
+def choose_images(run: TrainedRun, images: ImageSet, choice: Choice) -> StudyImages:
+    """Chooses correctly classified images by the run's seed.
+
+    A wrongly classified image has no prediction to flip. With findings, each is removed from up to
+    `per_target` images and added to as many. Exclusive classes are changed into each other.
 
     Args:
-        model: The trained model.
-        images: To choose from.
-        settings: The run's, with the place of its images.
-        hospitals: The images as these settings deal them.
-        per_wish: How many images a wish, at most.
-        name: Of the choice; draws with the run's seed.
-        additions: Whether findings are also added.
-        between: The two exclusive classes; without, the most frequent ones.
+        run: The trained run.
+        images: The images to choose from.
+        choice: The number of images and their targets.
 
     Raises:
-        UserError: `between` does not name two exclusive classes, fewer than four images fit, or
-            none is left to compare with.
+        UserError: if `between` does not name two exclusive classes, fewer than four images fit, or
+            fewer than four images of other patients are left.
     """
+    model = run.model
     classes, multi_label = model.classes, model.multi_label
-    logits = model.logits(model.encode(images.take(torch.arange(len(images)))))
-    seen = _as_seen(logits, multi_label)
-    right = torch.where(seen == images.targets, images.targets, torch.nan)
-    seed = derive_seed(settings.seed, "guidance", name)
-    wishes = len(classes) * (1 + additions) if multi_label else 2
+    seed = derive_seed(run.settings.seed, "guidance", choice.name)
+    num_targets = len(classes) * (1 + choice.additions) if multi_label else 2
     panel = choose_panel(
-        right,
+        _correct_labels(model, images),
         classes,
         multi_label,
-        per_wish * wishes,
+        choice.per_target * num_targets,
         seed,
-        additions=additions,
-        between=_two(between, classes, multi_label),
+        additions=choice.additions,
+        between=_exclusive_pair(choice.between, classes, multi_label),
     )
-    others = _others(images, hospitals, panel.positions, seed)
-    if len(panel.positions) < 4 or len(others) < 4:
+    others = _other_patients(images, run.dataset, panel.positions, seed)
+    if len(panel.positions) < FEWEST or len(others) < FEWEST:
         raise UserError(
-            f"only {len(panel.positions)} {name} images are classified as labelled and "
+            f"only {len(panel.positions)} {choice.name} images are classified as labelled and "
             f"{len(others)} others are left; four of each are needed"
         )
     rows = images.rows[panel.positions.numpy()]
-    chosen = others[: len(rows)]
-    known, shown = _known(settings, hospitals, rows.tolist(), panel.target, classes)
+    real = others[: len(rows)]
+    known, truth_shown = _ground_truth(run, rows.tolist(), panel.target)
     return StudyImages(
         images.take(panel.positions),
         panel,
-        hospitals.groups(rows),
+        run.dataset.groups(rows),
         known,
-        shown,
-        images.take(chosen),
-        images.targets[chosen],
+        truth_shown,
+        images.take(real),
+        images.targets[real],
     )
 
 
-def _two(
+def class_names(text: str) -> tuple[str, ...]:
+    """Names of classes, separated by commas."""
+    return tuple(text.split(",")) if text else ()
+
+
+def _exclusive_pair(
     between: Sequence[str], classes: tuple[str, ...], multi_label: bool
 ) -> tuple[int, int] | None:
     if not between:
@@ -121,43 +132,42 @@ def _two(
     return first, second
 
 
-def _as_seen(logits: Tensor, multi_label: bool) -> Tensor:
-    """What the model would label the images, (n, classes) in {0, 1}."""
-    if multi_label:
-        return (logits > 0).float()
-    return torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+def _correct_labels(model: TrainedModel, images: ImageSet) -> Tensor:
+    """Labels (N, classes), nan where the model predicts another one."""
+    logits = model.logits(model.encode(images.take(torch.arange(len(images)))))
+    if model.multi_label:
+        predicted = (logits > 0).float()
+    else:
+        predicted = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+    return torch.where(predicted == images.targets, images.targets, torch.nan)
 
 
-def _others(images: ImageSet, hospitals: FederatedDataset, chosen: Tensor, seed: int) -> Tensor:
-    """Positions of images of patients that are not among the chosen, in drawn order."""
-    groups = hospitals.groups(images.rows)
+def _other_patients(
+    images: ImageSet, dataset: FederatedDataset, chosen: Tensor, seed: int
+) -> Tensor:
+    """Positions of images of patients without a chosen image, in random order."""
+    groups = dataset.groups(images.rows)
     taken = {groups[position] for position in chosen.tolist()}
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return torch.tensor([at for at in order.tolist() if groups[at] not in taken], dtype=torch.long)
 
 
-def _known(
-    settings: Settings,
-    hospitals: FederatedDataset,
-    rows: Sequence[int],
-    target: Target,
-    classes: tuple[str, ...],
-) -> tuple[Known, Tensor]:
-    """Masks and truth of what is to go; of what is to come one way to have it, (n, C, H, W)."""
-    size, channels = settings.data.image_size, settings.data.channels
-    masks = torch.zeros(len(rows), size, size, dtype=torch.bool)
-    shown = torch.full((len(rows), channels, size, size), torch.nan)
+def _ground_truth(run: TrainedRun, rows: Sequence[int], target: Target) -> tuple[Known, Tensor]:
+    """Masks and true images of removed findings; images to show, (n, C, H, W), of all."""
+    data = run.settings.data
+    masks = torch.zeros(len(rows), data.image_size, data.image_size, dtype=torch.bool)
+    shown = torch.full((len(rows), data.channels, data.image_size, data.image_size), torch.nan)
     added = target.present & target.multi_label
-    where = finding_regions(settings, hospitals)
-    without = patients_without(settings, hospitals)
-    with_it = patients_with(settings, hospitals)
+    regions = finding_regions(run.settings, run.dataset)
+    without = patients_without(run.settings, run.dataset)
+    with_finding = patients_with(run.settings, run.dataset)
     for at, row in enumerate(rows):
-        finding = classes[int(target.index[at])]
-        redraw = with_it if bool(added[at]) else without
+        finding = run.model.classes[int(target.index[at])]
+        redraw = with_finding if bool(added[at]) else without
         pixels = None if redraw is None else redraw(row, finding)
         if pixels is not None:
             shown[at] = torch.from_numpy(pixels.astype(np.float32) / 255)
-        mask = None if where is None or bool(added[at]) else where(row, finding)
+        mask = None if regions is None or bool(added[at]) else regions(row, finding)
         if mask is not None:
             masks[at] = torch.from_numpy(mask.copy())
     truth = torch.where(added.reshape(-1, 1, 1, 1), torch.nan, shown)

@@ -1,4 +1,4 @@
-"""A finished run with its images: what a study of its model needs."""
+"""A finished run with its model and its images."""
 
 import json
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from rich.console import Console
 from configs.compose import compose
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.image_set import ImageSet, joined
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.run_io.provenance import current_commit
@@ -20,49 +21,74 @@ from simulations.engine.simulate import LAUNCH
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A model and the images that it was trained and is judged on."""
+    """A trained model and the images of its run."""
 
+    folder: Path
     model: TrainedModel
     settings: Settings
     """The model's, with the place of the images."""
-    hospitals: FederatedDataset
+    dataset: FederatedDataset
 
-    def provenance(self, run: Path) -> dict[str, Any]:
-        """What a study of the run in a folder says of where its figures come from."""
+    def provenance(self) -> dict[str, Any]:
+        """Run, data, seed, commit and settings, which every study records."""
         return {
-            "run": run.resolve().name,
+            "run": self.folder.resolve().name,
             "data": self.settings.data.source,
             "seed": self.settings.seed,
             "commit": current_commit(),
             "settings_hash": self.model.settings.fingerprint(),
         }
 
+    def training_images(self) -> ImageSet:
+        """The training images of all sites; withheld labels are nan."""
+        return joined([self.dataset.train(site) for site in range(len(self.dataset.shards))])
 
-def open_trained_run(run: Path, device: str, console: Console) -> TrainedRun:
-    """Opens the model and the images of the run in a folder.
+    def validation_images(self) -> ImageSet:
+        """The images of all sites' validation patients."""
+        return joined([self.dataset.validation(site) for site in range(len(self.dataset.shards))])
+
+    def require_counterfactuals(self) -> None:
+        """Checks that the model can make counterfactuals.
+
+        Raises:
+            UserError: if the denoiser or the classifier was not trained.
+        """
+        if not self.settings.training.joint.trains_both_halves:
+            raise UserError(
+                f"the run {self.folder} trained one half of its network; counterfactuals need both"
+            )
+
+
+def open_trained_run(folder: Path, device: str, console: Console) -> TrainedRun:
+    """Opens the model and the images of a finished run.
+
+    Args:
+        folder: Folder of the run.
+        device: As `resolve_device` takes it.
+        console: Shows the progress of preparing the images.
 
     Raises:
-        UserError: if there is no run or no model, or its images are not where they were.
+        UserError: if the folder has no model, or the images of the run are not found.
     """
-    if not run.is_dir():
-        raise UserError(f"run folder {run} does not exist")
-    model = TrainedModel.load(run / "model", resolve_device(device))
-    data = _with_places(run, model.settings.data)
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist")
+    model = TrainedModel.load(folder / "model", resolve_device(device))
+    data = _with_places(folder, model.settings.data)
     settings = model.settings.model_copy(update={"data": data})
-    hospitals = prepare_images(settings, console)
-    store = hospitals.store
+    dataset = prepare_images(settings, console)
+    store = dataset.store
     if (store.classes, store.multi_label) != (model.classes, model.multi_label):
-        raise UserError(f"the images of {run} are not those that its model was trained on")
-    return TrainedRun(model, settings, hospitals)
+        raise UserError(f"the images of {folder} are not those that its model was trained on")
+    return TrainedRun(folder, model, settings, dataset)
 
 
-def _with_places(run: Path, data: DataSettings) -> DataSettings:
-    """The data settings with the places of the images, which only the run's launch knows."""
-    launch = run / LAUNCH
+def _with_places(folder: Path, data: DataSettings) -> DataSettings:
+    """The data settings with the paths of the images, which only the launch file has."""
+    launch = folder / LAUNCH
     if not launch.is_file():
         if data.source == "phantom":
             return data
-        raise UserError(f"{run} has no {LAUNCH}, which says where its images lie")
+        raise UserError(f"{folder} has no {LAUNCH}, which says where its images lie")
     written = json.loads(launch.read_text(encoding="utf-8"))
     launched = compose(written["config_name"], written["overrides"]).data
     places = ("root", "store", "table", "columns")

@@ -1,4 +1,4 @@
-"""The launcher drives a real ``flwr run`` of a small app written here."""
+"""The launcher with a real ``flwr run`` of a small app."""
 
 import json
 import os
@@ -138,7 +138,7 @@ def plan(app: Path, mode: str, overrides: str = "") -> Launch:
 
 
 def left_behind(run_folder: Path) -> list[str]:
-    """Command lines of the living processes that carry the marker the server saw."""
+    """Command lines of the running processes that have the server's marker."""
     wanted = f"{MARKER_VARIABLE}={(run_folder / 'marker').read_text()}".encode()
     found = []
     for process in Path("/proc").iterdir():

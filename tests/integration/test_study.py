@@ -1,4 +1,4 @@
-"""The study of unlabelled images, by real runs of two arms."""
+"""The studies of unlabelled images and of labels, with real runs."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_a_study_of_labels_runs_its_cells_once_and_compares_them(
     results = json.loads(study_labels(asked, folder, workers=2).read_text())
     assert [row["method"] for row in results["rows"]] == ["joint", "resnet"]
     for row, run in zip(results["rows"], results["runs"], strict=True):
-        # The area of the kept predictions is what the judge said of the model.
+        # The AUC of the saved predictions is that of the evaluator.
         assert row["auc_macro"] == pytest.approx(run["auc_macro"], abs=1e-6)
         assert run["settings_hash"]
     figures = list(folder.glob("cells/*/figures.json"))

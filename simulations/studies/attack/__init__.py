@@ -1,1 +1,1 @@
-"""Can it be told from a model who was trained on?"""
+"""The study of membership inference on the model of a run."""

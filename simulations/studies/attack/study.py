@@ -1,7 +1,7 @@
-"""`fed-mediffusion study attack`: can it be told from a run's model who was trained on?
+"""`fed-mediffusion study attack`: membership inference on the model of a run.
 
-The members are the training images of all sites, the strangers the public test set, which has a
-patient-wise share of every site's images; whoever holds the model and both is the attacker.
+Members are the training images of all sites. Non-members are the images of the public test set,
+which has a patient-wise share of every site's images. The attacker has the model and the images.
 """
 
 import json
@@ -28,6 +28,7 @@ from mediffusion_core.data.partitioning.federated_dataset import (
 from mediffusion_core.evaluation.membership_inference import (
     FALSE_POSITIVE_RATE,
     Losses,
+    OnBatch,
     attack,
     by_unit,
     classification_losses,
@@ -40,7 +41,7 @@ from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
 from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
-from simulations.engine.simulate import launched
+from simulations.engine.simulate import read_launch
 
 ATTACK = "attack.json"
 
@@ -48,25 +49,31 @@ ATTACK = "attack.json"
 def study_attack(run: Path, output: Path, device: str) -> Path:
     """Attacks the selected model of a run and writes the figures.
 
+    Args:
+        run: Folder of a finished run.
+        output: JSON file to write.
+        device: As `resolve_device` takes it.
+
+    Returns:
+        The written file.
+
     Raises:
         UserError: if the run was not started by `simulate`, or has no model, data or test set.
     """
-    settings = compose(*launched(run.resolve()))
+    settings = compose(*read_launch(run.resolve()))
     model = TrainedModel.load(run / "model", resolve_device(device))
-    if _dealt(model.settings) != _dealt(settings):
-        raise UserError(
-            f"{run}: the model was trained on images dealt in another way than the run's"
-        )
-    hospitals = open_federated_dataset(settings)
-    if not len(hospitals.test_rows):
-        raise UserError(f"{run} has no test set, and so nobody who was not trained on")
+    if _partitioning(model.settings) != _partitioning(settings):
+        raise UserError(f"{run}: the model was trained on another partition of the images")
+    dataset = open_federated_dataset(settings)
+    if not len(dataset.test_rows):
+        raise UserError(f"{run} has no test set, and so no images that are not members")
     console = Console(soft_wrap=True)
-    losses = _Losses(model, hospitals, settings, console)
+    losses = _Losses(model, dataset, settings, console)
     attacks = {}
     if settings.training.joint.diffusion_weight:
-        attacks["diffusion loss"] = losses.attacked("diffusion")
+        attacks["diffusion loss"] = losses.attack("diffusion")
     if settings.training.joint.classification_weight:
-        attacks["classification loss"] = losses.attacked("classification")
+        attacks["classification loss"] = losses.attack("classification")
     ceiling = privacy_ceiling(run.resolve(), settings.privacy)
     figures = {
         "unit": settings.privacy.unit,
@@ -79,44 +86,44 @@ def study_attack(run: Path, output: Path, device: str) -> Path:
     return output
 
 
-def _dealt(settings: Settings) -> tuple[object, ...]:
-    """What decides who trains: all else may have got other defaults since the run."""
+def _partitioning(settings: Settings) -> tuple[object, ...]:
+    """The settings that decide the training images; others may have new defaults since the run."""
     federation = settings.federation
     parts = federation.num_sites, federation.pool_sites, federation.only_site
     return settings.seed, settings.shared()["data"], parts
 
 
 class _Losses:
-    """Losses by unit, member or not, of the sites' images."""
+    """Losses of members and non-members at each site, one for each privacy unit."""
 
     def __init__(
-        self, model: TrainedModel, hospitals: FederatedDataset, settings: Settings, console: Console
+        self, model: TrainedModel, dataset: FederatedDataset, settings: Settings, console: Console
     ) -> None:
-        self._model, self._hospitals, self._settings = model, hospitals, settings
+        self._model, self._dataset, self._settings = model, dataset, settings
         self._console = console
-        test, sites = hospitals.test(), np.array(hospitals.site_of_test())
-        names = [shard.site for shard in hospitals.shards]
-        self._members = {name: hospitals.train(index) for index, name in enumerate(names)}
-        chosen = {name: np.flatnonzero(sites == name) for name in names}
-        self._strangers = {
-            name: test.subset(torch.from_numpy(rows)) for name, rows in chosen.items()
+        test, test_sites = dataset.test(), np.array(dataset.site_of_test())
+        names = [partition.site for partition in dataset.shards]
+        self._members = {name: dataset.train(index) for index, name in enumerate(names)}
+        self._nonmembers = {
+            name: test.subset(torch.from_numpy(np.flatnonzero(test_sites == name)))
+            for name in names
         }
 
-    def attacked(self, kind: str) -> dict[str, Any]:
-        """The attack on all units together, and on each site's."""
+    def attack(self, kind: str) -> dict[str, Any]:
+        """The figures of the attack on all units, and on those of each site."""
         members = self._of(self._members, kind, f"{kind} loss of members")
-        strangers = self._of(self._strangers, kind, f"{kind} loss of strangers")
+        nonmembers = self._of(self._nonmembers, kind, f"{kind} loss of non-members")
         seed = derive_seed(self._settings.seed, "attack", kind)
-        every = attack(_joined(members), _joined(strangers), seed)
+        overall = attack(_joined(members), _joined(nonmembers), seed)
         sites = {
-            site: asdict(attack(members[site], strangers[site], seed))
+            site: asdict(attack(members[site], nonmembers[site], seed))
             for site in members
-            if len(members[site]) and len(strangers[site])
+            if len(members[site]) and len(nonmembers[site])
         }
-        return {**asdict(every), "sites": sites}
+        return {**asdict(overall), "sites": sites}
 
     def _of(self, images: Mapping[str, ImageSet], kind: str, title: str) -> dict[str, Losses]:
-        if kind == "classification":  # only who has a label can be told by it
+        if kind == "classification":  # the loss of an image without a label is not defined
             images = {site: one.subset(one.labelled) for site, one in images.items()}
         with Progress(console=self._console, transient=True) as progress:
             task = progress.add_task(title, total=sum(len(one) for one in images.values()))
@@ -125,19 +132,18 @@ class _Losses:
                 for site, one in images.items()
             }
 
-    def _by_unit(self, images: ImageSet, kind: str, on_batch: Any) -> Losses:
+    def _by_unit(self, images: ImageSet, kind: str, on_batch: OnBatch) -> Losses:
         if kind == "diffusion":
             seed = derive_seed(self._settings.seed, "attack", "noise")
             losses = diffusion_losses(self._model, images, seed, on_batch)
         else:
             losses = classification_losses(self._model, images, on_batch)
         rows = images.rows
-        single = self._settings.privacy.unit == "image"
-        units: Sequence[str] = [str(row) for row in rows] if single else self._groups(rows)
+        by_image = self._settings.privacy.unit == "image"
+        units: Sequence[str] = (
+            [str(row) for row in rows] if by_image else self._dataset.groups(rows)
+        )
         return by_unit(losses, units)
-
-    def _groups(self, rows: np.ndarray) -> tuple[str, ...]:
-        return self._hospitals.groups(rows)
 
 
 def _joined(losses: Mapping[str, Losses]) -> Losses:
@@ -145,13 +151,13 @@ def _joined(losses: Mapping[str, Losses]) -> Losses:
 
 
 def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
-    """ε of a run, and the most that any attack may then find; empty without DP.
+    """ε of a run, and the largest true positive rate under it; empty without DP.
 
-    Of each site it is what was planned or what its ledger has of this run, if that is more, as
-    where rounds were made again.
+    The ε of a site is the planned one, or that in its ledger if it is larger, as when rounds were
+    repeated.
 
     Raises:
-        LedgerError: if a ledger is here and not to be trusted.
+        LedgerError: if a ledger exists and fails its verification.
     """
     try:
         promised = json.loads((run / "summary.json").read_text())["privacy"]
@@ -166,7 +172,7 @@ def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
 
 
 def _spent(run: Path, privacy: PrivacySettings, site: str, delta: float) -> float:
-    """ε that a site's ledger has of one run; 0 where there is none."""
+    """ε of one run in a site's ledger; 0 if there is no ledger."""
     folder, head = simulated_ledger(run / "sites" / site, privacy)
     if not folder.is_dir():
         return 0.0
@@ -176,9 +182,9 @@ def _spent(run: Path, privacy: PrivacySettings, site: str, delta: float) -> floa
 
 def _table(attacks: Mapping[str, Mapping[str, Any]], ceiling: Mapping[str, Any]) -> Table:
     bound = f"; ε = {ceiling['epsilon']:.3g} allows {ceiling['largest_tpr']:.1%}" if ceiling else ""
-    table = Table(title=f"who was trained on?{bound}", title_justify="left")
-    for column in ("by", "members", "strangers", "AUC (95 %)", "found at 1 % wrong (95 %)"):
-        table.add_column(column, justify="left" if column == "by" else "right")
+    table = Table(title=f"membership inference{bound}", title_justify="left")
+    for column in ("attack", "members", "non-members", "AUC (95 %)", "TPR at 1 % FPR (95 %)"):
+        table.add_column(column, justify="left" if column == "attack" else "right")
     for name, one in attacks.items():
         low, high = one["auc_interval"]
         least, most = one["tpr_interval"]

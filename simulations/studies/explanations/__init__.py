@@ -1,5 +1,5 @@
-"""Explanations of the same decisions by several methods, held against each other by figures.
+"""The study of explanations: maps of the same decisions by several methods, and their figures.
 
-A counterfactual's difference is a map like any other: it can be asked whether the pixels that it
-names are those that the classifier lives on, and whether they are those of the finding.
+The difference of a counterfactual and its source is a map too. Deletion and insertion test whether
+the classifier depends on its pixels, localisation whether they are those of the finding.
 """

@@ -1,4 +1,4 @@
-"""The figures of each explanation, and how far they agree."""
+"""The figures of each explanation, and the agreement of their maps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,12 +28,12 @@ class Row:
     deletion: Tensor
     """Mean probability of the class along the deletion, (steps + 1,)."""
     insertion: Tensor
-    """And along the insertion."""
+    """The same along the insertion."""
     columns: Mapping[str, Tensor]
-    """The figures of each image, (n,), nan where there is none."""
+    """The figures of each image, (n,), nan where missing."""
 
     def described(self) -> dict[str, Any]:
-        """As the results have it."""
+        """The row of the results."""
         return {
             "method": self.explanation.name,
             "seconds_per_image": self.explanation.seconds,
@@ -53,18 +53,19 @@ def measure(
 ) -> Row:
     """Measures one explanation.
 
-    `deletion`, `insertion`: areas under the probability of the class as the pixels that the map
-    ranks highest give way to the mean image, or come into it. `pointing`, `inside`, `iou`: whether
-    the highest pixel, which share of the map's positive part, and how many of the highest pixels
-    lie in the mask; widened by a margin but for `iou`. `flipped`: of counterfactuals, by the model.
+    `deletion` is the area under the probability of the class while the highest pixels of the map
+    are replaced by the mean image, `insertion` while they are inserted into it. `pointing` is
+    whether the highest pixel is in the widened mask, `inside` the share of the map's positive part
+    in it, `iou` the overlap of the mask and as many of the highest pixels. `flipped` is whether a
+    counterfactual changes the model's prediction.
 
     Args:
-        case: What is explained.
-        explanation: By whom.
-        masks: Where the finding or the lesion is, booleans (n, H, W), all false if unknown.
+        case: The images and the model.
+        explanation: The maps.
+        masks: Pixels of the finding or the lesion, booleans (n, H, W), all false if unknown.
         groups: Patient or lesion of each image.
-        num_bootstraps: Of the intervals.
-        seed: Of these.
+        num_bootstraps: Bootstraps of the intervals.
+        seed: Seed of the bootstraps.
     """
 
     def probability(images: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def measure(
 def differences(
     rows: Sequence[Row], groups: Sequence[str], num_bootstraps: int, seed: int
 ) -> dict[str, dict[str, Estimate]]:
-    """By how much ours is above each other method, image by image, with intervals over patients."""
+    """Our figures minus those of each other method, paired by image, with intervals."""
     [ours] = [row for row in rows if row.explanation.name == OURS]
     return {
         row.explanation.name: {
@@ -114,8 +115,7 @@ def agreement(
 ) -> dict[tuple[str, str], Estimate]:
     """Mean Spearman correlation of each pair of methods' maps, over the images.
 
-    Of how much a pixel matters, either way: differences of counterfactuals have no sign, and a
-    signed map's ranks say nothing of those of its size.
+    The correlation is of absolute values, since differences of counterfactuals have no sign.
     """
     return {
         (one.name, two.name): estimate_mean(

@@ -1,4 +1,4 @@
-"""The explanations that are compared: each a map (n, H, W) of the same n images."""
+"""The compared explanations: each method gives a map (n, H, W) of the same n images."""
 
 import time
 from collections.abc import Callable
@@ -24,39 +24,39 @@ OURS, EXTERNAL, CHANCE = "ours", "external guidance", "chance"
 
 @dataclass(frozen=True)
 class Case:
-    """What is explained, and with what."""
+    """The images to explain, the model, and what the methods need."""
 
     model: TrainedModel
     external: PixelClassifier
     guidance: CounterfactualSettings
     latents: Tensor
-    """Of the images, (n, c, h, w)."""
+    """Latents of the images, (n, c, h, w)."""
     target: Target
-    """What counterfactuals are asked for: that the class is gone."""
+    """Target of the counterfactuals: the image without the class."""
     real: Tensor
     """Images of other patients, (m, C, H, W)."""
     seed: int
 
     @cached_property
     def sources(self) -> Tensor:
-        """The images as the autoencoder shows them, (n, C, H, W): what all methods explain."""
+        """The images through the autoencoder, (n, C, H, W), which all methods explain."""
         return self.model.decode(self.latents)
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """What the model says of the sources, (n, classes)."""
+        """The model's probabilities of the sources, (n, classes)."""
         return self.model.classify(self.sources)
 
     @cached_property
     def index(self) -> Tensor:
-        """The class that is explained in each: the finding, or the class that the model sees."""
+        """The explained class of each image, (n,): the finding, or the predicted class."""
         if self.target.multi_label:
             return self.target.index
         return self.probabilities.argmax(dim=1)
 
     @property
     def baseline(self) -> Tensor:
-        """The mean of the other patients' images, (C, H, W): a chest or a skin without detail."""
+        """The mean of other patients' images, (C, H, W), an image without detail."""
         return self.real.mean(dim=0)
 
 
@@ -66,17 +66,17 @@ class Explanation:
 
     name: str
     maps: Tensor
-    """(n, H, W), signed or not: the higher, the more it speaks for the class."""
+    """(n, H, W), signed or not; high values mark pixels that support the class."""
     seconds: float
-    """An image."""
+    """Seconds for each image."""
     flipped: Tensor | None = None
-    """Whether the model sees the target in each counterfactual, (n,); None of other methods."""
+    """Whether the model predicts the target, (n,); None for methods without counterfactuals."""
 
 
-def explanations(case: Case, tell: Callable[[str], None]) -> list[Explanation]:
-    """All methods' maps, ours last but for chance, which ranks pixels by lot.
+def explanations(case: Case, report: Callable[[str], None]) -> list[Explanation]:
+    """The maps of all methods; the last method, chance, gives every pixel a random value.
 
-    `tell` is told each method's name before it begins.
+    `report` is called with each method's name before it starts.
     """
     model, sources, index = case.model, case.sources, case.index
 
@@ -89,17 +89,17 @@ def explanations(case: Case, tell: Callable[[str], None]) -> list[Explanation]:
         "integrated gradients": lambda: integrated_gradients(model, sources, index, case.baseline),
         "SHAP": lambda: expected_gradients(model, sources, index, case.real, case.seed),
     }
-    made: dict[str, Callable[[], Tensor]] = {
+    counterfactuals: dict[str, Callable[[], Tensor]] = {
         EXTERNAL: lambda: external_latents(
             model, case.external, case.latents, case.target, case.guidance
         ),
         OURS: lambda: model.explain(case.latents, case.target, case.guidance),
     }
     explained = []
-    for name in (*maps, *made, CHANCE):
-        tell(name)
-        if name in made:
-            explained.append(_difference(case, name, made[name]))
+    for name in (*maps, *counterfactuals, CHANCE):
+        report(name)
+        if name in counterfactuals:
+            explained.append(_difference(case, name, counterfactuals[name]))
         else:
             explained.append(_timed(name, maps.get(name, chance)))
     return explained
@@ -112,7 +112,7 @@ def _timed(name: str, draw: Callable[[], Tensor]) -> Explanation:
 
 
 def _difference(case: Case, name: str, make: Callable[[], Tensor]) -> Explanation:
-    """Σ over channels of |counterfactual - source|, and which counterfactuals flip the model."""
+    """The map Σ over channels of |counterfactual - source|, from latents that `make` returns."""
     begun = time.perf_counter()
     images = case.model.decode(make())
     seconds = (time.perf_counter() - begun) / len(images)

@@ -26,7 +26,7 @@ from simulations.studies.explanations.methods import CHANCE, EXTERNAL, OURS, Cas
 
 SHOWN = 8
 TILE, LABEL, HEAD, ROW = 1.35, 1.65, 0.4, 1.62
-"""Inches: side of a tile, width of the rows' names, height above the tiles, and of each row."""
+"""Inches: side of a tile, width of the names, height above the tiles, height of a row."""
 
 COLOURS = {
     "Grad-CAM": OCHRE,
@@ -41,17 +41,17 @@ COLOURS = {
 def save_maps(
     case: Case, rows: Sequence[Row], names: Sequence[str], masks: Tensor, path: Path
 ) -> None:
-    """The maps of up to eight images that the seed draws, whether they hit or not.
+    """Draws the maps of up to eight images that the seed selects.
 
-    Each map is shown from 0 to the value that one pixel in two hundred exceeds; negative parts are
-    white. A line is drawn around the mask. Below each map stands whether its highest pixel lies in
-    the mask, and of counterfactuals whether they flip the model.
+    Each map is shown from 0 to its 99.5th percentile; negative values are white. A line marks the
+    mask. The text below a map says whether its highest pixel is in the mask, and for
+    counterfactuals whether they flip the prediction.
 
     Args:
-        case: What is explained.
-        rows: One a method.
-        names: What is asked for in each of the n images.
-        masks: (n, H, W), all false where nothing is known.
+        case: The images and the model.
+        rows: One for each method.
+        names: The target of each of the n images, as text.
+        masks: (n, H, W), all false if unknown.
         path: The PNG to write.
     """
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(case.seed))
@@ -62,10 +62,10 @@ def save_maps(
         figure = new_figure(width, height)
         for line, at in enumerate(chosen):
             top = HEAD + line * ROW
-            seen = f"p = {float(case.probabilities[at, case.index[at]]):.2f}"
+            probability = f"p = {float(case.probabilities[at, case.index[at]]):.2f}"
             left = 0.1 / width
             figure.text(left, 1 - (top + 0.1) / height, names[at], weight="bold", size=7.5)
-            figure.text(left, 1 - (top + 0.28) / height, seen, color=MUTED, size=7.5)
+            figure.text(left, 1 - (top + 0.28) / height, probability, color=MUTED, size=7.5)
             for column in range(len(shown) + 1):
                 axes = _tile(figure, LABEL + column * TILE, top)
                 if column:
@@ -81,7 +81,7 @@ def save_maps(
 
 
 def _tile(figure: Figure, left: float, top: float) -> Axes:
-    """Axes without ticks, a tile wide, at inches from the upper left corner."""
+    """Axes of a tile without ticks, at inches from the upper left corner."""
     width, height = figure.get_size_inches()
     side = TILE - 0.06
     axes = figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
@@ -110,7 +110,7 @@ def _map(axes: Axes, row: Row, at: int) -> None:
 
 
 def save_curves(rows: Sequence[Row], path: Path) -> None:
-    """Mean probability of the class along deletion and insertion, one line a method."""
+    """Draws the mean probability of the class along deletion and insertion for each method."""
     with house_type():
         figure = new_figure(8.2, 3.4, layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)

@@ -1,4 +1,4 @@
-"""The study's results as a page of Markdown that a reader can hold against `results.json`."""
+"""The study's page in Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,27 +21,34 @@ Differences = Mapping[str, Mapping[str, Estimate]]
 
 
 def explanations_page(
-    results: Mapping[str, Any], rows: Sequence[Row], ahead: Differences, pairs: Agreement
+    results: Mapping[str, Any], rows: Sequence[Row], differences: Differences, pairs: Agreement
 ) -> str:
-    """The page, from the results as they are written and what they are of."""
+    """The page of the study.
+
+    Args:
+        results: As in `results.json`.
+        rows: One for each method.
+        differences: Our figures minus those of each other method.
+        pairs: Agreement of each pair of methods.
+    """
     parts = [
         "# Explanations",
         _introduction(results),
         _figures(rows),
-        "*Deletion* and *insertion*: area under the class's probability as the pixels that the map "
-        "ranks highest give way to the mean image, or come into it "
-        "([1806.07421](https://arxiv.org/abs/1806.07421)); *pointing*: the highest pixel lies in "
+        "*Deletion*: area under the probability of the class while the highest pixels of the map "
+        "are replaced by the mean image; *insertion*: the same while they are inserted into it "
+        "([1806.07421](https://arxiv.org/abs/1806.07421)); *pointing*: the highest pixel is in "
         "the mask widened by 2 pixels ([1608.00507](https://arxiv.org/abs/1608.00507)); *inside*: "
         "share of the map's positive part there ([1910.01279](https://arxiv.org/abs/1910.01279)); "
-        "*IoU*: of the mask and as many of the highest pixels; *flipped*: counterfactuals in which "
-        "the model no longer sees the class. *Chance* ranks pixels by lot.",
+        "*IoU*: of the mask and as many of the highest pixels; *flipped*: counterfactuals that the "
+        "model no longer classifies as the class. *Chance* is a map of random values.",
         "![Curves](curves.png)",
-        "## Ours less each other, image by image",
-        _differences(ahead),
-        "## Do they agree?",
-        "Mean Spearman correlation of two maps' pixels.",
+        "## Ours minus each other method, paired by image",
+        _differences(differences),
+        "## Agreement of the maps",
+        "Mean Spearman correlation of the pixels of two maps.",
         _agreement([row.explanation.name for row in rows], pairs),
-        "## Images drawn by the seed",
+        "## Randomly selected images",
         "![Maps](panel.png)",
     ]
     return "\n\n".join(parts) + "\n"
@@ -51,9 +58,9 @@ def _introduction(results: Mapping[str, Any]) -> str:
     independent = results["independent"]
     return (
         f"Run `{results['run']}`, seed {results['seed']}, commit {shorten(results['commit'])}. "
-        f"{results['images']} test images that the model classifies as they are labelled, as the "
-        f"autoencoder shows them; {results['masks']} have a mask. Every method explains the class "
-        "that the model sees. External guidance is that of the "
+        f"{results['images']} test images that the model classifies correctly, after the "
+        f"autoencoder; {results['masks']} have a mask. Every method explains the predicted class. "
+        "External guidance uses the "
         f"{independent['architecture']} trained on {independent['labelled_images']} labelled "
         f"images, macro AUC {format_figure(independent['auc_macro'])}. Intervals are 95 % over "
         "patients, with the number of images."
@@ -70,16 +77,18 @@ def _figures(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return markdown_table(["method", *(heading for heading, *_ in shown), "s an image"], lines)
+    return markdown_table(["method", *(heading for heading, *_ in shown), "s per image"], lines)
 
 
-def _differences(ahead: Differences) -> str:
-    columns = [one for one in COLUMNS if any(figures[one[1]].count for figures in ahead.values())]
+def _differences(differences: Differences) -> str:
+    columns = [
+        one for one in COLUMNS if any(figures[one[1]].count for figures in differences.values())
+    ]
     lines = [
         [name, *(format_estimate(figures[key], f"+{spec}") for _, key, spec in columns)]
-        for name, figures in ahead.items()
+        for name, figures in differences.items()
     ]
-    return markdown_table(["ours less", *(heading for heading, *_ in columns)], lines)
+    return markdown_table(["ours minus", *(heading for heading, *_ in columns)], lines)
 
 
 def _agreement(names: Sequence[str], pairs: Agreement) -> str:

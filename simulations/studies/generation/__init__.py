@@ -1,1 +1,1 @@
-"""How good are a model's samples? Distances, fidelity, diversity and copies, beside real images."""
+"""The study of generation: distances, fidelity, diversity and copies of samples."""

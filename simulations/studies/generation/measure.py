@@ -1,4 +1,4 @@
-"""Every figure of one set of images."""
+"""The figures of one set of images."""
 
 import math
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ SHOWN_NEIGHBOURS = 3
 
 @dataclass(frozen=True)
 class RealImages:
-    """Features of the real images that sets are held against."""
+    """Features of the real images that sets are compared with."""
 
     reference: Tensor
     """(n, D), of test images."""
     reference_groups: tuple[str, ...]
     floor: Tensor
-    """(n, D), of as many test images of other patients."""
+    """(n, D), of equally many test images of other patients."""
     floor_groups: tuple[str, ...]
     training: Tensor
     """(N, D), of training images."""
 
     @property
     def floor_distances(self) -> Tensor:
-        """Distance of each held-out image to its nearest training image, (n,)."""
+        """Distance of each image of the floor to its nearest training image, (n,)."""
         return nearest_neighbours(self.floor, self.training, 1).distances[:, 0]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of one set as JSON values, and the training images nearest to its images."""
+    """The figures of one set as JSON values, and the nearest training images of its images."""
 
     figures: dict[str, Any]
     neighbours: Neighbours
@@ -48,14 +48,14 @@ class Measured:
 def measure(
     features: Tensor, groups: Sequence[str] | None, real: RealImages, num_draws: int, seed: int
 ) -> Measured:
-    """Distances to the reference with intervals, and nearness to the training images.
+    """Distances to the reference with intervals, and distances to the training images.
 
     Args:
-        features: (n, D).
-        groups: Patient of each image; None where each stands for itself.
-        real: What to hold them against.
+        features: Features of the set, (n, D).
+        groups: Patient of each image; None if every image is independent, as samples are.
+        real: Features of real images.
         num_draws: Half-samples for the intervals.
-        seed: Of these.
+        seed: Seed of the half-samples.
     """
     names = [str(number) for number in range(len(features))] if groups is None else groups
     intervals = half_sample_intervals(
@@ -71,14 +71,14 @@ def measure(
     return Measured(figures, neighbours)
 
 
-def obedience(model: TrainedModel, images: Tensor, labels: Tensor) -> float:
-    """Macro AUC of the model's own logits, on the images encoded anew, for what was asked."""
+def label_agreement(model: TrainedModel, images: Tensor, labels: Tensor) -> float:
+    """Macro AUC of the model's logits of images (n, C, H, W) for the requested labels."""
     logits = model.logits(model.encode(images))
     return macro(exact_auc(class_scores(logits, model.multi_label), labels))
 
 
 def _within_bounds(name: str, interval: Interval) -> dict[str, float]:
-    """The interval as far as the figure can go: a share is in [0, 1], and KID alone is negative."""
+    """The interval clipped to possible values: shares to [0, 1], all but KID to at least 0."""
     lowest = -math.inf if name == "kid" else 0.0
     highest = 1.0 if name in SHARES else math.inf
     ends = {"low": interval.low, "high": interval.high}

@@ -1,9 +1,9 @@
-"""The sets of images that are held against real ones, all equally many."""
+"""The sets of images that are compared with real ones, equally many in each."""
 
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, ImagePipelineOutput
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -17,37 +17,39 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Images with what they are called, and what each was asked to show, if anything."""
+    """Images with a name, and the labels that were requested, if any."""
 
     key: str
-    """Names files."""
+    """Part of the names of files."""
     name: str
     images: Tensor
     """(n, C, H, W) in [0, 1]."""
     labels: Tensor | None = None
-    """(n, classes), NaN where nothing was asked."""
+    """(n, classes), NaN where no label was requested."""
 
 
 def drawn(model: TrainedModel, count: int, steps: int, seed: int) -> SampleSet:
-    """Samples without a wish."""
+    """Samples without class guidance."""
     return SampleSet("samples", f"samples, {steps} steps", model.sample(count, steps, seed))
 
 
 def drawn_by_ddpm(model: TrainedModel, count: int, seed: int) -> SampleSet:
-    """Samples by all steps of the stochastic sampler (arXiv 2006.11239, algorithm 2)."""
+    """Samples of the stochastic sampler with all its steps (arXiv 2006.11239, algorithm 2)."""
     pipeline = JointDiffusionPipeline.of(model)
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=None)  # unless in a terminal
+    pipeline.set_progress_bar_config(disable=None)  # shown in a terminal alone
     generator = torch.Generator().manual_seed(seed)
     steps = model.settings.diffusion.timesteps
-    images = pipeline(count, steps, generator, output_type="pt").images
+    output = pipeline(count, steps, generator, output_type="pt")
+    assert isinstance(output, ImagePipelineOutput)  # a tuple if return_dict is false
+    images = torch.as_tensor(output.images)
     return SampleSet("ddpm", f"samples, DDPM, {steps} steps", images)
 
 
 def drawn_with_labels(
     model: TrainedModel, labels: Tensor, steps: int, scale: float, seed: int, console: Console
 ) -> SampleSet:
-    """Samples that are asked to show what the labels (n, classes) say; shows how far it is."""
+    """Class-guided samples for labels (n, classes); shows the progress."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(labels), *model.settings.latent_shape, generator=generator)
     batches = list(zip(noise.split(BATCH), labels.split(BATCH), strict=True))
@@ -56,17 +58,17 @@ def drawn_with_labels(
         sample_labelled_latents(
             model.guided,
             part.to(model.device),
-            wish.to(model.device),
+            requested.to(model.device),
             multi_label=model.multi_label,
             steps=steps,
             scale=scale,
         )
-        for part, wish in track(batches, text, console=console, transient=True)
+        for part, requested in track(batches, text, console=console, transient=True)
     ]
     images = model.decode(torch.cat(latents))
     return SampleSet("guided", f"class-guided, {steps} steps, scale {scale:g}", images, labels)
 
 
 def reconstructed(model: TrainedModel, images: Tensor) -> SampleSet:
-    """What the autoencoder makes of real images: no sample of the model can be nearer to them."""
+    """Real images through the autoencoder, a bound on the quality of samples."""
     return SampleSet("reconstructed", "real, autoencoded", model.decode(model.encode(images)))

@@ -1,4 +1,4 @@
-"""`fed-mediffusion study generation`: a run's samples beside real images, on one page."""
+"""`fed-mediffusion study generation`: a run's samples compared with real images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +18,8 @@ from mediffusion_core.evaluation.features import FeatureExtractor, build_extract
 from mediffusion_core.evaluation.generation import halves_by_group
 from mediffusion_core.reporting.neighbours_picture import save_neighbours
 from mediffusion_core.reporting.pictures import save_sample_grid
-from mediffusion_core.run_io.run_folder import write_json
 from simulations.baselines.pixel_classifier import require_monai
-from simulations.studies.generation.measure import Measured, RealImages, measure, obedience
+from simulations.studies.generation.measure import Measured, RealImages, label_agreement, measure
 from simulations.studies.generation.sets import (
     SampleSet,
     drawn,
@@ -30,17 +29,17 @@ from simulations.studies.generation.sets import (
 )
 from simulations.studies.generation.tables import generation_page
 from simulations.studies.generation.usefulness import usefulness
-from simulations.studies.pooled_images import training_images
+from simulations.studies.result_files import write_results
 from simulations.studies.trained_run import TrainedRun, open_trained_run
 
 SMALLEST = 20
-"""Patients a set at least: half of them still have as many neighbours as the figures ask for."""
+"""Fewest patients in a set: half of them still give the neighbours that the figures need."""
 GRID, ROWS, CHUNK = 32, 8, 64
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is drawn and how it is judged."""
+    """The sets to draw and how they are measured."""
 
     count: int
     steps: int
@@ -48,17 +47,19 @@ class Options:
     ddpm: bool
     half_samples: int
     training_images: int | None
-    """Compared with at most so many training images; with all by default."""
+    """Training images in which copies are searched, at most; None for all."""
     usefulness_steps: int
-    """Of training on what is drawn; 0 leaves it out."""
+    """Steps of training on generated images; 0 leaves it out."""
 
 
 def study_generation(run: Path, options: Options, output: Path, device: str) -> Path:
-    """Draws, measures, and writes `results.json`, `results.md` and pictures.
+    """Draws and measures samples, and writes `results.json`, `results.md` and pictures.
+
+    The files are written after each set, so a study that is stopped leaves what it measured.
 
     Args:
         run: Folder of a finished run.
-        options: What is drawn and how it is judged.
+        options: The sets to draw and how they are measured.
         output: Folder to write.
         device: As `resolve_device` takes it.
 
@@ -66,39 +67,32 @@ def study_generation(run: Path, options: Options, output: Path, device: str) -> 
         The written page.
 
     Raises:
-        UserError: there is no run, its images cannot be found, too few of them are test images,
-            its denoiser is not trained, or a classifier is asked for and MONAI is not installed.
+        UserError: if there is no run, its images are not found, too few of them are test images,
+            its denoiser was not trained, or MONAI is needed and not installed.
     """
     if options.usefulness_steps:
         require_monai()
     console = Console(stderr=True, soft_wrap=True)
-    opened = open_trained_run(run, device, console)
-    if not opened.settings.training.joint.diffusion_weight:
+    trained = open_trained_run(run, device, console)
+    if not trained.settings.training.joint.diffusion_weight:
         raise UserError(f"the run {run} trained no denoiser (training.joint.diffusion_weight=0)")
-    study = _Study(run, opened, options, console)
+    study = _Study(trained, options, console)
     rows: list[dict[str, Any]] = []
-    for one in study.sets():
-        rows.append(study.row(one, output))
-        # After each set, so that what was measured is there where the study is stopped.
-        _write(study.results(rows), output)
-    return _write({**study.results(rows), "usefulness": study.usefulness()}, output)
-
-
-def _write(results: dict[str, Any], output: Path) -> Path:
-    write_json(output / "results.json", results)
-    page = output / "results.md"
-    page.write_text(generation_page(results), encoding="utf-8")
-    return page
+    for images in study.sets():
+        rows.append(study.row(images, output))
+        results = study.results(rows)
+        write_results(output, results, generation_page(results))
+    results = {**study.results(rows), "usefulness": study.usefulness()}
+    return write_results(output, results, generation_page(results))
 
 
 class _Study:
-    """The real images with their features, and what is drawn beside them."""
+    """The real images with their features, and the sets that are compared with them."""
 
-    def __init__(self, run: Path, opened: TrainedRun, options: Options, console: Console) -> None:
-        self._run, self._opened = run, opened
-        self._options, self._console = options, console
-        self._test = opened.hospitals.test()
-        self._groups = opened.hospitals.groups(opened.hospitals.test_rows)
+    def __init__(self, run: TrainedRun, options: Options, console: Console) -> None:
+        self._run, self._options, self._console = run, options, console
+        self._test = run.dataset.test()
+        self._groups = run.dataset.groups(run.dataset.test_rows)
         first, self._second = halves_by_group(self._groups, options.count, self._seed("halves"))
         self.count = len(first)
         patients = min(len(set(self._groups_of(half))) for half in (first, self._second))
@@ -118,8 +112,8 @@ class _Study:
         )
 
     def sets(self) -> Iterator[SampleSet]:
-        """What is held against the real images, one after the other."""
-        model, options = self._opened.model, self._options
+        """The sets of images, drawn one after the other."""
+        model, options = self._run.model, self._options
         floor = self._test.take(self._second)
         yield SampleSet("real", "real", floor)
         yield reconstructed(model, floor)
@@ -132,7 +126,7 @@ class _Study:
             yield drawn_by_ddpm(model, self.count, self._seed("samples"))
 
     def row(self, images: SampleSet, output: Path) -> dict[str, Any]:
-        """The figures of one set, whose pictures are written."""
+        """The figures of one set; writes its pictures."""
         self._console.print(f"measuring: {images.name}")
         is_real = images.key in ("real", "reconstructed")
         groups = self._groups_of(self._second) if is_real else None
@@ -140,38 +134,38 @@ class _Study:
         measured = measure(
             features, groups, self.real, self._options.half_samples, self._seed("half-samples")
         )
-        asked = None
+        agreement = None
         if images.labels is not None:
-            asked = obedience(self._opened.model, images.images, images.labels)
+            agreement = label_agreement(self._run.model, images.images, images.labels)
         return {
             "key": images.key,
             "name": images.name,
             **measured.figures,
-            "obedience": asked,
+            "obedience": agreement,
             "pictures": self._pictures(images, measured, output),
         }
 
     def results(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """What is known after the sets in the rows."""
-        settings = self._opened.settings
+        """The results with the measured rows."""
+        settings = self._run.settings
         return {
-            **self._opened.provenance(self._run),
+            **self._run.provenance(),
             "extractor": settings.evaluation.extractor,
             "count": self.count,
             "half_samples": self._options.half_samples,
             "training_images": len(self.real.training),
-            "obedience_real": self._obedience_of_real,
+            "obedience_real": self._real_label_agreement,
             "sets": rows,
             "usefulness": None,
         }
 
     def usefulness(self) -> dict[str, Any] | None:
-        """What a classifier learns from drawn images; None where it is not asked for."""
+        """The usefulness of class-guided samples; None if it is not requested."""
         labelled = self._training.subset(self._training.labelled)
         if not self._options.usefulness_steps or not self._classifies:
             return None
         return usefulness(
-            self._opened,
+            self._run,
             labelled,
             lambda labels: self._drawn_with(labels, "useful").images,
             self._options.usefulness_steps,
@@ -179,14 +173,14 @@ class _Study:
         )
 
     @cached_property
-    def _obedience_of_real(self) -> float:
-        """What `obedience` is of the real images whose labels are asked for."""
+    def _real_label_agreement(self) -> float:
+        """`label_agreement` of the real images that have the requested labels."""
         floor, labels = self._test.take(self._second), self._test.targets[self._second]
-        return obedience(self._opened.model, floor, labels)
+        return label_agreement(self._run.model, floor, labels)
 
     def _pictures(self, images: SampleSet, measured: Measured, output: Path) -> list[str]:
-        """A grid, and the images nearest to the training images beside some that a seed draws."""
-        grid, beside = f"grid_{images.key}.png", f"neighbours_{images.key}.png"
+        """Writes a grid, and the images nearest to training images with some random ones."""
+        grid, neighbour_rows = f"grid_{images.key}.png", f"neighbours_{images.key}.png"
         save_sample_grid(images.images[:GRID], output / grid)
         nearest = measured.neighbours.distances[:, 0].argsort()
         generator = torch.Generator().manual_seed(self._seed("shown"))
@@ -197,21 +191,21 @@ class _Study:
         positions = measured.neighbours.positions[chosen].flatten()
         distances = measured.neighbours.distances[chosen].tolist()
         neighbours = self._training.take(positions)
-        save_neighbours(images.images[chosen], neighbours, distances, output / beside)
-        return [grid, beside]
+        save_neighbours(images.images[chosen], neighbours, distances, output / neighbour_rows)
+        return [grid, neighbour_rows]
 
     @property
     def _classifies(self) -> bool:
-        return bool(self._opened.settings.training.joint.classification_weight)
+        return bool(self._run.settings.training.joint.classification_weight)
 
-    def _drawn_with(self, labels: Tensor, what: str) -> SampleSet:
+    def _drawn_with(self, labels: Tensor, purpose: str) -> SampleSet:
         steps, scale = self._options.steps, self._options.scale
-        seed = self._seed(what)
-        return drawn_with_labels(self._opened.model, labels, steps, scale, seed, self._console)
+        seed = self._seed(purpose)
+        return drawn_with_labels(self._run.model, labels, steps, scale, seed, self._console)
 
     def _training_images(self) -> ImageSet:
-        """Those of all sites, in drawn order."""
-        images = training_images(self._opened.hospitals)
+        """The training images of all sites, in random order."""
+        images = self._run.training_images()
         generator = torch.Generator().manual_seed(self._seed("training"))
         return images.subset(torch.randperm(len(images), generator=generator))
 
@@ -225,13 +219,13 @@ class _Study:
         return torch.cat([self._extractor(self._training.take(part)) for part in parts])
 
     def _build_extractor(self) -> FeatureExtractor:
-        evaluation = self._opened.settings.evaluation
+        evaluation = self._run.settings.evaluation
         return build_extractor(
-            evaluation.extractor, evaluation.inception_weights, self._opened.model.device
+            evaluation.extractor, evaluation.inception_weights, self._run.model.device
         )
 
     def _groups_of(self, chosen: Tensor) -> tuple[str, ...]:
         return tuple(self._groups[place] for place in chosen.tolist())
 
-    def _seed(self, *what: str) -> int:
-        return derive_seed(self._opened.settings.seed, "generation", *what)
+    def _seed(self, purpose: str) -> int:
+        return derive_seed(self._run.settings.seed, "generation", purpose)

@@ -18,16 +18,16 @@ HEADS = {
 
 
 def generation_page(results: Mapping[str, Any]) -> str:
-    """The page of a study's results."""
+    """The page of the study from its `results.json`."""
     rows = results["sets"]
     parts = [
         "# Generation",
         f"Run {results['run']}, seed {results['seed']}, commit {shorten(results['commit'])}. Each "
-        f"set has {results['count']} images and is held against {results['count']} real test "
-        f"images by {results['extractor']} features; intervals are 95 %, from "
+        f"set has {results['count']} images and is compared with {results['count']} real test "
+        f"images on {results['extractor']} features; intervals are 95 %, from "
         f"{results['half_samples']} half-samples (delete-half jackknife, by patients).",
         markdown_table(["images", *HEADS.values()], [_distances(row) for row in rows]),
-        "*Real* are other patients' test images: what a perfect generator would score. FID, "
+        "*Real*: test images of other patients, the figures of a perfect generator. FID, "
         "[1706.08500](https://arxiv.org/abs/1706.08500); KID, "
         "[1801.01401](https://arxiv.org/abs/1801.01401); precision and recall, k = 3, "
         "[1904.06991](https://arxiv.org/abs/1904.06991); density and coverage, k = 5, "
@@ -37,34 +37,34 @@ def generation_page(results: Mapping[str, Any]) -> str:
             [
                 "images",
                 "distance to the nearest training image, median",
-                "nearer than a test image",
+                "closer than a test image",
             ],
             [_copies(row) for row in rows],
         ),
         f"Over {results['training_images']} training images. The last column is how often an image "
-        "of the set is nearer to a training image than a test image is "
-        "([2004.05675](https://arxiv.org/abs/2004.05675)): 0.5 for new images of the same kind, 1 "
-        "for copies, less where samples are unlike any real image.",
+        "of the set is closer to a training image than a test image is "
+        "([2004.05675](https://arxiv.org/abs/2004.05675)): 0.5 for new images of the same "
+        "distribution, 1 for copies, less for samples unlike real images.",
     ]
-    asked = [row for row in rows if row.get("obedience") is not None]
-    if asked:
+    guided = [row for row in rows if row.get("obedience") is not None]
+    if guided:
         parts += [
-            "## Wishes",
+            "## Requested labels",
             *(
-                f"{row['name']}: macro AUC of the model's own classifier for what was asked, on "
-                f"the decoded images, {format_figure(row['obedience'])}; on real test images with "
-                f"these labels {format_figure(results['obedience_real'])}."
-                for row in asked
+                f"{row['name']}: macro AUC of the model's own classifier for the requested labels, "
+                f"on the decoded images, {format_figure(row['obedience'])}; on real test images "
+                f"with these labels {format_figure(results['obedience_real'])}."
+                for row in guided
             ),
         ]
     if results["usefulness"] is not None:
-        parts += _useful(results["usefulness"])
+        parts += _usefulness(results["usefulness"])
     parts += ["## Pictures", *(_pictures(row) for row in rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def usefulness_table(rows: Mapping[str, Any]) -> str:
-    """What a ResNet-18 learns from real images, from drawn ones and from both."""
+    """AUC of a ResNet-18 trained on real images, on generated ones, and on both."""
     table = []
     for name, row in rows.items():
         low, high = (format_figure(end) for end in row["interval"])
@@ -76,14 +76,14 @@ def usefulness_table(rows: Mapping[str, Any]) -> str:
     return markdown_table(headings, table)
 
 
-def _useful(rows: Mapping[str, Any]) -> list[str]:
+def _usefulness(rows: Mapping[str, Any]) -> list[str]:
     return [
-        "## Training on drawn images",
+        "## Training on generated images",
         usefulness_table(rows),
-        "A ResNet-18 for equally many steps on the labelled training images of all sites, on as "
-        "many class-guided samples with labels drawn from theirs, and on both "
-        "([1905.10887](https://arxiv.org/abs/1905.10887)), several times each. Intervals are of "
-        "one training, over all of them and resampled patients, over which differences are paired.",
+        "A ResNet-18 is trained for equally many steps on the labelled training images of all "
+        "sites, on as many class-guided samples with labels sampled from them, and on both "
+        "([1905.10887](https://arxiv.org/abs/1905.10887)), several times each. Intervals are over "
+        "trainings and resampled patients; differences are paired by patient.",
     ]
 
 

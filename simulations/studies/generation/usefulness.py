@@ -1,6 +1,6 @@
-"""Are samples worth training on? A ResNet-18 that learns from them, tested on real images.
+"""The usefulness of samples for training: a ResNet-18 trained on them, tested on real images.
 
-The classification accuracy score of arXiv 1905.10887, with the AUC in the place of accuracy.
+This is the classification accuracy score of arXiv 1905.10887, with AUC in place of accuracy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,61 +13,55 @@ from torch import Tensor
 
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.data.image_set import ImageSet
-from mediffusion_core.evaluation.classification import (
-    bootstrap_auc,
-    class_scores,
-    exact_auc,
-    interval,
-    macro,
-    macro_draws,
-)
+from mediffusion_core.evaluation.classification import interval
+from simulations.baselines.macro_auc import Bootstrap, bootstrapped_macro_auc
 from simulations.baselines.pixel_classifier import PixelClassifier
 from simulations.baselines.pooled_resnet import train_resnet
 from simulations.studies.trained_run import TrainedRun
 
 BOOTSTRAPS = 400
 TRAININGS = 3
-"""Of each set: a network's first weights and batches move its AUC as much as drawn images may."""
+"""Trainings on each set: first weights and batches change the AUC as much as the images may."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Several classifiers' AUC on the test set, trained alike but for what is drawn."""
+class RepeatedAuc:
+    """The test AUC of several trainings on one set."""
 
-    auc: float
-    """Their mean."""
+    mean: float
+    """Mean macro AUC of the trainings."""
     draws: Tensor
-    """Macro AUC of each of them in each bootstrap over patients, (trainings, B), on the same
-    patients for all."""
+    """Macro AUC of each training in each bootstrap, (trainings, B); the bootstraps resample the
+    same patients for all trainings."""
 
 
 def usefulness(
-    opened: TrainedRun,
+    run: TrainedRun,
     labelled: ImageSet,
     draw: Callable[[Tensor], Tensor],
     steps: int,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Trains on the labelled images, on as many drawn ones, and on both, for equally many steps.
-
-    Each several times: intervals are of one training, over trainings as well as over patients.
+    """Trains on labelled images, on as many generated ones, and on both, for equally many steps.
 
     Args:
-        opened: The run.
-        labelled: The labelled training images, of all sites.
-        draw: Maps labels (n, classes) to images (n, C, H, W) that are asked to show them.
-        steps: Of each training, as `train_resnet` takes them.
-        tell: Told what is done.
+        run: The trained run.
+        labelled: The labelled training images of all sites.
+        draw: Maps labels (n, classes) to generated images (n, C, H, W).
+        steps: Steps of each training, as `train_resnet` takes them.
+        report: Called with a line for each step of the study.
 
     Returns:
-        For `real`, `synthetic` and `both`: how many images, mean macro AUC and its 95 % interval,
-        and for the last two the difference to `real`, paired over resampled patients.
+        For `real`, `synthetic` and `both`: the number of images, the mean macro AUC and its 95 %
+        interval over trainings and patients; for the last two also the difference from `real`,
+        paired by patient.
     """
-    settings = opened.settings
+    settings = run.settings
+    # "wishes" keeps the random numbers of published figures.
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "generation", "wishes"))
     chosen = torch.randint(len(labelled), (len(labelled),), generator=generator)
     labels = labelled.targets[chosen]
-    tell(f"drawing {len(labels)} images to train on")
+    report(f"drawing {len(labels)} images to train on")
     synthetic = images_in_memory(draw(labels), labels)
     real = images_in_memory(labelled.take(torch.arange(len(labelled))), labelled.targets)
     both = ImageSet(
@@ -76,46 +70,45 @@ def usefulness(
         torch.cat([real.targets, synthetic.targets]),
     )
     sets: Mapping[str, ImageSet] = {"real": real, "synthetic": synthetic, "both": both}
-    judged: dict[str, Judged] = {}
+    aucs: dict[str, RepeatedAuc] = {}
     for name, images in sets.items():
         trained = []
         for number in range(TRAININGS):
-            tell(f"ResNet-18 {number + 1} of {TRAININGS} on {len(images)} images: {name}")
-            trained.append(train_resnet(opened, images, steps, number))
-        judged[name] = _judge(opened, trained)
+            report(f"ResNet-18 {number + 1} of {TRAININGS} on {len(images)} images: {name}")
+            trained.append(train_resnet(run.model, images, steps, number))
+        aucs[name] = _test(run, trained)
     return {
         name: {
             "images": len(sets[name]),
-            "auc": one.auc,
-            "interval": list(interval(one.draws.flatten())),
-            "against_real": None if name == "real" else difference(one, judged["real"]),
+            "auc": auc.mean,
+            "interval": list(interval(auc.draws.flatten())),
+            "against_real": None if name == "real" else difference(auc, aucs["real"]),
         }
-        for name, one in judged.items()
+        for name, auc in aucs.items()
     }
 
 
 def images_in_memory(images: Tensor, targets: Tensor) -> ImageSet:
-    """Images (N, C, H, W) in [0, 1] with their labels as a set, rounded to bytes as stored ones."""
+    """A set of images (N, C, H, W) in [0, 1], rounded to bytes as stored images are."""
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return ImageSet(pixels, np.arange(len(pixels)), targets)
 
 
-def _judge(opened: TrainedRun, classifiers: Sequence[PixelClassifier]) -> Judged:
-    test = opened.hospitals.test()
-    pixels, groups = test.take(torch.arange(len(test))), opened.hospitals.groups(test.rows)
-    seed = derive_seed(opened.settings.seed, "bootstrap")
-    aucs, draws = [], []
-    for classifier in classifiers:
-        scores = class_scores(classifier.logits(pixels), classifier.multi_label)
-        per_class = exact_auc(scores, test.targets)
-        drawn = bootstrap_auc(scores, test.targets, groups, BOOTSTRAPS, seed)  # (B, classes)
-        aucs.append(macro(per_class))
-        draws.append(macro_draws(per_class, drawn))
-    return Judged(sum(aucs) / len(aucs), torch.stack(draws))
+def _test(run: TrainedRun, classifiers: Sequence[PixelClassifier]) -> RepeatedAuc:
+    test = run.dataset.test()
+    pixels = test.take(torch.arange(len(test)))
+    seed = derive_seed(run.settings.seed, "bootstrap")
+    bootstrap = Bootstrap(run.dataset.groups(test.rows), BOOTSTRAPS, seed)
+    aucs = [
+        bootstrapped_macro_auc(one.logits(pixels), test.targets, one.multi_label, bootstrap)
+        for one in classifiers
+    ]
+    mean = sum(auc.value for auc in aucs) / len(aucs)
+    return RepeatedAuc(mean, torch.stack([auc.draws for auc in aucs]))
 
 
-def difference(one: Judged, other: Judged) -> dict[str, float]:
-    """Of every training of one to every training of the other, on the same patients."""
-    apart = one.draws[:, None] - other.draws[None]  # (trainings, trainings, B)
-    low, high = interval(apart.flatten())
-    return {"value": one.auc - other.auc, "low": low, "high": high}
+def difference(first: RepeatedAuc, second: RepeatedAuc) -> dict[str, float]:
+    """The difference of two means, with its interval over pairs of trainings and patients."""
+    differences = first.draws[:, None] - second.draws[None]  # (trainings, trainings, B)
+    low, high = interval(differences.flatten())
+    return {"value": first.mean - second.mean, "low": low, "high": high}

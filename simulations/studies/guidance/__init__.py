@@ -1,5 +1,5 @@
-"""How counterfactuals depend on guidance, and how ours stand beside the published procedure.
+"""The study of guidance: a grid of settings, ablations, and the published procedure.
 
-A grid of scale, start and steps runs on validation patients, where its knee is found; what is then
-reported beside the reference is measured on test patients, whom nothing was chosen by.
+The grid of scale, start and steps uses validation patients; its knee is found there. The comparison
+with the published procedure uses test patients, on whom nothing was selected.
 """

@@ -1,11 +1,11 @@
-"""Where paying more for more stops being worth it."""
+"""The knee of a trade-off between a cost and a gain (Satopää et al. 2011)."""
 
 import math
 from collections.abc import Sequence
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Measured points than which none costs no more and gains more, the cheapest first."""
+    """Indices of the finite points that no other point dominates, in order of their cost."""
     measured = [at for at in range(len(costs)) if math.isfinite(costs[at] + gains[at])]
     order = sorted(measured, key=lambda at: (costs[at], -gains[at]))
     front: list[int] = []
@@ -16,11 +16,11 @@ def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
 
 
 def knee(costs: Sequence[float], gains: Sequence[float]) -> int | None:
-    """The point of the front that stands highest above the line between its ends.
+    """Index of the point of the Pareto front that is highest above the line between its ends.
 
-    Kneedle's first knee for a concave rising curve (Satopää et al. 2011), on the points as they
-    are: both axes from 0 to 1 over the front, the largest gain - cost. None where no point stands
-    above that line: the curve bends nowhere, or the other way. With one point the point itself.
+    This is Kneedle's first knee of a concave rising curve without smoothing (Satopää et al. 2011):
+    the largest difference of gain and cost, both scaled to [0, 1] over the front. None if no point
+    is above the line. A front of one point is its own knee.
     """
     front = pareto_front(costs, gains)
     if len(front) < 2:

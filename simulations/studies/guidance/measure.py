@@ -1,4 +1,4 @@
-"""The figures of one method on one choice of images."""
+"""The figures of one method on one set of images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,16 +21,16 @@ from mediffusion_core.evaluation.counterfactual_metrics import (
 from mediffusion_core.evaluation.counterfactual_panel import Counterfactuals, compare
 from mediffusion_core.evaluation.generation import frechet_distance
 from mediffusion_core.inference.joint_model import TrainedModel
-from simulations.studies.guidance.images import StudyImages
 from simulations.studies.guidance.methods import Method, timed
+from simulations.studies.study_images import StudyImages
 
 DRAWS, REDRAWN = 3, 8
-"""Counterfactuals of one image, each from another draw, and of how many images."""
+"""Draws of noise for each image, and the number of images, of the measure of diversity."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method's figures, and the counterfactuals that they are of."""
+    """One method's figures and counterfactuals."""
 
     method: Method
     figures: Mapping[str, Estimate]
@@ -38,11 +38,11 @@ class Row:
     sfid: float
     seconds: float
     made: Counterfactuals
-    wishes: Mapping[str, Mapping[str, Estimate]]
-    """The same figures of each wish alone."""
+    by_target: Mapping[str, Mapping[str, Estimate]]
+    """The same figures for the images of each target."""
 
     def described(self) -> dict[str, Any]:
-        """As the results have it."""
+        """The row of the results."""
         return {
             "method": self.method.name,
             "settings": self.method.described(),
@@ -51,28 +51,28 @@ class Row:
             "sfid": self.sfid,
             "figures": {name: asdict(one) for name, one in self.figures.items()},
             "wishes": {
-                wish: {name: asdict(one) for name, one in figures.items()}
-                for wish, figures in self.wishes.items()
+                target: {name: asdict(one) for name, one in figures.items()}
+                for target, figures in self.by_target.items()
             },
         }
 
 
 @dataclass
-class Bench:
-    """Measures methods on the same images, with the same model and the same second opinion."""
+class MethodEvaluator:
+    """Measures methods on the same images with the same model and independent classifier."""
 
     model: TrainedModel
     images: StudyImages
     independent: Opinion
     extractor: Callable[[Tensor], Tensor]
     spatial: Callable[[Tensor], Tensor]
-    """Features that know where things are, for sFID."""
+    """Features with their spatial layout, for sFID."""
     perceptual: Callable[[Tensor, Tensor], Tensor] | None
-    """LPIPS, where its weights are installed."""
+    """LPIPS; None if its weights are not installed."""
     num_bootstraps: int
 
     def measure(self, method: Method, *, effects: bool) -> Row:
-        """Makes the counterfactuals and measures them; `effects` adds what takes longer."""
+        """Makes the counterfactuals and measures them; `effects` adds the slow figures."""
         target = self.images.target
         made_latents, seconds = timed(method, self.model, self._latents, target)
         made = compare(self.model, self._latents, made_latents, target)
@@ -80,14 +80,14 @@ class Bench:
         if effects:
             real, labels = self.images.real, self.images.real_labels
             columns |= effect_figures(self.model, made, target, real, labels)
-            columns |= self._perceived(method, made)
+            columns |= self._perceptual_figures(method, made)
         seed = derive_seed(self.model.settings.seed, "guidance", "bootstrap")
         groups, names = self.images.groups, self.images.panel.names
-        wishes = {}
-        for wish in dict.fromkeys(names):
-            rows = [at for at, name in enumerate(names) if name == wish]
-            wishes[wish] = summarise(
-                {name: values[rows] for name, values in columns.items()},
+        by_target = {}
+        for name in dict.fromkeys(names):
+            rows = [at for at, other in enumerate(names) if other == name]
+            by_target[name] = summarise(
+                {figure: values[rows] for figure, values in columns.items()},
                 [groups[at] for at in rows],
                 self.num_bootstraps,
                 seed,
@@ -99,22 +99,22 @@ class Bench:
             self._distance(self.spatial(made.images), self._real_spatial),
             seconds,
             made,
-            wishes,
+            by_target,
         )
 
     def floor(self) -> float:
-        """FID of the images to be changed, as they are, without the autoencoder."""
+        """FID of the images to be changed, without the autoencoder."""
         return self._distance(self.extractor(self.images.images), self._real_features)
 
     def _distance(self, features: Tensor, real: Tensor) -> float:
-        """To the real images; both sets as large as the smaller one."""
+        """FID of features (n, D) and (m, D), on the first min(n, m) rows of both."""
         count = min(len(features), len(real))
         return frechet_distance(features[:count], real[:count])
 
-    def _perceived(self, method: Method, made: Counterfactuals) -> dict[str, Tensor]:
-        """`lpips` to the source; `diversity`: mean LPIPS of pairs from several draws (2203.15636).
+    def _perceptual_figures(self, method: Method, made: Counterfactuals) -> dict[str, Tensor]:
+        """LPIPS to the source, and diversity: mean LPIPS of pairs of draws (arXiv 2203.15636).
 
-        Of a method that draws nothing the latter is 0.
+        The diversity of a method that draws no noise is 0.
         """
         nothing = torch.full((len(made.images),), torch.nan)
         if self.perceptual is None:
@@ -148,10 +148,10 @@ class Bench:
 
     @cached_property
     def _known(self) -> Known:
-        """The truth as the autoencoder shows it, as it does sources and counterfactuals."""
+        """The ground truth through the autoencoder, as sources and counterfactuals are."""
         known = self.images.known
         truth = known.truth.clone()
-        there = truth.flatten(1).isfinite().all(dim=1)
-        if bool(there.any()):
-            truth[there] = self.model.decode(self.model.encode(truth[there]))
+        is_known = truth.flatten(1).isfinite().all(dim=1)
+        if bool(is_known.any()):
+            truth[is_known] = self.model.decode(self.model.encode(truth[is_known]))
         return Known(known.masks, truth)

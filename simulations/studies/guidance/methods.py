@@ -1,4 +1,4 @@
-"""What is compared: our guidance at many settings, and the published procedure."""
+"""The methods of the study: our guidance at several settings, and the published procedure."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.settings import CounterfactualSettings
 
 ONE_ATTEMPT = {"num_candidates": 1, "relax_mask": False}
-"""What makes a search try once."""
+"""Settings of a search with one attempt."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,24 @@ class Ours:
     guidance: CounterfactualSettings
 
     def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
-        """Latents of counterfactuals."""
+        """Latents (n, c, h, w) of counterfactuals."""
         return model.explain(latents, target, self.guidance)
 
     def redrawn(self, number: int) -> "Ours | None":
-        """The same with draws that no search before had; None where nothing is drawn."""
+        """The same method with new noise; None if it draws no noise."""
         if self.guidance.inversion:
             return None
         seed = self.guidance.noise_seed + number * most_candidates(self.guidance)
         return Ours(self.name, self.guidance.model_copy(update={"noise_seed": seed}))
 
     def described(self) -> dict[str, Any]:
-        """Its settings, as the table and the results have them."""
+        """Its settings, for the results."""
         return self.guidance.model_dump(mode="json", exclude={"panel", "count"})
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The published procedure: all steps from `start`, one scale, nothing kept."""
+    """The published procedure: all steps from `start`, one scale, no mask and no closeness."""
 
     name: str
     start: float
@@ -53,45 +53,41 @@ class Reference:
     draw: int = 0
 
     def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
-        """Latents of counterfactuals."""
+        """Latents (n, c, h, w) of counterfactuals."""
         seed = derive_seed(model.settings.seed, "reference", self.draw)
         return model.explain_as_published(
             latents, target, strength=self.start, guidance_scale=self.scale, seed=seed
         )
 
     def redrawn(self, number: int) -> "Reference":
-        """The same with another draw."""
+        """The same method with new noise."""
         return Reference(self.name, self.start, self.scale, number)
 
     def described(self) -> dict[str, Any]:
-        """Its settings, as the table and the results have them."""
-        return {
-            "guidance_scale": self.scale,
-            "strength": self.start,
-            "num_inference_steps": None,
-        }
+        """Its settings, for the results."""
+        return {"guidance_scale": self.scale, "strength": self.start, "num_inference_steps": None}
 
 
 @dataclass(frozen=True)
-class Nothing:
-    """The source itself: the best closeness and FID that there are, and no flip."""
+class Source:
+    """The source itself: the best possible closeness and FID, and no flip."""
 
     name: str = "source"
 
     def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
-        """The latents as they are."""
+        """The latents, unchanged."""
         return latents
 
     def redrawn(self, number: int) -> None:
-        """Nothing is drawn."""
+        """None: this method draws no noise."""
         return None
 
     def described(self) -> dict[str, Any]:
-        """Its settings: none."""
+        """Its settings, all None."""
         return dict.fromkeys(("guidance_scale", "strength", "num_inference_steps"))
 
 
-Method = Ours | Reference | Nothing
+Method = Ours | Reference | Source
 
 
 def grid(
@@ -100,7 +96,7 @@ def grid(
     starts: Sequence[float],
     steps: Sequence[int],
 ) -> list[Ours]:
-    """One attempt at each scale, start and number of steps: what the search searches through."""
+    """Our guidance with one attempt, at each combination of scale, start and steps."""
     once = base.model_copy(update=ONE_ATTEMPT)
     return [
         Ours(
@@ -118,7 +114,7 @@ def grid(
 
 
 def ablations(base: CounterfactualSettings) -> list[Ours]:
-    """Our guidance, and the same with one part left out or exchanged, of those that are in use."""
+    """Our guidance, and the same with one of its active parts left out or exchanged."""
     changes: dict[str, dict[str, Any]] = {
         "ours": {},
         "one attempt": ONE_ATTEMPT,
@@ -141,8 +137,12 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
     return methods
 
 
-def refuse_blind_guidance(model: GuidedModel, methods: Sequence[Ours]) -> None:
-    """Raises UserError where one of them never comes down to noise that the head has seen."""
+def refuse_untrained_noise(model: GuidedModel, methods: Sequence[Ours]) -> None:
+    """Checks that every method has a step at a noise level on which the head was trained.
+
+    Raises:
+        UserError: naming the first method that has none.
+    """
     for method in methods:
         try:
             model.guided(method.guidance.timesteps(len(model.process)))
@@ -153,7 +153,7 @@ def refuse_blind_guidance(model: GuidedModel, methods: Sequence[Ours]) -> None:
 def timed(
     method: Method, model: TrainedModel, latents: Tensor, target: Target
 ) -> tuple[Tensor, float]:
-    """The counterfactuals' latents, and the seconds an image that they took."""
+    """Latents (n, c, h, w) of the counterfactuals, and the seconds for each image."""
     begun = time.perf_counter()
     made = method.make(model, latents, target)
     return made, (time.perf_counter() - begun) / len(latents)

@@ -1,4 +1,4 @@
-"""What `fed-mediffusion study guidance` was asked to compare."""
+"""The options of `fed-mediffusion study guidance`."""
 
 import math
 from collections.abc import Sequence
@@ -10,73 +10,64 @@ from mediffusion_core.settings import CounterfactualSettings, Settings
 
 
 @dataclass(frozen=True)
-class Options:
-    """What is to be compared, and on how many images."""
+class Grid:
+    """Values of three settings of guidance; every combination is measured."""
 
     scales: tuple[float, ...]
     starts: tuple[float, ...]
     steps: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, scales: str, starts: str, steps: str) -> "Grid":
+        """The grid from numbers separated by commas.
+
+        Raises:
+            UserError: if a value is not a number, or out of range.
+        """
+        return cls(
+            scales=_numbers("scales", scales, 1e6),
+            starts=_numbers("starts", starts, 1.0),
+            steps=tuple(int(one) for one in _numbers("steps", steps, 1000, whole=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Options:
+    """The methods to compare, and the number of images."""
+
+    grid: Grid
     reference: tuple[tuple[float, float], ...]
-    """(s, t) of the published procedure that validation images choose of, t as a fraction of T."""
+    """(s, t) of the published procedure, t in fractions of T; validation images select one."""
     grid_images: int
-    """Validation images a wish."""
+    """Validation images per target."""
     images: int
-    """Test images a wish."""
-    overrides: tuple[str, ...]
-    """Changes of our guidance, as `num_inference_steps=10`."""
+    """Test images per target."""
+    overrides: tuple[str, ...] = ()
+    """Changes of our guidance, for example `num_inference_steps=10`."""
     ours_alone: bool = False
-    """Without grid, without parts left out, without the published procedure."""
+    """Leaves out the grid, the ablations and the published procedure."""
     between: tuple[str, ...] = ()
-    """Two exclusive classes; the most frequent ones where none is named."""
+    """Two exclusive classes; the two most frequent if empty."""
 
 
-def parse_options(
-    scales: str,
-    starts: str,
-    steps: str,
-    reference: str,
-    grid_images: int,
-    images: int,
-    overrides: Sequence[str],
-    *,
-    ours_alone: bool = False,
-    between: str = "",
-) -> Options:
-    """The options as the command line has them: numbers with commas, the reference as `s:t`.
+def parse_reference(text: str) -> tuple[tuple[float, float], ...]:
+    """(s, t) of each `SCALE:START`, separated by commas.
 
     Raises:
-        UserError: naming what is no number, or out of its range.
+        UserError: if a value is not a number, or out of range.
     """
-    pairs = [one.partition(":")[::2] for one in reference.split(",") if one]
-    return Options(
-        scales=_numbers("scales", scales, 1e6),
-        starts=_numbers("starts", starts, 1.0),
-        steps=tuple(int(one) for one in _numbers("steps", steps, 1000, whole=True)),
-        reference=tuple(
-            (
-                _number("reference", scale, 1e6),
-                _number("reference", start, 1.0),
-            )
-            for scale, start in pairs
-        ),
-        grid_images=grid_images,
-        images=images,
-        overrides=tuple(overrides),
-        ours_alone=ours_alone,
-        between=class_names(between),
+    pairs = [one.partition(":")[::2] for one in text.split(",") if one]
+    return tuple(
+        (_number("reference", scale, 1e6), _number("reference", start, 1.0))
+        for scale, start in pairs
     )
 
 
-def class_names(between: str) -> tuple[str, ...]:
-    """Names with commas."""
-    return tuple(between.split(",")) if between else ()
-
-
 def changed_guidance(settings: Settings, overrides: Sequence[str]) -> CounterfactualSettings:
-    """A run's guidance with changes on top, checked beside the run's other settings.
+    """A run's guidance with overrides, validated together with the run's other settings.
 
     Raises:
-        UserError: one line that names what is wrong.
+        UserError: one line that names the wrong setting.
     """
     keys = [f"evaluation.counterfactual.{one}" for one in overrides]
     return change(settings, keys).evaluation.counterfactual
@@ -92,6 +83,6 @@ def _number(name: str, text: str, most: float, whole: bool = False) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value <= most or (whole and value != int(value)):
-        what = "whole numbers" if whole else "numbers"
-        raise UserError(f"--{name} {text!r}: allowed are {what} above 0, up to {most:g}")
+        kind = "whole numbers" if whole else "numbers"
+        raise UserError(f"--{name} {text!r}: allowed are {kind} above 0, up to {most:g}")
     return value

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 
 from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow
 from mediffusion_core.reporting.pictures import save_counterfactual_panel
@@ -16,8 +17,8 @@ from mediffusion_core.reporting.style import (
     new_figure,
     save_figure,
 )
-from simulations.studies.guidance.images import StudyImages
 from simulations.studies.guidance.measure import Row
+from simulations.studies.study_images import StudyImages
 
 SHOWN = 10
 
@@ -25,11 +26,11 @@ SHOWN = 10
 def save_panel(
     row: Row, images: StudyImages, classes: tuple[str, ...], seed: int, path: Path
 ) -> None:
-    """Counterfactuals of up to ten images that the seed draws, whether they flipped or not."""
+    """Draws the counterfactuals of up to ten images that the seed selects, flipped or not."""
     order = torch.randperm(len(images.images), generator=torch.Generator().manual_seed(seed))
     rows = []
     for at in sorted(order[:SHOWN].tolist()):
-        truth = images.shown[at]
+        truth = images.truth_shown[at]
         rows.append(
             CounterfactualRow(
                 source=row.made.sources[at].numpy(),
@@ -46,30 +47,50 @@ def save_panel(
 
 
 def save_chart(grid: Sequence[Row], knee: str | None, path: Path) -> None:
-    """Flips against L1 for the grid's points, numbered from the nearest on, the knee marked.
+    """Draws the share of flips against L1 for the points of the grid, and marks the knee.
 
-    Filled points are by the model, hollow ones by the independent classifier.
+    Points are numbered by their L1. Filled ones are flips of the model, hollow ones of the
+    independent classifier.
     """
     with house_type():
         figure = new_figure(7.2, 4.0, layout="constrained")
         axes = figure.subplots()
-        nearest_first = sorted(grid, key=lambda row: row.figures["l1"].value)
-        for number, row in enumerate(nearest_first, 1):
-            names = ("l1", "flipped", "independent_flipped")
-            closeness, flips, agreed = (row.figures[name].value for name in names)
-            chosen = row.method.name == knee
-            colour = TERRACOTTA if chosen else BLUE
-            axes.plot([closeness, closeness], [flips, agreed], color=MUTED, lw=0.6)
-            axes.plot(closeness, flips, "o", color=colour, ms=5)
-            axes.plot(closeness, agreed, "o", mfc="white", mec=colour, ms=5)
-            ink = {"color": INK if chosen else MUTED, "size": 6.5}
-            above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(str(number), (closeness, max(flips, agreed)), **above, **ink)
-            place = {"xycoords": "axes fraction", "va": "top"}
-            line = f"{number}  {row.method.name}{', the knee' if chosen else ''}"
-            axes.annotate(line, (1.02, 1 - (number - 1) / max(12, len(grid))), **place, **ink)
+        by_closeness = sorted(grid, key=lambda row: row.figures["l1"].value)
+        for number, row in enumerate(by_closeness, 1):
+            _draw_point(axes, row, number, row.method.name == knee)
+            _write_legend(axes, row, number, row.method.name == knee, max(12, len(grid)))
         axes.set(xlabel="L1 to the source", ylim=(None, 1.08))
         axes.set_title("Share of images flipped: ● by the model, ○ by the independent classifier")
         axes.grid(axis="y")
         axes.margins(x=0.08)
         save_figure(figure, path)
+
+
+def _draw_point(axes: Axes, row: Row, number: int, is_knee: bool) -> None:
+    names = ("l1", "flipped", "independent_flipped")
+    closeness, flips, independent_flips = (row.figures[name].value for name in names)
+    colour = TERRACOTTA if is_knee else BLUE
+    axes.plot([closeness, closeness], [flips, independent_flips], color=MUTED, lw=0.6)
+    axes.plot(closeness, flips, "o", color=colour, ms=5)
+    axes.plot(closeness, independent_flips, "o", mfc="white", mec=colour, ms=5)
+    axes.annotate(
+        str(number),
+        (closeness, max(flips, independent_flips)),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        color=INK if is_knee else MUTED,
+        size=6.5,
+    )
+
+
+def _write_legend(axes: Axes, row: Row, number: int, is_knee: bool, lines: int) -> None:
+    """Writes one line of the legend, number and name, at the right of the axes."""
+    axes.annotate(
+        f"{number}  {row.method.name}{', the knee' if is_knee else ''}",
+        (1.02, 1 - (number - 1) / lines),
+        xycoords="axes fraction",
+        va="top",
+        color=INK if is_knee else MUTED,
+        size=6.5,
+    )

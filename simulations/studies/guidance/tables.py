@@ -1,4 +1,4 @@
-"""The study's results as a page of Markdown that a reader can hold against `results.json`."""
+"""The study's page in Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from simulations.results.figures import format_estimate, format_figure, markdown
 from simulations.studies.guidance.measure import DRAWS, REDRAWN, Row
 
 Column = tuple[str, str, str]
-"""Heading, name of the figure, and how Python's `format` writes it."""
+"""Heading, name of the figure, and its format specification."""
 
 MAIN: tuple[Column, ...] = (
     ("flipped", "flipped", ".0%"),
@@ -19,13 +19,13 @@ MAIN: tuple[Column, ...] = (
     ("L2", "l2", ".4f"),
     ("SSIM", "ssim", ".3f"),
 )
-PERCEIVED: Column = ("LPIPS", "lpips", ".3f")
-WHERE: tuple[Column, ...] = (
+PERCEPTUAL: Column = ("LPIPS", "lpips", ".3f")
+EFFECTS: tuple[Column, ...] = (
     ("energy inside", "energy_inside", ".0%"),
     ("IoU", "iou", ".2f"),
     ("pointing", "pointing", ".0%"),
-    ("to the patient without", "truth_l1", ".4f"),
-    ("source to that", "truth_l1_source", ".4f"),
+    ("L1 to the truth", "truth_l1", ".4f"),
+    ("source: L1 to the truth", "truth_l1_source", ".4f"),
     ("change : true change", "extent", ".2f"),
     ("change inside : outside", "inside_outside", ".1f"),
     ("COUT", "cout", "+.2f"),
@@ -40,41 +40,49 @@ def guidance_page(
     references: Sequence[Row],
     rows: Sequence[Row],
 ) -> str:
-    """The page, from the results as they are written and the rows that they are of."""
+    """The page of the study.
+
+    Args:
+        results: As in `results.json`.
+        grid: The points of the grid, on validation patients.
+        references: The published procedure at several settings, on validation patients.
+        rows: The compared methods, on test patients.
+    """
     parts = [
         "# Guidance of counterfactuals",
         _introduction(results),
         "## Ours and the reference, test patients",
-        _table(rows, [*MAIN, PERCEIVED], costs=True),
-        "*flipped*: by the model; *independent*: by the other classifier, of images that both saw "
-        "right; *target*: change of the probability asked for; *others*: mean change of the "
-        "probabilities of the other classes, of exclusive ones that which was there among them; "
-        "*LPIPS* with AlexNet, to the source "
-        "([1801.03924](https://arxiv.org/abs/1801.03924)); *sFID* by maps that know where things "
-        "are ([2103.03841](https://arxiv.org/abs/2103.03841)), of EfficientNet-Lite0.",
-        "## Where the change is, and what it needs",
-        _table(rows, WHERE, costs=False),
-        "Of findings that were to go, where their pixels are known. *Change : true change*: L1 to "
-        "the source by that of the same patient without the finding; *minimality* "
-        "([2202.10166](https://arxiv.org/abs/2202.10166)) by the features that the head reads, "
-        "from 0.69, a change that stays below the way to other patients with the target and "
-        "beyond that to its own kind, to 1.69; *diversity*: mean LPIPS of pairs from "
-        f"{DRAWS} draws, of {REDRAWN} images; 0 where nothing is drawn.",
-        "## Each wish, ours",
-        _wishes(rows),
+        _table(rows, [*MAIN, PERCEPTUAL], costs=True),
+        "*flipped*: share of images that the model classifies as the target; *independent*: the "
+        "same by the independent classifier, of images that both classify correctly; *target*: "
+        "change of the target's probability; *others*: mean change of the probabilities of the "
+        "other classes, with exclusive classes including the original one; *LPIPS* with AlexNet, "
+        "to the source ([1801.03924](https://arxiv.org/abs/1801.03924)); *sFID* on spatial "
+        "features ([2103.03841](https://arxiv.org/abs/2103.03841)) of EfficientNet-Lite0.",
+        "## Place and size of the change",
+        _table(rows, EFFECTS, costs=False),
+        "Of removed findings with known pixels. *Change : true change*: L1 to the source, divided "
+        "by the L1 between the source and the same patient without the finding; *minimality* "
+        "([2202.10166](https://arxiv.org/abs/2202.10166)) on the features of the head, from 0.69 "
+        "to 1.69: low if the change is smaller than the distance to patients with the target and "
+        "larger than that to patients of the original class; *diversity*: mean LPIPS of pairs of "
+        f"{DRAWS} draws, of {REDRAWN} images; 0 without noise; *truth*: the same patient without "
+        "the finding.",
+        "## Ours by target",
+        _by_target(rows),
     ]
     if grid:
         parts += [
             "## Grid, validation patients",
             _table(grid, MAIN, costs=True, marked=results["knee"]),
-            "The knee of flips against L1 is in bold, where there is one. One attempt a point.",
+            "The knee of flips against L1, if any, is in bold. Each point has one attempt.",
         ]
     if references:
         parts += [
             "## The published procedure, validation patients",
             _table(references, MAIN, costs=True),
-            "What flips most of these, and of equals what stays nearer, is held against ours on "
-            "test patients.",
+            "The setting with the most flips, of equal ones that with the smallest L1, is compared "
+            "with ours on test patients.",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -84,11 +92,11 @@ def _introduction(results: Mapping[str, Any]) -> str:
     return (
         f"Run `{results['run']}`, seed {results['seed']}, commit {shorten(results['commit'])}. "
         f"{images['test']} test and {images['validation']} validation images that the model "
-        "classifies as they are labelled. The independent classifier is a "
+        "classifies correctly. The independent classifier is a "
         f"{independent['architecture']} trained on {independent['labelled_images']} labelled "
         f"images; its macro AUC is {format_figure(independent['auc_macro'])}. Intervals are 95 % "
         "over patients, with the number of images. FID is to as many images of other patients; "
-        f"that of the images as they are is {results['fid_floor']:.0f}.{_missing(results)}"
+        f"that of the original images is {results['fid_floor']:.0f}.{_missing(results)}"
     )
 
 
@@ -102,7 +110,7 @@ def _table(
 ) -> str:
     shown = [one for one in columns if any(row.figures[one[1]].count for row in rows)]
     headings = [heading for heading, _, _ in shown] + (
-        ["FID", "sFID", "s an image"] if costs else []
+        ["FID", "sFID", "s per image"] if costs else []
     )
     lines = []
     for row in rows:
@@ -115,11 +123,11 @@ def _table(
     return markdown_table(["method", *headings], lines)
 
 
-def _wishes(rows: Sequence[Row]) -> str:
+def _by_target(rows: Sequence[Row]) -> str:
     ours = next(row for row in rows if row.method.name == "ours")
-    columns = [*MAIN, WHERE[0]]
+    columns = [*MAIN, EFFECTS[0]]
     lines = [
-        [wish, *(format_estimate(figures[figure], spec) for _, figure, spec in columns)]
-        for wish, figures in ours.wishes.items()
+        [target, *(format_estimate(figures[figure], spec) for _, figure, spec in columns)]
+        for target, figures in ours.by_target.items()
     ]
-    return markdown_table(["wish", *(heading for heading, _, _ in columns)], lines)
+    return markdown_table(["target", *(heading for heading, _, _ in columns)], lines)

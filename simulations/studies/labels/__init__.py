@@ -1,1 +1,1 @@
-"""How many labels are enough? Methods, labelled fractions and seeds held against each other."""
+"""The study of labels: methods, labelled fractions and seeds, and their AUC side by side."""

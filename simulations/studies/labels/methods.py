@@ -1,20 +1,20 @@
-"""What the study compares: each method is a set of settings, or a rival with settings of its own.
+"""The methods of the study: variants of the joint network by their overrides, and baselines.
 
-Variants of the joint network make the same rounds of the same steps; a step without the denoiser,
-or a single site's share of the steps, costs less. Rivals have rounds for about the time of the
-joint network, ten minutes of one core at 32 px. `scaled` shortens or lengthens all alike.
+Variants of the joint network have the same rounds and steps; a step without the denoiser costs
+less, and so do the steps of a single site. Baselines have the rounds that take about the time of
+the joint network, ten minutes on one core at 32 px. `scaled` changes the time of all methods alike.
 
-Trials are settings tried at the first seed and chosen by validation patients; every method that
-classifies has equally many, and the first is what it starts from.
+Trials are settings that are tried at the first seed; the validation AUC selects one. Every method
+that classifies has equally many trials, and the first one has the method's default settings.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from simulations.baselines.settings import ConsistencySettings, RivalSettings
+from simulations.baselines.settings import BaselineSettings, ConsistencySettings
 
 Trial = tuple[str, ...]
-"""Overrides of the run's settings, or of the rival's: `name=value`."""
+"""Overrides `name=value` of the settings of the run or of the baseline."""
 
 POOLED = ("federation.pool_sites=true",)
 
@@ -28,20 +28,20 @@ class Method:
     overrides: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ((),)
     rounds: tuple[int, int] = (4, 128)
-    """Of the autoencoder and of the joint stage; a rival has none of the first."""
-    rival: RivalSettings | None = None
+    """Of the autoencoder stage and of the joint stage; a baseline has the second number alone."""
+    baseline: BaselineSettings | None = None
     without_unlabelled: bool = False
-    """Leaves unlabelled images out of both stages; fewer images then get more passes."""
+    """Leaves unlabelled images out of both stages, with as many steps."""
     each_site: bool = False
-    """One run a site, trained there alone."""
+    """One run for each site, trained there alone."""
 
     def scaled(self, factor: float) -> "Method":
-        """The same for another budget than ten minutes."""
+        """The method with its rounds multiplied by a factor."""
         autoencoder, joint = (max(1, round(factor * rounds)) for rounds in self.rounds)
-        rival = self.rival
-        if rival is not None:
-            rival = rival.model_copy(update={"rounds": joint, "every": -(-joint // 4)})
-        return replace(self, rounds=(autoencoder, joint), rival=rival)
+        baseline = self.baseline
+        if baseline is not None:
+            baseline = baseline.model_copy(update={"rounds": joint, "every": -(-joint // 4)})
+        return replace(self, rounds=(autoencoder, joint), baseline=baseline)
 
 
 _JOINT_TRIALS: tuple[Trial, ...] = (
@@ -54,8 +54,8 @@ _CLASSIFIER_TRIALS: tuple[Trial, ...] = (
     ("training.joint.weight_decay=0.05",),
     ("training.joint.learning_rate=6.0e-4", "training.joint.head_learning_rate=6.0e-4"),
 )
-# Averaged statistics of batches are no site's own (arXiv 1910.00189), a group's are each image's.
-_FEDERATED_RESNET = RivalSettings(norm="group")
+# Averaged batch statistics fit no site (arXiv 1910.00189); group statistics are of each image.
+_FEDERATED_RESNET = BaselineSettings(norm="group")
 _RESNET_TRIALS: tuple[Trial, ...] = ((), ('norm="batch"',), ("learning_rate=5e-4",))
 
 JOINT = Method("joint", "federated joint", trials=_JOINT_TRIALS)
@@ -90,7 +90,7 @@ METHODS: Mapping[str, Method] = {
             "federated ResNet-18",
             trials=_RESNET_TRIALS,
             rounds=(1, 160),
-            rival=_FEDERATED_RESNET,
+            baseline=_FEDERATED_RESNET,
         ),
         Method(
             "resnet-central",
@@ -98,14 +98,14 @@ METHODS: Mapping[str, Method] = {
             POOLED,
             ((), ('norm="group"',), ("learning_rate=5e-4",)),
             (1, 160),
-            RivalSettings(),
+            BaselineSettings(),
         ),
         Method(
             "fixmatch",
             "federated FixMatch ResNet-18",
             trials=_RESNET_TRIALS,
             rounds=(1, 50),
-            rival=_FEDERATED_RESNET.model_copy(update={"consistency": ConsistencySettings()}),
+            baseline=_FEDERATED_RESNET.model_copy(update={"consistency": ConsistencySettings()}),
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Which cells a study of labels has: what a user's words ask for, and what stands without them."""
+"""The cells of a study of labels, from the options of the command."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,29 +9,30 @@ from simulations.studies.labels.methods import JOINT, LABELS_ALONE, METHODS, Met
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 1.0)
 MAIN_FRACTION = 0.2
-EVERYWHERE = (JOINT.name, LABELS_ALONE.name)
-"""Run at every fraction by default; the others at the main one alone."""
+EVERY_FRACTION = (JOINT.name, LABELS_ALONE.name)
+"""Methods that run at every fraction by default; the others run at the main fraction alone."""
 DEFAULT_DATA = "experiment=isic2019_4centres"
 SEEDS, MINUTES = 3, 10.0
-"""What the command does unless it is told otherwise."""
+"""Defaults of the command."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What of the study is to be run now; a table always shows all of it."""
+    """The methods, fractions and seeds to run."""
 
     base: tuple[str, ...]
+    """Overrides of all methods."""
     methods: tuple[str, ...]
     fractions: tuple[float, ...] | None
-    """None for the default: every method at the main fraction, two of them at all."""
+    """None for the default: every method at the main fraction, two methods at all fractions."""
     seeds: int
     minutes: float
-    """Of one core, that a run may take on the machine for which the rounds were chosen."""
+    """Minutes on one core for a joint run, on the machine for which the rounds were chosen."""
     tune: bool
 
     @property
     def options(self) -> list[str]:
-        """The command's options that differ from its defaults, as a user would type them."""
+        """The command's options that differ from its defaults, as on the command line."""
         options = []
         if self.methods != tuple(METHODS):
             options.append(f"--methods {','.join(self.methods)}")
@@ -42,7 +43,7 @@ class Plan:
         return [*options, "--tune"] if self.tune else options
 
     def scaled(self, name: str) -> Method:
-        """A method at the plan's budget."""
+        """A method with the plan's minutes."""
         return METHODS[name].scaled(self.minutes / MINUTES)
 
     def cells(self, chosen: dict[str, Trial]) -> Iterator[Cell]:
@@ -50,7 +51,7 @@ class Plan:
         for fraction in sorted(self.fractions or FRACTIONS, key=lambda one: one != MAIN_FRACTION):
             for seed in range(self.seeds):
                 for name in self.methods:
-                    if self.fractions or fraction == MAIN_FRACTION or name in EVERYWHERE:
+                    if self.fractions or fraction == MAIN_FRACTION or name in EVERY_FRACTION:
                         method = self.scaled(name)
                         yield from cells_of(method, chosen[name], self.base, fraction, seed)
 
@@ -70,10 +71,18 @@ def make_plan(
     minutes: float,
     tune: bool,
 ) -> Plan:
-    """The plan that a user's words describe; where they name no data it is ISIC's four centres.
+    """The plan of the command's options; the data set is ISIC's four centres by default.
+
+    Args:
+        overrides: Of all methods.
+        methods: Names separated by commas; None for all.
+        fractions: Labelled fractions separated by commas; None for the default.
+        seeds: Number of seeds, from 0.
+        minutes: On one core, for a joint run.
+        tune: Whether each method's trials run first.
 
     Raises:
-        UserError: a method that does not exist, or a share that is none.
+        UserError: if a method does not exist, or a fraction is not in (0, 1].
     """
     names_data = any(one.startswith(("experiment=", "data=")) for one in overrides)
     base = tuple(overrides) if names_data else (DEFAULT_DATA, *overrides)
@@ -81,16 +90,16 @@ def make_plan(
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise UserError(f"--methods: no method {unknown[0]!r}; allowed: {', '.join(METHODS)}")
-    return Plan(base, chosen, _shares(fractions), seeds, minutes, tune)
+    return Plan(base, chosen, _parsed_fractions(fractions), seeds, minutes, tune)
 
 
-def _shares(given: str | None) -> tuple[float, ...] | None:
-    if given is None:
+def _parsed_fractions(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
         return None
     try:
-        shares = tuple(float(one) for one in given.split(","))
+        fractions = tuple(float(one) for one in text.split(","))
     except ValueError:
-        shares = ()
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise UserError(f"--fractions {given}: numbers above 0 and up to 1, with commas")
-    return shares
+        fractions = ()
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise UserError(f"--fractions {text}: numbers above 0 and up to 1, separated by commas")
+    return fractions

@@ -1,4 +1,4 @@
-"""`fed-mediffusion study labels`: plans the cells, runs those that are missing, compares them."""
+"""`fed-mediffusion study labels`: runs the cells that are missing, and compares all of them."""
 
 import os
 import subprocess
@@ -26,20 +26,20 @@ LOG = "log.txt"
 
 
 def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
-    """Runs what is missing of the plan, and writes the comparison of all that is there.
+    """Runs the cells of the plan that are missing, and writes the comparison.
 
     Args:
-        plan: what is to be there.
-        folder: where cells and comparison stand.
-        workers: how many cells run side by side, each in one thread.
+        plan: The cells.
+        folder: Folder of the cells and the comparison.
+        workers: Number of cells that run in parallel, each in one thread.
 
     Returns:
         The written comparison.
 
     Raises:
         UserError: a mistake in the settings, or a cell that failed.
-        KeyboardInterrupt: a signal asked for the end. A federated run goes on from its
-            checkpoint, a rival's run starts anew.
+        KeyboardInterrupt: if a signal asked for the end. A federated run resumes from its
+            checkpoint, a baseline starts again.
     """
     console = Console(soft_wrap=True)
     prepare_images(compose("config", plan.base), console)
@@ -55,11 +55,11 @@ def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
 
 
 def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
-    """Of each method the trial that the validation patients prefer; the first where one is missing.
+    """Each method's trial with the highest validation AUC; the first one if a trial is missing.
 
-    Of a method that is trained at each site alone, the mean over the sites decides. Without tuning
-    it is the first of all methods, whatever trials an earlier plan has left: else a tuned method
-    would stand beside one that is not.
+    For a method that trains at each site alone, it is the mean over the sites. Without tuning it is
+    every method's first trial, even if trials of an earlier plan exist: otherwise tuned methods
+    would be compared with untuned ones.
     """
     if not plan.tune:
         return {name: METHODS[name].trials[0] for name in plan.methods}
@@ -81,9 +81,8 @@ def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
 
 
 def _run_all(cells: Sequence[Cell], study: Path, workers: int, console: Console) -> None:
-    waiting = list({cell.settings_hash: cell for cell in cells}.values())
-    total = len(waiting)
-    waiting = [cell for cell in waiting if cell.figures(study) is None]
+    distinct = list({cell.settings_hash: cell for cell in cells}.values())
+    waiting = [cell for cell in distinct if cell.figures(study) is None]
     columns = (
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),
@@ -92,7 +91,9 @@ def _run_all(cells: Sequence[Cell], study: Path, workers: int, console: Console)
     )
     running: list[_Running] = []
     with noted_signals() as received, Progress(*columns, console=console) as progress:
-        task = progress.add_task("cells", total=total, completed=total - len(waiting))
+        task = progress.add_task(
+            "cells", total=len(distinct), completed=len(distinct) - len(waiting)
+        )
         try:
             while (waiting or running) and not received:
                 while waiting and len(running) < workers:
@@ -114,6 +115,8 @@ def _run_all(cells: Sequence[Cell], study: Path, workers: int, console: Console)
 
 @dataclass
 class _Running:
+    """A cell that runs in a process of its own."""
+
     cell: Cell
     process: "subprocess.Popen[bytes]"
     log: IO[bytes]
@@ -143,7 +146,7 @@ class _Running:
         if self.process.returncode or figures is None:
             path = self.cell.folder(study) / LOG
             last = path.read_text(errors="replace").strip().splitlines()[-1:]
-            raise UserError(f"{self.title} failed: {' '.join(last)} (all of it in {path})")
+            raise UserError(f"{self.title} failed: {' '.join(last)} (full log: {path})")
         auc = figures["auc_macro"]
         console.print(f"{self.title}: {'-' if auc is None else format(auc, '.3f')}")
 

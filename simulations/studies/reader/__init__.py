@@ -1,1 +1,1 @@
-"""Which of two explanations do readers prefer? Blinded pairs on a page, and what came back."""
+"""The reader study: blinded pairs of counterfactuals on a page, and the scores of the answers."""

@@ -1,4 +1,4 @@
-"""The page that a reader opens: it holds everything, works offline and sends nothing."""
+"""The page for readers: one HTML file that works offline and sends nothing."""
 
 import base64
 import io
@@ -11,8 +11,8 @@ from mediffusion_core.reporting.style import as_batch, as_tile, tile_size
 from simulations.studies.reader.pairs import Item, Pairs
 
 QUESTIONS = {
-    "change": "Which shows better what was asked for?",
-    "rest": "Which leaves better alone what was not asked for?",
+    "change": "Which shows the requested change better?",
+    "rest": "Which keeps the rest of the image better?",
     "real": "Which looks more like a real image?",
 }
 CHOICES = {"left": "left", "equal": "no difference", "right": "right"}
@@ -126,13 +126,13 @@ form.addEventListener("submit", (event) => {
 
 
 def reader_page(study: str, items: Sequence[Item], pairs: Pairs, asked: Sequence[str]) -> str:
-    """The page as HTML, which does not tell which method made which image.
+    """The page as HTML; it does not reveal the method of an image.
 
     Args:
-        study: Identity of the study, which the answers carry.
-        items: What is shown, in this order.
+        study: Identifier of the study, which the answers repeat.
+        items: The items in their order.
         pairs: The images.
-        asked: What each pair was asked to become.
+        asked: The target of each pair, as text.
     """
     shown = [
         {

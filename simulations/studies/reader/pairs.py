@@ -1,4 +1,4 @@
-"""Pairs of counterfactuals of one image, ours and that of external guidance, in drawn order."""
+"""Pairs of counterfactuals of one image, ours and external guidance's, in random order."""
 
 from dataclasses import dataclass
 
@@ -17,26 +17,26 @@ METHODS = (OURS, EXTERNAL)
 
 @dataclass(frozen=True)
 class Pairs:
-    """What was made of n images."""
+    """Both counterfactuals of each of n images."""
 
     sources: Tensor
-    """The model's reconstructions, (n, C, H, W) in [0, 1]: guidance changes nothing else."""
+    """The images through the autoencoder, (n, C, H, W) in [0, 1]."""
     made: dict[str, Tensor]
-    """By method, (n, C, H, W)."""
+    """Counterfactuals by method, (n, C, H, W)."""
 
 
 def make_pairs(
     model: TrainedModel, external: PixelClassifier, images: Tensor, target: Target
 ) -> Pairs:
-    """Makes both counterfactuals of each image, by the same guidance.
+    """Makes both counterfactuals of each image with the same settings of guidance.
 
-    Ours has its mask besides, and pulls only at noise that its head knows.
+    Ours also has a mask, and guides only at noise levels on which the head was trained.
 
     Args:
         model: The trained model.
-        external: The classifier that guides the other ones.
+        external: The classifier of external guidance.
         images: (n, C, H, W) in [0, 1].
-        target: What each should become.
+        target: The target of each image.
     """
     guidance = model.settings.evaluation.counterfactual
     ours = make_counterfactuals(model, images, target, guidance)
@@ -46,25 +46,26 @@ def make_pairs(
 
 @dataclass(frozen=True)
 class Item:
-    """One question on the page: a pair of the study, in the order in which it is shown."""
+    """One item of the page: a pair and the sides of its images."""
 
     pair: int
     left: str
-    """The method whose image stands left."""
+    """The method of the left image."""
 
     @property
     def right(self) -> str:
-        """The other one."""
+        """The method of the right image."""
         return METHODS[1 - METHODS.index(self.left)]
 
 
 def draw_items(pairs: int, repeats: int, seed: int) -> list[Item]:
-    """The pairs in drawn order, each method left in half of them, then some with sides swapped.
+    """The pairs in random order, each method left in half of them, then the repeated pairs.
 
     Args:
-        pairs: How many pairs there are.
-        repeats: How many are shown twice, to see whether a reader decides alike; at most all.
-        seed: Of order and sides.
+        pairs: Number of pairs.
+        repeats: Pairs shown again with sides swapped, to measure a reader's consistency; at most
+            all.
+        seed: Seed of order and sides.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(pairs, generator=generator).tolist()
@@ -73,6 +74,6 @@ def draw_items(pairs: int, repeats: int, seed: int) -> list[Item]:
     return [*items, *(Item(item.pair, item.right) for item in items[:repeats])]
 
 
-def asked_for(panel: Panel) -> list[str]:
-    """What each image was to become, as a reader is asked."""
+def target_texts(panel: Panel) -> list[str]:
+    """The target of each image, as the page shows it."""
     return [f"Asked for: {name}" for name in panel.names]

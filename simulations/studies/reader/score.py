@@ -1,4 +1,4 @@
-"""What the readers answered: who is preferred, how surely, and whether they repeat themselves."""
+"""The scores of the readers' answers: preference, its certainty, and consistency."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ BOOTSTRAPS = 2000
 
 
 class ShownItem(StrictModel):
-    """An item of the page, as the key knows it."""
+    """An item of the page, in the key."""
 
     pair: int
     left: Literal["ours", "external"]
 
 
 class Key(StrictModel):
-    """Which method stood where; what a reader must not see."""
+    """The method of each image on the page; readers must not get it."""
 
     study: str
     seed: int
@@ -50,7 +50,7 @@ def score_answers(folder: Path, files: Sequence[Path]) -> Path:
     """Writes `scores.json` and `scores.md` into the study's folder; returns the page.
 
     Raises:
-        UserError: a file cannot be read, is of another study, or two are of one reader.
+        UserError: if a file cannot be read, belongs to another study, or two are of one reader.
     """
     key = _read(folder / KEY, Key)
     given = [_read(file, Answers) for file in files]
@@ -73,7 +73,7 @@ def score_answers(folder: Path, files: Sequence[Path]) -> Path:
 
 
 def preferences(answers: Answers, items: Sequence[Item], question: str) -> list[int | None]:
-    """Of each item 1 where ours is preferred, -1 where the other is, 0, or None if unanswered."""
+    """For each item 1 if ours is preferred, -1 if the other is, 0 if equal, None if unanswered."""
     found: list[int | None] = []
     for number, item in enumerate(items):
         choice = answers.answers.get(f"{number}.{question}")
@@ -83,7 +83,7 @@ def preferences(answers: Answers, items: Sequence[Item], question: str) -> list[
 
 
 def _of_reader(answers: Answers, items: Sequence[Item], key: Key) -> dict[str, Any]:
-    """Each question's counts over the first showings, a sign test, and the agreement of repeats."""
+    """For each question: counts without repeats, a sign test, and the consistency of repeats."""
     figures = {}
     for question in QUESTIONS:
         liked = preferences(answers, items, question)
@@ -131,8 +131,8 @@ def _page(scores: Mapping[str, Any]) -> str:
     lines = [
         "# Reader study",
         "",
-        "Preference: 1 where ours is always preferred, -1 where the other always is; 95 % "
-        "intervals over resampled images. The sign test leaves out what was called equal.",
+        "Preference: 1 if ours is always preferred, -1 if the other always is; 95 % intervals over "
+        "resampled images. The sign test leaves out answers of no difference.",
         "",
         "| question | preference (95 %) | images |",
         "| --- | --- | --- |",

@@ -1,1 +1,1 @@
-"""Do the unlabelled images help?"""
+"""The study of unlabelled images: the same labels with and without them."""

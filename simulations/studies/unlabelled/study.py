@@ -1,14 +1,14 @@
-"""Do the unlabelled images help? The same labels with and without them, seed by seed.
+"""`fed-mediffusion study unlabelled`: training with and without the unlabelled images.
 
-Both arms have the same labelled patients, sites, test set and optimizer steps a site and round.
-The arm without leaves every unlabelled image out of both stages, so that a site without labels
-has nothing to train on.
+Both arms have the same labelled patients, sites, test set and optimizer steps per site and round.
+The arm without unlabelled images leaves them out of both stages, so a site without labels has
+nothing to train on.
 """
 
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +20,33 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import Settings
 from simulations.engine.processes import run_to_end
 from simulations.results.figures import format_comparison, format_figure
+from simulations.studies.without_unlabelled import without_unlabelled
 
 ARMS = ("with", "without")
 
 
 def study_unlabelled(overrides: Sequence[str], seeds: int, folder: Path) -> Path:
-    """Runs both arms for each seed, skipping what is done, and writes the table.
+    """Runs both arms for each seed, except those already finished, and writes the table.
+
+    Args:
+        overrides: Of both arms.
+        seeds: Number of seeds, from 0.
+        folder: Folder of the runs and the table.
 
     Returns:
         The written `results.json`.
 
     Raises:
-        UserError: if nothing is unlabelled in the settings, or a run fails.
-        KeyboardInterrupt: if a signal asked for the end; the run at work has ended by then.
+        UserError: if the settings leave no image unlabelled, or a run fails.
+        KeyboardInterrupt: if a signal asked for the end; the current run has ended by then.
     """
     console = Console(soft_wrap=True)
     rows = []
     for seed in range(seeds):
         for arm in ARMS:
-            arguments = [*overrides, *_arm(overrides, arm), f"seed={seed}"]
-            run = folder / f"seed-{seed}_{arm}"
-            summary = _run(arguments, run, console)
-            rows.append(
-                {
-                    "seed": seed,
-                    "unlabelled": arm,
-                    "auc_macro": summary["auc_macro"],
-                    "interval": summary["auc_macro_interval"],
-                    "auc_pooled": summary["auc_pooled"],
-                    "seconds": summary["seconds"],
-                    "settings_hash": summary["settings_hash"],
-                    "commit": summary["commit"],
-                }
-            )
+            arguments = [*overrides, *_arm_overrides(overrides, arm), f"seed={seed}"]
+            summary = _run(arguments, folder / f"seed-{seed}_{arm}", console)
+            rows.append(_row(seed, arm, summary))
             figure = format_figure(summary["auc_macro"])
             console.print(f"seed {seed}, {arm} unlabelled images: {figure}")
     means = {
@@ -65,26 +59,30 @@ def study_unlabelled(overrides: Sequence[str], seeds: int, folder: Path) -> Path
     return path
 
 
-def _arm(overrides: Sequence[str], arm: str) -> list[str]:
-    """Overrides of one arm; fewer images get more passes, so that the steps stay equal."""
-    settings = compose("config", overrides)
-    fraction = settings.data.labelled_fraction
+def _row(seed: int, arm: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "unlabelled": arm,
+        "auc_macro": summary["auc_macro"],
+        "interval": summary["auc_macro_interval"],
+        "auc_pooled": summary["auc_pooled"],
+        "seconds": summary["seconds"],
+        "settings_hash": summary["settings_hash"],
+        "commit": summary["commit"],
+    }
+
+
+def _arm_overrides(overrides: Sequence[str], arm: str) -> list[str]:
+    fraction = compose("config", overrides).data.labelled_fraction
     if fraction in (0.0, 1.0):
         raise UserError(
             f"data.labelled_fraction={fraction} leaves nothing to compare; allowed: between 0 and 1"
         )
-    if arm == "with":
-        return []
-    training = settings.training
-    return [
-        "data.use_unlabelled=false",
-        f"training.autoencoder.local_epochs={training.autoencoder.local_epochs / fraction:g}",
-        f"training.joint.local_epochs={training.joint.local_epochs / fraction:g}",
-    ]
+    return [] if arm == "with" else without_unlabelled(overrides, fraction)
 
 
 def _run(arguments: Sequence[str], run: Path, console: Console) -> dict[str, Any]:
-    """The summary of one run: the one that is there, or that of a run made or continued now."""
+    """The summary of a run, which is started or resumed if it is not finished."""
     settings = compose("config", arguments)
     done = _summary(run, settings)
     if done is None:
@@ -100,6 +98,7 @@ def _run(arguments: Sequence[str], run: Path, console: Console) -> dict[str, Any
 
 
 def _summary(run: Path, settings: Settings) -> dict[str, Any] | None:
+    """The summary of a completed run with the same settings; None if there is none."""
     try:
         summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     except (OSError, ValueError):
@@ -109,12 +108,12 @@ def _summary(run: Path, settings: Settings) -> dict[str, Any] | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where a value was not measured: the arms' means are to be of the same seeds."""
+    """None if a value was not measured, so that both arms' means are of the same seeds."""
     measured = [value for value in values if value is not None]
     return statistics.mean(measured) if len(measured) == len(values) else None
 
 
-def _table(rows: Sequence[dict[str, Any]], means: dict[str, float | None]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float | None]) -> Table:
     table = Table(title="macro AUC on the public test set", title_justify="left")
     for column in ("seed", "with unlabelled", "without", "difference"):
         table.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""Counterfactuals by a classifier of pixels, and how sure that classifier may be."""
+"""External guidance, and the calibration of its classifier."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def model(tiny: tuple[str, ...]) -> TrainedModel:
     return untrained_model(compose("config", tiny), "abc")
 
 
-def test_an_external_classifier_pulls_and_decides_by_calibrated_probabilities(
+def test_external_guidance_uses_calibrated_probabilities(
     model: TrainedModel,
 ) -> None:
     latents = torch.randn(2, *model.settings.latent_shape)
@@ -49,7 +49,7 @@ def test_an_external_classifier_pulls_and_decides_by_calibrated_probabilities(
     assert not torch.allclose(unfit, plain, rtol=1e-3, atol=1e-3)
 
 
-def test_a_classifier_that_is_too_sure_is_calibrated_on_images_it_was_not_trained_on() -> None:
+def test_an_overconfident_classifier_is_calibrated_on_other_images() -> None:
     """Labels are drawn with the probabilities of logits a quarter as large."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (600, 8, 8, 1), generator=generator, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The rivals: what they learn from, and that they learn it."""
+"""The baselines: they learn from labels and, with FixMatch, from pseudo-labels."""
 
 import sys
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.evaluation.classification import class_scores, exact_auc, macro
-from simulations.baselines.local_training import RivalRound, cutout, rival_optimizer, train_locally
+from simulations.baselines.local_training import BaselineTask, BatchLoss, cutout, train_locally
 from simulations.baselines.pixel_classifier import PixelClassifier, build_resnet
-from simulations.baselines.settings import ConsistencySettings, Norm, RivalSettings
+from simulations.baselines.settings import BaselineSettings, ConsistencySettings, Norm
 
 SIDE = 16
 
@@ -27,6 +27,11 @@ def bright_and_dark(count: int, labelled: int, seed: int = 0) -> ImageSet:
     targets = torch.from_numpy(np.eye(2, dtype=np.float32)[classes])
     targets[labelled:] = torch.nan
     return ImageSet(pixels.astype(np.uint8), np.arange(count), targets)
+
+
+def plain_task(baseline: BaselineSettings) -> BaselineTask:
+    """A task of exclusive classes, without augmentation."""
+    return BaselineTask(baseline, augmentation="none", multi_label=False, precision="fp32")
 
 
 class Brightness(nn.Module):
@@ -45,26 +50,17 @@ class Brightness(nn.Module):
     ("norm", "consistency"),
     [("batch", None), ("batch", ConsistencySettings()), ("group", None)],
 )
-def test_a_rival_learns_to_tell_bright_from_dark(
+def test_a_baseline_learns_to_tell_bright_from_dark(
     norm: Norm, consistency: ConsistencySettings | None
 ) -> None:
     torch.manual_seed(0)
     network = build_resnet(channels=1, num_classes=2, stem_stride=2, norm=norm)
-    rival = RivalSettings(
+    baseline = BaselineSettings(
         norm=norm, rounds=1, local_epochs=20, batch_size=8, consistency=consistency
     )
     images = bright_and_dark(40, labelled=16)
-    report = train_locally(
-        network,
-        rival_optimizer(network, rival),
-        images,
-        rival,
-        augmentation="none",
-        multi_label=False,
-        precision="fp32",
-        round_number=1,
-        seed=1,
-    )
+    task = plain_task(baseline)
+    report = train_locally(network, task.optimizer(network), images, task, round_number=1, seed=1)
     assert report.labelled_seen == 16
     assert report.images_seen == report.steps * 8 * (1 if consistency is None else 3)
     unseen = bright_and_dark(20, labelled=20, seed=7)
@@ -79,7 +75,7 @@ def test_a_missing_monai_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch
         build_resnet(channels=1, num_classes=2, stem_stride=2)
 
 
-def test_with_group_normalisation_an_image_is_judged_by_itself() -> None:
+def test_group_normalisation_makes_logits_independent_of_the_batch() -> None:
     images = torch.rand(4, 1, 16, 16)
     torch.manual_seed(0)
     for norm, alone in (("group", True), ("batch", False)):
@@ -91,29 +87,19 @@ def test_with_group_normalisation_an_image_is_judged_by_itself() -> None:
 def test_a_site_without_labels_trains_nothing() -> None:
     network = build_resnet(channels=1, num_classes=2, stem_stride=2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    report = train_locally(
-        network,
-        rival_optimizer(network, RivalSettings()),
-        bright_and_dark(8, labelled=0),
-        RivalSettings(),
-        augmentation="none",
-        multi_label=False,
-        precision="fp32",
-        round_number=1,
-        seed=1,
-    )
+    task, images = plain_task(BaselineSettings()), bright_and_dark(8, labelled=0)
+    report = train_locally(network, task.optimizer(network), images, task, round_number=1, seed=1)
     assert report.images_seen == report.labelled_seen == 0
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_only_what_the_network_is_sure_of_becomes_a_pseudo_label() -> None:
+def test_only_confident_predictions_become_pseudo_labels() -> None:
     """Unsure of everything, FixMatch is the supervised loss; sure, it adds to it."""
 
     def loss(steepness: float, consistency: ConsistencySettings | None) -> float:
-        rival = RivalSettings(batch_size=4, consistency=consistency)
-        images = bright_and_dark(12, labelled=4)
-        this_round = RivalRound(images, rival, "none", False, seed=3)
-        return float(this_round.loss(Brightness(steepness)).detach())
+        baseline = BaselineSettings(batch_size=4, consistency=consistency)
+        batches = BatchLoss(bright_and_dark(12, labelled=4), plain_task(baseline), seed=3)
+        return float(batches.loss(Brightness(steepness)).detach())
 
     unsure, sure = 0.5, 20.0
     fixmatch = ConsistencySettings(threshold=0.95)

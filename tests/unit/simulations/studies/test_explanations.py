@@ -1,4 +1,4 @@
-"""The study of explanations, the whole of it, on a run with phantoms that nobody has trained."""
+"""The study of explanations on an untrained model and phantoms."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from PIL import Image
 
 from mediffusion_core.common.errors import UserError
 from simulations.baselines import independent_classifier
-from simulations.baselines.settings import RivalSettings
+from simulations.baselines.settings import BaselineSettings
 from simulations.results.study_tables import explanation_tables
 from simulations.studies.explanations.measure import agreement
 from simulations.studies.explanations.methods import Explanation
@@ -24,7 +24,7 @@ METHODS = ["Grad-CAM", "integrated gradients", "SHAP", "external guidance", "our
 @pytest.fixture(scope="module")
 def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        recipe = RivalSettings(rounds=2, local_epochs=0.3, every=2)
+        recipe = BaselineSettings(rounds=2, local_epochs=0.3, every=2)
         patch.setattr(independent_classifier, "RECIPE", recipe)
         yield make_run(tmp_path_factory.mktemp("explanations") / "run", tiny)
 

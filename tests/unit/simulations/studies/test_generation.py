@@ -1,4 +1,4 @@
-"""The study of samples, on a model whose networks are as they were drawn."""
+"""The study of generation on an untrained model."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from simulations.results.study_tables import sample_tables
 from simulations.studies.generation.sets import drawn_by_ddpm, drawn_with_labels
 from simulations.studies.generation.study import Options, study_generation
 from simulations.studies.generation.usefulness import (
-    Judged,
+    RepeatedAuc,
     difference,
     images_in_memory,
     usefulness,
@@ -44,7 +44,7 @@ def make_run(folder: Path, tiny: tuple[str, ...], *changes: str) -> Path:
     return folder
 
 
-def test_samples_are_held_against_real_images(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_samples_are_compared_with_real_images(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     run = make_run(tmp_path / "run", tiny, "diffusion.timesteps=8")
     options = replace(OPTIONS, usefulness_steps=2)
     page = study_generation(run, options, tmp_path / "out", "cpu")
@@ -92,7 +92,7 @@ def test_a_classifier_learns_from_what_is_drawn(tmp_path: Path, tiny: tuple[str,
     """From real images, from as many drawn ones, and from both, on the same test patients."""
     run = make_run(tmp_path / "run", tiny)
     opened = open_trained_run(run, "cpu", Console(stderr=True))
-    site = opened.hospitals.train(0)
+    site = opened.dataset.train(0)
     labelled = site.subset(site.labelled)
     asked: list[torch.Tensor] = []
 
@@ -118,7 +118,7 @@ def test_a_classifier_learns_from_what_is_drawn(tmp_path: Path, tiny: tuple[str,
 
 def test_how_far_trainings_are_apart_is_in_the_interval_of_a_difference() -> None:
     draws = torch.tensor([[0.8] * 50, [0.9] * 50])
-    same = difference(Judged(0.85, draws), Judged(0.85, draws))
+    same = difference(RepeatedAuc(0.85, draws), RepeatedAuc(0.85, draws))
     assert same["value"] == 0
     assert (same["low"], same["high"]) == pytest.approx((-0.1, 0.1))
 

@@ -1,4 +1,4 @@
-"""The study of labels: its plan, its cells and what they say together."""
+"""The study of labels: its plan, its cells and their comparison."""
 
 import json
 from itertools import pairwise
@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.reporting.style import new_figure
 from simulations.studies.labels.cells import FIGURES, PREDICTIONS, Cell, cells_of
-from simulations.studies.labels.comparison import name_ends, paired_difference, write_comparison
+from simulations.studies.labels.comparison import paired_difference, write_comparison
+from simulations.studies.labels.curves import LineEnd, label_ends
 from simulations.studies.labels.methods import METHODS
 from simulations.studies.labels.plan import make_plan
 from simulations.studies.labels.study import choose_trials
@@ -55,7 +56,7 @@ def test_settings_of_every_cell_compose(base: list[str]) -> None:
                 assert cell.settings.data.labelled_fraction == 0.4
 
 
-def test_a_rivals_hash_knows_its_data_and_itself_but_not_the_joint_network(
+def test_a_baselines_hash_covers_its_data_and_itself_but_not_the_joint_network(
     base: list[str],
 ) -> None:
     def hash_of(name: str, *overrides: str, fraction: float = 0.4) -> str:
@@ -119,8 +120,8 @@ def test_a_comparison_pairs_seeds_and_says_what_was_not_run(
 def test_names_of_methods_that_are_equal_do_not_cover_each_other() -> None:
     axes = new_figure(6.4, 4.0).subplots()
     axes.set_ylim(0.7, 0.9)
-    ends = [(0.2, 0.8 + 0.0001 * number, f"method {number}", "black") for number in range(5)]
-    name_ends(axes, [*ends, (1.0, 0.8, "joint", "black")])
+    ends = [LineEnd(0.2, 0.8 + 0.0001 * number, f"method {number}", "black") for number in range(5)]
+    label_ends(axes, [*ends, LineEnd(1.0, 0.8, "joint", "black")])
     written = {text.get_text(): text.xy for text in axes.texts}
     heights = [written[f"method {number}"][1] for number in range(5)]
     gaps = [above - below for below, above in pairwise(heights)]
@@ -169,9 +170,11 @@ def test_a_mistake_in_the_plan_is_named(
         "federation.server.unet.method=fedyogi",
     ],
 )
-def test_a_rival_is_held_against_no_federation_of_another_kind(base: list[str], asked: str) -> None:
+def test_a_baseline_refuses_settings_of_the_federation_that_it_lacks(
+    base: list[str], asked: str
+) -> None:
     resnet = METHODS["resnet"].scaled(0.1)
     assert list(cells_of(resnet, (), base, 0.4, 0))
-    with pytest.raises(UserError, match="rivals of a study are trained without it"):
+    with pytest.raises(UserError, match="baselines of a study are trained without it"):
         list(cells_of(resnet, (), [*base, asked], 0.4, 0))
     assert list(cells_of(METHODS["joint"].scaled(0.1), (), [*base, asked], 0.4, 0))

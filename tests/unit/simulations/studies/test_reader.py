@@ -1,4 +1,4 @@
-"""The reader study: what a reader sees, what is kept from them, and what answers come to."""
+"""The reader study: the blinded page, the key, and the scores."""
 
 import base64
 import io
@@ -42,7 +42,7 @@ def test_every_pair_is_shown_and_sides_are_balanced(count: int, repeats: int, se
     assert items == draw_items(count, repeats, seed)
 
 
-def test_the_page_shows_each_image_where_the_key_says_and_tells_nobody() -> None:
+def test_the_page_has_each_image_at_the_side_in_the_key_and_no_method() -> None:
     items = [Item(0, OURS), Item(1, EXTERNAL), Item(0, EXTERNAL)]
     page = reader_page("abc", items, pairs(2), ["Asked for: <b>", "Asked for: add Mass"])
     shown = [
@@ -116,7 +116,7 @@ def test_readers_who_disagree_cancel_and_repeats_count_once(tmp_path: Path) -> N
     assert silent["rest"]["sign_test_p"] is None
 
 
-def test_nobody_answered(tmp_path: Path) -> None:
+def test_without_answers_nothing_is_measured(tmp_path: Path) -> None:
     items = draw_items(2, 0, seed=0)
     write_key(tmp_path, items, 2)
     page = score_answers(tmp_path, [write_answers(tmp_path / "a.json", {})])
