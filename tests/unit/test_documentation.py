@@ -29,8 +29,9 @@ from mediffusion_core.run_io.export import export_run
 from mediffusion_core.run_io.run_folder import RunFolder, write_json
 from mediffusion_core.settings.site_file import SiteFile
 from simulations.cli.main import app
-from simulations.studies.guidance.options import parse_options
+from simulations.studies.guidance.options import Grid, parse_reference
 from simulations.studies.labels.plan import make_plan
+from simulations.studies.study_images import class_names
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -121,9 +122,9 @@ def check_own(arguments: list[str]) -> None:
     given = command.make_context(" ".join(name), arguments).params
     overrides = given.get("overrides") or []
     if name == ["study", "guidance"]:
-        chosen = ("scales", "starts", "steps", "reference", "grid_images", "images")
-        options = {"ours_alone": given["ours"], "between": given["between"]}
-        parse_options(*(given[one] for one in chosen), overrides, **options)
+        Grid.parse(given["scales"], given["starts"], given["steps"])
+        parse_reference(given["reference"])
+        class_names(given["between"])
     elif name == ["study", "labels"]:
         chosen = ("methods", "fractions", "seeds", "minutes", "tune")
         make_plan(overrides, *(given[one] for one in chosen))
