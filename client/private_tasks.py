@@ -25,6 +25,7 @@ from mediffusion_core.privacy.accounting.noisy_statistics import (
 from mediffusion_core.privacy.accounting.plan import AUTOENCODER, JOINT, Plan
 from mediffusion_core.privacy.dp_sgd.autoencoder_stage import train_private_autoencoder
 from mediffusion_core.privacy.dp_sgd.joint_stage import train_private_joint, training_parts
+from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.privacy.units import UnitIndex, numbered
 
@@ -58,20 +59,13 @@ def autoencoder_round(
     steps = plan.steps(AUTOENCODER, round_number)
     if steps:
         charge(site, plan.step_charge(steps), AUTOENCODER, round_number)
-        unit_of, count = _units(site)
         train_private_autoencoder(
             autoencoder,
             optimizer,
             site.hospitals.train(site.index),
-            UnitIndex(unit_of, count),
             settings.training.autoencoder,
-            settings.privacy,
-            plan.mechanism(),
-            latent_shape=settings.latent_shape,
-            steps=steps,
-            round_number=round_number,
-            rounds=settings.autoencoder_rounds,
-            on_step=site.progress("autoencoder", round_number),
+            settings.latent_shape,
+            _private_round(site, plan, AUTOENCODER, round_number, settings.autoencoder_rounds),
         )
     return {"images_seen": steps * plan.expected_units, "labelled_seen": 0.0, "steps": steps}
 
@@ -106,26 +100,33 @@ def joint_round(
     if steps:
         latents = latent_cache.kept_latents(site)
         charge(site, plan.step_charge(steps), JOINT, round_number)
-        unit_of, count = _units(site)
         with training_parts(joint, optimizer, settings.training.joint, settings.privacy):
             train_private_joint(
                 joint,
                 optimizer,
                 latents,
-                unit_of,
-                count,
                 settings.training.joint,
-                settings.privacy,
-                plan.mechanism(),
                 DiffusionProcess.of(settings.diffusion),
-                steps=steps,
-                round_number=round_number,
-                rounds=settings.federation.num_rounds,
-                on_step=site.progress("joint", round_number),
+                _private_round(site, plan, JOINT, round_number, settings.federation.num_rounds),
             )
     certain = counts.labelled > CERTAIN * counts.deviation
     seen = counts.labelled * min(1.0, plan.sample_rate * steps) if certain else 0.0
     return {"images_seen": steps * plan.expected_units, "labelled_seen": seen, "steps": steps}
+
+
+def _private_round(
+    site: Site, plan: Plan, stage: str, round_number: int, rounds: int
+) -> PrivateRound:
+    """Units, mechanism and steps of a round of a stage."""
+    return PrivateRound(
+        index=UnitIndex(*_units(site)),
+        mechanism=plan.mechanism(),
+        privacy=site.settings.privacy,
+        steps=plan.steps(stage, round_number),
+        round_number=round_number,
+        rounds=rounds,
+        on_step=site.progress(stage, round_number),
+    )
 
 
 def _units(site: Site) -> tuple[Tensor, int]:

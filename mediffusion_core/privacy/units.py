@@ -1,4 +1,4 @@
-"""Which of a site's images belong to which unit of privacy: an image, a patient or a lesion."""
+"""The privacy units of a site: the image, patient or lesion that each training image belongs to."""
 
 from collections.abc import Sequence
 
@@ -7,27 +7,39 @@ from torch import Tensor
 
 
 class UnitIndex:
-    """Draws an image of each unit that is asked for.
+    """The images of each unit, and random draws among them.
 
-    A step sees at most one row of a unit, whatever the number of its images, so that all of them
-    together are bounded as one.
+    A training step uses at most one image of a unit per row, however many images the unit has.
+    Clipping therefore bounds all images of the unit together.
     """
 
     def __init__(self, unit_of: Tensor, num_units: int) -> None:
         """Takes the unit of each image, (n,) in [0, num_units)."""
         self.counts = torch.bincount(unit_of, minlength=num_units)
         """Images of each unit, (num_units,)."""
+        self._unit_of = unit_of
         self._order = unit_of.argsort(stable=True)
         self._starts = self.counts.cumsum(0) - self.counts
 
+    def subset(self, images: Tensor) -> "UnitIndex":
+        """The index of the images at the positions (m,); units keep their numbers."""
+        return UnitIndex(self._unit_of[images], len(self.counts))
+
     def draw(self, units: Tensor, generator: torch.Generator) -> Tensor:
-        """A position (u,) for each of the units (u,), all of which have an image."""
+        """Draws one image of each unit (u,), and returns their positions (u,).
+
+        Every unit must have an image.
+        """
         chosen = torch.rand(len(units), generator=generator, dtype=torch.float64)
         within = (chosen * self.counts[units]).long()
         return self._order[self._starts[units] + within]
 
 
 def numbered(names: Sequence[str | int]) -> tuple[Tensor, int]:
-    """Numbers of named units in the order of their names, (n,), and how many units there are."""
+    """Numbers units in the order of their names.
+
+    Returns:
+        The number of each name's unit (n,), and the number of units.
+    """
     distinct = {name: number for number, name in enumerate(sorted(set(names)))}
     return torch.tensor([distinct[name] for name in names], dtype=torch.long), len(distinct)

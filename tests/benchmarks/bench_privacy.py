@@ -24,7 +24,8 @@ from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.inference.joint_model import build_joint
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.dp_sgd.noise import Mechanism, private_gradients
-from mediffusion_core.privacy.dp_sgd.per_sample_clipping import Mode, UnitGradients
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import Mode, PerSampleGradients
+from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.joint import joint_optimizer
 
@@ -41,15 +42,14 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
     optimizer = joint_optimizer(model, training)
     rows = UnitRows(
         latents(settings),
-        torch.arange(IMAGES),
-        IMAGES,
+        UnitIndex(torch.arange(IMAGES), IMAGES),
         training,
         DiffusionProcess.of(settings.diffusion),
         torch.Generator().manual_seed(0),
     )
     losses = UnitLosses(model, training, multi_label=True)
     single = mode == "ghost"
-    gradients = UnitGradients(model, losses.single if single else losses.joint, mode)
+    gradients = PerSampleGradients(model, losses.single if single else losses.joint, mode)
     mechanism = Mechanism(BATCH / IMAGES, 1.0, 1.0, BATCH, PHYSICAL[mode])
 
     def run() -> None:

@@ -1,12 +1,12 @@
-"""Low-rank adapters: small trained parts beside frozen layers, merged before the weights leave.
+"""Low-rank adapters: small trained layers beside frozen ones, merged at the end of a round.
 
-Beside a layer's weights W stands B A of rank r, with B = 0 at first (arXiv 2106.09685; under
-DP-SGD 2110.06500). DP-SGD's noise grows with the number of trained weights, and the gradients of
-single units take memory by it; of a layer of d inputs and outputs these are 2 r d for d². For a
-convolution A is one of r channels, and B one of 1x1.
+A layer's weights W get a product B A of rank r, with B = 0 at first (LoRA, arXiv 2106.09685; with
+DP-SGD arXiv 2110.06500). The noise of DP-SGD and the memory of per-sample gradients grow with the
+number of trained weights. A layer of d inputs and d outputs has d² weights, its adapter 2 r d. For
+a convolution, A is a convolution to r channels, and B is a 1x1 convolution.
 
-At the end of a round W becomes W + B A, so that the server averages the sites' products. The
-product of averaged A and B would be another matrix.
+At the end of a round W becomes W + B A, and the server averages the merged weights. Averages of A
+and of B would have another product than the average of B A.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 
 class Adapter(nn.Module):
-    """A frozen layer with a low-rank part beside it."""
+    """A frozen layer with a trained low-rank adapter."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int) -> None:
-        """Takes the layer, which stays the same function until the part is trained."""
+        """Takes the layer and r. The output equals the layer's until the adapter is trained."""
         super().__init__()
         self.layer = layer
         self.down: nn.Linear | nn.Conv2d
@@ -40,13 +40,13 @@ class Adapter(nn.Module):
         self.to(layer.weight.device)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What the layer gives, and its adapter."""
+        """The sum of the layer's and the adapter's output."""
         whole: Tensor = self.layer(inputs) + self.up(self.down(inputs))
         return whole
 
     @torch.no_grad()
     def merged(self) -> nn.Linear | nn.Conv2d:
-        """The layer, with the part in its weights."""
+        """The layer, with the adapter added to its weights."""
         down, up = self.down.weight, self.up.weight.flatten(1)  # (r, in, …), (out, r)
         self.layer.weight += torch.einsum("or,r...->o...", up, down)
         return self.layer
@@ -60,17 +60,17 @@ def adapted(
     learning_rate: float,
     without: tuple[str, ...] = (),
 ) -> Iterator[None]:
-    """Lets an optimizer train adapters of a module's linear layers and convolutions.
+    """Adds adapters to a module's linear layers and convolutions, for an optimizer to train.
 
-    Layers that would not get smaller by it have none. When the context ends they are merged, the
-    module has its own layers again, and the optimizer its own parameters.
+    A layer gets an adapter only if the adapter has fewer weights. At the end of the context the
+    adapters are merged, and module and optimizer have their former layers and parameters.
 
     Args:
-        module: Frozen by the caller, as far as adapters shall stand for it.
-        optimizer: Gets the adapters as another group, whose moments begin anew.
+        module: The caller freezes the layers that get adapters.
+        optimizer: Gets the adapters as a further group, with new moments.
         rank: r.
-        learning_rate: Their `base`.
-        without: How the names of layers without adapters begin.
+        learning_rate: `base` of the group.
+        without: Prefixes of the names of layers without adapters.
     """
     slots = [
         (parent, name, layer)

@@ -1,4 +1,4 @@
-"""What a private step of the autoencoder stage sees of each unit, and the one loss that it has."""
+"""Rows and loss of each unit in a private step of the autoencoder stage."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -15,7 +15,7 @@ from mediffusion_core.settings import AutoencoderTraining
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Of each unit K images, and the noise of their posterior samples."""
+    """K images of each unit, and the noise of their posterior samples."""
 
     images: tuple[Tensor, ...]
     """K of (n, C, H, W)."""
@@ -23,11 +23,11 @@ class ImageRows:
     """K of (n, c, h, w)."""
 
     def __len__(self) -> int:
-        """How many units, n."""
+        """Number of units, n."""
         return len(self.images[0])
 
     def take(self, units: Tensor) -> Self:
-        """Of some of the units."""
+        """The rows of some units, at the positions (m,)."""
         images = tuple(one[units.to(one.device)] for one in self.images)
         return type(self)(images, tuple(one[units.to(one.device)] for one in self.noise))
 
@@ -41,7 +41,7 @@ def draw_rows(
     device: torch.device,
     generator: torch.Generator,
 ) -> ImageRows:
-    """K images of each of the units (n,), each drawn by itself, with noise."""
+    """Draws K images of each unit (n,) independently, with noise for their posterior samples."""
     chosen = [index.draw(units, generator) for _ in range(multiplicity)]
     noise = [torch.randn(len(units), *latent_shape, generator=generator) for _ in chosen]
     return ImageRows(

@@ -1,13 +1,13 @@
-"""Norms of convolutions' per-sample gradients without the gradients, where maps are small.
+"""Norms of convolutions' per-sample gradients, without the gradients if feature maps are small.
 
-A sample's weight gradient is Σ_t b_t a_tᵀ, of patches a_t and back-propagated b_t at T positions,
-so that
+A sample's weight gradient is Σ_t b_t a_tᵀ over T positions, with patches a_t (P numbers) and output
+gradients b_t (O numbers). Its squared norm is
 
     ‖Σ_t b_t a_tᵀ‖² = Σ_{t,s} (b_t · b_s) (a_t · a_s)
 
-which takes T² (P + O) operations and no memory of the gradient's size, for T P O of the gradient
-itself (ghost clipping of convolutions, arXiv 2205.10683, section 3). At the coarse levels of a
-UNet, which hold most weights, T is 4 to 64.
+and takes T² (P + O) operations. The gradient itself takes T P O operations and P O numbers of
+memory (ghost clipping of convolutions, arXiv 2205.10683, section 3). The coarse levels of a UNet
+hold most weights, and T is 4 to 64 there.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 def register() -> None:
-    """Lets Opacus' ghost clipping take its norms from here.
+    """Registers these norms with Opacus' ghost clipping.
 
     Raises:
         ImportError: if Opacus is not installed.
@@ -31,12 +31,12 @@ def register() -> None:
 def convolution_norms(
     layer: nn.Conv2d, activations: list[Tensor], backprops: Tensor
 ) -> dict[Tensor, Tensor]:
-    """Norms (n,) of each sample's gradient of weight and bias, where these are trained.
+    """Norms (n,) of the per-sample gradients of weight and bias, if these are trained.
 
     Args:
         layer: The convolution.
-        activations: What went in, one tensor (n, I, H, W).
-        backprops: The loss's gradient at what came out, (n, O, h, w).
+        activations: Its input, one tensor (n, I, H, W).
+        backprops: Gradient of the loss at its output, (n, O, h, w).
     """
     if not _is_small(layer, backprops):
         return _of_gradients(layer, activations, backprops)
@@ -75,14 +75,14 @@ def _of_gradients(
 
 
 BLOCK = 1024
-"""Numbers whose squares are summed in single precision, with an error of some 1e-6."""
+"""Squares per sum in single precision; the relative error is about 1e-6."""
 
 
 def lengths(samples: Tensor) -> Tensor:
-    """Norms (n,) of samples (n, …), in double precision over blocks of single precision.
+    """Norms (n,) of samples (n, …): single precision within blocks, double precision over them.
 
-    In single precision the sum over some millions of squares is too small by a thousandth, and so
-    would be the norm by which a gradient is clipped; all of it in double takes twenty times longer.
+    A sum over millions of squares in single precision is too small by 1e-3, and clipping would use
+    a norm that is too small. Double precision throughout takes twenty times as long.
     """
     flat = samples.flatten(1)
     count = flat.shape[1] // BLOCK

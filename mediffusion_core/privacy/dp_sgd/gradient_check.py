@@ -1,63 +1,80 @@
-"""Before the first private step: is each unit's gradient the one that autograd gives alone?
+"""Check before the first private step: per-sample gradients equal those of autograd.
 
-A per-sample gradient that is too short is clipped too little, and nothing else shows it. Opacus
-1.6 computes such gradients for convolutions of channels-last activations, as diffusers' attention
-leaves them behind, without an error (design, "Traps").
+A per-sample gradient that is too short is clipped too little, without an error. Opacus 1.6 computes
+such gradients for convolutions of channels-last activations, which diffusers' attention returns.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from mediffusion_core.privacy.dp_sgd.ghost_norms import lengths
-from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, B, UnitGradients
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, B, PerSampleGradients
+
+SYNTHETIC_UNITS, SYNTHETIC_BATCHES = 3, 3
+"""Random units per batch, and batches, on which a site checks its gradients."""
 
 
 class WrongGradientError(Exception):
-    """Per-unit gradients are not those of autograd: private training must not begin."""
+    """Per-sample gradients differ from those of autograd, so private training must not begin."""
 
 
-def check_gradients(gradients: UnitGradients[B], batch: B, others: Iterable[B] = ()) -> float:
-    """Compares per-unit gradients with looped autograd.
-
-    A layer whose hook is wrong is wrong for any units. Rounding is not: where an activation is next
-    to LeakyReLU's kink, a unit alone may have another slope than in its batch. So one batch may be
-    off, if all of several others are right.
+def check_on_synthetic(gradients: PerSampleGradients[B], batch_of: Callable[[int], B]) -> None:
+    """Compares per-sample gradients with looped autograd on random units instead of a site's.
 
     Args:
-        gradients: As the training that follows uses them: same hooks, same memory format. In fp32.
-        batch: A few units' rows; nothing of them is kept.
-        others: Other units' rows, looked at where the first are off.
-
-    Returns:
-        The largest relative error, of the others where the first batch is off.
+        gradients: The ones that training uses.
+        batch_of: Makes the rows of `SYNTHETIC_UNITS` units from a seed.
 
     Raises:
-        WrongGradientError: if an error is larger than 1e-3 and there are no others or one of theirs
-            is, or if it is no number.
+        WrongGradientError: as `check_gradients`.
+    """
+    batches = (batch_of(seed) for seed in range(SYNTHETIC_BATCHES))
+    check_gradients(gradients, next(batches), batches)
+
+
+def check_gradients(gradients: PerSampleGradients[B], batch: B, others: Iterable[B] = ()) -> float:
+    """Compares per-sample gradients with looped autograd.
+
+    A wrong hook is wrong on every batch. Rounding is not: an activation next to LeakyReLU's kink
+    may have one slope alone and another in its batch. One batch may therefore exceed the tolerance
+    if all other batches keep it.
+
+    Args:
+        gradients: The ones that training uses: same hooks, same memory format, fp32.
+        batch: Rows of a few units.
+        others: Further batches, computed only if the first exceeds the tolerance.
+
+    Returns:
+        The largest relative error of the first batch, or of the others if the first exceeds the
+        tolerance.
+
+    Raises:
+        WrongGradientError: if the first batch exceeds the tolerance of 1e-3, and there are no other
+            batches or one of them exceeds it too; or if an error is not finite.
     """
     errors = [_largest_error(gradients, batch)]
     if TOLERANCE < errors[0] < math.inf:
         errors += [_largest_error(gradients, other) for other in others]
-    looked_at = errors[1:] or errors
-    if not all(error <= TOLERANCE for error in looked_at):  # also where one is no number
+    decisive = errors[1:] or errors
+    if not all(error <= TOLERANCE for error in decisive):  # also if one is NaN
         raise WrongGradientError(
-            f"per-unit gradients of {type(gradients.module).__name__} in mode {gradients.mode} are "
-            f"off by {', '.join(f'{error:.1e}' for error in errors)}, allowed are {TOLERANCE:.0e}: "
-            "clipping would not bound them, so nothing private is trained with this network and "
-            "these versions"
+            f"per-sample gradients of {type(gradients.module).__name__} in mode {gradients.mode} "
+            f"are off by {', '.join(f'{error:.1e}' for error in errors)}, allowed are "
+            f"{TOLERANCE:.0e}: clipping would not bound them; this network cannot be trained "
+            "privately with these versions of PyTorch and Opacus"
         )
-    return max(looked_at)
+    return max(decisive)
 
 
-def _largest_error(gradients: UnitGradients[B], batch: B) -> float:
-    """Of each unit's whole gradient vector, relative to its length.
+def _largest_error(gradients: PerSampleGradients[B], batch: B) -> float:
+    """The largest error of a unit's whole gradient vector, relative to the vector's length.
 
-    One parameter's error would mean nothing: the true gradient of attention's `to_k.bias` is 0.
-    In mode `ghost`, where no unit's gradient is held, each norm is compared, and the clipped sum.
+    Single parameters are no measure: the true gradient of attention's `to_k.bias` is 0. Mode
+    `ghost` holds no per-sample gradients, so norms and the clipped sum are compared.
     """
     with _without_dropout(gradients.module):
         truth = torch.stack(
@@ -67,7 +84,7 @@ def _largest_error(gradients: UnitGradients[B], batch: B) -> float:
             ]
         )  # (n, P)
         norms = lengths(truth)  # (n,)
-        # Of a unit that no loss reaches, the error is measured by the others' length.
+        # A unit without a loss has gradient 0; its error is relative to the longest gradient.
         scale = norms.clamp(min=1e-3 * float(norms.max()) + 1e-30)
         if gradients.mode == "hooks":
             samples = gradients.samples(batch)
@@ -89,7 +106,7 @@ def _vector(by_parameter: Mapping[str, Tensor]) -> Tensor:
 
 @contextmanager
 def _without_dropout(module: nn.Module) -> Iterator[None]:
-    """Dropout draws by row, so that a row alone would be another one than in its batch."""
+    """Turns dropout off: it would draw other masks for a row alone than in its batch."""
     layers = [part for part in module.modules() if isinstance(part, nn.Dropout)]
     rates = [layer.p for layer in layers]
     for layer in layers:

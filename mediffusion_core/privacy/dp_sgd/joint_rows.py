@@ -1,4 +1,4 @@
-"""What a private step of the joint stage sees of each unit, and the one loss that it has."""
+"""Rows and loss of each unit in a private step of the joint stage."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -16,12 +16,12 @@ from mediffusion_core.training.denoising import Denoising
 from mediffusion_core.training.latent_set import LatentSet
 
 WEIGHTS = tuple[float, float]
-"""Of the diffusion loss and of the classification loss."""
+"""Weights of the diffusion loss and the classification loss."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Latents with labels, of the first units of a batch."""
+    """Labelled latents of the first m units of a batch."""
 
     inputs: Tensor
     """(m, c, h, w), m ≤ n."""
@@ -31,7 +31,7 @@ class Labelled:
     """(m, C) in {0, 1}, NaN where a label is missing."""
 
     def take(self, units: Tensor) -> Self:
-        """Some of the rows; units behind the last row have none."""
+        """The rows of some units; units from m on have no row."""
         parts = (self.inputs, self.timesteps, self.targets)
         rows = units[units < len(self.inputs)]
         return type(self)(*(part[rows.to(part.device)] for part in parts))
@@ -39,18 +39,18 @@ class Labelled:
 
 @dataclass(frozen=True)
 class JointRows:
-    """Of each unit K noised rows and, where it has a label, K rows to classify."""
+    """K noised rows of each unit, and K rows to classify of each labelled unit."""
 
     units: int
     denoised: tuple[Denoising, ...]
     classified: tuple[Labelled, ...]
 
     def __len__(self) -> int:
-        """How many units, n."""
+        """Number of units, n."""
         return self.units
 
     def take(self, units: Tensor) -> Self:
-        """Of some of the units."""
+        """The rows of some units, at the positions (m,)."""
         denoised = tuple(one.take(units) for one in self.denoised)
         classified = tuple(one.take(units) for one in self.classified)
         return type(self)(len(units), denoised, classified)
@@ -58,52 +58,59 @@ class JointRows:
 
 @dataclass(frozen=True)
 class SingleRows:
-    """Of each unit one row, of which both losses are taken."""
+    """One row of each unit, for both losses."""
 
     noised: Denoising
     targets: Tensor
-    """(n, C); NaN where there is no label, or the row is too noisy to classify."""
+    """(n, C); NaN without a label, and above the largest noise level of classification."""
 
     def __len__(self) -> int:
-        """How many units, n."""
+        """Number of units, n."""
         return len(self.targets)
 
     def take(self, units: Tensor) -> Self:
-        """Of some of the units."""
+        """The rows of some units, at the positions (m,)."""
         return type(self)(self.noised.take(units), self.targets[units.to(self.targets.device)])
 
 
 class UnitRows:
-    """Draws the rows of units, each unit's independently of all others'.
+    """Draws rows of units, each unit independently of all others.
 
-    Nothing here may look at a second unit: how many rows of a batch are noised, or how a batch's
-    labels are distributed, would couple units and void the bound.
+    A row may depend on its own unit alone. A number of noised rows fixed per batch, or a sampling
+    by the batch's labels, would couple units and void the bound on a unit's part.
     """
 
     def __init__(
         self,
         data: LatentSet,
-        unit_of: Tensor,
-        num_units: int,
+        index: UnitIndex,
         settings: JointTraining,
         process: DiffusionProcess,
         generator: torch.Generator,
     ) -> None:
-        """Takes a site's latents, the unit (n,) of each, and what draws rows from them."""
+        """Takes a site's latents, the unit of each, and the settings of noise and views.
+
+        Args:
+            data: The site's latents and labels.
+            index: The unit of each latent.
+            settings: Noise levels of the classified rows.
+            process: The noise process, on the device of the rows.
+            generator: Draws images, views, noise levels and noise.
+        """
         self._data, self._settings, self._process = data, settings, process
         self._device, self._generator = process.device, generator
-        self._images = UnitIndex(unit_of, num_units)
-        self._labelled = UnitIndex(unit_of[data.labelled], num_units)
+        self._images = index
+        self._labelled = index.subset(data.labelled)
         self._bound = settings.noised_levels(len(process))
 
     def joint(self, units: Tensor, multiplicity: int, weights: WEIGHTS) -> JointRows:
-        """K rows for each loss that has a weight; for `ghost` see `single`.
+        """Draws K rows for each loss with a weight above 0; mode `ghost` uses `single`.
 
         Args:
             units: Numbers (n,) of units.
-            multiplicity: K; each of the K rows is a draw of image, noise level and noise of its own
+            multiplicity: K. Each of the K rows has its own image, noise level and noise
                 (arXiv 2210.09929, section 4).
-            weights: Of the losses; a part without weight is not drawn.
+            weights: Of both losses.
         """
         known = self._labelled.counts[units] > 0
         units = torch.cat([units[known], units[~known]])
@@ -116,10 +123,10 @@ class UnitRows:
         )
 
     def single(self, units: Tensor) -> SingleRows:
-        """One row a unit, for ghost clipping, which would clip two rows each by itself.
+        """Draws one row of each unit (n,), since ghost clipping clips every row by itself.
 
-        Half of the units with a label are seen at a level at which one classifies, t = 0 mostly;
-        all others at any level. Where such a level comes by chance, the label counts too.
+        A labelled unit gets a noise level of classification, mostly t = 0, with probability 1/2.
+        All other rows get any level. A label counts at every level within the bound.
         """
         images = self._images.draw(units, self._generator)
         targets = self._data.targets[images].clone()  # (n, C)
@@ -136,7 +143,7 @@ class UnitRows:
         return self._noised(self._data.latents[images].float(), self._any_level(len(units)))
 
     def _labelled_rows(self, units: Tensor) -> Labelled:
-        """A view of a labelled image of each unit: clean but for a share `noised_fraction`."""
+        """Draws a view of a labelled image of each unit; `noised_fraction` of them are noised."""
         chosen = self._labelled.draw(units, self._generator)
         views, targets = self._data.labelled_views(chosen, self._generator)
         timesteps = self._classifying_level(len(units))
@@ -149,7 +156,7 @@ class UnitRows:
         return torch.randint(0, len(self._process), (count,), generator=self._generator)
 
     def _classifying_level(self, count: int) -> Tensor:
-        """Clean, or for each row with chance `noised_fraction` at a level up to the bound."""
+        """Level 0, or with probability `noised_fraction` any level below the bound, (count,)."""
         levels = torch.randint(0, self._bound, (count,), generator=self._generator)
         levels[self._uniform(count) >= self._settings.noised_fraction] = 0
         return levels
@@ -164,16 +171,19 @@ class UnitRows:
 
 
 class UnitLosses:
-    """w · (diffusion) + λ · (classification, where labelled) of each unit, its mean over K rows."""
+    """The loss of each unit: w · diffusion + λ · classification, each a mean over K rows.
+
+    A unit without a label has the diffusion loss alone.
+    """
 
     def __init__(self, model: JointUNet, settings: JointTraining, multi_label: bool) -> None:
-        """Takes the network, and what its losses need."""
+        """Takes the network, the settings of its losses, and whether labels are findings."""
         self._model, self._settings, self._multi_label = model, settings, multi_label
         self.weights: WEIGHTS = (settings.diffusion_weight, settings.classification_weight)
-        """Of both losses; the second may rise during the stage."""
+        """Weights of both losses; the second may rise during the stage."""
 
     def joint(self, rows: JointRows) -> Tensor:
-        """(n,); calls the network once for each of a unit's rows."""
+        """Losses (n,); calls the network once per row of a unit."""
         losses = torch.zeros(len(rows), device=next(self._model.parameters()).device)
         for noised in rows.denoised:
             output, _ = self._model(noised.inputs, noised.timesteps, classify=NONE)
@@ -189,7 +199,7 @@ class UnitLosses:
         return losses
 
     def single(self, rows: SingleRows) -> Tensor:
-        """(n,); calls the network once."""
+        """Losses (n,); calls the network once."""
         output, logits = self._model(rows.noised.inputs, rows.noised.timesteps)
         classified = classification_loss(logits, rows.targets, self._multi_label)
         errors = rows.noised.losses(output, self._settings.min_snr_gamma)

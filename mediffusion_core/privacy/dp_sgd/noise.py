@@ -5,41 +5,42 @@ from dataclasses import dataclass
 
 import torch
 
-from mediffusion_core.privacy.dp_sgd.per_sample_clipping import B, UnitGradients
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import B, PerSampleGradients
 from mediffusion_core.privacy.dp_sgd.randomness import normal, poisson_sample
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """How units are drawn, and how much noise their sum gets."""
+    """Poisson sampling of units, and noise on the sum of their clipped gradients."""
 
     sample_rate: float
-    """q, with which a unit is in a step."""
+    """q, the probability that a unit is in a step."""
     noise_multiplier: float
     """σ; the noise's standard deviation is σ C."""
     max_grad_norm: float
-    """C, the bound on a unit's part of the sum."""
+    """C, the largest norm of a unit's gradient in the sum."""
     expected_units: float
-    """By which the sum is divided; a constant, since the realised number would tell of a unit."""
+    """B, the divisor of the sum. A constant: the realised number depends on single units."""
     physical_batch_size: int
-    """Units that go through the network at once."""
+    """Units per pass through the network."""
 
 
 def private_gradients(
-    gradients: UnitGradients[B],
+    gradients: PerSampleGradients[B],
     draw: Callable[[torch.Tensor], B],
     mechanism: Mechanism,
     num_units: int,
 ) -> None:
-    """Draws units, and leaves (Σ clip(g_i) + N(0, σ² C²)) / B as gradient of each parameter.
+    """Draws units, and sets each parameter's gradient to (Σ clip(g_i) + N(0, σ² C²)) / B.
 
-    The sample may be empty: then the gradient is noise alone, and the step counts as any other.
+    The sample may be empty. The gradient is then noise alone, and the step is charged like any
+    other.
 
     Args:
-        gradients: Of the network; its bound is the mechanism's.
-        draw: Makes the rows of units, given by their numbers (n,).
+        gradients: Of the network, with the mechanism's bound C.
+        draw: Draws the rows of units, given their numbers (n,).
         mechanism: q, σ, C and B.
-        num_units: How many the site has.
+        num_units: Units of the site.
     """
     sums = {name: torch.zeros_like(p) for name, p in gradients.parameters.items()}
     for part in _parts(poisson_sample(num_units, mechanism.sample_rate), mechanism):

@@ -1,8 +1,7 @@
-"""Sums of gradients of which no unit's part is longer than a bound: the clipping of DP-SGD.
+"""Per-sample clipping of DP-SGD: sums of gradients with a bound on each unit's norm.
 
-Opacus' hooks sit on the layers and see, in whatever method a network was called, what went in and
-what came back. Row i of every call in a batch must be of the same unit i; a call may leave out the
-last rows.
+Opacus' hooks record inputs and output gradients of every layer call. Row i of every call in a batch
+must belong to unit i. A call may leave out the last rows.
 """
 
 import warnings
@@ -21,31 +20,31 @@ Mode = Literal["hooks", "ghost"]
 Clipping = Literal["flat", "per_layer"]
 
 TOLERANCE = 1e-3
-"""Relative error that a per-unit gradient may have; see `gradient_check`. Rounding in fp32 was seen
-to reach 1.4e-4 after a noised step; with Opacus' fault of channels-last it is 0.3 to 1."""
+"""Largest relative error of a per-sample gradient, see `gradient_check`. Rounding in fp32 reaches
+1.4e-4 after a noised step; Opacus' fault with channels-last activations causes 0.3 to 1."""
 
 
 class Batch(Protocol):
-    """Some units' rows, with all that was drawn for them."""
+    """Rows of some units, with their noise, noise levels and labels."""
 
     def __len__(self) -> int:
-        """How many units, n."""
+        """Number of units, n."""
         ...
 
     def take(self, units: Tensor) -> Self:
-        """The rows of the units at the given ascending positions (m,) alone."""
+        """The rows of the units at the ascending positions (m,)."""
         ...
 
 
 B = TypeVar("B", bound=Batch)
 Losses = Callable[[B], Tensor]
-"""One loss a unit, (n,), of which the i-th depends on no other row; fixed but for dropout."""
+"""One loss per unit, (n,). Loss i depends on row i alone; only dropout is random."""
 
 
-class UnitGradients(Generic[B]):
-    """Per-unit gradients of a network's trained parameters, clipped and summed.
+class PerSampleGradients(Generic[B]):
+    """Per-sample gradients of a network's trained parameters, clipped and summed.
 
-    Used in a `with`: the hooks are gone afterwards, and parameters have no traces of them.
+    A context manager: its end removes the hooks and the attributes that Opacus adds to parameters.
     """
 
     def __init__(
@@ -60,23 +59,26 @@ class UnitGradients(Generic[B]):
         """Puts the hooks on a network.
 
         Args:
-            module: In training mode; what has `requires_grad` is trained.
-            losses: Calls it; in mode `ghost` once a batch and with every row.
-            mode: `hooks` holds each unit's gradient, `ghost` only its norm, and goes back twice.
-            clipping: `flat` bounds a unit's whole gradient, `per_layer` each parameter's by an
-                equal part of the bound.
-            max_grad_norm: C, the bound on a unit's part of the sum.
-            guard: Whether convolutions are given contiguous activations. Without it Opacus'
-                per-sample gradients are wrong where activations are channels-last.
+            module: In training mode. Parameters with `requires_grad` are trained.
+            losses: Calls the module; in mode `ghost` once per batch, with every row.
+            mode: `hooks` holds all per-sample gradients. `ghost` holds their norms alone and needs
+                two backward passes.
+            clipping: `flat` bounds the norm of a unit's whole gradient, `per_layer` the norm of
+                each of its P parameter gradients by C / √P.
+            max_grad_norm: C, the largest norm of a unit's gradient in the sum.
+            guard: Makes the inputs of convolutions contiguous. Without it Opacus' per-sample
+                gradients are wrong for channels-last activations.
 
         Raises:
-            UserError: if Opacus is not installed, or ghost clipping is to clip per layer.
+            UserError: if Opacus is not installed, or for mode `ghost` with `per_layer`.
         """
         if mode == "ghost" and clipping == "per_layer":
-            raise UserError("ghost clipping knows whole norms alone, it cannot clip per layer")
+            raise UserError(
+                "ghost clipping cannot clip per layer: it computes norms of whole gradients only"
+            )
         self.module, self.losses, self.mode = module, losses, mode
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        # A norm that is too small by the tolerance must not lead past C.
+        # A computed norm may be too small by the tolerance; C still holds then.
         self.bound = max_grad_norm * (1 - TOLERANCE)
         self._per_layer = clipping == "per_layer"
         convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
@@ -103,7 +105,7 @@ class UnitGradients(Generic[B]):
     def clipped_sum(self, batch: B) -> dict[str, Tensor]:
         """Σ_i g_i · min(1, C / ‖g_i‖) over the units of a batch, by parameter.
 
-        A unit whose gradient is not finite adds nothing, and changes nothing of what others add.
+        A unit with a gradient that is not finite adds nothing and leaves the others unchanged.
         """
         sums = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         if not len(batch):
@@ -111,23 +113,23 @@ class UnitGradients(Generic[B]):
         return self._hooked_sum(batch, sums) if self.mode == "hooks" else self._ghost_sum(batch)
 
     def samples(self, batch: B) -> dict[str, Tensor]:
-        """Each unit's gradient by parameter, (n, …); mode `hooks`.
+        """Per-sample gradients by parameter, (n, …); mode `hooks` only.
 
         Raises:
-            RuntimeError: if a parameter has a gradient, and none for each unit.
+            RuntimeError: if a parameter has a gradient but no per-sample gradients.
         """
         self._back_to_units(self.losses(batch).sum())
         found = {}
         for name, p in self.parameters.items():
             sample: Tensor | None = p.grad_sample  # type: ignore[attr-defined]
             if sample is None and p.grad is not None:
-                raise RuntimeError(f"{name} has a gradient, but none for each unit")
+                raise RuntimeError(f"{name} has a gradient, but no per-sample gradients")
             found[name] = _rows(sample, len(batch), p)
         self._clear()
         return found
 
     def norms(self, batch: B) -> Tensor:
-        """Each unit's norm ‖g_i‖, (n,)."""
+        """The norms ‖g_i‖ of all units, (n,)."""
         if self.mode == "hooks":
             rows = self.samples(batch).values()
             return _norms([lengths(one) for one in rows])
@@ -141,7 +143,7 @@ class UnitGradients(Generic[B]):
         self._hooks.disable_hooks()
         loss, parameters = self.losses(batch).sum(), list(self.parameters.values())
         gradients: Sequence[Tensor | None] = [None] * len(parameters)
-        if loss.requires_grad:  # not where no loss reaches what is trained
+        if loss.requires_grad:  # false if no loss depends on a trained parameter
             with _quiet():
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         self._hooks.enable_hooks()
@@ -156,7 +158,7 @@ class UnitGradients(Generic[B]):
         norms = {name: lengths(one) for name, one in samples.items()}
         whole = _norms(list(norms.values()))  # (n,)
         finite = whole.isfinite()
-        # 0 · ∞ is no number, so such rows are left out; without them nothing is copied.
+        # 0 · ∞ is NaN, so rows that are not finite are left out. A full slice copies nothing.
         kept = slice(None) if finite.all() else finite
         share = self.bound / len(norms) ** 0.5
         for name, one in samples.items():
@@ -172,7 +174,7 @@ class UnitGradients(Generic[B]):
         self._clear()
         finite = norms.isfinite()
         if not finite.all():
-            # 0 · ∞ is no number, so these rows must not be in the pass that sums.
+            # 0 · ∞ is NaN, so the summing pass must not contain these rows.
             return self.clipped_sum(batch.take(finite.nonzero().flatten().cpu()))
         self._hooks.disable_hooks()
         _backward((losses * _factors(norms, self.bound)).sum())
@@ -190,18 +192,18 @@ class UnitGradients(Generic[B]):
         for name, p in self.parameters.items():
             norm: Tensor | None = getattr(p, "_norm_sample", None)
             if norm is None or len(norm) != len(losses):
-                raise RuntimeError(f"{name} has no norm of a gradient for each unit")
+                raise RuntimeError(f"{name} has no per-sample gradient norms")
             norms.append(norm)
         return _norms(norms)
 
     def _back_to_units(self, loss: Tensor) -> None:
-        """Goes back through all layers for their hooks, without the sums that nobody needs.
+        """Runs the backward pass for the hooks, without the summed gradients of the weights.
 
-        To the layers that nothing trained lies before, and no further: on the way there every
-        layer's hook sees its gradient, while the weights of all other layers get none.
+        The pass ends at the first trained layers. Every trained layer's hook fires on the way, but
+        autograd computes weight gradients for the first trained layers alone.
         """
         first, self._first = self._first, []
-        if loss.requires_grad:  # not where no unit of the batch has what is trained
+        if loss.requires_grad:  # false if no unit's loss depends on a trained parameter
             _backward(loss, retain_graph=self.mode == "ghost", inputs=first)
 
     def _note_first(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -217,7 +219,7 @@ class UnitGradients(Generic[B]):
 
 
 def _rows(sample: Tensor | None, units: int, parameter: nn.Parameter) -> Tensor:
-    """Gradients of all units, (n, …), of which `sample` has the first; those behind have none."""
+    """Per-sample gradients of all units, (n, …): those of `sample`, then zeros."""
     if sample is not None and len(sample) == units:
         return sample
     rows = parameter.new_zeros((units, *parameter.shape))
@@ -227,14 +229,14 @@ def _rows(sample: Tensor | None, units: int, parameter: nn.Parameter) -> Tensor:
 
 
 def _norms(parts: list[Tensor]) -> Tensor:
-    """Whole norms (n,) of vectors whose parts have the given norms (n,)."""
+    """Norms (n,) of concatenated vectors, from the norms (n,) of their parts."""
     whole: Tensor = torch.stack(parts).double().norm(dim=0)
     return whole
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning that first layers' inputs need no gradient, which is as it should be."""
+    """Silences PyTorch's warning that the inputs of the first layers need no gradient."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing")
         yield
@@ -265,5 +267,5 @@ def _opacus_hooks(module: nn.Module, mode: Mode) -> Any:
             "private training needs Opacus: pip install 'fed-mediffusion[privacy]'"
         ) from None
     kinds = {"hooks": GradSampleHooks, "ghost": GradSampleHooksFastGradientClipping}
-    # Strict: layers with buffers, such as BatchNorm, mix the units of a batch and are refused.
+    # Strict refuses layers with buffers, such as BatchNorm: they mix the units of a batch.
     return kinds[mode](module, loss_reduction="sum", strict=True)

@@ -1,11 +1,12 @@
-"""Randomness that nobody outside a site can know: from the operating system, never from a seed.
+"""Private noise and Poisson sampling, from the operating system's random numbers.
 
-Whoever knows the noise can subtract it, and whoever can try all seeds knows it. A generator of
-PyTorch keeps 32 bits of its seed, which a laptop tries in hours, so that private noise and the
-choice of the units do not come from one.
+Noise protects only while it is secret: known noise can be subtracted. PyTorch's CPU generator uses
+32 bits of its seed, and a laptop tries all of them in hours. Noise and the choice of units
+therefore never come from a seeded generator.
 
-What is drawn in great number is the stream of AES-256 in counter mode (NIST SP 800-38A) under a key
-that the operating system draws and nobody keeps: some four times as fast as asking it for all bits.
+Gaussian noise is made from the stream of AES-256 in counter mode (NIST SP 800-38A). The operating
+system draws the key, and the key is dropped after use. This is about four times as fast as reading
+all bits from the operating system.
 """
 
 import math
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PART = 1 << 14
-"""Pairs that are made at once, so that they stay in the processor's own memory meanwhile."""
+"""Pairs of normal numbers per block; a block fits the processor's cache."""
 ZEROS = memoryview(bytes(16 * PART))
-"""What a part's stream is made of: two numbers of eight bytes each for a pair."""
+"""Plain text of one block's stream: two numbers of eight bytes per pair."""
 
 
 def uniform(count: int) -> NDArray[np.float64]:
@@ -37,11 +38,11 @@ def _uniform(drawn: bytes) -> NDArray[np.float64]:
 
 
 def normal(shape: torch.Size) -> Tensor:
-    """Independent N(0, 1), float64, on the CPU, by Box and Muller's transform.
+    """Independent N(0, 1), float64, on the CPU, by the Box-Muller transform.
 
-    In double precision, to be added in double precision and rounded afterwards: the noise's own
-    pattern of rounding, from which an attacker may tell what it was added to (arXiv 2107.10138),
-    then lies far below what is published.
+    An attacker may recover the sum from the rounding pattern of the noise (arXiv 2107.10138). Noise
+    is therefore made and added in double precision, and the sum is rounded afterwards. The pattern
+    then lies far below the precision of the published sum.
     """
     count = math.prod(shape)
     pairs = (count + 1) // 2
@@ -59,22 +60,22 @@ def normal(shape: torch.Size) -> Tensor:
 
 
 def _stream() -> Callable[[memoryview], bytes]:
-    """Turns zeros into as many bytes that nobody can foretell, of one stream under a new key."""
-    # Imported here: what is not private needs no cipher.
+    """A function from zeros to as many random bytes, one AES stream under a new key."""
+    # Imported here: runs without privacy need no cipher.
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     return Cipher(algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))).encryptor().update
 
 
 def poisson_sample(units: int, sample_rate: float) -> Tensor:
-    """Numbers of the units drawn for one step, each independently with `sample_rate`; maybe none.
+    """Draws each unit independently with probability `sample_rate`.
 
     Returns:
-        Ascending, (u,) int64.
+        Numbers of the drawn units, ascending, (u,) int64; may be empty.
     """
     return torch.from_numpy(np.flatnonzero(uniform(units) <= sample_rate))
 
 
 def secret_seed() -> int:
-    """A seed that no setting knows, for what is not the mechanism's: timesteps, views, dropout."""
+    """A random seed for draws outside the mechanism: timesteps, views, dropout."""
     return int.from_bytes(os.urandom(4), "big")

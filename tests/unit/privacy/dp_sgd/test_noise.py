@@ -20,7 +20,8 @@ from mediffusion_core.privacy.accounting.noisy_statistics import (
 )
 from mediffusion_core.privacy.dp_sgd.joint_stage import train_private_joint, training_parts
 from mediffusion_core.privacy.dp_sgd.noise import Mechanism, private_gradients
-from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, UnitGradients
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, PerSampleGradients
+from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import PART, normal, poisson_sample, uniform
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings.privacy import PrivacySettings
@@ -70,7 +71,7 @@ def stepped(
     network = Plain().train()
     inputs = torch.eye(3).repeat(4, 1)[:num_units]
     mechanism = Mechanism(rate, noise, bound, 10.0, physical)
-    with UnitGradients(
+    with PerSampleGradients(
         network, lambda rows: network(rows.inputs), "hooks", "flat", bound
     ) as gradients:
         private_gradients(gradients, lambda units: Rows(inputs[units]), mechanism, num_units)
@@ -154,16 +155,17 @@ def trained(privacy: PrivacySettings, noise: float, steps: int = 2, **changes: o
             model,
             optimizer,
             latents(),
-            torch.arange(12) // 2,
-            6,
             training,
-            privacy,
-            Mechanism(0.5, noise, 1.0, 3.0, privacy.physical_batch_size),
             PROCESS,
-            steps=steps,
-            round_number=1,
-            rounds=1,
-            on_step=quiet,
+            PrivateRound(
+                index=UnitIndex(torch.arange(12) // 2, 6),
+                mechanism=Mechanism(0.5, noise, 1.0, 3.0, privacy.physical_batch_size),
+                privacy=privacy,
+                steps=steps,
+                round_number=1,
+                rounds=1,
+                on_step=quiet,
+            ),
         )
     return {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}, model
 

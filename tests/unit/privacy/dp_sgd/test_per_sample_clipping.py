@@ -16,7 +16,7 @@ from mediffusion_core.privacy.dp_sgd.autoencoder_rows import draw_rows, unit_los
 from mediffusion_core.privacy.dp_sgd.ghost_norms import BLOCK, convolution_norms, lengths
 from mediffusion_core.privacy.dp_sgd.gradient_check import WrongGradientError, check_gradients
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
-from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, UnitGradients
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, PerSampleGradients
 from mediffusion_core.privacy.units import UnitIndex, numbered
 from mediffusion_core.settings import (
     AutoencoderSettings,
@@ -51,18 +51,17 @@ def latent_rows(memory: torch.memory_format = torch.contiguous_format) -> UnitRo
     # Images 3 and 4 are of one unit.
     return UnitRows(
         data,
-        torch.tensor([0, 1, 2, 3, 3, 4]),
-        5,
+        UnitIndex(torch.tensor([0, 1, 2, 3, 3, 4]), 5),
         joint_training(noised_fraction=0.5),
         PROCESS,
         generator(1),
     )
 
 
-def joint_gradients(network: JointUNet, mode: str, guard: bool = True) -> UnitGradients:
+def joint_gradients(network: JointUNet, mode: str, guard: bool = True) -> PerSampleGradients:
     losses = UnitLosses(network, joint_training(), multi_label=False)
     called = losses.joint if mode == "hooks" else losses.single
-    return UnitGradients(network, called, mode, guard=guard)
+    return PerSampleGradients(network, called, mode, guard=guard)
 
 
 def joint_batch(mode: str, multiplicity: int = 1, memory=torch.contiguous_format):
@@ -86,7 +85,7 @@ def autoencoder_gradients(
     batch = draw_rows(
         images, index, torch.arange(4), multiplicity, (2, 8, 8), torch.device("cpu"), generator(2)
     )
-    gradients = UnitGradients(
+    gradients = PerSampleGradients(
         network, lambda rows: unit_losses(network, training, rows), mode, guard=guard
     )
     return gradients, batch
@@ -153,12 +152,12 @@ class Rows:
         return Rows(self.inputs[units])
 
 
-def plain_gradients(mode: str, bound: float, clipping: str = "flat") -> UnitGradients:
+def plain_gradients(mode: str, bound: float, clipping: str = "flat") -> PerSampleGradients:
     network = Plain().train()
-    return UnitGradients(network, lambda rows: network(rows.inputs), mode, clipping, bound)
+    return PerSampleGradients(network, lambda rows: network(rows.inputs), mode, clipping, bound)
 
 
-def clipped(gradients: UnitGradients, rows: Rows) -> Tensor:
+def clipped(gradients: PerSampleGradients, rows: Rows) -> Tensor:
     return gradients.clipped_sum(rows)["layer.weight"].flatten()
 
 
@@ -214,7 +213,7 @@ def test_a_gradient_that_is_no_number_adds_nothing_and_leaves_the_others(
 def test_clipping_per_layer_bounds_the_whole() -> None:
     network, rows = joint_network(), joint_batch("hooks")
     losses = UnitLosses(network, joint_training(), multi_label=False)
-    with UnitGradients(network, losses.joint, "hooks", "per_layer", 0.01) as gradients:
+    with PerSampleGradients(network, losses.joint, "hooks", "per_layer", 0.01) as gradients:
         one = gradients.clipped_sum(rows.take(torch.tensor([0])))
         share = 0.01 / len(one) ** 0.5
         assert max(float(part.norm()) for part in one.values()) <= share
@@ -259,7 +258,7 @@ def test_ghost_clipping_cannot_clip_per_layer() -> None:
 def test_a_layer_that_mixes_units_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     with pytest.raises(NotImplementedError, match="buffers"):
-        UnitGradients(network, lambda rows: network(rows.inputs), "hooks")
+        PerSampleGradients(network, lambda rows: network(rows.inputs), "hooks")
 
 
 def test_hooks_and_traces_are_gone_afterwards() -> None:
