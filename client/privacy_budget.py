@@ -7,7 +7,7 @@ from torch import Tensor
 
 from client.site import Site
 from mediffusion_core.privacy.accounting.accountant import Charge
-from mediffusion_core.privacy.ledger.ledger import Cap, Head, Ledger
+from mediffusion_core.privacy.ledger.ledger import Cap, Ledger, LedgerTip
 from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
 
 HEAD = "head"
@@ -33,7 +33,7 @@ def refuse_older_ledger(site: Site, head: Mapping[str, Tensor]) -> None:
     Raises:
         LedgerError: if it does not contain that head, or is not to be trusted.
     """
-    _ledger(site).must_extend(Head.parse(bytes(head[HEAD].tolist()).decode()))
+    _ledger(site).must_extend(LedgerTip.parse(bytes(head[HEAD].tolist()).decode()))
 
 
 def ledger_head(site: Site) -> dict[str, Tensor]:

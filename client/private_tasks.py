@@ -75,7 +75,7 @@ def latent_sums(site: Site, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     autoencoder = Autoencoder(site.settings.model.autoencoder, site.settings.data.channels)
     autoencoder.load_state_dict(dict(weights))
     counts, plan = _counted(site)
-    charge(site, plan.release, "latents", 1)
+    charge(site, plan.statistics_charge, "latents", 1)
     unit_of, count = _units(site)
     return noised_latent_sums(
         autoencoder.to(site.device).eval(),

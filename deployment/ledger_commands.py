@@ -1,4 +1,4 @@
-"""`fed-mediffusion site ledger`: what a site's patients have spent, for the site's own eyes."""
+"""`fed-mediffusion site ledger`: shows, verifies and exports a site's privacy ledger."""
 
 import csv
 import io
@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.privacy.ledger.ledger import Entry, Head, Ledger
+from mediffusion_core.privacy.ledger.ledger import Entry, Ledger, LedgerTip
 from mediffusion_core.privacy.ledger.site_ledger import ledger_places, open_site_ledger
 from mediffusion_core.settings.site_file import SiteFile
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A ledger, the δ at which its site counts, and what the site allows."""
+    """A ledger, the δ of its ε, and the site's limit of ε."""
 
     ledger: Ledger
     delta: float
@@ -28,20 +28,20 @@ class Opened:
 
 
 def open_ledger(path: Path, delta: float | None) -> Opened:
-    """The ledger of a site file, or the one in a folder.
+    """Opens the ledger of a site file or in a folder.
 
     Args:
-        path: A site file, or a ledger's folder whose head stands beside it.
-        delta: At which to count; by default the site file's, or 1e-5.
+        path: A site file, or a ledger's folder with its tip beside it.
+        delta: δ of ε; by default that of the site file, or 1e-5.
 
     Raises:
         UserError: if the site file is wrong.
-        LedgerError: if the ledger is not to be trusted.
+        LedgerError: if the ledger fails verification.
     """
     if path.is_dir():
         return Opened(Ledger.open(path, begin=False), delta or 1e-5, None)
     site = SiteFile.read(path)
-    # A cap at one δ says nothing of ε at another.
+    # A limit at one δ does not apply to ε at another.
     same = delta in (None, site.policy.target_delta)
     return Opened(
         open_site_ledger(site, begin=False),
@@ -51,7 +51,7 @@ def open_ledger(path: Path, delta: float | None) -> Opened:
 
 
 def show_ledger(path: Path, delta: float | None) -> None:
-    """Prints what was spent by run and stage, and the worst unit's ε over all.
+    """Prints the charges by run and stage, and the largest ε of a unit over all of them.
 
     Raises:
         UserError, LedgerError: as `open_ledger`.
@@ -70,45 +70,45 @@ def show_ledger(path: Path, delta: float | None) -> None:
     allowed = "" if opened.max_epsilon is None else f"; the site allows {opened.max_epsilon:g}"
     worst = opened.ledger.worst(opened.delta)
     print(f"worst unit: ε = {worst:.4g} at δ = {opened.delta:g}{allowed}")
-    print(f"head: {opened.ledger.verify()}")
+    print(f"tip: {opened.ledger.verify()}")
 
 
-def verify_ledger(path: Path, against: str | None, restore_head: bool) -> str:
-    """Checks the chain, the second place, and a head kept elsewhere.
+def verify_ledger(path: Path, against: str | None, restore_tip: bool) -> str:
+    """Checks the chain, the tip in the second place, and a tip kept elsewhere.
 
     Args:
         path: As for `open_ledger`.
         against: COUNT:DIGEST as the server has it.
-        restore_head: Write the second place anew, once the ledger contains `against`.
+        restore_tip: Write a lost tip again, if the ledger contains `against`.
 
     Returns:
         One line.
 
     Raises:
-        UserError: if `against` is no head, or missing where `restore_head` needs it.
-        LedgerError: if the ledger is not to be trusted.
+        UserError: if `against` has another form, or is missing for `restore_tip`.
+        LedgerError: if the ledger fails verification.
     """
     try:
-        known = Head.parse(against) if against else None
+        known = LedgerTip.parse(against) if against else None
     except ValueError as error:
         raise UserError(f"--against {against}: {error}") from None
-    if restore_head:
+    if restore_tip:
         if known is None:
-            raise UserError("--restore-head needs --against: a head that was kept elsewhere")
-        folder, head = (path, None) if path.is_dir() else ledger_places(SiteFile.read(path))
-        Ledger.restore_head(folder, head, known)
+            raise UserError("--restore-head needs --against: a ledger tip kept elsewhere")
+        folder, tip_file = (path, None) if path.is_dir() else ledger_places(SiteFile.read(path))
+        Ledger.restore_tip(folder, tip_file, known)
     ledger = open_ledger(path, None).ledger
     if known is not None:
         ledger.must_extend(known)
-    head_now = ledger.verify()
-    return f"sound: {head_now.count} entries, head {head_now}"
+    tip = ledger.verify()
+    return f"sound: {tip.count} entries, tip {tip}"
 
 
 def export_ledger(path: Path, delta: float | None, output: Path) -> Path:
-    """Writes all entries as JSON or CSV, by the file's ending: no name or hash of a patient.
+    """Writes all entries as JSON or CSV, by the file's ending, without names or hashes of patients.
 
     Raises:
-        UserError: another ending; otherwise as `open_ledger`.
+        UserError: for another ending, and as `open_ledger`.
         LedgerError: as `open_ledger`.
     """
     if output.suffix not in (".json", ".csv"):
@@ -178,7 +178,7 @@ def _json(opened: Opened, rows: list[dict[str, Any]]) -> str:
     worst = opened.ledger.worst(opened.delta)
     content = {
         "delta": opened.delta,
-        # JSON has no infinity, which is what a release without noise costs.
+        # JSON has no infinity, the ε of statistics without noise.
         "worst_epsilon": worst if math.isfinite(worst) else "infinite",
         "max_epsilon": opened.max_epsilon,
         "head": str(opened.ledger.verify()),

@@ -43,7 +43,7 @@ from mediffusion_core.messaging.protocol import (
     WEIGHTED_BY,
 )
 from mediffusion_core.messaging.serialization import FORMAT, unpack
-from mediffusion_core.privacy.ledger.tip import Head
+from mediffusion_core.privacy.ledger.tip import LedgerTip
 from mediffusion_core.settings import Compression, Settings
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
 from server.messages import Census, RefusedReplyError, StateDict, refuse_failure
@@ -205,7 +205,7 @@ class ReplyContract:
         if set(state) != {"head"} or head is None or head.dtype != torch.uint8 or head.dim() != 1:
             raise RefusedReplyError(f"sent a {LEDGER_HEAD} of another form")
         try:
-            Head.parse(bytes(head.tolist()).decode("ascii"))
+            LedgerTip.parse(bytes(head.tolist()).decode("ascii"))
         except ValueError:
             raise RefusedReplyError(f"sent a {LEDGER_HEAD} of another form") from None
         return {LEDGER_HEAD: state}

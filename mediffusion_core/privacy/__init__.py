@@ -1,1 +1,1 @@
-"""Private training: clipped gradients with noise, what they cost, and what voids the guarantee."""
+"""Private training: clipped gradients with noise, their accounting, and the privacy ledger."""

@@ -1,1 +1,1 @@
-"""What private steps and statistics cost, before and after a run."""
+"""Privacy cost of steps and noisy statistics: the accountant, and the plan of a run."""

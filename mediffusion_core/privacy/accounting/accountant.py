@@ -1,9 +1,9 @@
-"""What a composition of private steps costs: the tighter ε at δ of two accountants.
+"""ε at δ of a composition of private steps: the smaller bound of two accountants.
 
-The mechanism is the Gaussian one on a Poisson sample (DP-SGD, arXiv 1607.00133); two data sets are
-neighbours where one has one unit more. Both accountants are Opacus': Rényi DP (arXiv 1908.10530,
-converted by arXiv 1905.09982, theorem 21) and numerical composition of privacy loss random
-variables, PRV (arXiv 2106.02848). Each gives an upper bound, so the smaller of the two is one.
+The mechanism is the Gaussian mechanism on a Poisson sample (DP-SGD, arXiv 1607.00133). Two datasets
+are neighbours if one has one unit more. Both accountants are from Opacus: Rényi DP (arXiv
+1908.10530, converted by arXiv 1905.09982, theorem 21), and numerical composition of privacy loss
+random variables, PRV (arXiv 2106.02848). Each gives an upper bound, so the smaller one is a bound.
 """
 
 import math
@@ -27,27 +27,27 @@ RDP_ORDERS = (
     *(64, 80, 96, 128, 192, 256, 384, 512),
 )
 MAX_GRID = 2**21
-"""Points of the PRV accountant's grid, for its memory; a longer composition gets a coarser one."""
+"""Largest number of grid points of the PRV accountant; longer compositions get a coarser grid."""
 MIN_DELTA = 1e-8
-"""Below it the PRV accountant is not asked: the rounding of its sums would count."""
+"""Smallest δ for the PRV accountant; below it, rounding of its sums is not negligible."""
 MAX_ERROR = 0.5
-"""The largest error of ε, which the bound contains, with which the PRV accountant is asked."""
+"""Largest error of ε for the PRV accountant; its bound includes the error."""
 SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e4
-"""Between them a noise multiplier is looked for."""
+"""Range of the search for a noise multiplier."""
 
 
 @dataclass(frozen=True, order=True)
 class Charge:
-    """What some steps of the Poisson-sampled Gaussian mechanism may have told about a unit.
+    """Some steps of the Poisson-sampled Gaussian mechanism.
 
     Attributes:
-        sample_rate: Probability with which a unit is in a step, in (0, 1]; 1 where all are.
+        sample_rate: Probability that a unit is in a step, in (0, 1].
         noise_multiplier: Standard deviation of the noise over the largest norm of a unit's part.
-            0 is a release without noise, whose ε is infinite.
-        steps: How many, at least 1.
+            0 means no noise: ε is infinite.
+        steps: Number of steps, at least 1.
 
     Raises:
-        ValueError: if one of them is out of range.
+        ValueError: if a number is out of range.
     """
 
     sample_rate: float
@@ -64,7 +64,7 @@ class Charge:
 
 
 def epsilon(charges: Iterable[Charge], delta: float) -> float:
-    """ε at δ of all charges together, in whatever order they were made: (ε, δ)-DP for their unit.
+    """ε at δ of all charges together, in any order: their unit has (ε, δ)-DP.
 
     Raises:
         ValueError: if δ is not in (0, 1).
@@ -77,8 +77,8 @@ def epsilon(charges: Iterable[Charge], delta: float) -> float:
 def within(charges: Iterable[Charge], target_epsilon: float, delta: float) -> bool:
     """Whether all charges together stay within `target_epsilon` at δ.
 
-    The same as comparing with `epsilon`, but the slower accountant is asked only where the quicker
-    one does not settle it.
+    Equal to a comparison with `epsilon`, but runs the slower accountant only if the faster one does
+    not decide.
 
     Raises:
         ValueError: if δ is not in (0, 1).
@@ -93,23 +93,23 @@ def within(charges: Iterable[Charge], target_epsilon: float, delta: float) -> bo
 def noise_multiplier_for(
     target_epsilon: float, delta: float, charges: Callable[[float], Iterable[Charge]]
 ) -> float:
-    """The least noise multiplier, to 0.1 %, with which all charges stay within `target_epsilon`.
+    """The smallest noise multiplier, to 0.1 %, with all charges within `target_epsilon`.
 
     Args:
-        target_epsilon: What must not be passed.
-        delta: At which δ.
-        charges: All that is to be composed, for a noise multiplier: less for a larger one.
+        target_epsilon: Largest ε.
+        delta: δ of ε.
+        charges: All charges for a noise multiplier. Their ε must fall with the multiplier.
 
     Raises:
         ValueError: if a number is out of range.
-        UserError: if no noise multiplier up to `LARGEST_NOISE` will do, or Opacus is not installed.
+        UserError: if `LARGEST_NOISE` is too small, or Opacus is not installed.
     """
     if not target_epsilon > 0:
         raise ValueError(f"target_epsilon={target_epsilon} is not above 0")
 
     def excess(log_noise: float) -> float:
         spent = epsilon(charges(math.exp(log_noise)), delta)
-        # Almost a straight line. Capped from below, where ε is 0, and above, where it is infinite.
+        # Almost linear in log σ. The caps keep it finite for ε = 0 and infinite ε.
         return min(50.0, math.log(max(spent, target_epsilon * 1e-9) / target_epsilon))
 
     high, least, most = 0.0, math.log(SMALLEST_NOISE), math.log(LARGEST_NOISE)
@@ -117,7 +117,7 @@ def noise_multiplier_for(
         high += math.log(2)
         if high > most:
             raise UserError(
-                f"no noise multiplier up to {LARGEST_NOISE:g} keeps what is planned within "
+                f"no noise multiplier up to {LARGEST_NOISE:g} keeps the planned steps within "
                 f"ε = {target_epsilon:g} at δ = {delta:g}"
             )
     low = high - math.log(2)
@@ -171,9 +171,9 @@ def _rdp(sample_rate: float, noise_multiplier: float) -> NDArray[np.float64]:
             value = compute(
                 q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=float(order)
             )
-        except (ValueError, OverflowError):  # its sums cancel at some fractional orders
+        except (ValueError, OverflowError):  # cancellation at some fractional orders
             value = math.inf
-        # A divergence is never negative; where rounding says so it says nothing.
+        # A divergence is never negative; a negative value is a rounding error.
         found.append(float(value) if value >= 0 else math.inf)
     return np.array(found)
 
@@ -186,14 +186,14 @@ def _rdp_epsilon(parts: Parts, delta: float) -> float:
     if not np.isfinite(total).any():
         return math.inf
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the best order is the last one; it is still valid
+        warnings.simplefilter("ignore")  # "best order is the last one": the bound still holds
         found, _ = _opacus().rdp.get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)
     return max(0.0, float(found))
 
 
 @lru_cache(maxsize=4096)
 def _prv_epsilon(parts: Parts, delta: float) -> float:
-    """The larger of both directions: a unit taken away, and a unit added."""
+    """The larger ε of both neighbours: a unit removed, and a unit added."""
     if not parts:
         return 0.0
     about = _rdp_epsilon(parts, delta)
@@ -225,7 +225,7 @@ def _random_variables(kind: Any, parts: Parts) -> list[Any]:
 
 
 def _composed(variables: list[Any], parts: Parts, delta: float, eps_error: float) -> float:
-    """Upper bound on ε of a composition, infinite where the numbers do not carry it."""
+    """Upper bound on ε of a composition, infinite if double precision does not suffice."""
     prv = _opacus().prv
     steps, delta_error = [part.steps for part in parts], delta / 1000
     with np.errstate(all="ignore"), warnings.catch_warnings():

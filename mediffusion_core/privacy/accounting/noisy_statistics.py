@@ -1,6 +1,6 @@
-"""What a site tells besides weights, each with noise: its counts, and sums over its latents.
+"""Noisy statistics beside the weights: a site's counts, and sums over its latents.
 
-Every release is one call of the Gaussian mechanism on all units, `Charge(1, release_noise, 1)`.
+Each is one call of the Gaussian mechanism on all units, `Charge(1, release_noise, 1)`.
 """
 
 import math
@@ -19,18 +19,18 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class NoisedCounts:
-    """How many units train at a site, and how many of them have a label, both with noise."""
+    """A site's numbers of training units and of labelled training units, with noise."""
 
     units: int
     labelled: int
     deviation: float
-    """Standard deviation of the noise of each."""
+    """Standard deviation of the noise of each count."""
 
 
 def noised_counts(units: int, labelled: int, noise_multiplier: float) -> NoisedCounts:
-    """Both counts with Gaussian noise; one unit moves them by at most √2 together.
+    """Adds Gaussian noise to both counts; one unit changes the pair by at most √2 in norm.
 
-    Never below one unit, and never more labelled units than units.
+    The result has at least one unit, and at most as many labelled units as units.
     """
     deviation = 2**0.5 * noise_multiplier
     noise = (deviation * normal(torch.Size([2]))).tolist()
@@ -39,7 +39,7 @@ def noised_counts(units: int, labelled: int, noise_multiplier: float) -> NoisedC
 
 
 def latent_bound(channels: int) -> float:
-    """The length to which a unit's means and mean squares are cut, 2 √c."""
+    """Largest norm of a unit's vector of means and mean squares, 2 √c."""
     return 2 * math.sqrt(channels)
 
 
@@ -54,19 +54,19 @@ def noised_latent_sums(
 ) -> dict[str, Tensor]:
     """Sums over units of the means and mean squares of their latents, with Gaussian noise.
 
-    Of each unit one image counts. Its vector of c means and c mean squares is cut to
-    `latent_bound`, twice the length of that of latents with mean 0 and variance 1.
+    One image of each unit counts. Its vector of c means and c mean squares is clipped to
+    `latent_bound`: twice the norm for latents with mean 0 and variance 1.
 
     Args:
         autoencoder: In evaluation mode, on its device.
         images: The site's training images.
-        index: Which are of which unit.
-        counted: The noised count of units, which stands in the place of the true one.
-        noise_multiplier: The noise's standard deviation over the bound.
+        index: The unit of each image.
+        counted: The noised count of units, returned in place of the true count.
+        noise_multiplier: Standard deviation of the noise over the bound.
         generator: Draws each unit's image.
 
     Returns:
-        `total` (c,), `squares` (c,) and `count` (1,), as the latent census sends them.
+        `total` (c,), `squares` (c,) and `count` (1,), the fields of the latent census.
     """
     device = next(autoencoder.parameters()).device
     chosen = index.draw(torch.arange(len(index.counts)), generator)

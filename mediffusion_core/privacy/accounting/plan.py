@@ -1,7 +1,7 @@
-"""What a site's part in one run comes to: its steps, its noise, and all that it will release.
+"""A site's private run: its steps, its noise, and its noisy statistics.
 
-All of it follows from the settings and from the site's noised counts, so that whoever sees it
-learns no more than those counts.
+The plan follows from the settings and the site's noised counts alone. It therefore reveals no more
+than those counts.
 """
 
 import math
@@ -19,16 +19,16 @@ AUTOENCODER, JOINT = "autoencoder", "joint"
 
 @dataclass(frozen=True)
 class Plan:
-    """A site's private rounds, for `units` units as its noised count has it."""
+    """A site's private rounds for `units` units, its noised count."""
 
     privacy: PrivacySettings
     units: int
     stages: tuple[tuple[str, float, int], ...]
-    """Each stage's name, passes over the units in a round, and rounds."""
+    """Each stage's name, epochs per round, and rounds."""
     noise_multiplier: float
     """σ of every step."""
     latent_sums: bool
-    """Whether sums over latents are released, for their scale."""
+    """Whether the site sends noisy sums over its latents, for the latent scale."""
 
     @classmethod
     def of(cls, settings: Settings, units: int, noise_multiplier: float | None = None) -> "Plan":
@@ -37,12 +37,12 @@ class Plan:
         Args:
             settings: Of the run.
             units: The site's noised count.
-            noise_multiplier: If it is known; else it is the settings', or the least with which the
-                run stays within its ε, which takes seconds to find.
+            noise_multiplier: σ of every step. By default the settings' σ, or the smallest one
+                within the run's ε; the search takes seconds.
 
         Raises:
-            UserError: if δ is larger than 1 / (10 n), where it promises a single unit too little,
-                or no noise is enough.
+            UserError: if δ is larger than 1 / (10 n), which protects a single unit too little, or
+                if no σ keeps the run within its ε.
         """
         privacy, training = settings.privacy, settings.training
         units = max(1, units)
@@ -56,24 +56,24 @@ class Plan:
             (JOINT, training.joint.local_epochs, settings.federation.num_rounds),
         )
         known = noise_multiplier or privacy.noise_multiplier
-        # With a public autoencoder comes its latents' scale; a hidden site tells of none.
+        # A public autoencoder brings its latent scale. Client-level privacy sends no statistics.
         summed = privacy.autoencoder != "public" and not settings.federation.client_level.enabled
         plan = cls(privacy, units, stages, known or math.nan, summed)
         return plan if known else replace(plan, noise_multiplier=_least_noise(plan))
 
     @property
     def sample_rate(self) -> float:
-        """q, with which a unit is in a step."""
+        """q, the probability that a unit is in a step."""
         return min(1.0, self.privacy.batch_size / self.units)
 
     @property
     def expected_units(self) -> float:
-        """Units that a step has on average; what the sum of a step is divided by."""
+        """B, the expected number of units per step and divisor of the sum."""
         return self.sample_rate * self.units
 
     @property
-    def release(self) -> Charge:
-        """What counts, or latent sums, cost."""
+    def statistics_charge(self) -> Charge:
+        """The charge of the counts, and of the latent sums."""
         return Charge(1.0, self.privacy.release_noise, 1)
 
     def steps(self, stage: str, round_number: int) -> int:
@@ -82,25 +82,25 @@ class Plan:
         return local_steps(self.units, epochs, self.expected_units, round_number)
 
     def step_charge(self, steps: int) -> Charge:
-        """What so many steps cost, at least one."""
+        """The charge of some steps, at least one."""
         return Charge(self.sample_rate, self.noise_multiplier, steps)
 
-    def releases(self) -> list[Charge]:
-        """What is released beside weights: counts, and where they are asked for latent sums."""
-        return [self.release] * (2 if self.latent_sums else 1)
+    def noisy_statistics(self) -> list[Charge]:
+        """The charges of all noisy statistics: the counts, and the latent sums if sent."""
+        return [self.statistics_charge] * (2 if self.latent_sums else 1)
 
     def charges(self) -> list[Charge]:
-        """Everything that the run costs a unit of this site, if no round is made twice."""
+        """All charges of the run for a unit of this site, if no round is repeated."""
         steps = sum(
             self.steps(stage, number)
             for stage, _, rounds in self.stages
             for number in range(1, rounds + 1)
         )
         training = [self.step_charge(steps)] if steps else []
-        return [*self.releases(), *training]
+        return [*self.noisy_statistics(), *training]
 
     def mechanism(self) -> Mechanism:
-        """How the site makes each of its steps."""
+        """The mechanism of every step."""
         return Mechanism(
             self.sample_rate,
             self.noise_multiplier,
@@ -113,11 +113,11 @@ class Plan:
 def _least_noise(plan: Plan) -> float:
     target, delta = plan.privacy.target_epsilon, plan.privacy.target_delta
     assert target is not None
-    if not within(plan.releases(), target, delta):
+    if not within(plan.noisy_statistics(), target, delta):
         raise UserError(
             f"privacy.target_epsilon={target:g} can't be had with "
-            f"privacy.release_noise={plan.privacy.release_noise:g}, whatever the noise of the "
-            "steps: raise either"
+            f"privacy.release_noise={plan.privacy.release_noise:g}: counts and latent sums alone "
+            "exceed it; raise either"
         )
     return noise_multiplier_for(
         target, delta, lambda noise: replace(plan, noise_multiplier=noise).charges()

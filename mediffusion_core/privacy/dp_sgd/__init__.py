@@ -1,1 +1,1 @@
-"""DP-SGD: the private step of each stage, and its check."""
+"""DP-SGD: the private rounds of both stages, and the check of their gradients."""

@@ -1,1 +1,1 @@
-"""The ledger of a site: what its patients have spent, over all runs."""
+"""The privacy ledger of a site: charges of its patients over all runs."""

@@ -1,28 +1,27 @@
-"""The privacy ledger of a site: what its patients have spent, over all runs, on the site's disk.
+"""The privacy ledger of a site: the spent budget of its patients, over all runs, on its own disk.
 
-The budget belongs to the patients. The ledger is keyed by unit, the salted hash of a patient's or
-lesion's name, so a data set that overlaps an earlier one inherits what was spent. A charge is made
-for every unit that training might have drawn, before it trains. Names must be those that the unit
-has in every data set: where images are protected one by one, charge the patients that they are of
-all the same, or later runs that protect patients would not see it.
+The budget belongs to the patients. The ledger is keyed by unit: the salted hash of a patient's or
+lesion's name. A dataset that overlaps an earlier one inherits the charges. A charge covers every
+unit that training may draw, and is written before training. A unit needs the same name in every
+dataset. If single images are protected, the charge still goes to their patients: later runs that
+protect patients would otherwise miss it.
 
-**Order of writes.** `charge` first commits the entry to the ledger's file, then writes the head
-(count and chain digest) to the second place, then returns; only after that may anything be computed
-of which a part can leave. A process killed
+**Order of writes.** `charge` commits the entry to the ledger's file, then writes the ledger tip
+(count and chain digest) to the second place, then returns. Only then may a result be computed that
+can leave the site. If the process is killed
 
-- before or during the commit leaves the ledger as it was (SQLite rolls back), and nothing ran;
-- between the two writes leaves a ledger that is ahead of its head. It still contains the chain that
-  the head tells of, so it is accepted and the head is brought up to it. The entry counts though
-  nothing ran: more is counted than was executed, never less;
-- after both has charged for what may or may not have run.
+- before or during the commit, SQLite rolls back: the ledger is unchanged, and nothing was trained;
+- between the two writes, the ledger is ahead of its tip. It still contains the chain up to the tip,
+  so it is accepted and the tip is updated. The entry counts although nothing was trained: the
+  ledger may count too much, never too little;
+- after both, the charge counts, whether or not training ran.
 
-The other order could not be told from tampering: a head ahead of its ledger is just what an older
-copy of the ledger leaves behind. Where a ledger has fewer entries than the head, or another entry
-in the head's place, it is refused. If it is gone while the head stands, or the head while the
-ledger stands, too. An older copy of both together can be seen only against a head kept elsewhere:
-the server's (`must_extend`). On a site that is cut off from it nothing can be seen.
+The other order would look like tampering: an older copy of the ledger also leaves a tip that is
+ahead. The ledger is refused if it has fewer entries than the tip, or another entry at the tip's
+place, or if only one of ledger and tip exists. An older copy of both together shows only against a
+tip kept elsewhere, such as the server's (`must_extend`). A site without a server cannot detect it.
 
-Processes take turns by a lock on the folder, and by SQLite's own, on a local disk.
+A lock on the folder and SQLite's own lock serialise processes. Both need a local disk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,10 +41,10 @@ from mediffusion_core.data.pseudonyms import hashed, salt_path, site_salt
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, within
 from mediffusion_core.privacy.ledger import storage
 from mediffusion_core.privacy.ledger.storage import Content, Entry
-from mediffusion_core.privacy.ledger.tip import Head, read_head, write_head
+from mediffusion_core.privacy.ledger.tip import LedgerTip, read_tip, write_tip
 from mediffusion_core.privacy.ledger.unit_sets import from_bits, largest_compositions
 
-__all__ = ["BudgetSpent", "Cap", "Charge", "Entry", "Head", "Ledger", "LedgerError"]
+__all__ = ["BudgetSpent", "Cap", "Charge", "Entry", "Ledger", "LedgerError", "LedgerTip"]
 
 Key = TypeVar("Key")
 FILE, LOCK, SALT_NAME = "ledger.sqlite", "ledger.lock", "ledger"
@@ -53,20 +52,20 @@ FILE, LOCK, SALT_NAME = "ledger.sqlite", "ledger.lock", "ledger"
 
 @dataclass(frozen=True)
 class Cap:
-    """The most that a unit may spend over all runs: `max_epsilon` at `delta`."""
+    """The largest budget of a unit over all runs: ε ≤ `max_epsilon` at δ = `delta`."""
 
     max_epsilon: float
     delta: float
 
 
 class Ledger:
-    """One site's ledger. Every call reads and verifies the whole of it."""
+    """One site's ledger. Every call reads and verifies all entries."""
 
     def __init__(self, folder: Path, head: Path, cap: Cap | None) -> None:
-        """Takes where things stand; `open` is how a ledger is had."""
+        """Takes folder, file of the tip, and cap; callers use `open`."""
         self.folder, self.cap = folder, cap
-        self._path, self._head_path = folder / FILE, head
-        self._seen: Head | None = None
+        self._path, self._tip_path = folder / FILE, head
+        self._seen: LedgerTip | None = None
 
     @classmethod
     def open(
@@ -77,17 +76,17 @@ class Ledger:
         cap: Cap | None = None,
         begin: bool = True,
     ) -> Self:
-        """Opens the ledger in a folder, and begins it where there never was one.
+        """Opens the ledger in a folder, and creates it on first use.
 
         Args:
-            folder: On a local disk of the site, its owner's alone.
-            head: File in a second place that keeps count and digest; by default beside the folder.
-                The further away it is, the less one restored backup takes both back.
-            cap: What the site allows.
-            begin: Whether to begin one; to look at a ledger needs none.
+            folder: On a local disk of the site, readable by its owner alone.
+            head: File of the ledger tip, in a second place; by default beside the folder. On
+                another volume, one restored backup does not roll both back.
+            cap: The site's limit; None for no limit.
+            begin: Whether to create a ledger if none exists.
 
         Raises:
-            LedgerError: if the ledger is missing, older than its head, damaged or edited.
+            LedgerError: if the ledger is missing, older than its tip, damaged or edited.
         """
         ledger = cls(folder, head or folder.with_name(f"{folder.name}.head"), cap)
         if begin:
@@ -99,39 +98,38 @@ class Ledger:
 
     def charge(
         self, units: Sequence[str], charge: Charge, stage: str, run: str, round_number: int
-    ) -> Head:
-        """Charges units for steps that are about to be made; on disk when this returns.
+    ) -> LedgerTip:
+        """Charges units for the steps that follow. The entry is on disk when this returns.
 
         Args:
-            units: Names of the patients or lesions among whom the steps draw, however often each;
-                maybe none.
-            charge: What they cost.
-            stage: Of training, or the kind of message.
-            run: Whose steps they are.
-            round_number: Of the stage.
+            units: Names of the patients or lesions that the steps sample; may repeat, may be empty.
+            charge: Cost of the steps.
+            stage: Stage of training, or kind of message.
+            run: Name of the run.
+            round_number: Round of the stage.
 
         Returns:
-            The ledger's new head, for the server to keep.
+            The new ledger tip, for the server.
 
         Raises:
-            BudgetSpent: if a unit would be past the site's cap; nothing is charged then.
-            LedgerError: if the ledger is not to be trusted.
+            BudgetSpent: if a unit would exceed the site's cap; nothing is charged then.
+            LedgerError: if the ledger fails verification.
         """
         labels = _now(), run, stage, round_number
         with self._content() as (connection, salt, content):
             charged = _hashes(units, salt)
             self._refuse_past_cap(content, charged, charge)
-            head = storage.append(connection, content, salt, charged, charge, labels)
+            tip = storage.append(connection, content, salt, charged, charge, labels)
             connection.commit()
-            write_head(self._head_path, head)
-            self._seen = head
-        return head
+            write_tip(self._tip_path, tip)
+            self._seen = tip
+        return tip
 
     def spent(self, units: Sequence[str], delta: float) -> float:
-        """The largest ε at δ that one of these units has spent, over all stages and runs.
+        """The largest ε at δ of these units, over all stages and runs.
 
         Raises:
-            LedgerError: if the ledger is not to be trusted.
+            LedgerError: if the ledger fails verification.
         """
         return max((epsilon(one, delta) for one in self.compositions(units)), default=0.0)
 
@@ -139,15 +137,15 @@ class Ledger:
         """The largest ε at δ of any unit, over all entries.
 
         Raises:
-            LedgerError: if the ledger is not to be trusted.
+            LedgerError: if the ledger fails verification.
         """
         return max(self.worst_by(delta, lambda entry: "all").values(), default=0.0)
 
     def worst_by(self, delta: float, key: Callable[[Entry], Key]) -> dict[Key, float]:
-        """The largest ε at δ of any unit, over the entries of each key alone.
+        """The largest ε at δ of any unit, for the entries of each key separately.
 
         Raises:
-            LedgerError: if the ledger is not to be trusted.
+            LedgerError: if the ledger fails verification.
         """
         with self._content() as (_, _, content):
             groups: dict[Key, list[Entry]] = {}
@@ -161,10 +159,10 @@ class Ledger:
         }
 
     def compositions(self, units: Sequence[str]) -> list[tuple[Charge, ...]]:
-        """The compositions that some of these units have and no other's contains.
+        """The compositions of these units' charges that no other composition contains.
 
         Raises:
-            LedgerError: if the ledger is not to be trusted.
+            LedgerError: if the ledger fails verification.
         """
         with self._content() as (_, salt, content):
             return _compositions(content, _hashes(units, salt))
@@ -173,65 +171,68 @@ class Ledger:
         """All entries, in order.
 
         Raises:
-            LedgerError: if the ledger is not to be trusted.
+            LedgerError: if the ledger fails verification.
         """
         with self._content() as (_, _, content):
             return content.entries
 
-    def verify(self) -> Head:
-        """The ledger's head, after all of it was checked against its chain and the second place.
+    def verify(self) -> LedgerTip:
+        """Checks all entries against the chain and the tip in the second place.
+
+        Returns:
+            The ledger tip.
 
         Raises:
-            LedgerError: if the ledger is not to be trusted.
+            LedgerError: if the ledger fails verification.
         """
         with self._content() as (_, _, content):
-            return content.head
+            return content.tip
 
-    def must_extend(self, head: Head) -> None:
-        """Refuses a ledger that is older than a head kept elsewhere, such as the server's.
+    def must_extend(self, tip: LedgerTip) -> None:
+        """Refuses a ledger that is older than a tip kept elsewhere, such as the server's.
 
         Raises:
-            LedgerError: if it does not contain that head, or is not to be trusted.
+            LedgerError: if the ledger does not contain that tip, or fails verification.
         """
         with self._content() as (_, _, content):
-            _refuse_unless_extends(content, head, "a head kept elsewhere")
+            _refuse_unless_extends(content, tip, "a tip kept elsewhere")
 
     @classmethod
-    def restore_head(cls, folder: Path, head: Path | None, known: Head) -> Head:
-        """Writes the second place anew where it was lost; the server, say, must know a head.
+    def restore_tip(cls, folder: Path, head: Path | None, known: LedgerTip) -> LedgerTip:
+        """Writes a lost tip again, if the ledger contains a tip kept elsewhere.
 
         Args:
-            folder: The ledger's.
-            head: As for `open`.
-            known: A head that was kept elsewhere: no older ledger passes for this one.
+            folder: Of the ledger.
+            head: File of the tip, as for `open`.
+            known: A tip kept elsewhere, such as the server's. A ledger older than it is refused.
 
         Raises:
-            LedgerError: if the ledger does not contain `known`, or is itself not sound.
+            LedgerError: if the ledger does not contain `known`, or its chain is broken.
         """
         ledger = cls(folder, head or folder.with_name(f"{folder.name}.head"), None)
         with ledger._sound() as (_, _, content):
-            _refuse_unless_extends(content, known, "a head kept elsewhere")
-            write_head(ledger._head_path, content.head)
-            return content.head
+            _refuse_unless_extends(content, known, "a tip kept elsewhere")
+            write_tip(ledger._tip_path, content.tip)
+            return content.tip
 
     @contextmanager
     def _content(self) -> Iterator[tuple[Connection, bytes, Content]]:
         with self._sound() as (connection, salt, content):
-            kept = read_head(self._head_path)
+            kept = read_tip(self._tip_path)
             if kept is None:
-                raise LedgerError("head-removed", f"the ledger's head {self._head_path} is gone")
-            _refuse_unless_extends(content, kept, f"its head {self._head_path}")
+                raise LedgerError("head-removed", f"the ledger tip {self._tip_path} is gone")
+            _refuse_unless_extends(content, kept, f"the tip in {self._tip_path}")
             if self._seen is not None:
-                _refuse_unless_extends(content, self._seen, "what this process has seen")
-            if content.head != kept:  # killed between the two writes
-                write_head(self._head_path, content.head)
-            self._seen = content.head
+                _refuse_unless_extends(content, self._seen, "the tip that this process read before")
+            if content.tip != kept:  # killed between the two writes
+                write_tip(self._tip_path, content.tip)
+            self._seen = content.tip
             yield connection, salt, content
 
     @contextmanager
     def _sound(self) -> Iterator[tuple[Connection, bytes, Content]]:
-        """The content, its chain verified, while all other processes wait."""
-        if not self.folder.is_dir():  # a lock would be looked for in it
+        """The content with a verified chain, under the lock."""
+        if not self.folder.is_dir():  # the lock file is in it
             raise LedgerError("ledger-removed", f"there is no folder {self.folder}")
         with self._turn():
             if not storage.has_tables(self._path):
@@ -241,38 +242,38 @@ class Ledger:
                 yield connection, salt, storage.read(connection, salt)
 
     def _turn(self) -> FileLock:
-        """Held by one process at a time; made anew, since a forked process may not use it."""
+        """A lock for one process; a new object per call, since forks cannot share one."""
         return FileLock(self.folder / LOCK)
 
     def _begin_if_new(self) -> None:
-        kept = read_head(self._head_path)
+        kept = read_tip(self._tip_path)
         if storage.has_tables(self._path):
             if kept is None:
-                self._head_of_nothing()
+                self._write_first_tip()
             return
         if kept is not None and kept.count:
             raise LedgerError(
                 "ledger-removed",
-                f"there is no ledger in {self.folder}, but its head tells of {kept.count} entries",
+                f"there is no ledger in {self.folder}, but its tip has {kept.count} entries",
             )
         salt = site_salt(self.folder, SALT_NAME)
         storage.create_tables(self._path)
         sync(self.folder)
-        write_head(self._head_path, Head(0, storage.empty_digest(salt)))
+        write_tip(self._tip_path, LedgerTip(0, storage.empty_digest(salt)))
 
-    def _head_of_nothing(self) -> None:
-        """Writes the head of a ledger that was begun and never charged."""
+    def _write_first_tip(self) -> None:
+        """Writes the missing tip of a ledger without entries."""
         salt = self._salt()
         with storage.opened(self._path) as connection:
             content = storage.read(connection, salt)
-        if not content.head.count:
-            write_head(self._head_path, content.head)
+        if not content.tip.count:
+            write_tip(self._tip_path, content.tip)
 
     def _salt(self) -> bytes:
         path = salt_path(self.folder, SALT_NAME)
         if not path.is_file():
             raise LedgerError(
-                "salt-removed", f"the ledger's salt {path} is gone: its units cannot be found"
+                "salt-removed", f"the ledger's salt {path} is gone: units cannot be matched"
             )
         try:
             return site_salt(self.folder, SALT_NAME)
@@ -304,24 +305,24 @@ def _hashes(units: Sequence[str], salt: bytes) -> frozenset[bytes]:
 def _compositions(
     content: Content, units: frozenset[bytes], entries: Sequence[Entry] | None = None
 ) -> list[tuple[Charge, ...]]:
-    """The largest compositions of the given units, over all entries or those given."""
+    """The largest compositions of the given units, over all entries or the given ones."""
     known = np.fromiter(
         (content.numbers[unit] for unit in units if unit in content.numbers), dtype=np.int64
     )
-    columns = {key: column for column, key in enumerate(content.memberships)}
+    columns = {key: column for column, key in enumerate(content.unit_sets)}
     held = np.zeros((len(known), len(columns)), dtype=bool)  # (U, M)
     for key, column in columns.items():
-        held[:, column] = from_bits(content.memberships[key], len(content.numbers))[known]
+        held[:, column] = from_bits(content.unit_sets[key], len(content.numbers))[known]
     charged = content.entries if entries is None else entries
-    return largest_compositions(held, [(columns[e.membership], e.charge) for e in charged])
+    return largest_compositions(held, [(columns[e.unit_set], e.charge) for e in charged])
 
 
-def _refuse_unless_extends(content: Content, head: Head, whose: str) -> None:
-    if head.count > content.head.count:
+def _refuse_unless_extends(content: Content, tip: LedgerTip, whose: str) -> None:
+    if tip.count > content.tip.count:
         raise LedgerError(
             "ledger-behind",
-            f"the ledger has {content.head.count} entries, {whose} tells of {head.count}: "
-            "it was cut off, or is an older copy",
+            f"the ledger has {content.tip.count} entries, {whose} has {tip.count}: the ledger was "
+            "cut off, or is an older copy",
         )
-    if content.digests[head.count] != head.digest:
-        raise LedgerError("ledger-other", f"the ledger is not the one that {whose} tells of")
+    if content.digests[tip.count] != tip.digest:
+        raise LedgerError("ledger-other", f"entry {tip.count} of the ledger differs from {whose}")

@@ -1,4 +1,4 @@
-"""Where a site's ledger is: of the hospital that a site file describes, or of a simulated one."""
+"""Places of a site's ledger: from the site file, or in the run folder of a simulated site."""
 
 import os
 from pathlib import Path
@@ -13,29 +13,33 @@ def open_site_ledger(site: SiteFile, *, begin: bool = True) -> Ledger:
     """Opens the site's ledger, with the site's cap.
 
     Args:
-        site: What the hospital says.
-        begin: Whether to begin a ledger where there never was one.
+        site: The site file.
+        begin: Whether to create a ledger if none exists.
 
     Raises:
-        LedgerError: if it is not to be trusted.
+        LedgerError: if the ledger fails verification.
     """
-    folder, head = ledger_places(site)
+    folder, tip = ledger_places(site)
     policy = site.policy
     cap = None if policy.max_epsilon is None else Cap(policy.max_epsilon, policy.target_delta)
-    return Ledger.open(folder, head=head, cap=cap, begin=begin)
+    return Ledger.open(folder, head=tip, cap=cap, begin=begin)
 
 
 def simulated_ledger(folder: Path, privacy: PrivacySettings) -> tuple[Path, Path | None]:
-    """The ledger's folder and the file of its head of a site with such a folder in a run's.
+    """Ledger folder and tip file of a simulated site; None for a tip beside the ledger.
 
-    Only a ledger that outlives the run knows of other runs on the same patients.
+    With `privacy.ledger` the ledger outlives the run and counts other runs on the same patients.
+
+    Args:
+        folder: The site's folder in the run folder.
+        privacy: Settings of the run.
     """
     kept = privacy.ledger / folder.name if privacy.ledger else folder / "ledger"
     return kept, privacy.ledger_heads / folder.name if privacy.ledger_heads else None
 
 
 def ledger_places(site: SiteFile) -> tuple[Path, Path]:
-    """The ledger's folder and the file of its head, as given or by default."""
+    """Ledger folder and tip file of a site file, with their defaults."""
     store = site.data.store or default_store_folder()
     return (
         site.ledger.folder or _data_folder() / "ledgers" / site.name,

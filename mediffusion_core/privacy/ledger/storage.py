@@ -1,10 +1,10 @@
-"""The ledger's file: SQLite tables whose entries are chained by a keyed hash.
+"""The ledger's file: SQLite tables with entries in a chain of keyed hashes.
 
-`charges` has one row an entry. Who was charged stands once in `memberships`, as one bit a unit, and
-is shared by all entries that charge the same units; a unit's hash stands once, in `units`, under
-the number of its bit. An entry's digest is BLAKE2b, keyed with the ledger's salt, over the digest
-before it, its own fields, the bits and the hashes of the units that came with it. So no row can be
-changed, added or taken away without the chain showing it, unless the salt is known.
+`charges` has one row per entry. `memberships` has one row per unit set, with one bit per unit;
+entries of the same units share it. `units` has one row per unit: the number of its bit, and its
+hash. An entry's digest is BLAKE2b, keyed with the ledger's salt, over the digest before it, its own
+fields, the bits, and the hashes of the units that it adds. Without the salt, no row can be changed,
+added or removed without breaking the chain.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 
 from mediffusion_core.common.errors import LedgerError
 from mediffusion_core.privacy.accounting.accountant import Charge
-from mediffusion_core.privacy.ledger.tip import Head
+from mediffusion_core.privacy.ledger.tip import LedgerTip
 from mediffusion_core.privacy.ledger.unit_sets import as_bits
 
 FORMAT = 1
@@ -40,7 +40,19 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One charge as it stands in the ledger; `units` is how many were charged."""
+    """One charge in the ledger.
+
+    Attributes:
+        number: From 1, in the order of writing.
+        time: UTC, ISO 8601.
+        run: Name of the run.
+        stage: Stage of training, or kind of message.
+        round_number: Round of the stage.
+        charge: Cost of the steps.
+        unit_set: Id of the charged units.
+        units: Number of charged units.
+        digest: Link of the chain, in hexadecimal digits.
+    """
 
     number: int
     time: str
@@ -48,42 +60,42 @@ class Entry:
     stage: str
     round_number: int
     charge: Charge
-    membership: int
+    unit_set: int
     units: int
     digest: str
 
 
 @dataclass(frozen=True)
 class Content:
-    """All that a ledger holds, verified.
+    """The verified content of a ledger.
 
     Attributes:
         entries: In order.
-        numbers: By a unit's hash the number of its bit.
-        memberships: By id the bits of the units that were charged.
-        digests: The chain: that of the empty ledger, then that of each entry.
+        numbers: Number of each unit's bit, by the unit's hash.
+        unit_sets: Bits of the charged units, by id.
+        digests: The chain: the digest of the empty ledger, then the digest of each entry.
     """
 
     entries: tuple[Entry, ...]
     numbers: dict[bytes, int]
-    memberships: dict[int, bytes]
+    unit_sets: dict[int, bytes]
     digests: tuple[str, ...]
 
     @property
-    def head(self) -> Head:
-        """How many entries, and the chain's last link."""
-        return Head(len(self.entries), self.digests[-1])
+    def tip(self) -> LedgerTip:
+        """Number of entries, and last link of the chain."""
+        return LedgerTip(len(self.entries), self.digests[-1])
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection with one transaction that keeps all other writers out.
+    """A connection with one open transaction, which excludes all other writers.
 
-    It is rolled back unless the block commits it. What is committed is on the disk: EXTRA also
-    waits for the folder in which the journal stood.
+    The transaction is rolled back unless the block commits it. A commit is on disk when it returns:
+    EXTRA also waits for the folder of the journal.
 
     Raises:
-        LedgerError: if the file is no sound database.
+        LedgerError: if the file is no intact database, or another process holds it for a minute.
     """
     connection = sqlite3.connect(path, timeout=60.0, isolation_level=None)
     try:
@@ -95,19 +107,19 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
             if connection.in_transaction:
                 connection.rollback()
     except sqlite3.DatabaseError as error:
-        # Python's own errors about a value carry no code of SQLite's.
+        # Errors that Python's module raises itself have no SQLite code.
         if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise LedgerError("ledger-busy", f"{path} is held by another process") from None
+            raise LedgerError("ledger-busy", f"{path} is in use by another process") from None
         raise LedgerError("ledger-unreadable", f"{path}: {error}") from None
     finally:
         connection.close()
 
 
 def has_tables(path: Path) -> bool:
-    """Whether a ledger stands there, and not just an empty file of one that was begun.
+    """Whether the file is a ledger with tables; a killed `create_tables` leaves an empty file.
 
     Raises:
-        LedgerError: if the file is no sound database, or of a later format.
+        LedgerError: if the file is no intact database, or has a later format.
     """
     if not path.exists():
         return False
@@ -119,7 +131,7 @@ def has_tables(path: Path) -> bool:
 
 
 def create_tables(path: Path) -> None:
-    """Makes an empty ledger, readable by its owner alone, all at once."""
+    """Creates an empty ledger in one transaction, readable by its owner alone."""
     path.touch(mode=0o600)
     with opened(path) as connection:
         for statement in _TABLES:
@@ -131,29 +143,29 @@ def read(connection: sqlite3.Connection, salt: bytes) -> Content:
     """Reads and verifies all entries.
 
     Raises:
-        LedgerError: `ledger-edited` where the chain does not hold.
+        LedgerError: `ledger-edited` if the chain is broken.
     """
     try:
         return _read(connection, salt)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise LedgerError(
-            "ledger-edited", f"the ledger was changed by other hands ({error})"
+            "ledger-edited", f"the ledger was changed by another program ({error})"
         ) from None
 
 
 def _read(connection: sqlite3.Connection, salt: bytes) -> Content:
     hashes = _numbered(connection.execute("SELECT number, hash FROM units ORDER BY number"))
-    memberships = dict(connection.execute("SELECT id, bits FROM memberships"))
+    unit_sets = dict(connection.execute("SELECT id, bits FROM memberships"))
     sizes = {
         key: int(np.bitwise_count(np.frombuffer(bits, np.uint8)).sum())
-        for key, bits in memberships.items()
+        for key, bits in unit_sets.items()
     }
     entries: list[Entry] = []
     digests, known = [empty_digest(salt)], 0
     for row in connection.execute(f"SELECT {_COLUMNS}, digest FROM charges ORDER BY number"):
         *fields, digest = row
-        number, time, run, stage, round_number, rate, noise, steps, membership, after = fields
-        link = _link(salt, digests[-1], fields, memberships[membership], hashes[known:after])
+        number, time, run, stage, round_number, rate, noise, steps, unit_set, after = fields
+        link = _link(salt, digests[-1], fields, unit_sets[unit_set], hashes[known:after])
         if number != len(entries) + 1 or not known <= after <= len(hashes) or link != digest:
             raise ValueError(f"entry {len(entries) + 1} does not follow from those before it")
         charge = Charge(rate, noise, steps)
@@ -165,17 +177,17 @@ def _read(connection: sqlite3.Connection, salt: bytes) -> Content:
                 stage,
                 round_number,
                 charge,
-                membership,
-                sizes[membership],
+                unit_set,
+                sizes[unit_set],
                 digest,
             )
         )
         digests.append(digest)
         known = after
-    if known != len(hashes) or len({entry.membership for entry in entries}) != len(memberships):
-        raise ValueError("it names units of which no entry tells")
+    if known != len(hashes) or len({entry.unit_set for entry in entries}) != len(unit_sets):
+        raise ValueError("units or unit sets without an entry")
     numbers = {value: number for number, value in enumerate(hashes)}
-    return Content(tuple(entries), numbers, memberships, tuple(digests))
+    return Content(tuple(entries), numbers, unit_sets, tuple(digests))
 
 
 def _numbered(rows: Iterator[tuple[int, bytes]] | sqlite3.Cursor) -> list[bytes]:
@@ -194,19 +206,19 @@ def append(
     units: frozenset[bytes],
     charge: Charge,
     labels: tuple[str, str, str, int],
-) -> Head:
+) -> LedgerTip:
     """Writes one entry into the open transaction; the caller commits.
 
     Args:
         connection: Of `opened`.
-        content: What the ledger holds so far.
-        salt: The ledger's.
-        units: Hashes of the units that are charged.
-        charge: What they are charged.
+        content: The ledger before this entry.
+        salt: Key of the chain's hashes.
+        units: Hashes of the charged units.
+        charge: Cost of the steps.
         labels: Time, run, stage and round.
 
     Returns:
-        The head that the ledger has once this is committed.
+        The ledger tip after the commit.
     """
     new = sorted(units - content.numbers.keys())
     known = len(content.numbers)
@@ -214,14 +226,14 @@ def append(
     connection.executemany("INSERT INTO units VALUES (?, ?)", ((numbers[one], one) for one in new))
     bits = as_bits(np.array([numbers[one] for one in units], dtype=np.int64))
     connection.execute("INSERT OR IGNORE INTO memberships (bits) VALUES (?)", (bits,))
-    membership = connection.execute("SELECT id FROM memberships WHERE bits = ?", (bits,))
+    unit_set = connection.execute("SELECT id FROM memberships WHERE bits = ?", (bits,))
     parts = charge.sample_rate, charge.noise_multiplier, charge.steps
     fields = [
         len(content.entries) + 1,
         *labels,
         *map(float, parts[:2]),
         charge.steps,
-        membership.fetchone()[0],
+        unit_set.fetchone()[0],
         len(numbers),
     ]
     digest = _link(salt, content.digests[-1], fields, bits, new)
@@ -229,11 +241,11 @@ def append(
     connection.execute(
         f"INSERT INTO charges ({_COLUMNS}, digest) VALUES ({marks})", (*fields, digest)
     )
-    return Head(len(content.entries) + 1, digest)
+    return LedgerTip(len(content.entries) + 1, digest)
 
 
 def empty_digest(salt: bytes) -> str:
-    """The chain's first link, that of a ledger without entries."""
+    """The first link of the chain: the digest of a ledger without entries."""
     return hashlib.blake2b(b"fed-mediffusion ledger 1", key=salt, digest_size=32).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The head of a ledger: how many entries it has and what they hash to, kept in a second place."""
+"""The ledger tip: number of entries and last link of the chain, kept in a second place."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from mediffusion_core.common.files import sync
 
 
 @dataclass(frozen=True)
-class Head:
-    """`count` entries, of which `digest` (64 hexadecimal digits) is the hash chain's last link."""
+class LedgerTip:
+    """Number of entries, and the last link of their hash chain in 64 hexadecimal digits."""
 
     count: int
     digest: str
@@ -22,39 +22,39 @@ class Head:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads what `str` wrote.
+        """Reads COUNT:DIGEST, the form of `str`.
 
         Raises:
-            ValueError: if it is no head.
+            ValueError: if the text has another form.
         """
         found = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", text.strip())
         if found is None:
-            raise ValueError("a ledger's head is COUNT:DIGEST, with 64 hexadecimal digits")
+            raise ValueError("a ledger tip is COUNT:DIGEST, with 64 hexadecimal digits")
         return cls(int(found[1]), found[2])
 
 
-def read_head(path: Path) -> Head | None:
-    """The head in the second place, None where there is none.
+def read_tip(path: Path) -> LedgerTip | None:
+    """The tip in a file, None if there is no file.
 
     Raises:
-        LedgerError: if something else stands there.
+        LedgerError: if the file cannot be read or has another form.
     """
     try:
-        return Head.parse(path.read_text(encoding="ascii"))
+        return LedgerTip.parse(path.read_text(encoding="ascii"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise LedgerError(
-            "head-unreadable", f"the ledger's head {path} cannot be read ({error})"
+            "head-unreadable", f"the ledger tip {path} cannot be read ({error})"
         ) from None
 
 
-def write_head(path: Path, head: Head) -> None:
-    """Replaces the head in the second place; on disk, whole, when this returns."""
+def write_tip(path: Path, tip: LedgerTip) -> None:
+    """Replaces the tip in a file atomically; it is on disk when this returns."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(f"{head}\n")
+        file.write(f"{tip}\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Who was charged what: units as bits, and the few compositions that can be the worst."""
+"""Sets of charged units as bits, and the compositions that can have the largest ε."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from mediffusion_core.privacy.accounting.accountant import Charge
 
 
 def as_bits(numbers: NDArray[np.int64]) -> bytes:
-    """A set of units' numbers as one bit a unit that is known: 100,000 units take 12.5 kB."""
+    """Packs a set of unit numbers into one bit per unit; 100,000 units take 12.5 kB."""
     held = np.zeros(int(numbers.max(initial=-1)) + 1, dtype=bool)
     held[numbers] = True
     return np.packbits(held).tobytes()
 
 
 def from_bits(bits: bytes, size: int) -> NDArray[np.bool_]:
-    """Whether each of `size` units is in the set, (size,)."""
+    """Membership of each of `size` units in the set, (size,)."""
     packed = np.frombuffer(bits, dtype=np.uint8)
     held = np.zeros(size, dtype=bool)
     found = np.unpackbits(packed)[:size]
@@ -27,18 +27,18 @@ def from_bits(bits: bytes, size: int) -> NDArray[np.bool_]:
 def largest_compositions(
     held: NDArray[np.bool_], charged: Sequence[tuple[int, Charge]]
 ) -> list[tuple[Charge, ...]]:
-    """The compositions of charges that some unit has and that no other unit's contains.
+    """The compositions of units' charges that no other unit's composition contains.
 
-    Units are grouped first by the sets that they are in, of which there are few, so that no work
-    grows with units times charges.
+    Units with the same set memberships are grouped first. There are few groups, so the work does
+    not grow with units times charges.
 
     Args:
-        held: (U, M), whether a unit is in each of M sets.
-        charged: The set's number and what it was charged.
+        held: (U, M), membership of each unit in each of M sets.
+        charged: A set's number, and a charge of the set.
 
     Returns:
-        For each composition one charge per sample rate and noise multiplier. None where no unit
-        was charged.
+        For each composition one charge per sample rate and noise multiplier. Empty if no unit was
+        charged.
     """
     if not len(held) or not charged:
         return []
@@ -62,7 +62,7 @@ def largest_compositions(
 
 
 def _undominated(totals: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows of which no other is at least as large everywhere; rows differ from each other."""
+    """The distinct rows that no other row reaches or exceeds in every column."""
     kept: list[NDArray[np.int64]] = []
     for row in totals[np.argsort(-totals.sum(axis=1), kind="stable")]:
         if not kept or not (np.stack(kept) >= row).all(axis=1).any():

@@ -56,7 +56,7 @@ def test_show_has_a_line_for_each_run_and_stage_and_the_worst_unit(site: Path) -
     assert "allows" not in other  # the site's cap is at another δ
 
 
-def test_the_head_stands_by_the_store_and_the_cap_is_the_sites(site: Path) -> None:
+def test_the_tip_stands_by_the_store_and_the_cap_is_the_sites(site: Path) -> None:
     ledger = open_site_ledger(SiteFile.read(site))
     assert (site.parent / "store" / "ledger-heads" / "st-anna").is_file()
     assert ledger.cap is not None
@@ -72,9 +72,9 @@ def test_a_ledgers_folder_will_do_in_place_of_a_site_file(tmp_path: Path) -> Non
 def test_verify_is_one_line_and_an_exit_status(site: Path) -> None:
     result = ask("verify", site)
     assert result.exit_code == 0
-    head = result.output.strip().split()[-1]
-    assert result.output == f"sound: 3 entries, head {head}\n"
-    assert ask("verify", site, "--against", head).exit_code == 0
+    tip = result.output.strip().split()[-1]
+    assert result.output == f"sound: 3 entries, tip {tip}\n"
+    assert ask("verify", site, "--against", tip).exit_code == 0
     later = ask("verify", site, "--against", f"4:{'0' * 64}")
     assert later.exit_code == 1 and "[ledger-behind]" in later.stderr
     (site.parent / "ledger" / "ledger.sqlite").unlink()
@@ -84,11 +84,11 @@ def test_verify_is_one_line_and_an_exit_status(site: Path) -> None:
     assert ask("show", site).exit_code == ask("export", site).exit_code == 1
 
 
-def test_a_lost_second_place_is_restored_against_the_servers_head(site: Path) -> None:
-    head = ask("verify", site).output.split()[-1]
+def test_a_lost_second_place_is_restored_against_the_servers_tip(site: Path) -> None:
+    tip = ask("verify", site).output.split()[-1]
     (site.parent / "store" / "ledger-heads" / "st-anna").unlink()
     assert ask("verify", site).exit_code == 1
-    assert ask("verify", site, "--against", head, "--restore-head").exit_code == 0
+    assert ask("verify", site, "--against", tip, "--restore-head").exit_code == 0
     assert ask("verify", site).exit_code == 0
 
 

@@ -179,7 +179,7 @@ def test_within_is_a_comparison_with_epsilon() -> None:
 
 def test_a_target_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accountant, "LARGEST_NOISE", 4.0)
-    with pytest.raises(UserError, match="no noise multiplier up to 4 keeps what is planned"):
+    with pytest.raises(UserError, match="no noise multiplier up to 4 keeps the planned steps"):
         noise_multiplier_for(1e-3, DELTA, lambda noise: [Charge(1.0, noise, 9)])
 
 

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, merged
-from mediffusion_core.privacy.ledger.ledger import BudgetSpent, Cap, Head, Ledger, LedgerError
+from mediffusion_core.privacy.ledger.ledger import BudgetSpent, Cap, Ledger, LedgerError, LedgerTip
 
 DELTA = 1e-5
 STEPS = Charge(0.1, 2.0, 10)
 KINDS = (STEPS, Charge(0.2, 2.0, 3), Charge(1.0, 40.0, 1))
 PATIENTS = tuple(f"patient {number}" for number in range(6))
-TRACED = ("ledger.py", "ledger_file.py", "head.py", "pseudonyms.py")
+TRACED = ("ledger.py", "storage.py", "tip.py", "pseudonyms.py")
 FORK = multiprocessing.get_context("fork")
 
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "ledger"
 
 
-def head_of(folder: Path) -> Path:
+def tip_of(folder: Path) -> Path:
     return folder.with_name("ledger.head")
 
 
@@ -75,7 +75,7 @@ def killed_at(line: int, act: Callable[[], object]) -> bool:
     return process.exitcode == 0
 
 
-def charge(ledger: Ledger, units: tuple[str, ...] = PATIENTS, number: int = 1) -> Head:
+def charge(ledger: Ledger, units: tuple[str, ...] = PATIENTS, number: int = 1) -> LedgerTip:
     return ledger.charge(units, STEPS, "joint", "run", number)
 
 
@@ -173,17 +173,17 @@ def test_a_real_kill_at_any_line_of_a_charge_is_survived(folder: Path) -> None:
     assert executed >= 1
 
 
-def test_a_kill_between_ledger_and_head_counts_the_charge(
+def test_a_kill_between_ledger_and_tip_counts_the_charge(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger.open(folder)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("mediffusion_core.privacy.ledger.ledger.write_head", interrupted)
+        patched.setattr("mediffusion_core.privacy.ledger.ledger.write_tip", interrupted)
         charge(ledger)
-    assert Head.parse(head_of(folder).read_text()).count == 0
+    assert LedgerTip.parse(tip_of(folder).read_text()).count == 0
     again = Ledger.open(folder)
     assert again.compositions(PATIENTS) == [(STEPS,)]
-    assert Head.parse(head_of(folder).read_text()) == again.verify()
+    assert LedgerTip.parse(tip_of(folder).read_text()) == again.verify()
 
 
 def interrupted(*_: object) -> None:
@@ -298,10 +298,10 @@ def cut_off(folder: Path) -> None:
 def other_ledger(folder: Path) -> None:
     """As many entries, all sound, but others: rolled back and charged anew."""
     older_copy(folder)
-    kept = head_of(folder).read_bytes()
-    head_of(folder).write_bytes((folder.parent / "older.head").read_bytes())
+    kept = tip_of(folder).read_bytes()
+    tip_of(folder).write_bytes((folder.parent / "older.head").read_bytes())
     charge(Ledger.open(folder), PATIENTS[:1], 77)
-    head_of(folder).write_bytes(kept)
+    tip_of(folder).write_bytes(kept)
 
 
 def salt_of(folder: Path) -> Path:
@@ -337,10 +337,10 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no salt": (lambda f: salt_of(f).unlink(), "salt-removed"),
     "damaged salt": (lambda f: salt_of(f).write_bytes(b"short"), "salt-damaged"),
     "other salt": (lambda f: salt_of(f).write_bytes(bytes(32)), "ledger-edited"),
-    "no head": (lambda f: head_of(f).unlink(), "head-removed"),
-    "damaged head": (lambda f: head_of(f).write_text("2"), "head-unreadable"),
-    "other head": (lambda f: head_of(f).write_text(f"2:{'0' * 64}"), "ledger-other"),
-    "head ahead": (lambda f: head_of(f).write_text(f"3:{'0' * 64}"), "ledger-behind"),
+    "no tip": (lambda f: tip_of(f).unlink(), "head-removed"),
+    "damaged tip": (lambda f: tip_of(f).write_text("2"), "head-unreadable"),
+    "other tip": (lambda f: tip_of(f).write_text(f"2:{'0' * 64}"), "ledger-other"),
+    "tip ahead": (lambda f: tip_of(f).write_text(f"3:{'0' * 64}"), "ledger-behind"),
 }  # fmt: skip
 
 
@@ -350,7 +350,7 @@ def test_what_other_hands_did_shows_and_is_refused(folder: Path, name: str) -> N
     ledger = Ledger.open(folder)
     charge(ledger, PATIENTS[:4])
     shutil.copy(folder / "ledger.sqlite", folder.parent / "older.sqlite")
-    shutil.copy(head_of(folder), folder.parent / "older.head")
+    shutil.copy(tip_of(folder), folder.parent / "older.head")
     charge(ledger)
     tamper(folder)
     for act in (lambda: Ledger.open(folder), lambda: charge(ledger), lambda: ledger.worst(DELTA)):
@@ -360,47 +360,49 @@ def test_what_other_hands_did_shows_and_is_refused(folder: Path, name: str) -> N
         assert "\n" not in str(caught.value) and isinstance(caught.value, UserError)
 
 
-def test_ledger_and_head_rolled_back_together_show_to_who_remembers(folder: Path) -> None:
+def test_ledger_and_tip_rolled_back_together_show_against_a_tip_kept_elsewhere(
+    folder: Path,
+) -> None:
     ledger = Ledger.open(folder)
     charge(ledger)
-    copies = [(path, path.read_bytes()) for path in (folder / "ledger.sqlite", head_of(folder))]
+    copies = [(path, path.read_bytes()) for path in (folder / "ledger.sqlite", tip_of(folder))]
     at_the_server = charge(ledger)
     for path, content in copies:
         path.write_bytes(content)
-    with pytest.raises(LedgerError, match="what this process has seen"):
+    with pytest.raises(LedgerError, match="the tip that this process read before"):
         ledger.verify()
     again = Ledger.open(folder)
-    with pytest.raises(LedgerError, match="a head kept elsewhere") as caught:
-        again.must_extend(Head.parse(str(at_the_server)))
+    with pytest.raises(LedgerError, match="a tip kept elsewhere") as caught:
+        again.must_extend(LedgerTip.parse(str(at_the_server)))
     assert caught.value.code == "ledger-behind"
-    again.must_extend(Head.parse(copies[1][1].decode()))
+    again.must_extend(LedgerTip.parse(copies[1][1].decode()))
 
 
-def test_a_head_that_was_restored_from_a_backup_is_brought_up(folder: Path) -> None:
+def test_a_tip_restored_from_a_backup_is_updated(folder: Path) -> None:
     ledger = Ledger.open(folder)
     charge(ledger)
-    older = head_of(folder).read_bytes()
+    older = tip_of(folder).read_bytes()
     newest = charge(ledger)
-    head_of(folder).write_bytes(older)
+    tip_of(folder).write_bytes(older)
     assert Ledger.open(folder).verify() == newest
-    assert Head.parse(head_of(folder).read_text()) == newest
+    assert LedgerTip.parse(tip_of(folder).read_text()) == newest
 
 
-def test_a_lost_head_is_restored_only_against_one_kept_elsewhere(folder: Path) -> None:
+def test_a_lost_tip_is_restored_only_against_one_kept_elsewhere(folder: Path) -> None:
     ledger = Ledger.open(folder)
     charge(ledger)
     older = (folder / "ledger.sqlite").read_bytes()
     newest = charge(ledger)
-    head_of(folder).unlink()
+    tip_of(folder).unlink()
     with pytest.raises(LedgerError, match="is gone"):
         Ledger.open(folder)
-    assert Ledger.restore_head(folder, None, newest) == newest
+    assert Ledger.restore_tip(folder, None, newest) == newest
     assert Ledger.open(folder).verify() == newest
-    head_of(folder).unlink()
+    tip_of(folder).unlink()
     (folder / "ledger.sqlite").write_bytes(older)
     with pytest.raises(LedgerError, match="ledger-behind"):
-        Ledger.restore_head(folder, None, newest)
-    assert not head_of(folder).exists()
+        Ledger.restore_tip(folder, None, newest)
+    assert not tip_of(folder).exists()
 
 
 def test_looking_begins_no_ledger(folder: Path) -> None:
@@ -414,7 +416,7 @@ def test_looking_begins_no_ledger(folder: Path) -> None:
 
 def test_names_of_patients_are_not_on_the_disk_and_files_are_the_owners(folder: Path) -> None:
     charge(Ledger.open(folder))
-    for path in (*folder.iterdir(), head_of(folder)):
+    for path in (*folder.iterdir(), tip_of(folder)):
         assert b"patient" not in path.read_bytes()
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077 or path.name == "ledger.lock"
 
@@ -432,8 +434,8 @@ def test_a_hundred_thousand_units_are_stored_once(folder: Path) -> None:
     assert ledger.compositions(units) == [merged([STEPS] * 5)]
 
 
-def test_a_charge_of_nobody_lengthens_the_chain_and_costs_nobody(folder: Path) -> None:
-    """Else the head of a ledger would tell a site without patients from one with a patient."""
+def test_a_charge_without_units_lengthens_the_chain_and_costs_nothing(folder: Path) -> None:
+    """Otherwise a ledger tip would reveal that a site has no patients."""
     ledger = Ledger.open(folder)
     charge(ledger, ())
     assert ledger.verify().count == 1 and ledger.worst(1e-5) == 0.0
