@@ -1,1 +1,1 @@
-"""What runs a federation on real machines: start-up of server and site, keys, kits, checks."""
+"""Deployment of a federation: start-up of server and sites, keys, kits and checks."""

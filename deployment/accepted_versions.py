@@ -1,7 +1,8 @@
-"""The highest signed version that a site has accepted of each signer.
+"""The highest version that a site has accepted from each signer.
 
-The record is a file on the site's own disk, below $XDG_DATA_HOME like the site's privacy ledger,
-or at $FED_MEDIFFUSION_ACCEPTED_VERSIONS. Without it older versions pass again until they expire.
+The record is a file on the site's disk: below $XDG_DATA_HOME, like the site's privacy ledger, or at
+$FED_MEDIFFUSION_ACCEPTED_VERSIONS. Without the record a site accepts older versions until they
+expire.
 """
 
 import os
@@ -16,11 +17,11 @@ from deployment.signing import BundleRefusedError, Sha256, Whole
 from mediffusion_core.common.files import sync
 
 PLACE = "FED_MEDIFFUSION_ACCEPTED_VERSIONS"
-"""Environment variable with the record's path."""
+"""Environment variable with the path of the record."""
 
 
 class Accepted(BaseModel):
-    """A version, and the SHA-256 of the bundle that came with it."""
+    """A version, and the SHA-256 of its bundle."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -29,18 +30,18 @@ class Accepted(BaseModel):
 
 
 _RECORD = TypeAdapter(dict[Sha256, Accepted])
-"""What was accepted last, by signer."""
+"""The last accepted version of each signer."""
 
 
 @dataclass(frozen=True)
 class AcceptedVersions:
-    """The record in a file."""
+    """The record of accepted versions in a file."""
 
     path: Path
 
     @classmethod
     def of_site(cls) -> "AcceptedVersions":
-        """Where this site keeps it."""
+        """The record of this site."""
         if given := os.environ.get(PLACE):
             return cls(Path(given))
         data = os.environ.get("XDG_DATA_HOME")
@@ -48,13 +49,13 @@ class AcceptedVersions:
         return cls(folder / "fed-mediffusion" / "accepted-versions.json")
 
     def accept(self, signer: str, offered: Accepted) -> None:
-        """Lets a version pass that is not lower than the highest one, and keeps a higher one.
+        """Accepts and records a version above the highest one.
 
-        The same version passes again with the same bundle, so that a run can be continued.
+        The highest version is accepted again with the same bundle, so that a run can be continued.
 
         Raises:
-            BundleRefusedError: for another version or bundle, and if the record can't be read or
-                written.
+            BundleRefusedError: for a lower version, for the same version with another bundle, and
+                if the record can't be read or written.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +73,11 @@ class AcceptedVersions:
             ) from None
 
     def read(self) -> dict[str, Accepted]:
-        """What was accepted last, by signer; nothing where there is no file yet.
+        """The last accepted version of each signer; empty without a file.
 
         Raises:
             OSError: if the file can't be read.
-            BundleRefusedError: if it holds something else.
+            BundleRefusedError: if the file is no such record.
         """
         try:
             return _RECORD.validate_json(self.path.read_bytes())
@@ -98,7 +99,7 @@ class AcceptedVersions:
 def _refuse_older(before: Accepted, offered: Accepted) -> None:
     if offered.version < before.version:
         raise BundleRefusedError(
-            f"the app bundle is of version {offered.version}, {before.version} was accepted before"
+            f"the app bundle has version {offered.version}, {before.version} was accepted before"
         )
     if offered.version == before.version:
         raise BundleRefusedError(

@@ -1,19 +1,20 @@
-"""What a site lets a server run: the ClientApp of a bundle that the coordinator has signed.
+"""Admission of tasks at a site: the ClientApp of a bundle that the coordinator has signed.
 
-Threat model. The server, and whoever reaches the sites through it, may send anything. A site runs a
-task only if all of this holds:
+Threat model: the server, and any party that reaches sites through it, may send anything. A site
+runs a task only under all of these conditions:
 
-- It is a ClientApp of an ordinary run. AgentApps, ServerApps, models and connectors are refused.
-- The run's configuration carries a statement signed by the key in $FED_MEDIFFUSION_SIGNER, which
-  names this bundle and this configuration, has not expired by the site's clock, and is of no lower
-  version than the site has accepted of that key before.
-- The names that the server gives the bundle, which Flower makes the folder of its code from, are
-  those within the bundle.
+- The task is a ClientApp of an ordinary run. AgentApps, ServerApps, models and connectors are
+  refused.
+- The run's configuration has a statement signed by the key in $FED_MEDIFFUSION_SIGNER. The
+  statement names this bundle and this configuration. It has not expired by the site's clock. Its
+  version is at least the highest version that the site has accepted from that key.
+- The server's names for the bundle equal the names within the bundle. Flower makes the folder of
+  the code from them.
 
-Without a signer every task is refused. What remains trusted: the coordinator's key, the site's own
-clock, disk and environment, and the signed code, which has to treat the contents of messages as the
-server's. A statement may be used again until it expires or a newer one was accepted. A newer one
-also ends an older run that is under way; runs that go side by side are signed with one version.
+Without a signer every task is refused. The site trusts the coordinator's key, its own clock, disk
+and environment, and the signed code. The signed code must distrust the contents of messages, which
+come from the server. A statement may be used again until it expires, or until the site accepts a
+newer version. A newer version also ends older runs in progress; concurrent runs need one version.
 """
 
 import hashlib
@@ -42,20 +43,20 @@ from deployment.signing import (
 from mediffusion_core.common.errors import UserError
 
 SIGNER = "FED_MEDIFFUSION_SIGNER"
-"""Environment variable with the file of the coordinator's public key."""
+"""Environment variable with the path of the coordinator's public key."""
 UNSIGNED = "FED_MEDIFFUSION_UNSIGNED"
 TRUST = "i-trust-this-server"
-"""The one value of $FED_MEDIFFUSION_UNSIGNED: the site runs whatever ClientApp the server sends."""
+"""The only value of $FED_MEDIFFUSION_UNSIGNED: the site runs any ClientApp of the server."""
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What one site admits.
+    """The rules of one site for tasks.
 
     Attributes:
-        signer: File of the coordinator's public key; None where the site has none.
-        trusts_server: Whether the site asks for no signature.
-        versions: What the site has accepted before.
+        signer: File of the coordinator's public key; None without one.
+        trusts_server: Whether the site runs unsigned tasks.
+        versions: Versions that the site has accepted.
     """
 
     signer: Path | None
@@ -64,10 +65,10 @@ class Admission:
 
     @classmethod
     def of_environment(cls) -> "Admission":
-        """As the site's environment says.
+        """Reads the rules from the site's environment.
 
         Raises:
-            UserError: if it names a signer and trusts the server too, or trusts it in other words.
+            UserError: if both variables are set, or the second one has another value than `TRUST`.
         """
         signer, unsigned = os.environ.get(SIGNER), os.environ.get(UNSIGNED)
         if unsigned and unsigned != TRUST:
@@ -77,25 +78,25 @@ class Admission:
         return cls(Path(signer) if signer else None, bool(unsigned))
 
     def warn(self) -> None:
-        """Says at the start what a site without a signer is in for."""
+        """Warns at the start of a site without a signer."""
         if self.trusts_server:
             _say(
-                f"WARNING: {UNSIGNED}={TRUST}: this site asks for no signature and runs any code"
+                f"WARNING: {UNSIGNED}={TRUST}: this site checks no signature and runs any code"
                 " that its server sends. Never use this with patients' data."
             )
         elif self.signer is None:
             _say(f"WARNING: {SIGNER} is not set, every run is refused")
 
     def admit(self, task_type: str, run: Run, fab: Fab) -> Settings:
-        """The configuration with which a task may run.
+        """Checks a task, and returns its run's configuration.
 
         Args:
             task_type: Flower's kind of task.
-            run: What the server says of the run.
-            fab: The bundle that it sends.
+            run: The run, as the server describes it.
+            fab: The bundle from the server.
 
         Raises:
-            BundleRefusedError: if the task may not run. It was also logged.
+            BundleRefusedError: if the task may not run; the refusal is also logged.
         """
         try:
             return self._admitted(task_type, run, fab)
@@ -134,7 +135,7 @@ class Admission:
 
 
 def _run_config(digest: str, run: Run, fab: Fab) -> Settings:
-    """The run's configuration; refuses names of the server's that are not the bundle's own."""
+    """The run's configuration; refuses a bundle with other names than the server gives it."""
     try:
         bundle = AppBundle.read(fab.content)
         config = bundle.run_config(run.override_config)

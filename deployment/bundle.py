@@ -1,4 +1,4 @@
-"""What an app bundle says of itself: its names and the defaults of its run configuration."""
+"""Names of an app bundle, and defaults of its run configuration."""
 
 import hashlib
 import re
@@ -16,12 +16,12 @@ from deployment.signing import Settings
 
 _PART = r"[A-Za-z0-9_+!-]+(\.[A-Za-z0-9_+!-]+)*"
 APP_ID, VERSION = re.compile(f"{_PART}/{_PART}"), re.compile(_PART)
-"""Flower makes a folder's name of them, so that no part may have a `/` or a `..`."""
+"""Flower makes a folder's name of them, so no part may contain `/` or `..`."""
 
 
 @dataclass(frozen=True)
 class AppBundle:
-    """A bundle's own words, as far as they matter before it is unpacked."""
+    """Names and defaults of a bundle, read without unpacking it."""
 
     digest: str
     app_id: str
@@ -30,10 +30,10 @@ class AppBundle:
 
     @classmethod
     def read(cls, content: bytes) -> "AppBundle":
-        """Reads the bundle's pyproject.toml and nothing else of it.
+        """Reads the bundle's pyproject.toml only.
 
         Raises:
-            ValueError: if it is no bundle, or its names are not fit for a folder's name.
+            ValueError: if the content is no bundle, or its names cannot be part of a folder's name.
         """
         try:
             config = get_fab_config(content)
@@ -47,9 +47,9 @@ class AppBundle:
         return cls(hashlib.sha256(content).hexdigest(), app_id, version, defaults)
 
     def run_config(self, overrides: Settings) -> Settings:
-        """The configuration that the app is given.
+        """The run's configuration: the bundle's defaults with overrides.
 
         Raises:
-            ValueError: if the bundle has no such key.
+            ValueError: if an override has a key without a default.
         """
         return dict(fuse_dicts(dict(self.defaults), dict(overrides)))

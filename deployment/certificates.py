@@ -20,11 +20,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_DAYS = 3650
 SKEW = datetime.timedelta(minutes=5)
-"""Certificates are valid from a little before now, for clocks that are late."""
+"""Certificates are valid from this long before now, for clocks that are late."""
 
 
 def new_authority(name: str) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """A certificate authority that may sign certificates of servers, and no other authority."""
+    """A certificate authority that may sign server certificates, but no further authorities."""
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
     builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS)
@@ -45,10 +45,10 @@ def new_server(
     """A server's key and certificate.
 
     Args:
-        authority_key: Signs.
-        authority: Names the issuer.
-        hosts: Domain names and IP addresses under which the server is reached.
-        days: How long the certificate is valid.
+        authority_key: Private key of the authority.
+        authority: Certificate of the authority.
+        hosts: Domain names and IP addresses of the server.
+        days: Validity of the certificate.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
@@ -66,7 +66,7 @@ def new_server(
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as an unencrypted PEM file; its protection is the file's mode."""
+    """A private key as an unencrypted PEM file, which the file's mode protects."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
@@ -76,7 +76,7 @@ def certificate_pem(certificate: x509.Certificate) -> bytes:
 
 
 def new_site_key() -> tuple[bytes, bytes]:
-    """A site's private and public key in OpenSSH's format, as Flower reads them (NIST P-384)."""
+    """A site's private and public key (NIST P-384) in OpenSSH's format, which Flower reads."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -84,14 +84,14 @@ def new_site_key() -> tuple[bytes, bytes]:
 
 
 def read_authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """The authority that `provision` keeps in a folder."""
+    """Key and certificate of the authority in a folder of `provision`."""
     key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key, x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Writes a file that its owner alone may read, from its first moment on."""
+    """Writes a file that is readable by its owner alone from its creation on."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:

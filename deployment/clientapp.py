@@ -1,7 +1,7 @@
-"""`flwr-clientapp` at a site: Flower's, which asks once more whether the bundle is admitted.
+"""`flwr-clientapp` at a site: Flower's program, with a second check of the bundle.
 
-The SuperNode has asked before it made the task (`deployment.supernode`). In the site's image this
-program stands in the place of Flower's.
+The SuperNode has checked the bundle before it made the task (`deployment.supernode`). In the site's
+image this program replaces Flower's.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The command `fed-mediffusion-site`: what a hospital runs, without anything of simulations."""
+"""The command `fed-mediffusion-site`: the commands of a site, without simulations."""
 
 import typer
 
@@ -8,7 +8,7 @@ from deployment.site_cli import ledger, site
 
 app = typer.Typer(
     name="fed-mediffusion-site",
-    help="What a hospital runs at its own site.",
+    help="Commands of a site: check, ledger, messages and preflight.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

@@ -1,4 +1,4 @@
-"""What a coordinator and a hospital's engineer type: provision, sign, preflight."""
+"""The commands `provision` and `sign` of a coordinator, and `preflight` of a site."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import typer
 from mediffusion_core.common.errors import UserError
 
 SECRETS = Path("/run/secrets")
-"""Where containers find keys and certificates."""
+"""Folder of keys and certificates in containers."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -39,14 +39,14 @@ def provision(
     renew: Annotated[
         str | None, typer.Option(help="Make a new key for this site, or for `server`.")
     ] = None,
-    revoke: Annotated[str | None, typer.Option(help="Shut this site out.")] = None,
+    revoke: Annotated[str | None, typer.Option(help="Revoke this site's key.")] = None,
 ) -> None:
-    """Make certificate authority, server certificate and a start-up kit for each site."""
+    """Make a certificate authority, a server certificate and a start-up kit for each site."""
     from deployment.federation_file import FederationFile
     from deployment.provision import Kits
 
     if renew and revoke:
-        raise UserError("--renew and --revoke are two steps")
+        raise UserError("--renew and --revoke exclude each other")
     federation = FederationFile.read(file)
     kits = Kits(federation, output or Path(federation.name))
     steps = kits.revoke(revoke) if revoke else kits.renew(renew) if renew else kits.make()
@@ -55,19 +55,24 @@ def provision(
 
 
 def sign(
-    folder: Annotated[Path, typer.Argument(help="The app that `flwr run` will be given.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the app for `flwr run`.")],
     key: Annotated[Path, typer.Option(help="The coordinator's signer.key.")],
     run_config: Annotated[
         list[str] | None,
         typer.Option("--run-config", "-c", help="The run's settings, as for `flwr run`."),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the signature holds.")] = 30,
+    days: Annotated[
+        int, typer.Option(min=1, max=3650, help="Validity of the signature, in days.")
+    ] = 30,
     version: Annotated[
         int | None,
-        typer.Option(min=0, help="Sites refuse lower ones afterwards; by default, the time."),
+        typer.Option(
+            min=0,
+            help="Version; sites refuse lower ones. By default the time in seconds.",
+        ),
     ] = None,
 ) -> None:
-    """Sign an app and a run's settings: prints the --run-config without which no site runs it."""
+    """Sign an app and a run's settings; print the signed --run-config, which sites require."""
     from flwr.cli.build import build_fab_from_disk
 
     from deployment.signed_run import signed_run_config, state_run
@@ -82,21 +87,21 @@ def sign(
 def preflight(
     server: Annotated[str, typer.Option(help="HOST:PORT of the federation's server.")],
     data: Annotated[Path | None, typer.Option(help="Folder of the images.")] = Path("/data"),
-    folder: Annotated[Path, typer.Option(help="Where the site writes.")] = Path(
+    folder: Annotated[Path, typer.Option(help="Folder that the site writes to.")] = Path(
         "/var/lib/fed-mediffusion/runs"
     ),
     secrets: Annotated[Path, typer.Option(help="Folder of ca, node-key and signer.")] = SECRETS,
-    insecure: Annotated[bool, typer.Option(help="A server without TLS, for trials.")] = False,
+    insecure: Annotated[bool, typer.Option(help="Connect without TLS; for trials only.")] = False,
     site_file: Annotated[
-        Path | None, typer.Option(help="The site file; what it says is looked at too.")
+        Path | None, typer.Option(help="The site file; its entries are checked too.")
     ] = None,
     image_size: Annotated[int, typer.Option(min=8, help="Side of prepared images.")] = 64,
-    colour: Annotated[bool, typer.Option(help="Whether runs will ask for colour.")] = False,
+    colour: Annotated[bool, typer.Option(help="Prepare colour images.")] = False,
 ) -> None:
-    """Say whether a site may join: data, disk, memory, GPU, clock, server, keys, policy."""
+    """Check whether a site can join: data, disk, memory, GPU, clock, server, keys, policy."""
     from deployment.findings import report_findings
-    from deployment.preflight import Site, looked_at
-    from deployment.site_commands import look_at_site
+    from deployment.preflight import Site, checked
+    from deployment.site_commands import findings_of_site
     from mediffusion_core.data.checks.inspection import Finding
 
     host, _, port = server.rpartition(":")
@@ -114,5 +119,5 @@ def preflight(
     )
     policy: Iterator[Finding] = iter(())
     if site_file is not None:
-        policy = look_at_site(site_file, image_size, 3 if colour else 1)
-    raise typer.Exit(report_findings(chain(looked_at(site), policy)))
+        policy = findings_of_site(site_file, image_size, 3 if colour else 1)
+    raise typer.Exit(report_findings(chain(checked(site), policy)))

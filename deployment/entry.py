@@ -1,4 +1,4 @@
-"""How a command line of the project starts and fails."""
+"""Start of a command line, and report of its errors."""
 
 import sys
 from typing import NoReturn
@@ -10,9 +10,9 @@ from mediffusion_core.common.errors import UserError
 
 
 def run(app: typer.Typer) -> None:
-    """Runs a command line: a user's mistake is one line on stderr and exit status 2.
+    """Runs a command line. A user's mistake causes one line on stderr and exit status 2.
 
-    So is a file or folder that can't be read or written.
+    A file or folder that can't be read or written causes the same.
     """
     try:
         app()

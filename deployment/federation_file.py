@@ -1,4 +1,4 @@
-"""The federation file: who takes part, written by the coordinator."""
+"""The federation file: server and sites of a federation, written by the coordinator."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -13,7 +13,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
 
 class ServerAddress(StrictModel):
-    """Where the sites reach the server."""
+    """Address of the server for the sites."""
 
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?$")]
     """A domain name or an IP address."""
@@ -41,7 +41,7 @@ class FederationFile(StrictModel):
         """Reads a federation file in YAML.
 
         Raises:
-            UserError: one line that names what is wrong.
+            UserError: if the file can't be read, or an entry is wrong.
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How `data check` and `site check` say what they saw, and end."""
+"""Output and exit status of `data check`, `site check` and `preflight`."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def report_findings(findings: Iterable[Finding]) -> int:
-    """Prints each finding as it comes, then ready or not ready; 1 after an error, else 0."""
+    """Prints each finding, then ready or not ready; returns 1 after an error, else 0."""
     console = Console(soft_wrap=True, highlight=False)
     wrong = False
     for finding in findings:

@@ -1,7 +1,7 @@
-"""What is changed within the installed Flower, which offers no hook for it.
+"""Patches of the installed Flower, for changes that Flower offers no hook for.
 
-Each change holds for Flower 1.41 and 1.42, and fails at start-up where Flower has nothing of that
-name or shape.
+Each patch supports Flower 1.41 and 1.42. It fails at start-up if Flower has no object of that name
+or no such parameters.
 """
 
 import inspect
@@ -19,16 +19,16 @@ from flwr.supercore.run import Run, RunNotRunningException
 from deployment.signing import BundleRefusedError, Settings
 
 Admit = Callable[[str, Run, Fab], Settings]
-"""`deployment.admission.Admission.admit`: raises what may not run."""
+"""`deployment.admission.Admission.admit`: raises `BundleRefusedError` for a refused task."""
 START_LIMIT = 120
-"""Seconds. A process that died after its start is given up after twice that."""
+"""Seconds until a process's first heartbeat; Flower gives up a dead process after twice that."""
 
 
 def allow_slow_starts() -> None:
-    """Gives processes that Flower starts for a message more time before their first sign of life.
+    """Gives the processes that Flower starts for a message more time until their first heartbeat.
 
-    Flower takes back a task whose process has not called within 30 seconds, and starts it anew. To
-    import what it needs takes seconds of a core; on a busy host it came too late each time.
+    Flower restarts a task whose process sends no heartbeat within 30 seconds. Imports take seconds
+    of a core, and on a busy host every restart comes too late again.
     """
     import flwr.supercore.corestate.in_memory_corestate as in_memory
     import flwr.supercore.corestate.sql_corestate as sql
@@ -38,9 +38,10 @@ def allow_slow_starts() -> None:
 
 
 def wrap_superlink_app(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Puts a wrapper around Flower's maker of the SuperLink's web application.
+    """Wraps Flower's factory of the SuperLink's web application.
 
-    Flower serves the sites' interface and the one that starts runs on one port to whoever calls.
+    Flower serves the sites' interface and the interface that starts runs on one port, to any
+    caller.
     """
     import flwr.superlink.main as superlink
 
@@ -48,12 +49,12 @@ def wrap_superlink_app(wrap: Callable[[Callable[..., Any]], Callable[..., Any]])
 
 
 def admit_tasks(admit: Admit) -> None:
-    """Lets a SuperNode make only such tasks as are admitted.
+    """Restricts a SuperNode to admitted tasks.
 
-    Flower starts whatever program belongs to the kind of task that the server names. The state of
-    a SuperNode is where every task begins, the ones of its own interface for processes, too: what
-    is refused there has no token, and no program is started for it. Before that, what the server
-    sends is looked at as it arrives, so that the refusal is answered and nothing of it is read.
+    The server names the kind of a task, and Flower starts the program of that kind. Every task
+    begins in the SuperNode's state, also the tasks of its interface for processes. A task refused
+    there gets no token and no program. Messages are checked earlier, on arrival: a refused message
+    is answered with the refusal, and its content is not read.
     """
     import flwr.supernode.nodestate.nodestate_factory as factory
     import flwr.supernode.start_client_internal as loop
@@ -63,33 +64,33 @@ def admit_tasks(admit: Admit) -> None:
     _replace(
         loop,
         "_pull_and_store_message",
-        lambda pull: _admitting_pull(pull, insert, admit),
+        lambda store: _admitting_store(store, insert, admit),
         *("state", "object_store", "receive", "get_run", "get_fab"),
     )
 
 
 def admit_clientapp(admit: Admit) -> None:
-    """Lets `flwr-clientapp` unpack only what is admitted, with the settings that are.
+    """Restricts `flwr-clientapp` to admitted bundles with the admitted settings.
 
-    Flower keeps one context for all runs of a series, so that a run may be given another's
-    settings; and this program could be started by something else than our SuperNode.
+    Flower keeps one context for all runs of a series, so a run may get the settings of another.
+    Programs other than this SuperNode may also start `flwr-clientapp`.
     """
     import flwr.supernode.runtime.run_clientapp as runtime
 
-    pulled: list[Any] = []
+    task_input: list[Any] = []
 
-    def noted(pull: Callable[..., Any]) -> Callable[..., Any]:
-        def pull_noted(client: Any) -> Any:
-            pulled[:] = pull(client)
-            return tuple(pulled)
+    def noted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def read_noted(client: Any) -> Any:
+            task_input[:] = read(client)
+            return tuple(task_input)
 
-        return pull_noted
+        return read_noted
 
     def admitted(install: Callable[..., Any]) -> Callable[..., Any]:
         def install_admitted(fab_file: bytes, **options: Any) -> Any:
-            _, context, run, fab = pulled
+            _, context, run, fab = task_input
             if dict(admit(TaskType.CLIENT_APP, run, fab)) != context.run_config:
-                raise BundleRefusedError("the app bundle was given another run's settings")
+                raise BundleRefusedError("the app bundle has another run's settings")
             return install(fab.content, **options)
 
         return install_admitted
@@ -102,7 +103,7 @@ def _admitting_state(state: type, admit: Admit) -> type:
     _existing(state, "create_task", "task_type", "run_id")
 
     class AdmittingNodeState(state):  # type: ignore[misc]
-        """Flower's state of a SuperNode, which makes no task that is not admitted."""
+        """Flower's state of a SuperNode, without tasks that are not admitted."""
 
         def create_task(self, task_type: str, run_id: int, **options: Any) -> int | None:
             run = self.get_run(run_id)
@@ -119,10 +120,10 @@ def _admitting_state(state: type, admit: Admit) -> type:
     return AdmittingNodeState
 
 
-def _admitting_pull(
-    pull: Callable[..., int | None], insert: Callable[..., None], admit: Admit
+def _admitting_store(
+    store: Callable[..., int | None], insert: Callable[..., None], admit: Admit
 ) -> Callable[..., int | None]:
-    def pull_admitted(**parts: Any) -> int | None:
+    def store_admitted(**parts: Any) -> int | None:
         state, get_run, get_fab = parts["state"], parts["get_run"], parts["get_fab"]
         received = parts["receive"]()
         if received is None:
@@ -140,27 +141,27 @@ def _admitting_pull(
             refusal = Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message)
             insert(refusal, state, parts["object_store"])
             return run_id
-        # The very ones that were admitted.
+        # Flower gets exactly the admitted message, run and bundle.
         parts |= {
             "receive": lambda: received,
             "get_run": lambda _: run,
             "get_fab": lambda *_: fab,
         }
-        return pull(**parts)
+        return store(**parts)
 
-    return pull_admitted
+    return store_admitted
 
 
 def _replace(module: ModuleType, name: str, change: Callable[[Any], Any], *parameters: str) -> None:
-    """Puts what `change` makes of it in the place of something of Flower's."""
+    """Replaces an attribute of Flower's module by `change` of it."""
     setattr(module, name, change(_existing(module, name, *parameters)))
 
 
 def _existing(place: ModuleType | type, name: str, *parameters: str) -> Any:
-    """What Flower has under a name.
+    """An attribute of Flower's.
 
     Raises:
-        RuntimeError: if this Flower has nothing there, or a function without such parameters.
+        RuntimeError: if it is missing, or a function without these parameters.
     """
     here = f"{place.__name__}.{name} of Flower {__version__}"
     if not hasattr(place, name):

@@ -1,4 +1,4 @@
-"""`python -m deployment.health HOST:PORT`: exit status 0 where gRPC health says SERVING."""
+"""`python -m deployment.health HOST:PORT`: exit status 0 if gRPC health is SERVING."""
 
 import sys
 
@@ -7,11 +7,11 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 TIMEOUT = 3.0
-"""Seconds that an answer may take."""
+"""Seconds to wait for an answer."""
 
 
 def is_serving(address: str) -> bool:
-    """Whether the health service at HOST:PORT answers, and says that it serves."""
+    """Whether the health service at HOST:PORT answers SERVING."""
     with grpc.insecure_channel(address) as channel:
         try:
             answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=TIMEOUT)

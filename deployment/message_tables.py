@@ -1,4 +1,4 @@
-"""`fed-mediffusion site messages`: the messages of a site, as tables made from the protocol."""
+"""`fed-mediffusion site messages`: tables of a site's messages, from the protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from mediffusion_core.messaging.disclosure import ANSWERS, WITH_ANY
 from mediffusion_core.reporting.marked_sections import replace_sections
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
 
-OPEN = ("message", "what the site sends", "whom it could betray", "what protects it")
-PRIVATE = ("message", "what the site sends", "charged, as (q, σ)")
+OPEN = ("message", "content", "privacy risk", "protection")
+PRIVATE = ("message", "content", "charge, as (q, σ)")
 
 
 def message_tables() -> str:
@@ -21,18 +21,19 @@ def message_tables() -> str:
     metrics = ", ".join(f"`{name}`" for name in sorted(ALLOWED_METRICS))
     return "\n\n".join(
         [
-            "With `privacy=off`, the default, everything leaves as it was computed:",
+            "With `privacy=off`, the default, replies have no noise:",
             _table(OPEN, plain),
             "With `privacy=dp`, where q is the sample rate and σ the noise multiplier:",
             _table(PRIVATE, private),
-            f"Whatever was asked, a site may also send, {'; and '.join(WITH_ANY.values())}.",
+            "In reply to any message a site may also send:",
+            "\n".join(f"- {text}." for text in WITH_ANY.values()),
             f"The allow-list of metrics: {metrics}.",
         ]
     )
 
 
 def write_message_tables(document: Path) -> Path:
-    """Puts the tables between the document's marks `messages`.
+    """Writes the tables between the document's `messages` marks.
 
     Raises:
         UserError: if the document has no such marks.

@@ -1,4 +1,4 @@
-"""What a site can find out about itself and the way to the server before it joins."""
+"""Checks of a site, and of its connection to the server, before it joins."""
 
 import email.utils
 import http.client
@@ -26,24 +26,24 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.checks.inspection import Finding, Grade
 
 TIMEOUT = 10.0
-"""Seconds that the server may take to answer."""
+"""Seconds to wait for the server."""
 AHEAD, BEHIND = 5, 300
-"""Seconds that a site's clock may differ from the server's: Flower refuses other signatures."""
+"""Largest difference of a site's clock from the server's, in seconds: Flower's own limits."""
 EXPIRY_WARNING = 30
-"""Days before the end of the server's certificate from which on that is said."""
+"""Days before the end of the server's certificate from which on it is a warning."""
 MEMORY = 2e9
 DISK = 5e9
-"""Bytes that a site should have, for the small presets."""
+"""Bytes of memory and disk that the small presets need."""
 OWN_PORTS = (9094, 9099)
-"""What the SuperNode opens on its own loopback: its runtime interface, and gRPC health."""
+"""Loopback ports of the SuperNode: runtime interface, and gRPC health."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where the parts of a site's kit lie, and which server it calls.
+    """Paths of a site's kit, and the address of its server.
 
-    A path that is None is not looked at: a site without TLS has no keys. Without a signer the
-    environment must say that the site trusts its server.
+    A path that is None is not checked: a site without TLS has no keys. Without a signer, the site's
+    environment must trust the server.
     """
 
     host: str
@@ -55,8 +55,8 @@ class Site:
     signer: Path | None
 
 
-def looked_at(site: Site) -> Iterator[Finding]:
-    """All checks, each with what it found; none prints or returns a key."""
+def checked(site: Site) -> Iterator[Finding]:
+    """Runs all checks; yields one finding each. No finding contains a key."""
     if site.data is not None:
         yield _finding_of("images", partial(_images, site.data))
     for folder in site.writable:
@@ -77,9 +77,9 @@ def _finding(grade: Grade, check: str, detail: str) -> Finding:
     return Finding(grade, f"{check:18} {detail}")
 
 
-def _finding_of(check: str, look: Callable[[], str]) -> Finding:
+def _finding_of(check: str, run: Callable[[], str]) -> Finding:
     try:
-        return _finding("ok", check, look())
+        return _finding("ok", check, run())
     except UserError as error:
         return _finding("error", check, str(error))
     except OSError as error:
@@ -112,7 +112,7 @@ def _memory() -> Finding:
 
 
 def _memory_limit() -> float:
-    """What the host has available, or less where the container is given less."""
+    """Available memory of the host, or the limit of the container if it is lower, in bytes."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             available = float(line.split()[1]) * 1024
@@ -135,7 +135,7 @@ def _node_key(path: Path) -> str:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise UserError(f"{path} is no private key of a site")
     status = path.stat()
-    # Kubernetes owns a secret and lets the container read it as the file's group.
+    # In Kubernetes a secret belongs to root, and the container reads it by the file's group.
     foreign = status.st_uid != os.geteuid()
     if status.st_mode & (0o037 if foreign else 0o077):
         raise UserError(f"{path} can be read by others; chmod 400 it")
@@ -143,7 +143,7 @@ def _node_key(path: Path) -> str:
 
 
 def _coordinator(signer: Path | None) -> Finding:
-    """Whose code the site will run."""
+    """Checks the key of the coordinator whose code the site runs."""
     check = "coordinator's key"
     try:
         admission = Admission.of_environment()
@@ -157,7 +157,7 @@ def _coordinator(signer: Path | None) -> Finding:
     except OSError as error:
         return _finding("error", check, error.strerror or type(error).__name__)
     if admission.trusts_server:
-        return _finding("warning", check, "not asked for: any code of the server's is run")
+        return _finding("warning", check, "not checked: the site runs any code of the server")
     return _finding("error", check, f"none: every run is refused; in trials set {UNSIGNED}={TRUST}")
 
 
@@ -188,7 +188,7 @@ def _server(site: Site) -> Iterator[Finding]:
         yield _finding("error", "server", f"{address}: {error.strerror or error}")
         return
     if site.authority is None:
-        yield _finding("warning", "certificate", "not asked for: the connection is not encrypted")
+        yield _finding("warning", "certificate", "not checked: the connection is not encrypted")
         connection = http.client.HTTPConnection(site.host, site.port, timeout=TIMEOUT)
     else:
         try:
@@ -227,7 +227,7 @@ def _clock(connection: http.client.HTTPConnection) -> str:
     finally:
         connection.close()
     if said is None:
-        raise UserError("the server does not say what time it is")
+        raise UserError("the server's answer has no date")
     apart = time.time() - email.utils.parsedate_to_datetime(said).timestamp()
     if not -BEHIND < apart < AHEAD:
         raise UserError(f"{apart:+.0f} s from the server's; set the time by NTP")

@@ -1,11 +1,11 @@
 """`fed-mediffusion provision`: keys, certificates and a start-up kit for each site.
 
-What is there stays as it is, so that the command may be run again after a site was added.
+Existing files stay unchanged. Run the command again after a site was added.
 
-    authority/          stays with the coordinator: ca.key, signer.key and their public halves
-    server/             goes to the server: key, certificate, compose file, and sites/SITE.pub
-    kits/SITE/          goes to a site
-    revoked/            public keys of those who were shut out
+    authority/          for the coordinator: ca.key, signer.key and their public keys
+    server/             for the server: key, certificate, compose file, and sites/SITE.pub
+    kits/SITE/          for one site
+    revoked/            public keys of revoked sites
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ from mediffusion_core.common.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOCAL_NAMES = ("server", "localhost", "127.0.0.1")
-"""Under which the server is reached on its own machine, beside its public name."""
+"""Names of the server on its own machine, beside its public name."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Kits:
     folder: Path
 
     def make(self) -> Iterator[str]:
-        """Makes what is missing, and says what was made."""
+        """Makes all missing keys and kits; yields one line for each."""
         if not (self._authority / "ca.key").is_file():
             self._make_authority()
-            yield f"made the authority of {self.federation.name}, to be kept by the coordinator"
+            yield f"made the authority of {self.federation.name}, for the coordinator alone"
         if not (self._server / "server.key").is_file():
             yield self._make_server()
         for site in self.federation.sites:
@@ -46,10 +46,10 @@ class Kits:
                 yield self._make_kit(site)
 
     def renew(self, name: str) -> Iterator[str]:
-        """A new key for one site, or a new key and certificate for the server.
+        """Makes a new key for one site, or a new key and certificate for the server.
 
         Raises:
-            UserError: if there is nobody of that name.
+            UserError: if the federation has no site of that name.
         """
         if name == "server":
             yield self._make_server()
@@ -59,10 +59,10 @@ class Kits:
         yield self._make_kit(name)
 
     def revoke(self, site: str) -> Iterator[str]:
-        """Shuts one site out: its key leaves the server's folder.
+        """Revokes one site: moves its key out of the server's folder.
 
         Raises:
-            UserError: if there is no such site, it is shut out already, or it is the last one.
+            UserError: if the site is unknown, has no key at the server, or is the last one.
         """
         self._known(site)
         key = self._keys / f"{site}.pub"
@@ -108,7 +108,7 @@ class Kits:
         (self._authority / "ca.pem").write_bytes(certificates.certificate_pem(certificate))
         (self._authority / "signer.pem").write_bytes(public)
         certificates.write_secret(self._authority / "signer.key", private)
-        # Last of all: where it stands, the authority is complete.
+        # Written last: `make` takes the authority as complete once this file exists.
         certificates.write_secret(self._authority / "ca.key", certificates.private_pem(key))
 
     def _make_server(self) -> str:
@@ -138,14 +138,14 @@ class Kits:
         ):
             self._fill(template, kit / name, filled)
         certificates.write_secret(kit / "node.key", private)
-        # Appears at the server in one piece.
+        # Renamed into place: the server must never read a partial key.
         temporary = self._keys / f".{site}.tmp"
         temporary.write_bytes(public)
         temporary.replace(self._keys / f"{site}.pub")
         return f"made the kit of {site}: {kit}"
 
     def _fill(self, template: str, path: Path, values: Mapping[str, str]) -> None:
-        """Writes a file from its template; what somebody may have adapted stays as it is."""
+        """Writes a file from its template, unless the file exists: a user may have edited it."""
         if path.is_file():
             return
         server = self.federation.server

@@ -1,7 +1,7 @@
-"""Which sites the SuperLink lets in: those whose public key lies in a folder at the server.
+"""Registration of sites at the SuperLink: their public keys in a folder at the server.
 
-The folder is the register. A key that appears is registered with the running SuperLink, one that
-disappears is revoked: its site is cut off at its next heartbeat and never let in again.
+A key that appears in the folder is registered with the running SuperLink. A key that disappears is
+revoked: its site is disconnected at its next heartbeat, and the key is never accepted again.
 """
 
 import threading
@@ -18,12 +18,12 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from mediffusion_core.common.errors import UserError
 
 PERIOD = 2.0
-"""Seconds between two looks at the folder."""
+"""Seconds between two reads of the folder."""
 UNREGISTERED = "unregistered"
 
 
 class NodeInfo(Protocol):
-    """What the SuperLink knows of a node, as far as it matters here."""
+    """The used attributes of a node at the SuperLink."""
 
     node_id: int
     public_key: bytes
@@ -35,7 +35,7 @@ class Nodes(Protocol):
     """The part of Flower's `LinkState` that holds nodes."""
 
     def get_node_info(self, *, owner_aids: list[str]) -> list[NodeInfo]:
-        """All nodes of an owner, the unregistered among them."""
+        """All nodes of an owner, including unregistered ones."""
 
     def create_node(
         self,
@@ -46,7 +46,7 @@ class Nodes(Protocol):
         *,
         name: str | None,
     ) -> int:
-        """Registers a key; ValueError where it was registered before."""
+        """Registers a key; ValueError if it was registered before."""
 
     def delete_node(self, owner_aid: str, node_id: int) -> None:
         """Revokes a node's key."""
@@ -56,8 +56,8 @@ def read_keys(folder: Path) -> dict[str, bytes]:
     """Public keys in a folder, `SITE.pub`, by site.
 
     Raises:
-        UserError: for a file that is no such key, and for a folder without a key. To revoke cannot
-            be undone, so that a slip, such as a folder that is not mounted, must not do it.
+        UserError: for a file that is no public key, and for a folder without keys. A revocation
+            cannot be undone, and a folder that is not mounted must not revoke all sites.
     """
     keys = {}
     for path in sorted(folder.glob("*.pub")):
@@ -74,10 +74,10 @@ def read_keys(folder: Path) -> dict[str, bytes]:
 
 
 def synchronise(nodes: Nodes, keys: Mapping[str, bytes]) -> list[str]:
-    """Makes the SuperLink's nodes those of the given keys.
+    """Registers and revokes nodes until the SuperLink has those of the given keys.
 
     Returns:
-        What was changed, one line each.
+        The changes, one line each.
     """
     infos = nodes.get_node_info(owner_aids=[NOOP_FLWR_AID])
     known = {bytes(node.public_key): node for node in infos}
@@ -97,7 +97,7 @@ def synchronise(nodes: Nodes, keys: Mapping[str, bytes]) -> list[str]:
 
 
 def watch(nodes: Nodes, folder: Path) -> threading.Thread:
-    """Follows the folder in a thread of its own for as long as the process lives."""
+    """Synchronises with the folder in a daemon thread."""
     follower = threading.Thread(target=_follow, args=(nodes, folder), daemon=True)
     follower.start()
     return follower
@@ -111,7 +111,7 @@ def _follow(nodes: Nodes, folder: Path) -> None:
             changes = synchronise(nodes, read_keys(folder))
         except UserError as error:
             changes = [f"sites: nothing is changed: {error}"]
-        except Exception as error:  # the register must outlive a busy database
+        except Exception as error:  # an error of the database must not end the thread
             changes = [f"sites: nothing is changed: {type(error).__name__}"]
         for change in changes:
             if change not in said:

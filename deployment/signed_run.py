@@ -1,4 +1,4 @@
-"""What a coordinator gives `flwr run`: the run's configuration with its signature."""
+"""The signed configuration of a run, for `flwr run`."""
 
 import time
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ DAY = 24 * 60 * 60
 def state_run(
     content: bytes, run_config: Sequence[str], days: int, version: int | None = None
 ) -> Statement:
-    """What is to be signed of a run.
+    """The statement of a run, before its signature.
 
     Args:
         content: The app bundle.
-        run_config: As `flwr run --run-config` takes it.
-        days: How long the statement holds.
+        run_config: In the form of `flwr run --run-config`.
+        days: Validity of the statement.
         version: By default the seconds since the epoch.
 
     Raises:
@@ -47,7 +47,7 @@ def state_run(
 
 
 def signed_run_config(run_config: Sequence[str], statement: Statement, key_file: Path) -> str:
-    """The whole text that `flwr run --run-config` is to be given.
+    """The whole text for `flwr run --run-config`.
 
     Raises:
         UserError: if the file holds no signing key.

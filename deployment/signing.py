@@ -1,13 +1,12 @@
-"""The coordinator's signed statement of a run, without which a site starts no code.
+"""The coordinator's signed statement of a run; a site starts no code without it.
 
-Flower hands whatever a server sends to every site: the app bundle, the kind of app, the settings
-and the names under which the bundle is stored. None of that is signed by Flower. The statement
-covers the bundle's SHA-256, the part of it that may run (the ClientApp), the SHA-256 of the run's
-configuration, a version that only rises, and the time at which it ends. It travels in the run's
-configuration under `signature`.
+Flower passes the server's app bundle, kind of app, settings and bundle names to every site without
+a signature. The statement covers the bundle's SHA-256, the part of the bundle that may run (the
+ClientApp), the SHA-256 of the run's configuration, a rising version, and the time of expiry. The
+run's configuration carries it under `signature`.
 
-The signed bytes are a purpose, so that a signature made for something else does not fit, and the
-statement as canonical JSON. `deployment.admission` decides what a site does with it.
+The signed bytes are a purpose and the statement as canonical JSON. The purpose excludes signatures
+that were made for other programs. `deployment.admission` decides on the statement at a site.
 """
 
 import base64
@@ -35,7 +34,7 @@ PURPOSE = b"fed-mediffusion signed run\0"
 SIGNATURE = "signature"
 """Key of the run's configuration that carries the signed statement."""
 LARGEST = 2**63 - 1
-"""Of versions and times: what Flower's and JSON's integers both hold."""
+"""Largest version and time: within the integers of both Flower and JSON."""
 
 Settings = Mapping[str, bool | int | float | str]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -43,18 +42,18 @@ Whole = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class BundleRefusedError(Exception):
-    """What the site does not run. The text may leave the site."""
+    """The refusal of a bundle. The text may leave the site."""
 
 
 class Statement(BaseModel):
-    """What a coordinator signs of a run.
+    """A coordinator's statement of a run.
 
     Attributes:
         app: The only part of a bundle that runs at a site.
         bundle: SHA-256 of the app bundle.
-        not_after: The last second at which it holds, since the epoch.
+        not_after: Last second of validity, since the epoch.
         settings: SHA-256 of the run's configuration, see `settings_digest`.
-        version: A site that accepted it accepts no lower one of the same signer.
+        version: A site that accepted it refuses lower versions of the same signer.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -69,7 +68,7 @@ class Statement(BaseModel):
         """The statement and its signature, as text for the run's configuration.
 
         Raises:
-            UserError: if the file holds no private key of this kind.
+            UserError: if the file holds no Ed25519 private key.
         """
         try:
             key = load_pem_private_key(key_file.read_bytes(), password=None)
@@ -84,7 +83,7 @@ class Statement(BaseModel):
 
     @classmethod
     def verified(cls, signature: str, key: Ed25519PublicKey) -> Self:
-        """The statement in a text, if the key's owner has signed it.
+        """The statement in a text that the key's owner has signed.
 
         Raises:
             BundleRefusedError: for any other text.
@@ -100,7 +99,7 @@ class Statement(BaseModel):
 
 
 def settings_digest(run_config: Settings) -> str:
-    """SHA-256 of a run's configuration, all of it but the signature, in hexadecimal digits."""
+    """SHA-256 of a run's configuration without the signature, in hexadecimal digits."""
     covered = {key: value for key, value in run_config.items() if key != SIGNATURE}
     return hashlib.sha256(_canonical(covered)).hexdigest()
 
@@ -118,7 +117,7 @@ def read_signer(key_file: Path) -> Ed25519PublicKey:
 
     Raises:
         OSError: if the file can't be read.
-        UserError: if it holds something else.
+        UserError: if the file holds no public key of a coordinator.
     """
     try:
         key = load_pem_public_key(key_file.read_bytes())
@@ -130,7 +129,7 @@ def read_signer(key_file: Path) -> Ed25519PublicKey:
 
 
 def signer_name(key: Ed25519PublicKey) -> str:
-    """SHA-256 of a public key, under which a site keeps what it accepted of its owner."""
+    """SHA-256 of a public key: the signer's name in a site's record of accepted versions."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The commands `fed-mediffusion site ...`: what a hospital runs at its own site."""
+"""The commands `fed-mediffusion site ...`."""
 
 import sys
 from collections.abc import Iterator
@@ -10,29 +10,29 @@ import typer
 
 from mediffusion_core.common.errors import LedgerError
 
-site = typer.Typer(help="What a hospital runs at its own site.")
-ledger = typer.Typer(help="What the site's patients have spent of their privacy, over all runs.")
+site = typer.Typer(help="Commands of a site.")
+ledger = typer.Typer(help="The site's privacy ledger, over all runs.")
 site.add_typer(ledger, name="ledger")
 
 Where = Annotated[Path, typer.Argument(help="The site file, or the folder of a ledger.")]
 Delta = Annotated[
     float | None,
-    typer.Option(min=1e-300, max=0.999, help="δ at which to count; by default the site file's."),
+    typer.Option(min=1e-300, max=0.999, help="δ of ε; by default that of the site file."),
 ]
 
 
 @site.callback()
 def sites() -> None:
-    """What a hospital runs at its own site."""
+    """Commands of a site."""
 
 
 @site.command("check", epilog="Example: fed-mediffusion site check /etc/fed-mediffusion/site.toml")
 def check_site_file(
     file: Annotated[Path, typer.Argument(help="The site file, in TOML.")],
     image_size: Annotated[int, typer.Option(min=8, help="Side of prepared images.")] = 64,
-    colour: Annotated[bool, typer.Option(help="Whether runs will ask for colour.")] = False,
+    colour: Annotated[bool, typer.Option(help="Check for runs with colour images.")] = False,
 ) -> None:
-    """Say whether a site will do: file, policy, device, data, room. Ends in ready or not ready."""
+    """Check a site: file, policy, device, data, disk. The last line is ready or not ready."""
     from deployment.site_commands import check_site
 
     raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
@@ -41,10 +41,10 @@ def check_site_file(
 @site.command(epilog="Example: fed-mediffusion site messages docs/privacy/messages.md")
 def messages(
     document: Annotated[
-        Path | None, typer.Argument(help="Markdown file with the marks of a section of messages.")
+        Path | None, typer.Argument(help="Markdown file with `messages` marks.")
     ] = None,
 ) -> None:
-    """Print what leaves a site, message by message, or write it into a document."""
+    """Print the content of each message of a site, or write it into a document."""
     from deployment.message_tables import message_tables, write_message_tables
 
     print(write_message_tables(document) if document else message_tables())
@@ -52,15 +52,15 @@ def messages(
 
 @ledger.callback()
 def ledgers() -> None:
-    """What the site's patients have spent of their privacy, over all runs.
+    """The site's privacy ledger, over all runs.
 
-    A ledger that is not to be trusted is one line on stderr and exit status 1.
+    A ledger that fails verification causes one line on stderr and exit status 1.
     """
 
 
 @ledger.command(epilog="Example: fed-mediffusion site ledger show /etc/fed-mediffusion/site.toml")
 def show(path: Where, delta: Delta = None) -> None:
-    """Show what was spent by run and stage, and the worst patient's ε over all."""
+    """Show the charges by run and stage, and the largest ε of a patient over all runs."""
     from deployment.ledger_commands import show_ledger
 
     with _trusted():
@@ -78,10 +78,10 @@ def verify(
         str | None, typer.Option(help="COUNT:DIGEST as the server or an export has it.")
     ] = None,
     restore_head: Annotated[
-        bool, typer.Option(help="Write a lost second place anew; needs --against.")
+        bool, typer.Option(help="Write a lost ledger tip again; needs --against.")
     ] = False,
 ) -> None:
-    """Say whether the ledger is whole: its chain, its second place, a head kept elsewhere."""
+    """Verify the ledger: its chain, its tip, and a tip kept elsewhere."""
     from deployment.ledger_commands import verify_ledger
 
     with _trusted():
@@ -96,7 +96,7 @@ def export(
     ),
     delta: Delta = None,
 ) -> None:
-    """Write all entries, without names of patients. The last line printed is the file."""
+    """Write all entries, without names of patients. The last line of output is the file."""
     from deployment.ledger_commands import export_ledger
 
     with _trusted():

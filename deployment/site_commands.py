@@ -1,4 +1,4 @@
-"""`fed-mediffusion site check`: will this site do, before it joins a federation."""
+"""`fed-mediffusion site check`: checks of a site before it joins a federation."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -21,23 +21,23 @@ from mediffusion_core.data.store.prepared import default_store_folder
 from mediffusion_core.settings.site_file import SiteFile
 
 SAMPLED = 50
-"""Images that are decoded to see whether they can be read."""
+"""Images that are decoded as a test."""
 
 
 def check_site(path: Path, image_size: int, channels: Literal[1, 3]) -> int:
-    """Prints what was looked at, line by line; 1 where the site is not ready, else 0.
+    """Prints one finding per line; returns 1 if the site is not ready, else 0.
 
     Raises:
-        UserError: if the site file itself is wrong.
+        UserError: if the site file is wrong.
     """
-    return report_findings(look_at_site(path, image_size, channels))
+    return report_findings(findings_of_site(path, image_size, channels))
 
 
-def look_at_site(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator[Finding]:
-    """What a site file says, and whether its device, data and store are there.
+def findings_of_site(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator[Finding]:
+    """Checks a site file, and its device, data and store.
 
     Raises:
-        UserError: if the site file itself is wrong.
+        UserError: if the site file is wrong.
     """
     site = SiteFile.read(path)
     yield Finding("ok", f"site file: {site.name}, {path}")
@@ -53,10 +53,10 @@ def look_at_site(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterat
     yield _finding("store", lambda: _store(site.data.store or default_store_folder(), pixels))
 
 
-def _finding(name: str, look: Callable[[], str]) -> Finding:
-    """What a look says, or the mistake that it came upon."""
+def _finding(name: str, check: Callable[[], str]) -> Finding:
+    """The text of a check, or its error."""
     try:
-        return Finding("ok", f"{name}: {look()}")
+        return Finding("ok", f"{name}: {check()}")
     except UserError as error:
         return Finding("error", f"{name}: {error}")
 
@@ -75,7 +75,7 @@ def _data(source: Source, image_size: int, channels: int) -> str:
         target = Path(folder) / "sample.npy"
         create_array(target, (len(chosen), image_size, image_size, channels))
         decoder = Decoder(partial(_sampled, source.load, chosen), target)
-        # As a run will decode them: where a broken image ends the process, not this one.
+        # As in a run: a broken image may end the decoding process, but not this one.
         bad = decode_all(decoder, len(chosen), None, None, source.isolated)
     if bad:
         position, reason = next(iter(bad.items()))
@@ -97,7 +97,7 @@ def _sampled(
 
 
 def _store(folder: Path, pixels: int) -> str:
-    needed = 2 * pixels  # while a store is built, bad images are left out in a second copy
+    needed = 2 * pixels  # bad images are removed by a second copy of the store
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()

@@ -1,9 +1,9 @@
-"""`python -m deployment.superlink`: Flower's SuperLink, closed to all but its sites.
+"""`python -m deployment.superlink`: Flower's SuperLink, restricted to its sites.
 
 Flower serves three interfaces on one port: Fleet for the sites, Control (`flwr run`, `flwr
-supernode register`) and Runtime for the processes beside it. Only Fleet asks who calls. Whoever
-reaches the port could hand code of their own to all sites, or register a key. So Control and
-Runtime answer callers on this machine only: who starts runs is who may run commands at the server.
+supernode register`) and Runtime for local processes. Only Fleet authenticates its callers. With
+Control, any caller could send code to all sites or register a key. Control and Runtime therefore
+answer local callers only: only users with commands at the server can start runs.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ from deployment.flower_patches import allow_slow_starts, wrap_superlink_app
 from deployment.registry import watch
 
 FLEET = "/v1/fleet/"
-"""Below it lies what sites ask; Flower then asks them for a registered key, if so started."""
+"""Path prefix of the sites' interface. Flower checks their keys with --enable-supernode-auth."""
 HEALTH = "/health"
 CONNECTION = "deployment"
 """The name under which `flwr run . deployment` finds this SuperLink."""
@@ -31,14 +31,14 @@ SITES = "FED_MEDIFFUSION_SITES"
 
 
 class LocalOnly:
-    """ASGI middleware that refuses whoever is not on this machine, but for the sites' interface."""
+    """ASGI middleware: refuses callers on other machines, except for the sites' interface."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Takes the application behind the door."""
+        """Takes the protected application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on what may pass; anything else is answered 403 and named in the log."""
+        """Passes allowed requests on; answers others with 403 and logs them."""
         if scope["type"] == "lifespan" or self._may_pass(scope):
             await self._app(scope, receive, send)
             return
@@ -66,16 +66,16 @@ def is_local(address: str) -> bool:
 
 
 def closed(create_app: Callable[..., FastAPI], keys: Path | None = None) -> Callable[..., FastAPI]:
-    """Flower's maker of the SuperLink's web application, with the door put before it.
+    """Wraps the factory of the SuperLink's web application with `LocalOnly`.
 
     Args:
-        create_app: Flower's.
-        keys: Folder of the sites' public keys, followed from then on.
+        create_app: Flower's factory.
+        keys: Folder of the sites' public keys, watched from the start on.
     """
 
     def create(*args: Any, **kwargs: Any) -> FastAPI:
         application = create_app(*args, **kwargs)
-        application.add_middleware(LocalOnly)  # outermost, so before anything of Flower's
+        application.add_middleware(LocalOnly)  # outermost: before all of Flower's middleware
         if keys is not None:
             watch(application.state.linkstate_factory.state(), keys)
         return application
@@ -84,11 +84,11 @@ def closed(create_app: Callable[..., FastAPI], keys: Path | None = None) -> Call
 
 
 def write_connection(home: Path, arguments: list[str]) -> None:
-    """Tells `flwr`, run beside the SuperLink, where it is and whom to trust.
+    """Writes the connection with which a local `flwr` finds and trusts this SuperLink.
 
     Args:
-        home: Flower's own folder, `$FLWR_HOME`.
-        arguments: Those of the SuperLink, of which the port and the CA matter.
+        home: Flower's folder, `$FLWR_HOME`.
+        arguments: Arguments of the SuperLink: port and CA are read.
     """
     port = _value(arguments, "--port") or "8000"
     authority = _value(arguments, "--ssl-ca-certfile")
@@ -111,7 +111,7 @@ def _value(arguments: list[str], option: str) -> str | None:
 def main() -> None:
     """Starts the SuperLink with the options of `flower-superlink`.
 
-    With SuperNode authentication the sites are those of $FED_MEDIFFUSION_SITES, a folder of keys.
+    With SuperNode authentication, $FED_MEDIFFUSION_SITES is the folder of the sites' keys.
     """
     write_connection(Path(os.environ["FLWR_HOME"]), sys.argv[1:])
     keys = os.environ.get(SITES)

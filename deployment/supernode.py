@@ -1,6 +1,6 @@
 """`python -m deployment.supernode`: Flower's SuperNode, with the options of `flower-supernode`.
 
-It makes no task but for the ClientApp of a bundle that the coordinator has signed; see
+It makes tasks only for the ClientApp of a bundle that the coordinator has signed; see
 `deployment.admission`.
 """
 

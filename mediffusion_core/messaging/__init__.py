@@ -1,1 +1,1 @@
-"""What server and site say to each other, and how it travels."""
+"""Messages between server and sites: protocol, compression, serialization and disclosure."""

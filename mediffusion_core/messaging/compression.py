@@ -1,20 +1,21 @@
-"""Weights and moments in fewer bytes, for the messages of training (`federation.compression`).
+"""Compression of weights and moments in training messages (`federation.compression`).
 
-Q rounds. With w the server's weights, which themselves are never rounded:
+Q rounds to fewer bits. The server's weights w are never rounded:
 
-    to each site     w̃ = Q(w)
+    server to site   w̃ = Q(w)
     site             trains from w̃ to w', and sends the change  d = Q(w' - w̃)
-    server           takes w + d for the site's weights
+    server           uses w + d as the site's weights
 
-What rounding adds on the way out is gone with the round, and what it adds on the way back is
-relative to the change, not to the weights (as in QSGD, arXiv 1610.02132). A site keeps nothing, and
-nothing is drawn at random: a continued run equals an uninterrupted one. Where weights are noised
-first, for privacy, rounding is post-processing and costs nothing.
+The rounding error of w̃ does not accumulate over rounds. The rounding error of d is relative to the
+change, not to the weights (as in QSGD, arXiv 1610.02132). Compression has neither state nor random
+numbers, so a continued run equals an uninterrupted one. With differential privacy, rounding is
+post-processing and has no privacy cost.
 
-`bf16` halves the bytes: an error of at most 2⁻⁸ of each number. `int8` quarters them: of a row of
-weights (one of the first dimension) at most 1/254 of its largest; of Adam's moments, whose sizes
-span decades within a row, 2⁻⁴ of each number, by 8-bit floats (E4M3, arXiv 2209.05433). Second
-moments travel as their roots. What has no rows, biases and norms, travels as it is.
+`bf16` halves the bytes, with an error of at most 2⁻⁸ of each number. `int8` quarters the bytes. The
+error of weights is at most 1/254 of the largest weight in the same row (first dimension). Adam's
+moments span decades within a row, so they become 8-bit floats with an error of 2⁻⁴ of each number
+(E4M3, arXiv 2209.05433). Second moments are sent as their square roots. Tensors without rows, such
+as biases and norms, are sent unchanged.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from mediffusion_core.settings import Compression
 StateDict = Mapping[str, Tensor]
 
 SCALE = ":scale"
-"""After a tensor's name: what its rows are multiplied with, (rows,)."""
+"""Ending of the name of a tensor's row scales, (rows,)."""
 FLOAT8 = torch.float8_e4m3fn
 EIGHT_BITS = (FLOAT8, torch.int8)
 SMALLEST = 2.0**-9
@@ -37,35 +38,34 @@ SMALLEST = 2.0**-9
 
 
 def method_for(kind: str, compression: Compression) -> Compression:
-    """How a run's messages of one kind travel."""
+    """The compression of a kind of message."""
     return compression if kind in TRAINING else "none"
 
 
 def method_of(component: str, method: Compression) -> Compression:
-    """How one component of a message travels that itself goes by a method."""
+    """The compression of a component in a message with the given compression."""
     return method if component in COMPRESSED else "none"
 
 
 def outward(state: StateDict, method: Compression) -> StateDict:
-    """What the server sends in the place of a component.
+    """Compresses a component that the server sends.
 
-    No second moment becomes zero: divided by its root, a first moment that is none would take a
-    weight anywhere.
+    Second moments stay above 0: Adam divides by their roots, and would take steps without bound.
     """
     return state if method == "none" else _coded(_roots(state), method, positive=True)
 
 
 def arrived(travelling: StateDict, method: Compression) -> StateDict:
-    """The component that a site trains, of what `outward` made."""
+    """Decompresses `outward`: the component that a site trains."""
     return travelling if method == "none" else _squares(_decoded(travelling))
 
 
 def change(after: StateDict, before: StateDict, method: Compression) -> StateDict:
-    """What a site sends back in the place of a component.
+    """Compresses the change of a component that a site sends back.
 
     Args:
-        after: The component once it was trained.
-        before: The same as `arrived` gave it.
+        after: The component after training.
+        before: The component before training, from `arrived`.
         method: Of the run.
     """
     if method == "none":
@@ -75,10 +75,10 @@ def change(after: StateDict, before: StateDict, method: Compression) -> StateDic
 
 
 def changed(before: StateDict, travelling: StateDict, method: Compression) -> StateDict:
-    """A site's component, of what `change` made and the server's own.
+    """Decompresses `change`: adds it to the server's component.
 
     Raises:
-        ValueError: if names or shapes are not those of the server's own, or scales are missing.
+        ValueError: if names or shapes differ from the server's, or scales are missing.
     """
     if method == "none":
         return travelling
@@ -86,12 +86,12 @@ def changed(before: StateDict, travelling: StateDict, method: Compression) -> St
     if {n: v.shape for n, v in decoded.items()} != {n: v.shape for n, v in ours.items()}:
         raise ValueError("a change of other weights")
     moved = {name: value + decoded[name] for name, value in ours.items()}
-    # Not clamp, which would take what is no number for zero.
+    # relu keeps NaN, which the reply contract then refuses.
     return _squares({n: torch.relu(v) if n.endswith(SQUARE) else v for n, v in moved.items()})
 
 
 def layout(state: StateDict, method: Compression) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Names, shapes and types of what `change` makes of a component."""
+    """Names, shapes and types of the tensors that `change` makes of a component."""
     found = {}
     for name, value in state.items():
         code = _code(name, value, method)
@@ -102,7 +102,7 @@ def layout(state: StateDict, method: Compression) -> dict[str, tuple[torch.Size,
 
 
 def _code(name: str, value: Tensor, method: Compression) -> torch.dtype | None:
-    """The type that a tensor's numbers are coded in; None where it travels as it is."""
+    """The type of a tensor's codes; None if it is sent unchanged."""
     if method == "none" or value.dtype != torch.float32 or value.dim() < 2:
         return None
     if method == "bf16":
@@ -131,7 +131,7 @@ def _coded(state: StateDict, method: Compression, positive: bool = False) -> dic
 
 
 def _eight_bits(value: Tensor, dtype: torch.dtype, least: float | None) -> tuple[Tensor, Tensor]:
-    """Codes, shaped as the value, and the scale of each row; a row that is no number stays none."""
+    """Codes in the value's shape, and the scale of each row (rows,); rows with NaN stay NaN."""
     rows = value.flatten(1)  # (rows, n)
     largest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
     smallest = torch.finfo(torch.float32).tiny

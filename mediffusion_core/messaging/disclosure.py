@@ -1,4 +1,4 @@
-"""What each message of a site contains, whom it may concern, and what protects it."""
+"""Content of each reply of a site, its privacy risk, and its protection."""
 
 from dataclasses import dataclass
 
@@ -24,19 +24,19 @@ from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
 
 @dataclass(frozen=True)
 class Answer:
-    """What a site sends in answer to one kind of message, with `privacy` off and on.
+    """A site's reply to one kind of message, with `privacy` off and on.
 
-    The table in the README is made of these, and a test holds the sites' real answers against them.
+    The tables of docs/privacy/messages.md come from here. A test compares them with real replies.
 
     Attributes:
-        name: For people.
-        records: Every record that the answer may have, beside those of `WITH_ANY`.
-        fields: Every name that may stand in its metrics and counts.
-        carries: What it is with privacy off, where it leaves as it was computed.
-        betrays: What it may then tell about whom, to the server and to whoever it passes it on to.
-        protected: What stands in the way of that with privacy off.
-        private: What it is with differential privacy, noised or not sent.
-        charged: What the ledger is charged for that: q the sample rate, σ the noise multiplier.
+        name: Of the message, in the tables.
+        records: All records that the reply may have, beside those of `WITH_ANY`.
+        fields: All names that its metrics and counts may have.
+        carries: Content with privacy off.
+        betrays: Information about patients in that content, for the server and other sites.
+        protected: Protection with privacy off.
+        private: Content with differential privacy.
+        charged: Charge of the private content, as (q, σ): sample rate and noise multiplier.
     """
 
     name: str
@@ -57,38 +57,38 @@ ANSWERS = {
             {"images", "train", "labelled", "validation", "test", "patients"}
             | {"per_class", "known_per_class"}
         ),
-        carries="its name; how many images, labelled images and patients it holds, by split and by "
-        "class; where the objective needs it, of how many images each class is known",
-        betrays="a patient with a rare finding, whose presence a count of one tells; two censuses "
-        "tell of whoever came or left between them",
-        protected="nothing else is ever asked; the counts are exact",
-        private="its name; how many units train, and how many of them have a label, both noised "
-        "once a run",
+        carries="the site's name; numbers of images, labelled images and patients by split and "
+        "class; if the objective needs it, the number of images with a known label of each class",
+        betrays="a patient with a rare finding: a count of one reveals the presence. Two censuses "
+        "reveal patients who came or left between them",
+        protected="nothing; the counts are exact",
+        private="the site's name; numbers of training units and of labelled training units, noised "
+        "once per run",
         charged="(1, `release_noise`), once",
     ),
     TRAIN_AUTOENCODER: Answer(
         name="autoencoder round",
         records=frozenset({*AUTOENCODING, METRICS}),
         fields=ALLOWED_METRICS,
-        carries="weights of the autoencoder, and Adam's moments of them; allow-listed metrics",
-        betrays="every training patient: images can be reconstructed from a change of weights, "
-        "most of all after few steps, and from moments, averages of few gradients, more readily; "
-        "membership can be told from both",
+        carries="weights of the autoencoder and Adam's moments; allow-listed metrics",
+        betrays="every training patient: an attacker can reconstruct images from a change of "
+        "weights, best after few steps, and more easily from moments, which average few gradients. "
+        "Both reveal membership",
         protected="nothing",
-        private="weights after DP-SGD, Adam's moments of the noised gradients; expected, not "
-        "realised, images; steps",
+        private="weights after DP-SGD; Adam's moments of the noised gradients; the expected number "
+        "of images; the number of steps",
         charged="(q, σ) for each step",
     ),
     LATENT_CENSUS: Answer(
         name="latent census",
         records=frozenset({COUNTS}),
         fields=frozenset({"total", "squares", "count"}),
-        carries="per channel, sum and sum of squares of the latents, and their number",
-        betrays="a patient whose images are far from all others; two of them, before and after, "
-        "whoever came between",
-        protected="nothing but that they are sums over all training images",
-        private="the same sums over one image of each unit, its part cut to a bound, noised; the "
-        "census' noised count",
+        carries="sum and sum of squares of the latents per channel, and the number of latents",
+        betrays="a patient whose images differ strongly from all others; two latent censuses "
+        "reveal patients who came between them",
+        protected="only the summation over all training images",
+        private="noised sums over one image of each unit, each unit's part clipped to a bound; the "
+        "noised count of the census",
         charged="(1, `release_noise`), each time",
     ),
     ENCODE: Answer(
@@ -96,7 +96,7 @@ ANSWERS = {
         records=frozenset(),
         fields=frozenset(),
         carries="nothing",
-        betrays="by its time, about how many images there are",
+        betrays="the approximate number of images, by the time of the reply",
         protected="nothing is sent",
         private="nothing",
         charged="nothing",
@@ -108,41 +108,39 @@ ANSWERS = {
         carries="weights of UNet and classifier, and Adam's moments of both; with "
         "`training.joint.control_variates` the mean gradient of both over the round; allow-listed "
         "metrics",
-        betrays="every training patient, image and label: as above, and from moments and mean "
-        "gradients more readily, since they are averages of few gradients",
+        betrays="every training patient, image and label, as in an autoencoder round; mean "
+        "gradients, like moments, average few gradients and reveal more than weights",
         protected="nothing",
-        private="weights after DP-SGD, Adam's moments of the noised gradients; expected images and "
-        "labelled ones; steps. Control variates are refused",
+        private="weights after DP-SGD; Adam's moments of the noised gradients; the expected "
+        "numbers of images and of labelled images; the number of steps. Control variates are "
+        "refused",
         charged="(q, σ) for each step",
     ),
     EVALUATE: Answer(
         name="validation",
         records=frozenset({COUNTS}),
         fields=frozenset({"counts", "bootstraps", "temperature_losses"}),
-        carries="confusion counts per threshold, and those of seeded bootstraps over patients; the "
-        "sum of losses at each of 81 temperatures",
-        betrays="every validation patient: at some 4,000 thresholds counts tell single scores with "
-        "their labels, and the server, which knows the bootstraps' seed, whose they are",
-        protected="nothing but that they are sums",
+        carries="confusion counts per threshold, for all patients and for seeded bootstraps over "
+        "patients; the sum of losses at each of 81 temperatures",
+        betrays="every validation patient: counts at about 4,000 thresholds reveal single scores "
+        "with their labels; the server has the bootstraps' seed and can assign scores to patients",
+        protected="only the summation",
         private="refused",
         charged="nothing",
     ),
 }
-"""By kind of message. A new kind, record or field has its place here before it may leave."""
+"""By kind of message. A new kind, record or field must be listed here before it may leave."""
 
 
 WITH_ANY = {
-    ANSWERS_TO: (
-        "beside each answer, the kind of message, round and settings hash that it answers, as the "
-        "server sent them"
-    ),
+    ANSWERS_TO: ("with each reply, the kind, round and settings hash of the server's message"),
     FAILURE: (
-        "in place of an answer, a code and a random id; the code `budget` says that the site's "
-        "patients have spent what they may, and so that they took part before"
+        "instead of a reply, a failure code and a random id. The code `budget` means that the "
+        "site's patients have spent their budget, and reveals that they took part before"
     ),
     LEDGER_HEAD: (
-        "with `privacy=dp` beside each answer, how many entries the site's ledger has and a digest "
-        "keyed by its salt: it tells how often patients were charged, and nothing of who they are"
+        "with `privacy=dp`, with each reply, the ledger tip: the number of entries and a digest "
+        "keyed with the site's salt. It reveals the number of charges, but no patient"
     ),
 }
-"""Records that may come with an answer to any kind of message, and what they tell."""
+"""Records that any reply may have, and their content."""

@@ -1,4 +1,4 @@
-"""How Adam's moments are named in a message: a parameter's name and one of these endings."""
+"""Names of Adam's moments in a message: the parameter's name, and one of these endings."""
 
 STEPS = "steps"
 MEAN = ".exp_avg"

@@ -1,7 +1,7 @@
-"""A component as it travels: all its tensors in one block of bytes, in safetensors' format.
+"""Serialization of a component: all tensors in one block of bytes, in safetensors' format.
 
-Transports handle arrays one by one. A joint round carries a thousand of them, most a few hundred
-bytes long, and cost more to send one by one than their bytes do; one block costs what it holds.
+Transports handle arrays one by one. A joint round has a thousand arrays, most of a few hundred
+bytes, and the cost per array exceeds the cost of its bytes. One block avoids it.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ ArrayFields = tuple[str, tuple[int, ...], str, bytes]
 
 
 def pack(state: Mapping[str, Tensor]) -> ArrayFields:
-    """Tensors by name, of any device and memory format, as one array of bytes.
+    """Packs tensors of any device and memory format into one array of bytes.
 
     Raises:
         RuntimeError: if two of the tensors share memory.
@@ -27,14 +27,14 @@ def pack(state: Mapping[str, Tensor]) -> ArrayFields:
 
 
 def unpack(block: bytes) -> dict[str, Tensor]:
-    """The tensors that `pack` wrote, on the CPU, each with memory of its own.
+    """Unpacks the tensors of `pack`, on the CPU, each with its own memory.
 
     Raises:
-        ValueError: if the bytes are no such block.
+        ValueError: if the bytes are no block of `pack`.
     """
     try:
         return load(block)
-    # The types and shapes that a header may name are more than PyTorch has.
+    # A header may name types and shapes that PyTorch does not have.
     except (SafetensorError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"no block of tensors: {error}") from error
     except AssertionError as error:
