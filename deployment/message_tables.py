@@ -14,10 +14,9 @@ PRIVATE = ("message", "content", "charge, as (q, σ)")
 def message_tables() -> str:
     """Two tables in Markdown: with privacy off, and with differential privacy."""
     plain = [
-        (answer.name, answer.carries, answer.betrays, answer.protected)
-        for answer in ANSWERS.values()
+        (answer.name, answer.content, answer.risk, answer.protection) for answer in ANSWERS.values()
     ]
-    private = [(answer.name, answer.private, answer.charged) for answer in ANSWERS.values()]
+    private = [(answer.name, answer.private, answer.charge) for answer in ANSWERS.values()]
     metrics = ", ".join(f"`{name}`" for name in sorted(ALLOWED_METRICS))
     return "\n\n".join(
         [

@@ -32,21 +32,21 @@ class Answer:
         name: Of the message, in the tables.
         records: All records that the reply may have, beside those of `WITH_ANY`.
         fields: All names that its metrics and counts may have.
-        carries: Content with privacy off.
-        betrays: Information about patients in that content, for the server and other sites.
-        protected: Protection with privacy off.
+        content: Content with privacy off.
+        risk: Information about patients in that content, for the server and other sites.
+        protection: Protection with privacy off.
         private: Content with differential privacy.
-        charged: Charge of the private content, as (q, σ): sample rate and noise multiplier.
+        charge: Charge of the private content, as (q, σ): sample rate and noise multiplier.
     """
 
     name: str
     records: frozenset[str]
     fields: frozenset[str]
-    carries: str
-    betrays: str
-    protected: str
+    content: str
+    risk: str
+    protection: str
     private: str
-    charged: str
+    charge: str
 
 
 ANSWERS = {
@@ -57,76 +57,76 @@ ANSWERS = {
             {"images", "train", "labelled", "validation", "test", "patients"}
             | {"per_class", "known_per_class"}
         ),
-        carries="the site's name; numbers of images, labelled images and patients by split and "
+        content="the site's name; numbers of images, labelled images and patients by split and "
         "class; if the objective needs it, the number of images with a known label of each class",
-        betrays="a patient with a rare finding: a count of one reveals the presence. Two censuses "
+        risk="a patient with a rare finding: a count of one reveals the presence. Two censuses "
         "reveal patients who came or left between them",
-        protected="nothing; the counts are exact",
+        protection="nothing; the counts are exact",
         private="the site's name; numbers of training units and of labelled training units, noised "
         "once per run",
-        charged="(1, `release_noise`), once",
+        charge="(1, `release_noise`), once",
     ),
     TRAIN_AUTOENCODER: Answer(
         name="autoencoder round",
         records=frozenset({*AUTOENCODING, METRICS}),
         fields=ALLOWED_METRICS,
-        carries="weights of the autoencoder and Adam's moments; allow-listed metrics",
-        betrays="every training patient: an attacker can reconstruct images from a change of "
+        content="weights of the autoencoder and Adam's moments; allow-listed metrics",
+        risk="every training patient: an attacker can reconstruct images from a change of "
         "weights, best after few steps, and more easily from moments, which average few gradients. "
         "Both reveal membership",
-        protected="nothing",
+        protection="nothing",
         private="weights after DP-SGD; Adam's moments of the noised gradients; the expected number "
         "of images; the number of steps",
-        charged="(q, σ) for each step",
+        charge="(q, σ) for each step",
     ),
     LATENT_CENSUS: Answer(
         name="latent census",
         records=frozenset({COUNTS}),
         fields=frozenset({"total", "squares", "count"}),
-        carries="sum and sum of squares of the latents per channel, and the number of latents",
-        betrays="a patient whose images differ strongly from all others; two latent censuses "
+        content="sum and sum of squares of the latents per channel, and the number of latents",
+        risk="a patient whose images differ strongly from all others; two latent censuses "
         "reveal patients who came between them",
-        protected="only the summation over all training images",
+        protection="only the summation over all training images",
         private="noised sums over one image of each unit, each unit's part clipped to a bound; the "
         "noised count of the census",
-        charged="(1, `release_noise`), each time",
+        charge="(1, `release_noise`), each time",
     ),
     ENCODE: Answer(
         name="encoding",
         records=frozenset(),
         fields=frozenset(),
-        carries="nothing",
-        betrays="the approximate number of images, by the time of the reply",
-        protected="nothing is sent",
+        content="nothing",
+        risk="the approximate number of images, by the time of the reply",
+        protection="nothing is sent",
         private="nothing",
-        charged="nothing",
+        charge="nothing",
     ),
     TRAIN_JOINT: Answer(
         name="joint round",
         records=frozenset({*JOINT, *CONTROLS.values(), METRICS}),
         fields=ALLOWED_METRICS,
-        carries="weights of UNet and classifier, and Adam's moments of both; with "
+        content="weights of UNet and classifier, and Adam's moments of both; with "
         "`training.joint.control_variates` the mean gradient of both over the round; allow-listed "
         "metrics",
-        betrays="every training patient, image and label, as in an autoencoder round; mean "
+        risk="every training patient, image and label, as in an autoencoder round; mean "
         "gradients, like moments, average few gradients and reveal more than weights",
-        protected="nothing",
+        protection="nothing",
         private="weights after DP-SGD; Adam's moments of the noised gradients; the expected "
         "numbers of images and of labelled images; the number of steps. Control variates are "
         "refused",
-        charged="(q, σ) for each step",
+        charge="(q, σ) for each step",
     ),
     EVALUATE: Answer(
         name="validation",
         records=frozenset({COUNTS}),
         fields=frozenset({"counts", "bootstraps", "temperature_losses"}),
-        carries="confusion counts per threshold, for all patients and for seeded bootstraps over "
+        content="confusion counts per threshold, for all patients and for seeded bootstraps over "
         "patients; the sum of losses at each of 81 temperatures",
-        betrays="every validation patient: counts at about 4,000 thresholds reveal single scores "
+        risk="every validation patient: counts at about 4,000 thresholds reveal single scores "
         "with their labels; the server has the bootstraps' seed and can assign scores to patients",
-        protected="only the summation",
+        protection="only the summation",
         private="refused",
-        charged="nothing",
+        charge="nothing",
     ),
 }
 """By kind of message. A new kind, record or field must be listed here before it may leave."""

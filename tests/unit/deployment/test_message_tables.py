@@ -38,14 +38,20 @@ def test_every_record_is_one_that_a_site_may_send_or_one_that_it_is_sent() -> No
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_answer_says_whom_it_could_betray_what_protects_it_and_what_it_costs(
+def test_every_answer_states_content_risk_protection_and_charge(
     kind: str,
 ) -> None:
     answer = ANSWERS[kind]
-    for said in (answer.carries, answer.betrays, answer.protected, answer.private, answer.charged):
+    for said in (
+        answer.content,
+        answer.risk,
+        answer.protection,
+        answer.private,
+        answer.charge,
+    ):
         assert said and "|" not in said and "\n" not in said
     # What costs nothing sends nothing.
-    assert (answer.charged == "nothing") == (answer.private in ("nothing", "refused"))
+    assert (answer.charge == "nothing") == (answer.private in ("nothing", "refused"))
 
 
 def test_what_is_not_declared_shows() -> None:
