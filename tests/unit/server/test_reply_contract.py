@@ -393,25 +393,29 @@ def test_hostile_reply_leaves_the_run_as_if_its_site_had_failed(
 
 
 CONFIGURATIONS = {
-    "own normalisation, few images": (
+    "own normalisation, few images, eight bits, FedNova": (
         "federation.local_normalisation=true",
         "data.phantom.patients_per_site=[60,60,12]",
         "training.joint.local_epochs=0.5",
+        "federation.compression=int8",
+        "federation.weighting=steps",
     ),
-    "control variates": ("training.joint.control_variates=true", "federation.compression=bf16"),
-    "eight bits, FedNova": ("federation.compression=int8", "federation.weighting=steps"),
+    "control variates, labels at the server": (
+        "training.joint.control_variates=true",
+        "federation.compression=bf16",
+        "data.labels_at=server",
+    ),
     "adaptive server": (
         "federation.server.unet.method=fedadam",
         "federation.server.unet.learning_rate=0.1",
         "training.joint.weight_decay=1.0",
     ),
-    "labels at the server": ("data.labels_at=server",),
-    "teacher without denoising": (
+    "pseudo-labels without denoising": (
         "training.joint.diffusion_weight=0",
         "training.joint.consistency.weight=1",
         "training.joint.consistency.thresholds=adaptive",
+        "evaluation.counterfactual.count=1",
     ),
-    "one place": ("federation.pool_sites=true",),
 }
 
 
