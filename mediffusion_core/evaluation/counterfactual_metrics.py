@@ -37,7 +37,7 @@ Columns = dict[str, Tensor]
 """Figures by name, (n,) each, nan where an image has none."""
 
 
-class Opinion(Protocol):
+class IndependentClassifier(Protocol):
     """An independent classifier, which was not used to make the counterfactuals."""
 
     def logits(self, images: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Opinion(Protocol):
 
 
 @dataclass(frozen=True)
-class Known:
+class GroundTruth:
     """Ground truth of the n images beyond their labels."""
 
     masks: Tensor
@@ -55,7 +55,10 @@ class Known:
 
 
 def image_figures(
-    made: Counterfactuals, target: Target, known: Known, independent: Opinion | None
+    made: Counterfactuals,
+    target: Target,
+    known: GroundTruth,
+    independent: IndependentClassifier | None,
 ) -> Columns:
     """The figures of each image that are cheap to compute.
 
@@ -69,7 +72,7 @@ def image_figures(
 
     Args:
         made: The counterfactuals.
-        target: What was asked for.
+        target: The targets.
         known: Ground truth of the same images.
         independent: The independent classifier; without it `independent_flipped` is nan.
     """
@@ -96,7 +99,7 @@ def image_figures(
 def effect_figures(
     model: TrainedModel, made: Counterfactuals, target: Target, real: Tensor, labels: Tensor
 ) -> Columns:
-    """`cout` and `minimality`: how small a change has the effect.
+    """`cout` and `minimality`: how small the change is that has the effect.
 
     Minimality compares the size of the change with distances to other patients' images, in the
     features that the head reads. In latents it would be log(1 + e) for every image: two patients
@@ -105,7 +108,7 @@ def effect_figures(
     Args:
         model: The model that made the counterfactuals.
         made: The counterfactuals.
-        target: What was asked for; of several findings, minimality considers the first.
+        target: The targets; of several findings, minimality considers the first.
         real: Real images, (m, C, H, W).
         labels: Labels of the real images, (m, classes), nan where missing.
     """
@@ -171,7 +174,7 @@ def summarise(
 
 
 def _independent_flips(
-    made: Counterfactuals, target: Target, independent: Opinion | None
+    made: Counterfactuals, target: Target, independent: IndependentClassifier | None
 ) -> Tensor:
     if independent is None:
         return torch.full((len(made.images),), torch.nan, dtype=torch.float64)

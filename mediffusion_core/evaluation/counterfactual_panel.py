@@ -148,12 +148,12 @@ class CounterfactualRow:
     Attributes:
         source: The image, (C, H, W) in [0, 1].
         counterfactual: The image with another finding, (C, H, W) in [0, 1].
-        target: What was asked for, for example `remove Effusion` or `NV → MEL`.
+        target: The target as text, for example `remove Effusion` or `NV → MEL`.
         classes: Names of the K classes.
         before: Probabilities of the source, (K,).
         after: Probabilities of the counterfactual, (K,).
-        flipped: Whether the counterfactual reached what was asked for; None where the source
-            was already classified so, and there was nothing to flip.
+        flipped: Whether the counterfactual reached the target; None where the source was already
+            classified as the target.
         truth: The same patient without the finding, (C, H, W), where it is known (phantoms).
     """
 
@@ -173,7 +173,7 @@ def off_target(before: Tensor, after: Tensor, target: Target) -> Tensor:
     Args:
         before: Probabilities of the sources, (n, classes).
         after: Probabilities of the counterfactuals, (n, classes).
-        target: What was asked for.
+        target: The targets.
     """
     others = ~target.named(before.shape[1])
     return ((after - before).abs() * others).sum(dim=1) / others.sum(dim=1)

@@ -63,7 +63,7 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Images (n, C, H, W), what the autoencoder makes of them, and the PSNR of each in dB, (n,)."""
+    """Images (n, C, H, W), their reconstructions, and the PSNR of each in dB, (n,)."""
 
     images: Tensor
     made: Tensor
@@ -101,13 +101,13 @@ class Evaluator:
             sites: Site of each of the n images.
             classes: Names of the classes.
             multi_label: Whether the classes are independent.
-            truth: Gives an image without a finding, where that is known, for the picture.
+            truth: Gives the true image without a finding, where it is known.
 
         Raises:
             UserError: the test set has too few images or patients, or a single exclusive class.
         """
         if len(classes) < 2 and not multi_label:
-            raise UserError(f"the only class is {', '.join(classes)}; telling apart needs two")
+            raise UserError(f"the only class is {', '.join(classes)}; classification needs two")
         self._settings = settings
         self._test = test
         self._groups = groups
@@ -209,7 +209,7 @@ class Evaluator:
         first, second = self._real_features
         seed = derive_seed(self._settings.seed, "samples")
         precision = self._settings.training.precision
-        with autocast(precision, model.device):  # half the time, and no other distance
+        with autocast(precision, model.device):  # half the time, and the same distances
             images = model.sample(len(second), self._settings.evaluation.sampling_steps, seed)
         features = self._extractor(images)
         kid, kid_std = kernel_distance(features, first, subset_size=min(100, len(first) // 2))
@@ -227,8 +227,8 @@ class Evaluator:
     ) -> tuple[dict[str, float], list[CounterfactualRow]]:
         """Flip rate, closeness and side effects over the fixed panel, and some rows to show.
 
-        Both are empty where the test set holds no image that something could be asked of, or where
-        one half of the network is not trained.
+        Both are empty where no image of the test set fits the panel, or where one half of the
+        network is not trained.
         """
         joint = self._settings.training.joint
         if not len(self._panel.positions) or not joint.trains_both_halves:

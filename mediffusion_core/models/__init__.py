@@ -1,4 +1,4 @@
-"""What has weights: the autoencoder and the joint UNet."""
+"""The networks: autoencoder, joint UNet and its head."""
 
 from mediffusion_core.models.autoencoder import (
     Autoencoder,

@@ -16,8 +16,8 @@ class Autoencoder(nn.Module):
     """diffusers' `AutoencoderKL` between images in [0, 1] and unscaled latents.
 
     Patches of p·p pixels become channels on the way in, and pixels again on the way out (arXiv
-    1609.05158): most of a small network's time goes into its finest level. `kl` is diffusers' own
-    network, untouched.
+    1609.05158), since most of a small network's time goes into its finest level. `kl` is diffusers'
+    own network.
     """
 
     def __init__(self, settings: AutoencoderSettings, image_channels: int) -> None:
@@ -47,7 +47,7 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def of(cls, kl: AutoencoderKL, patch_size: int) -> Self:
-        """One around a network that is there already."""
+        """Wraps an existing network."""
         autoencoder = cls.__new__(cls)
         nn.Module.__init__(autoencoder)
         autoencoder.patch_size, autoencoder.kl = patch_size, kl
@@ -117,8 +117,8 @@ def scale_from_sums(
         total: Sums (c,).
         squares: Sums of squares (c,).
         count: Values in each.
-        uncertainty: Deviation of the noise in `squares`. A variance below that of its share is not
-            told from 0, and dividing by it would blow the channel up.
+        uncertainty: Standard deviation of the noise in `squares`. A variance below
+            uncertainty / count cannot be told from 0, so it is raised to that.
 
     Returns:
         Mean (c,) and deviation (c,), at least 1e-3.
@@ -129,7 +129,7 @@ def scale_from_sums(
 
 
 def untrained_codec(settings: AutoencoderSettings, image_channels: int) -> LatentCodec:
-    """A codec with fresh weights and unit scale, whose state can be loaded over."""
+    """A codec with random weights and unit scale, into which a state can be loaded."""
     channels = settings.latent_channels
     return LatentCodec(
         Autoencoder(settings, image_channels), torch.zeros(channels), torch.ones(channels)

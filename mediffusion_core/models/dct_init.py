@@ -1,12 +1,12 @@
-"""Weights by which an autoencoder starts as a linear transform of patches, and learns from there.
+"""Initial weights with which an autoencoder is a cosine transform of patches.
 
-From random weights diffusers' network spends most of a short training on what a cosine transform of
-2x2 pixels gives away: each pixel's own level has to come through its last normalisation, which
-subtracts and divides by what the image has on average. So the first weights are chosen such that
-the whole network is that transform, of which the latents are the coarsest coefficients. Residual
-branches start at zero (as in arXiv 1901.09321); a number x passes a group normalisation and SiLU by
-going twice, as x and -x, beside constants K and -K that make the group's mean 0 and its
-deviation about K / √2, whatever x is: SiLU(a) - SiLU(-a) = a.
+From random weights diffusers' network spends most of a short training on learning what a cosine
+transform of 2x2 pixels does: its last normalisation subtracts the image's mean and divides by its
+deviation, and the network has to restore each pixel's level. With these weights the whole network
+is that transform at first, and the latents are its coarsest coefficients. Residual branches start
+at zero (as in arXiv 1901.09321). A number x passes a group normalisation and SiLU in four channels:
+x, -x, and constants K and -K, which keep the group's mean at 0 and its deviation near K / √2 for
+any x. Afterwards SiLU(a) - SiLU(-a) = a restores x.
 """
 
 import math
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from mediffusion_core.settings import PASSAGE
 
 CONSTANT = 8.0
-"""K, against numbers of about 1 at most: a group's deviation then varies by some 1 %."""
+"""K. The numbers are at most about 1, so that a group's deviation varies by about 1 %."""
 DETAIL = 4.0
-"""By how much all coefficients but the brightness of a patch are raised: they are that much smaller
-in natural images, and learn as fast only at its size."""
+"""Factor of all coefficients but a patch's mean. In natural images they are smaller by about that
+factor, and coefficients of equal size learn equally fast."""
 LOG_VARIANCE = -8.0
-"""Of the posterior at the start, so that what is drawn of it is seen through its noise."""
+"""Initial log variance of the posterior: little noise beside coefficients of size 1."""
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def _zero(layer: nn.Module) -> None:
 
 
 def _enter(conv: nn.Conv2d, matrix: Tensor) -> None:
-    """Lets numbers (s,) = matrix · input into the first s passages; further channels stay drawn."""
+    """Writes numbers (s,) = matrix · input to the first s passages; other channels stay random."""
     assert conv.bias is not None
     count = PASSAGE * len(matrix)
     centre = conv.kernel_size[0] // 2

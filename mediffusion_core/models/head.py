@@ -1,4 +1,4 @@
-"""The classifier: what it takes from the latent and the UNet's maps of it, and its layers."""
+"""The classifier head: pooling of the UNet's maps, and its layers."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class AttentionPooling(nn.Module):
         z = Σ_p a_p x_p    a = softmax_p(q · x_p / √C)
 
     which is the pooling of arXiv 1802.04712, equations 7 and 8, with one linear score in the place
-    of its hidden layer, scaled as in arXiv 1706.03762. A small finding need not drown in the mean.
-    The queries start at zero, where all positions weigh the same: training begins with the mean.
+    of its hidden layer, scaled as in arXiv 1706.03762. It can weight the positions of a small
+    finding more than the mean does. The queries start at zero, where it is the mean.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -49,11 +49,11 @@ def _attend(one: Tensor, query: Tensor) -> Tensor:
 
 
 class MomentsAndMaps(nn.Module):
-    """Moments of the latent beside the pooled maps that the encoder makes of it.
+    """Moments of the latent, and the pooled maps of the encoder.
 
-    The maps are divided by the root of their number, so that all of them together weigh about as
-    much as one moment: the noise of private steps goes through every weight, and what it does to
-    the logits grows with the length of what the weights read.
+    The pooled maps are divided by the root of their number, so that together they have about the
+    norm of one moment. Private steps add noise to every weight, and its effect on the logits grows
+    with the norm of the features.
     """
 
     def __init__(self, pooling: nn.Module) -> None:
@@ -71,12 +71,12 @@ class MomentsAndMaps(nn.Module):
 class ClassifierHead(nn.Sequential):
     """Pooling, then dropout, linear, LeakyReLU, dropout, linear.
 
-    Widths and layers are the reference's (arXiv 2411.09434). The layers are numbered from 0 and
-    pooling by the mean has no weights, so its weights have the same names as without a pooling.
+    Widths and layers are those of Mediffusion (arXiv 2411.09434). The layers are numbered from 0
+    and mean pooling has no weights, so the names of weights do not depend on the pooling.
     """
 
     def __init__(self, widths: Sequence[int], num_classes: int, settings: HeadSettings) -> None:
-        """Takes the channels of all that is read, with `moments` those of the latent first."""
+        """Takes the channels of all inputs, with `moments` those of the latent first."""
         latent, maps = (widths[:1], widths[1:]) if settings.moments else ((), widths)
         pooling = AttentionPooling(maps) if settings.pooling == "attention" else MeanPooling()
         layers = (

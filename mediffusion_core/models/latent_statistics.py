@@ -1,11 +1,11 @@
-"""Colour, contrast and texture of a latent: a few numbers that no label is needed to find."""
+"""Colour, contrast and texture of a latent: a few fixed features."""
 
 import torch
 from torch import Tensor
 
 PER_CHANNEL = 5
 FLOOR = 0.01
-"""Of a deviation, beside the 1 of all latents: keeps the logarithm and its slope finite."""
+"""Added to deviations, which are about 1, so that the logarithm and its slope stay finite."""
 
 
 def latent_moments(latents: Tensor) -> Tensor:
@@ -15,14 +15,14 @@ def latent_moments(latents: Tensor) -> Tensor:
 
         mean_X x    mean_C x    log std_X x    log std_C x    log mean_{X'} |x_p - x_q|
 
-    No turn and no mirror changes them. They are fixed, so that a private run need not find them
-    through its noise, which grows with the number of weights that read them (arXiv 2011.11660).
+    They are invariant under turns and mirrors. They are fixed, since the noise of private training
+    grows with the number of trained weights (arXiv 2011.11660).
 
     Args:
         latents: (B, c, h, w), h and w at least 2.
 
     Returns:
-        (B, 5 c), the kinds one after the other.
+        (B, 5 c), in the order above.
     """
     latents = latents.float()
     height, width = latents.shape[2:]

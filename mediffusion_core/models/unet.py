@@ -46,7 +46,7 @@ def pooled_width(settings: UNetSettings) -> int:
 
 
 def head_widths(unet: UNetSettings, head: HeadSettings, latent_channels: int) -> list[int]:
-    """Channels of all that the head reads, in order: of the latent if it is, and of every map."""
+    """Channels of the head's inputs, in order: of the latent with `moments`, and of every map."""
     return [*([latent_channels] if head.moments else []), *map_widths(unet)]
 
 
@@ -57,8 +57,8 @@ EVERY, NONE = slice(None), slice(0)
 class JointUNet(nn.Module):
     """Denoiser and classifier in one module with a single `forward`.
 
-    Per-sample gradient hooks see nothing but `forward`, so both outputs come from it; a caller
-    says which rows it wants of each, and does not pay for the others.
+    Per-sample gradient hooks work on `forward` alone, so both outputs come from it. The caller
+    names the rows for each output; the others are not computed.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class JointUNet(nn.Module):
 
     @classmethod
     def of(cls, unet: UNet2DModel, head: ClassifierHead) -> Self:
-        """Denoiser and classifier that are there already, as one module."""
+        """Joins an existing denoiser and an existing classifier."""
         joint = cls.__new__(cls)
         nn.Module.__init__(joint)
         joint.unet, joint.head = unet, head
@@ -85,7 +85,7 @@ class JointUNet(nn.Module):
     def forward(
         self, latents: Tensor, timesteps: Tensor, denoise: slice = EVERY, classify: slice = EVERY
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Predicts the noise in the latents, and their classes.
+        """The denoiser's output for the latents, and their logits.
 
         Args:
             latents: Noised latents (B, c, h, w).
@@ -94,7 +94,8 @@ class JointUNet(nn.Module):
             classify: Rows for the head.
 
         Returns:
-            `noise_pred` (rows, c, h, w) and `logits` (rows, num_classes); None where no row is.
+            The denoiser's output (rows, c, h, w) and the logits (rows, num_classes); None for one
+            without rows.
         """
         embedding = self.unet.time_embedding(self.unet.time_proj(timesteps).to(latents.dtype))
         hidden = self.unet.conv_in(latents)  # (B, C0, h, w)
@@ -124,14 +125,14 @@ class JointUNet(nn.Module):
         return noise_pred
 
     def denoise(self, latents: Tensor, timesteps: Tensor) -> Tensor:
-        """The predicted noise alone, (B, c, h, w)."""
+        """The denoiser's output alone, (B, c, h, w): ε̂, v̂ or ẑ_0."""
         noise_pred: Tensor | None
         noise_pred, _ = self(latents, timesteps, classify=NONE)
         assert noise_pred is not None
         return noise_pred
 
     def classify(self, latents: Tensor, timesteps: Tensor | None = None) -> Tensor:
-        """The logits alone, (B, num_classes), from the encoder half; clean where no t is given."""
+        """The logits alone, (B, num_classes), from the encoder half; at t = 0 by default."""
         if timesteps is None:
             timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         logits: Tensor | None

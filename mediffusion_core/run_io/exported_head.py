@@ -14,10 +14,11 @@ __all__ = ["ExportedHead", "ModelMixin"]
 
 
 class ExportedHead(ModelMixin, ConfigMixin):
-    """From all that the head reads to logits, with what these are called.
+    """The head, with the names of its classes.
 
     Its configuration has the classes in the order of the logits, whether an image may have several
-    of them, and the temperature by which logits are divided before they become probabilities.
+    of them, and the temperature, the divisor of the logits of calibrated probabilities. diffusers
+    writes each parameter of the constructor as one key of the configuration.
     """
 
     @register_to_config
@@ -32,7 +33,7 @@ class ExportedHead(ModelMixin, ConfigMixin):
         pooling: str = "mean",
         moments: bool = False,
     ) -> None:
-        """Takes the channels of what is read, the logits' meaning, and the layers' settings."""
+        """Takes the channels of the inputs, the classes, and the layers' settings."""
         super().__init__()
         settings = HeadSettings.model_validate(
             {"hidden": hidden, "dropout": dropout, "pooling": pooling, "moments": moments}

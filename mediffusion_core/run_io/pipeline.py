@@ -32,7 +32,7 @@ BATCH = 64
 
 
 class JointDiffusionPipeline(DiffusionPipeline):
-    """One network that draws images, classifies them and shows what would change its mind.
+    """One network that samples images, classifies them and makes counterfactuals.
 
     ```python
     pipe = JointDiffusionPipeline.from_pretrained("exported")
@@ -41,8 +41,8 @@ class JointDiffusionPipeline(DiffusionPipeline):
     changed = pipe.explain(images, "Effusion")
     ```
 
-    What it says and explains is what `TrainedModel` says of the same weights, since it asks one;
-    its sampler is the scheduler, and another one of diffusers may take its place.
+    Probabilities and counterfactuals are those of `TrainedModel` with the same weights. The sampler
+    is the scheduler; any other scheduler of diffusers can replace it.
     """
 
     _works_on: torch.device | None = None
@@ -62,9 +62,9 @@ class JointDiffusionPipeline(DiffusionPipeline):
             vae: On patches of pixels as channels; its configuration has the latents' scale.
             unet: The denoiser, whose encoder the head reads.
             head: The classifier, with the names of the classes.
-            scheduler: Any scheduler of diffusers that takes the noise process.
-            settings: `Settings.shared()`; not optional, but diffusers knows a part of the
-                configuration by its having a default.
+            scheduler: Any scheduler of diffusers, with the noise process of the training.
+            settings: `Settings.shared()`. It has a default since diffusers takes parameters
+                without one for components, but it is not optional.
 
         Raises:
             UserError: without settings.
@@ -81,7 +81,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
 
         Args:
             model: The model.
-            settings: What is written about its making; the model's own by default.
+            settings: Settings to write; the model's own by default.
         """
         settings = settings or model.settings
         vae = model.codec.autoencoder.kl
@@ -111,8 +111,8 @@ class JointDiffusionPipeline(DiffusionPipeline):
         # Otherwise diffusers warns three times that accelerate is not installed.
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
         pipeline: JointDiffusionPipeline = super().from_pretrained(folder, **options)
-        # Weights lie in the file's mapping as they come; kernels round differently where memory is
-        # not aligned, and guidance makes a visible difference of that.
+        # Weights in a mapped file may be unaligned, and kernels round differently there, which
+        # guidance amplifies to visible differences.
         for module in (pipeline.vae, pipeline.unet, pipeline.head):
             for tensor in (*module.parameters(), *module.buffers()):
                 tensor.data = tensor.data.clone()
@@ -122,8 +122,8 @@ class JointDiffusionPipeline(DiffusionPipeline):
     def load_config(cls, folder: str | Path, **options: Any) -> Any:
         """The index of a folder, which names the class and the module of each component.
 
-        The head's are not taken from the index: folders that earlier versions wrote name the
-        module that had the class then.
+        For the head they are not taken from the index, since folders of earlier versions name a
+        former module.
         """
         index = super().load_config(folder, **options)
         if isinstance(index, dict) and "head" in index:
@@ -188,7 +188,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
 
     @property
     def trained(self) -> TrainedModel:
-        """The same networks as the rest of this project knows them.
+        """The same networks as a `TrainedModel`.
 
         Raises:
             UserError: if they are in another precision than the one they were trained in.
@@ -274,15 +274,15 @@ class JointDiffusionPipeline(DiffusionPipeline):
         present: bool | None = None,
         guidance: CounterfactualSettings | None = None,
     ) -> Counterfactuals:
-        """What would have to change for the model to decide otherwise.
+        """Counterfactuals: near images that the model classifies as the target.
 
         Args:
             images: N images.
-            target: A class. If classes exclude each other, what the images should become; else it
-                may be several, which change at once while the others are held.
-            present: Of findings, whether the images should have them; by default each is removed
-                where the model sees it and added where it does not.
-            guidance: How hard the classifier pulls; as the run's settings say by default.
+            target: The class of the counterfactuals. Of independent classes it may be several,
+                which change at once while the others are preserved.
+            present: Whether findings are to be present; by default each is removed where its
+                probability is at least 0.5, and added elsewhere.
+            guidance: Settings of the guidance; those of the run by default.
 
         Returns:
             `images`, the counterfactuals (N, C, H, W) in [0, 1]; `sources`, the model's
@@ -318,7 +318,7 @@ class JointDiffusionPipeline(DiffusionPipeline):
         """One batch (B, c, h, w) from noise to latents."""
         takes_generator = "generator" in signature(self.scheduler.step).parameters
         options = {"generator": generator} if takes_generator else {}
-        # A scheduler of higher order remembers the last steps, which were another batch's.
+        # A scheduler of higher order still has the last steps of another batch.
         self.scheduler.set_timesteps(self.scheduler.num_inference_steps, device=self.device)
 
         def predict(current: Tensor, timestep: Any) -> Tensor:

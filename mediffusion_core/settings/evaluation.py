@@ -32,7 +32,7 @@ class CounterfactualSettings(StrictModel):
     clean latent towards the source.
     """
 
-    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+    former_names: ClassVar[Mapping[str, str]] = {
         "start": "strength",
         "steps": "num_inference_steps",
         "scale": "guidance_scale",

@@ -1,1 +1,1 @@
-"""Local training of the two stages; nothing here knows of rounds at other sites."""
+"""Local training of both stages at one site."""

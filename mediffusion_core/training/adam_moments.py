@@ -1,9 +1,8 @@
-"""Adam's moments as weights are: sent to the sites, continued there, and averaged.
+"""Adam's moments, which travel and are averaged as the weights are.
 
-A site whose optimizer starts anew in each round wastes its first steps: they are as long as the
-learning rate whatever the gradient, and in a round of a few dozen steps they are most of it. So the
-server keeps the moments beside the weights and averages them alike (local Adam with averaged
-moments; FedAvg alone is arXiv 1602.05629, Adam 1412.6980).
+The first steps of a new optimizer have the length of the learning rate for any gradient, and they
+are most of a round of a few dozen steps. So the server keeps the moments beside the weights and
+averages both (local Adam with averaged moments; FedAvg is arXiv 1602.05629, Adam 1412.6980).
 """
 
 from collections.abc import Mapping
@@ -15,11 +14,11 @@ from mediffusion_core.messaging.moment_names import MEAN, SQUARE, STEPS
 
 
 def fresh_moments(module: nn.Module) -> dict[str, Tensor]:
-    """Moments of an optimizer that has not made a step: all zero.
+    """Moments before the first step: all zero.
 
     Returns:
         For each parameter NAME its `NAME.exp_avg` and `NAME.exp_avg_sq`, shaped as the parameter,
-        and `steps`, the number of steps behind them, a float32 scalar: a mean over sites is none.
+        and `steps`, the number of steps made, a float32 scalar since it is averaged over sites.
     """
     moments = {STEPS: torch.zeros(())}
     for name, parameter in module.named_parameters():
@@ -42,7 +41,7 @@ def load_moments(
         if mean.shape != parameter.shape or square.shape != parameter.shape:
             raise ValueError(f"moments of {name} are {tuple(mean.shape)}, not {parameter.shape}")
         optimizer.state[parameter] = {
-            # Where the parameter stands: PyTorch's fused kernel counts there.
+            # On the parameter's device, where PyTorch's fused kernel counts.
             "step": moments[STEPS].to(parameter.device, copy=True),
             "exp_avg": mean.to(parameter.device, copy=True),
             "exp_avg_sq": square.to(parameter.device, copy=True),
@@ -52,14 +51,14 @@ def load_moments(
 def read_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The moments of one of an optimizer's modules, as `fresh_moments` shapes them, on the CPU.
 
-    A parameter that no loss has reached has no moments yet: they are zero.
+    Moments of a parameter that had no gradient yet are zero.
     """
     moments = fresh_moments(module)
     for name, parameter in module.named_parameters():
         state = optimizer.state.get(parameter)
         if not state:
             continue
-        # Those of a module's parameters that a loss reaches step together.
+        # All parameters with a gradient have made the same number of steps.
         moments[STEPS] = torch.maximum(moments[STEPS], state["step"].detach().cpu())
         moments[name + MEAN] = state["exp_avg"].detach().cpu()
         moments[name + SQUARE] = state["exp_avg_sq"].detach().cpu()
@@ -67,7 +66,7 @@ def read_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[st
 
 
 def steps_behind(optimizer: torch.optim.Optimizer) -> float:
-    """How many steps its first trained parameter has made, over all rounds; 0 when fresh."""
+    """How many steps the optimizer has made over all rounds; 0 for a new one."""
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     first = next(p for p in parameters if p.requires_grad)
     return float(optimizer.state[first]["step"]) if first in optimizer.state else 0.0

@@ -23,13 +23,12 @@ def train_autoencoder(
 ) -> LocalReport:
     """Trains the autoencoder in place on all of a site's images, labelled or not.
 
-    Loss: mean absolute error of pixels and edges, plus `kl_weight` · KL(q(z|x) ‖ N(0, 1)) / CHW:
-    that of arXiv 2112.10752, section 3.1, both its sums divided by the number of pixel values.
+    Loss: mean absolute error of pixels and edges + `kl_weight` · KL(q(z|x) ‖ N(0, 1)) / CHW, as in
+    arXiv 2112.10752, section 3.1, with both sums divided by the number of pixel values.
 
     Args:
         autoencoder: Trained in place, on the device it stands on.
-        optimizer: Of `autoencoder_optimizer`; its moments, fresh or of earlier rounds, are
-            continued.
+        optimizer: Of `autoencoder_optimizer`; it continues from its moments.
         images: The site's training images.
         settings: Steps, batch and rates.
         current: The round, whose seed draws batches and posterior samples.

@@ -15,7 +15,7 @@ class Batches(Protocol):
 
 
 class Shuffled:
-    """Endless positions of a set: a fresh permutation for each pass, no partial repeats."""
+    """Endless positions of a set: a new permutation for each pass."""
 
     def __init__(self, positions: Tensor, generator: torch.Generator) -> None:
         """Takes the positions (n,), n ≥ 1, and what draws the permutations."""
@@ -33,7 +33,7 @@ class Shuffled:
 
 
 class Weighted:
-    """Endless positions of a set, drawn with replacement as often as their weights say."""
+    """Endless positions of a set, drawn with replacement in proportion to their weights."""
 
     def __init__(self, weights: Tensor, generator: torch.Generator) -> None:
         """Takes one weight a position, (n,), n ≥ 1, not negative, and what draws."""

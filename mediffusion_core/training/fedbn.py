@@ -1,14 +1,13 @@
-"""Normalisation that stays a site's own: FedBN, arXiv 2102.07623, here for group normalisation.
+"""Normalisation layers that stay at the site: FedBN, arXiv 2102.07623, for group normalisation.
 
-Scanners differ in contrast and noise, and that is a matter of scale and shift. With
-`federation.local_normalisation` a site continues in each round of the joint stage from its own
-weights and biases of the UNet's normalisation layers and from their moments, and from the global
-values of all else. It sends its own as before, and the server averages them as before, so that the
-public test set and a new site have a model: what is judged there is not what the site sees.
+Scanners differ in contrast and noise, which scale and shift can adjust. With
+`federation.local_normalisation` a site starts each round of the joint stage from its own weights
+and biases of the UNet's normalisation layers, with their moments, and from the global values of all
+other parameters. It still sends its own, and the server averages them, since the public test set
+and a new site need a whole model. The model evaluated there is not the site's.
 
-The values stand in the site's folder, one file a round. A run that is continued from a checkpoint
-asks for an earlier round than the site has seen, so some files are kept and the newest before the
-round asked for counts.
+The site's folder has one file for each round. A resumed run may ask for an earlier round than the
+site's last one, so several files are kept, and the newest before the round is used.
 """
 
 from collections.abc import Mapping
@@ -23,8 +22,8 @@ StateDict = Mapping[str, Tensor]
 
 FILES = "normalisation-{:06d}.safetensors"
 KEPT = 3
-"""Of the server's two checkpoints the older one may have to do, and a round begun after the newest
-may have ended here alone."""
+"""Enough for a resume from the older of the server's two checkpoints, where the site had also
+finished a round after the newer one."""
 
 
 def normalisation_names(module: nn.Module) -> set[str]:
@@ -39,13 +38,13 @@ def normalisation_names(module: nn.Module) -> set[str]:
 
 
 def keep_own(folder: Path, round_number: int, own: StateDict) -> None:
-    """Writes a site's own values after a round, and drops what no continuation can ask for."""
+    """Writes a site's own values after a round, and removes files that no resume can need."""
     path = folder / FILES.format(round_number)
     temporary = path.with_suffix(".tmp")
     save_file({name: value.contiguous() for name, value in own.items()}, temporary)
     temporary.replace(path)
     files = _files(folder)
-    later = [file for file in files if file > path]  # of a continuation that was given up
+    later = [file for file in files if file > path]  # of an abandoned resume
     for file in [*later, *files[: -KEPT - len(later)]]:
         file.unlink()
 
@@ -57,7 +56,7 @@ def own_before(folder: Path, round_number: int) -> dict[str, Tensor]:
 
 
 def with_own(sent: StateDict, own: StateDict) -> dict[str, Tensor]:
-    """A component as it was sent, with the site's own values in the place of the global ones."""
+    """A component as it was sent, with the site's own values instead of the global ones."""
     return {name: own.get(name, value) for name, value in sent.items()}
 
 

@@ -1,21 +1,21 @@
-"""FedProx: a proximal term holds a site near the weights it was sent."""
+"""FedProx: a proximal term towards the weights that the site was sent."""
 
 from torch import nn
 
 
 class Proximal:
-    """Holds a site near the weights it was sent: adds μ/2 ‖θ - θ_global‖² to its loss.
+    """Adds the gradient μ (θ - θ_global) of μ/2 ‖θ - θ_global‖².
 
-    FedProx, arXiv 1812.06127, equation 2. Its gradient μ (θ - θ_global) is added as such.
+    FedProx, arXiv 1812.06127, equation 2.
     """
 
     def __init__(self, module: nn.Module, weight: float) -> None:
-        """Takes the module as it was sent, and μ; with 0 nothing is kept and nothing added."""
+        """Takes the module as it was sent, and μ; with μ = 0 it does nothing."""
         self._weight = weight
         self._pairs = [(p, p.detach().clone()) for p in module.parameters()] if weight else []
 
     def add_gradients(self) -> None:
-        """Adds the term's gradient to the loss's; what the loss leaves alone has not moved."""
+        """Adds the gradient of the term to that of the loss, where there is one."""
         for parameter, sent in self._pairs:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - sent, alpha=self._weight)

@@ -30,7 +30,7 @@ def train_joint(
 
     Args:
         model: Trained in place, on the device it stands on.
-        optimizer: Of `joint_optimizer`; its moments, fresh or of earlier rounds, are continued.
+        optimizer: Of `joint_optimizer`; it continues from its moments.
         data: The site's latents and labels.
         settings: Steps, batches, rates and weights.
         process: The noise process, on any device.

@@ -12,13 +12,13 @@ from torch import Tensor
 class LabelCounts:
     """Counts over images; the server adds up the sites' and sends them all the same sum.
 
-    Priors of single sites would pull one model towards as many answers as there are sites.
+    With priors of single sites each site would train towards other logits.
     """
 
     positive: Tensor
     """(C,) images with the class or finding."""
     known: Tensor
-    """(C,) images of which it is known whether they have it."""
+    """(C,) images with a known label of it."""
 
     @classmethod
     def of_census(cls, sites: Iterable[Mapping[str, int | list[int]]]) -> Self:
@@ -29,7 +29,7 @@ class LabelCounts:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Tensor]) -> Self:
-        """What `arrays` made of counts."""
+        """The inverse of `arrays`."""
         return cls(arrays["positive"], arrays["known"])
 
     def arrays(self) -> dict[str, Tensor]:
@@ -39,15 +39,14 @@ class LabelCounts:
     def prevalence(self, multi_label: bool) -> Tensor:
         """π (C,): of a finding (n + 1) / (known + 2), of an exclusive class (n + 1) / (Σ n + C).
 
-        One image more for every answer (Laplace's rule): a class without an image is rare, and not
-        impossible.
+        Laplace's rule: a class without an image is rare, not impossible.
         """
         if multi_label:
             return (self.positive + 1) / (self.known + 2)
         return (self.positive + 1) / (self.positive.sum() + len(self.positive))
 
     def log_prior(self, multi_label: bool) -> Tensor:
-        """What the logits of a model are shifted by that knows the prevalence and nothing else.
+        """The logits of the optimal classifier without an input, π for each image.
 
         log π of exclusive classes (arXiv 2007.07314, eq. 9), log π / (1 - π) of findings, (C,).
         """

@@ -1,4 +1,4 @@
-"""What a site trains on in the joint stage: latents, views of some of them, and labels."""
+"""A site's data in the joint stage: latents, views of some of them, and labels."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class LatentSet:
     """A site's training latents with the labels it may use."""
 
     latents: Tensor
-    """(n, c, h, w) float16: each image as it is, whose distribution the denoiser learns."""
+    """(n, c, h, w) float16: each image without augmentation, for the denoiser."""
     views: Tensor
     """(V, m, c, h, w) float16: views of the labelled images, in order, for the classifier alone."""
     targets: Tensor
@@ -46,7 +46,7 @@ class LatentSet:
 
     @property
     def unlabelled(self) -> Tensor:
-        """Positions of the images of which nothing is known, (u,)."""
+        """Positions of the images without any label, (u,)."""
         return unlabelled_positions(self.targets)
 
     def labelled_views(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class LatentSet:
         return views, self.targets[self.labelled[chosen]]
 
     def weak_views(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """The unlabelled images numbered (B,) as they are, but for turns; (B, c, h, w) float32."""
+        """The unlabelled images numbered (B,), turned but not augmented; (B, c, h, w) float32."""
         return self._held(self.latents[self.unlabelled[chosen]].float(), generator)
 
     def strong_views(self, chosen: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""A site's images as latents, encoded once: all as they are, and random views of the labelled."""
+"""Encodes a site's images once: all without augmentation, and random views of the labelled."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def encode_views(
     plain: bool = True,
     on_batch: OnBatch = lambda count: None,
 ) -> Tensor:
-    """Encodes random views of each image, the first of them the image as it is.
+    """Encodes random views of each image, by default the image itself first.
 
     Args:
         codec: Frozen autoencoder with the global latent scale.
@@ -42,7 +42,7 @@ def encode_views(
         views: How many latents an image gets, V ≥ 1; with no augmentation it gets one.
         augmentation: Kind of random views.
         seed: Draws the views.
-        plain: Whether the first is the image as it is; if not, it is random as the others.
+        plain: Whether the first view is the image without augmentation.
         on_batch: Told after each batch of views.
 
     Returns:

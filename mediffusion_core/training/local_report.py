@@ -1,4 +1,4 @@
-"""What a site's round of training amounts to."""
+"""The report of a site's round of training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass
 class LocalReport:
-    """What one site's round of training amounts to: sums and counts, never single samples."""
+    """Sums and counts of one site's round of training, never of single samples."""
 
     steps: int = 0
     images_seen: int = 0

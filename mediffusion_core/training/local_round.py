@@ -1,4 +1,4 @@
-"""Which round of which stage a site trains in, and what drives its steps."""
+"""The context of a site's round: its number, seed and precision, and the rate of each step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""SCAFFOLD at a site: its gradients lose what is its own in them and gain what all sites share."""
+"""SCAFFOLD at a site: control variates correct its gradients towards the mean of all sites."""
 
 from collections.abc import Mapping
 
@@ -10,16 +10,15 @@ class ControlVariate:
     """Adds c - c_k to each gradient of a module, and keeps the mean of the gradients before that.
 
     SCAFFOLD, arXiv 1910.06378, algorithm 1: c_k is the site's gradient in its last round, c the
-    mean over the sites. A site that stands at the common optimum, where c = 0 and its gradient is
-    c_k, stays there, however many steps it makes; with averaging alone it walks off to its own.
+    mean over the sites. At the common optimum c = 0 and the site's gradient is c_k, so the site
+    stays there for any number of steps; with averaging alone it would drift to its own optimum.
 
-    The paper steps by plain SGD, and its option II forms the next c_k from the way that was made,
-    c_k - c + (θ_global - θ) / (K η). For SGD that is the mean of the K gradients along the way. For
-    AdamW it is a mean of scaled, decayed steps and no gradient, which could not be added to one, so
-    the gradients themselves are summed: before clipping, and without FedProx's and AdamW's terms,
-    which are no part of the loss. Option I (the gradient at θ_global) costs a second pass over the
-    data. c - c_k goes into the gradient before it is clipped, so AdamW's moments are those of
-    corrected gradients, and may be averaged over the sites as before.
+    The paper uses plain SGD. Its option II sets c_k to c_k - c + (θ_global - θ) / (K η):
+    for SGD the mean of the round's K gradients. For AdamW it is a mean of scaled, decayed
+    steps, which is no gradient. So the gradients themselves are averaged, before clipping and
+    without the terms of FedProx and AdamW, which are no part of the loss. Option I (the gradient at
+    θ_global) costs a second pass over the data. c - c_k is added before clipping, so AdamW's
+    moments are those of corrected gradients and can be averaged over the sites.
     """
 
     def __init__(self, module: nn.Module, correction: Mapping[str, Tensor]) -> None:

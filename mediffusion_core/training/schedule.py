@@ -29,8 +29,8 @@ def set_rate(
 def local_steps(images: int, epochs: float, batch_size: float, round_number: int) -> int:
     """Steps of one round: `epochs` passes over the images, rounded up over all rounds so far.
 
-    In rounds of one or two steps a site's rounding would otherwise be a good part of its weight in
-    the mean. Every site makes a step in the first round, and none in some others if it is small.
+    Rounding up in each round would raise the weight of a small site, which makes one or two steps a
+    round. Every site makes a step in the first round; a small site makes none in some others.
 
     Args:
         images: the site's.

@@ -14,7 +14,7 @@ from mediffusion_core.counterfactuals.target_by_name import class_index
 from mediffusion_core.data.ground_truth import finding_regions, patients_with, patients_without
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
-from mediffusion_core.evaluation.counterfactual_metrics import Known
+from mediffusion_core.evaluation.counterfactual_metrics import GroundTruth
 from mediffusion_core.evaluation.counterfactual_panel import Panel, choose_panel
 from mediffusion_core.inference.joint_model import TrainedModel
 from simulations.studies.trained_run import TrainedRun
@@ -32,7 +32,7 @@ class StudyImages:
     panel: Panel
     groups: tuple[str, ...]
     """Patient or lesion of each image."""
-    known: Known
+    known: GroundTruth
     truth_shown: Tensor
     """The same patients with the target state, (n, C, H, W); nan if unknown.
 
@@ -152,7 +152,9 @@ def _other_patients(
     return torch.tensor([at for at in order.tolist() if groups[at] not in taken], dtype=torch.long)
 
 
-def _ground_truth(run: TrainedRun, rows: Sequence[int], target: Target) -> tuple[Known, Tensor]:
+def _ground_truth(
+    run: TrainedRun, rows: Sequence[int], target: Target
+) -> tuple[GroundTruth, Tensor]:
     """Masks and true images of removed findings; images to show, (n, C, H, W), of all."""
     data = run.settings.data
     masks = torch.zeros(len(rows), data.image_size, data.image_size, dtype=torch.bool)
@@ -171,4 +173,4 @@ def _ground_truth(run: TrainedRun, rows: Sequence[int], target: Target) -> tuple
         if mask is not None:
             masks[at] = torch.from_numpy(mask.copy())
     truth = torch.where(added.reshape(-1, 1, 1, 1), torch.nan, shown)
-    return Known(masks, truth), shown
+    return GroundTruth(masks, truth), shown

@@ -1,4 +1,4 @@
-"""Pseudo-labels: which of a teacher's probabilities are sure enough to be taught as labels.
+"""Pseudo-labels: confident predictions of a teacher, taken as labels.
 
 Labels are as in a `LatentSet`: (B, C) in {0, 1}, NaN where there is none.
 """
@@ -14,8 +14,8 @@ PseudoLabels = Callable[[Tensor], Tensor]
 """From probabilities (B, C) of a teacher to labels (B, C)."""
 
 MOMENTUM = 0.99
-"""Of adaptive thresholds, a step. A round has some dozens of steps; at the 0.999 of the source they
-would stay where the round's first look at the images put them."""
+"""Of adaptive thresholds in each step. With the paper's 0.999 they would hardly change in the few
+dozen steps of a round."""
 
 
 def class_labels(probabilities: Tensor, thresholds: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ def prevalence_thresholds(probabilities: Tensor, prevalence: Tensor) -> Tensor:
 
 
 class SelfAdaptive:
-    """Thresholds that follow how sure the teacher is, of all classes and of each.
+    """Thresholds that follow the teacher's mean confidence, over all classes and in each.
 
     τ(c) = p̃(c) / max p̃ · τ, where τ is a moving mean of max q and p̃ one of q (arXiv 2205.07246,
-    section 4.1, thresholds alone). A class that the teacher seldom says needs less confidence.
+    section 4.1, thresholds alone). A class that the teacher seldom predicts has a lower threshold.
     """
 
     def __init__(self, sample: Tensor) -> None:
@@ -94,7 +94,7 @@ def fixed_labels(threshold: float, multi_label: bool) -> PseudoLabels:
 
 
 def adaptive_labels(sample: Tensor, prevalence: Tensor | None) -> PseudoLabels:
-    """Of findings by their prevalence, of exclusive classes by how sure the teacher is.
+    """Adaptive labels: of findings by prevalence, of exclusive classes by confidence.
 
     Args:
         sample: A teacher's probabilities of a sample of images, (n, C).

@@ -12,8 +12,8 @@ from torch import Tensor
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.evaluation.bootstrap import Estimate
 from mediffusion_core.evaluation.counterfactual_metrics import (
-    Known,
-    Opinion,
+    GroundTruth,
+    IndependentClassifier,
     effect_figures,
     image_figures,
     summarise,
@@ -63,7 +63,7 @@ class MethodEvaluator:
 
     model: TrainedModel
     images: StudyImages
-    independent: Opinion
+    independent: IndependentClassifier
     extractor: Callable[[Tensor], Tensor]
     spatial: Callable[[Tensor], Tensor]
     """Features with their spatial layout, for sFID."""
@@ -147,11 +147,11 @@ class MethodEvaluator:
         return self.spatial(self.images.real)
 
     @cached_property
-    def _known(self) -> Known:
+    def _known(self) -> GroundTruth:
         """The ground truth through the autoencoder, as sources and counterfactuals are."""
         known = self.images.known
         truth = known.truth.clone()
         is_known = truth.flatten(1).isfinite().all(dim=1)
         if bool(is_known.any()):
             truth[is_known] = self.model.decode(self.model.encode(truth[is_known]))
-        return Known(known.masks, truth)
+        return GroundTruth(known.masks, truth)

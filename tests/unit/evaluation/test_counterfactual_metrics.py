@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.evaluation.bootstrap import estimate_mean, estimate_ratio
-from mediffusion_core.evaluation.counterfactual_metrics import Known, image_figures, summarise
+from mediffusion_core.evaluation.counterfactual_metrics import GroundTruth, image_figures, summarise
 from mediffusion_core.evaluation.counterfactual_panel import (
     Counterfactuals,
     off_target,
@@ -226,7 +226,7 @@ def test_independent_flips_count_where_both_classifiers_found_the_finding() -> N
         flipped=torch.ones(4, dtype=torch.bool),
     )
     target = Target(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.bool), True)
-    known = Known(torch.zeros(4, 16, 16, dtype=torch.bool), torch.full_like(sources, NAN))
+    known = GroundTruth(torch.zeros(4, 16, 16, dtype=torch.bool), torch.full_like(sources, NAN))
     columns = image_figures(made, target, known, Dark())
     assert columns["independent_flipped"].nan_to_num(-1).tolist() == [1, 0, -1, -1]
     assert columns["flipped"].nan_to_num(-1).tolist() == [1, 1, 1, -1]

@@ -37,7 +37,7 @@ def test_all_methods_explain_the_same_images(run: Path, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = {row["method"]: row for row in results["rows"]}
     assert list(rows) == METHODS
-    assert results["guidance"]["steps"] == 2
+    assert results["guidance"]["num_inference_steps"] == 2
     assert results["images"] == results["masks"] >= 4  # only findings that are there
     for row in rows.values():
         figures = row["figures"]
