@@ -222,7 +222,7 @@ def test_what_a_run_charges_is_what_the_hospital_reads(
     ("classes", "overrides", "said"),
     [
         (("effusion", "nodule"), RUN_OF, "classes"),
-        (CLASSES, (*RUN_OF, "data.classes=null"), "must say data.classes"),
+        (CLASSES, (*RUN_OF, "data.classes=null"), "needs data.classes"),
         (CLASSES, (*RUN_OF, "data.multi_label=true"), "multi_label is True in the run"),
     ],
 )
