@@ -85,7 +85,9 @@ def _decoded(
     data = model.settings.data
     target = work / "images.npy"
     create_array(target, (len(paths), data.image_size, data.image_size, data.channels))
-    load = partial(load_listed, root, paths, data.window)
+    # A user's own folder may hold links to files elsewhere.
+    targets = tuple(str((root / path).resolve()) for path in paths)
+    load = partial(load_listed, Path(root.anchor), targets, data.window)
     is_codec_in_c = any(is_dicom(root / path) for path in paths)  # which may end its process
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("reading images", total=len(paths))
