@@ -14,7 +14,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from deployment.signing import BundleRefusedError, Sha256, Whole
-from mediffusion_core.common.files import sync
+from mediffusion_core.common.files import data_folder, sync
 
 PLACE = "FED_MEDIFFUSION_ACCEPTED_VERSIONS"
 """Environment variable with the path of the record."""
@@ -44,9 +44,7 @@ class AcceptedVersions:
         """The record of this site."""
         if given := os.environ.get(PLACE):
             return cls(Path(given))
-        data = os.environ.get("XDG_DATA_HOME")
-        folder = Path(data) if data else Path.home() / ".local" / "share"
-        return cls(folder / "fed-mediffusion" / "accepted-versions.json")
+        return cls(data_folder() / "accepted-versions.json")
 
     def accept(self, signer: str, offered: Accepted) -> None:
         """Accepts and records a version above the highest one.

@@ -1,4 +1,4 @@
-"""What outlasts a loss of power."""
+"""Files that outlast a run: where a user's data lies, and writes that outlast a loss of power."""
 
 import os
 from pathlib import Path
@@ -11,3 +11,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def data_folder() -> Path:
+    """The user's data folder of this project, below $XDG_DATA_HOME where it is set."""
+    given = os.environ.get("XDG_DATA_HOME")
+    return (Path(given) if given else Path.home() / ".local" / "share") / "fed-mediffusion"

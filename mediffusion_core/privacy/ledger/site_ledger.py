@@ -1,8 +1,8 @@
 """Places of a site's ledger: from the site file, or in the run folder of a simulated site."""
 
-import os
 from pathlib import Path
 
+from mediffusion_core.common.files import data_folder
 from mediffusion_core.data.store.prepared import default_store_folder
 from mediffusion_core.privacy.ledger.ledger import Cap, Ledger
 from mediffusion_core.settings.privacy import PrivacySettings
@@ -42,11 +42,6 @@ def ledger_places(site: SiteFile) -> tuple[Path, Path]:
     """Ledger folder and tip file of a site file, with their defaults."""
     store = site.data.store or default_store_folder()
     return (
-        site.ledger.folder or _data_folder() / "ledgers" / site.name,
+        site.ledger.folder or data_folder() / "ledgers" / site.name,
         site.ledger.head or store / "ledger-heads" / site.name,
     )
-
-
-def _data_folder() -> Path:
-    given = os.environ.get("XDG_DATA_HOME")
-    return (Path(given) if given else Path.home() / ".local" / "share") / "fed-mediffusion"
