@@ -26,6 +26,8 @@ LATENTS = "latents.safetensors"
 IMAGES, CODEC = "images", "codec"
 """Digests beside the latents: of what was encoded, and of that with the codec and the settings."""
 SUMMED = 128
+UNLABELLED_VIEWS = 2
+"""Random views of each unlabelled image that are kept for consistency training."""
 
 
 @torch.no_grad()
@@ -65,7 +67,7 @@ def encode(site: Site, codec_weights: StateDict) -> None:
     labelled, unlabelled = train.subset(train.labelled), train.subset(train.unlabelled)
     joint = settings.training.joint
     views = joint.augmented_views
-    strong = joint.consistency.unlabelled_views if joint.consistency.weight else 0
+    strong = UNLABELLED_VIEWS if joint.consistency.weight else 0
     report = site.progress("latents", 1)
     done, total = 0, len(train) + views * len(labelled) + strong * len(unlabelled)
 

@@ -28,6 +28,7 @@ from mediffusion_core.privacy.dp_sgd.joint_stage import train_private_joint, tra
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.privacy.units import UnitIndex, numbered
+from mediffusion_core.training.local_round import LocalRound
 
 Metrics = dict[str, float]
 
@@ -123,9 +124,9 @@ def _private_round(
         mechanism=plan.mechanism(),
         privacy=site.settings.privacy,
         steps=plan.steps(stage, round_number),
-        round_number=round_number,
-        rounds=rounds,
-        on_step=site.progress(stage, round_number),
+        current=LocalRound(
+            round_number, rounds, secret_seed(), on_step=site.progress(stage, round_number)
+        ),
     )
 
 

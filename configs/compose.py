@@ -22,6 +22,7 @@ from mediffusion_core.settings import (
     checked,
     defaults,
     did_you_mean,
+    former_names,
     known_keys,
     validate,
 )
@@ -191,7 +192,7 @@ def _one_line(error: Exception, config_name: str, overrides: Sequence[str]) -> s
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key not in groups() and key not in known and key in str(error):
-            near = did_you_mean(key, known)
+            near = did_you_mean(former_names(Settings).get(key, key), known)
             return f"unknown setting {key}{near or '; fed-mediffusion settings lists all'}"
     first = re.sub(r"\s+", " ", str(error).strip().splitlines()[0])
     return f"the configuration does not compose: {first}"

@@ -14,6 +14,9 @@ from mediffusion_core.settings import DiffusionSettings, Prediction
 CLEAN = -1
 """The level below the first timestep, z_0 itself: ᾱ is 1 there."""
 
+BETA_START, BETA_END = 0.0015, 0.0195
+"""β of the first and the last timestep, as in the code of the reference."""
+
 Level = int | Tensor
 """A timestep for all latents of a batch, or `CLEAN`; or a timestep for each, (B,) integers."""
 
@@ -36,7 +39,7 @@ class DiffusionProcess:
 
         Source: arXiv 2006.11239, section 2; the schedule of arXiv 2112.10752.
         """
-        start, end = settings.beta_start**0.5, settings.beta_end**0.5
+        start, end = BETA_START**0.5, BETA_END**0.5
         roots = torch.linspace(start, end, settings.timesteps, dtype=torch.float64)
         return cls(torch.cumprod(1 - roots.square(), dim=0).float(), settings.prediction)
 
@@ -98,17 +101,3 @@ class DiffusionProcess:
             return self.noise_between(latents, output, level)
         alpha_bar = self.alpha_bar(level)
         return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
-
-    def min_snr_weight(self, level: Level, gamma: float) -> Tensor:
-        """Weights of the diffusion losses at the levels of a batch, (B,).
-
-        min(SNR_t, γ) on the error of ẑ_0, with SNR_t = ᾱ_t / (1 - ᾱ_t): without it the levels of
-        little noise dominate the gradient. An error of ε is SNR_t times that of z_0 and one of v
-        SNR_t + 1 times, so these are divided out (arXiv 2303.09556, section 3.4; γ = 5 there).
-        """
-        alpha_bar = self.alpha_bar(level).flatten()
-        snr = alpha_bar / (1 - alpha_bar)
-        clipped = snr.clamp(max=gamma)
-        if self.prediction == "epsilon":
-            return clipped / snr
-        return clipped if self.prediction == "sample" else clipped / (snr + 1)

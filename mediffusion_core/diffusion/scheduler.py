@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from mediffusion_core.diffusion.process import DiffusionProcess
+from mediffusion_core.diffusion.process import BETA_END, BETA_START, DiffusionProcess
 from mediffusion_core.diffusion.samplers import ddim_step, sampling_levels
 from mediffusion_core.settings import DiffusionSettings
 
@@ -65,8 +65,8 @@ def build_scheduler(settings: DiffusionSettings) -> EvenDDIMScheduler:
     """The scheduler of a noise process."""
     scheduler: EvenDDIMScheduler = EvenDDIMScheduler(
         num_train_timesteps=settings.timesteps,
-        beta_start=settings.beta_start,
-        beta_end=settings.beta_end,
+        beta_start=BETA_START,
+        beta_end=BETA_END,
         beta_schedule="scaled_linear",
         prediction_type=settings.prediction,
         clip_sample=False,

@@ -1,11 +1,12 @@
-"""The settings of one run: what the composed configuration must look like.
+"""The settings of a run, as pydantic models that hold every default.
 
-Hydra composes a plain mapping; these models check it. They are frozen, refuse keys that they do
-not know, and give one hash over everything that server and sites must agree on.
+Hydra composes a mapping over these defaults, and the models check it. They are frozen, refuse
+unknown keys, and give one hash over all that server and sites must agree on. The docstring below a
+field is its description.
 """
 
 from mediffusion_core.settings.data import ColumnSettings, DataSettings, TableSettings, Uncertain
-from mediffusion_core.settings.defaults import defaults
+from mediffusion_core.settings.defaults import defaults, former_names
 from mediffusion_core.settings.evaluation import CounterfactualSettings, EvaluationSettings, Solver
 from mediffusion_core.settings.federation import (
     ClientLevelSettings,
@@ -63,6 +64,7 @@ __all__ = [
     "checked",
     "defaults",
     "did_you_mean",
+    "former_names",
     "known_keys",
     "validate",
 ]

@@ -1,4 +1,4 @@
-"""Which metrics a site may send at all; a site file can only shorten the list."""
+"""The metrics that a site may send. A site file can only shorten the list."""
 
 ALLOWED_METRICS = frozenset(
     {
@@ -13,4 +13,4 @@ ALLOWED_METRICS = frozenset(
         "pseudo_labelled",
     }
 )
-"""A metric is a way out of the hospital: what is not named here is dropped at the site."""
+"""A metric tells of patients, so a site drops each one that is not in this list."""

@@ -1,140 +1,158 @@
-"""Settings that would void the guarantee, each with the reason why."""
+"""Settings that void a guarantee of privacy, and settings that need a public model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mediffusion_core.settings import Settings
 
-Refusal = tuple[str, Callable[["Settings"], bool], str]
 
-REFUSED: tuple[Refusal, ...] = (
-    (
+@dataclass(frozen=True)
+class Conflict:
+    """Settings that a guarantee does not allow."""
+
+    given: str
+    """The setting, with its value where one value of several is refused."""
+    applies: Callable[["Settings"], bool]
+    """Whether a run has it."""
+    reason: str
+    """Why it is refused."""
+    allowed: str
+    """What to set instead."""
+
+
+WITH_DP_SGD: tuple[Conflict, ...] = (
+    Conflict(
         "training.precision=bf16",
         lambda s: s.training.precision == "bf16",
-        "in bfloat16 a gradient's norm is off by a percent, and so is its bound; private training "
-        "runs in fp32",
+        "in bfloat16 the norm of a gradient is off by a percent, and so is the bound",
+        "training.precision=fp32",
     ),
-    (
-        "training.joint.class_balance",
-        lambda s: s.training.joint.class_balance != "none",
-        "how often an image is drawn would depend on the labels of others, and not be the rate "
-        "that is accounted for",
-    ),
-    (
+    Conflict(
         "training.joint.consistency.thresholds=adaptive",
         lambda s: (
             bool(s.training.joint.consistency.weight)
             and s.training.joint.consistency.thresholds == "adaptive"
         ),
-        "thresholds follow other images, so that one image moves the gradients of all",
+        "thresholds depend on all images, so one image changes the gradients of others",
+        "training.joint.consistency.weight=0",
     ),
-    (
+    Conflict(
         "training.joint.consistency.weight",
         lambda s: bool(s.training.joint.consistency.weight),
-        "pseudo-labels are not part of the private step",
+        "private steps have no pseudo-labels",
+        "training.joint.consistency.weight=0",
     ),
-    (
+    Conflict(
         "training.joint.logit_adjustment",
         lambda s: bool(s.training.joint.logit_adjustment),
-        "it needs the sites' label counts, which would leave without noise",
+        "it sends the sites' label counts without noise",
+        "training.joint.logit_adjustment=0",
     ),
-    (
-        "training.joint.control_variates",
+    Conflict(
+        "training.joint.control_variates=true",
         lambda s: s.training.joint.control_variates,
-        "mean gradients would leave without noise",
+        "it sends mean gradients without noise",
+        "training.joint.control_variates=false",
     ),
-    (
+    Conflict(
         "model.head.pooling=attention",
         lambda s: s.model.head.pooling == "attention",
-        "its queries have no gradient for each unit that could be clipped",
+        "the gradients of its queries cannot be clipped for each unit",
+        "model.head.pooling=mean",
     ),
 )
+"""Conflicts with `privacy.enabled`."""
 
-SHOWS_A_SITE: tuple[Refusal, ...] = (
-    (
-        "training.joint.logit_adjustment",
+WITH_CLIENT_LEVEL: tuple[Conflict, ...] = (
+    Conflict(
+        "training.joint.logit_adjustment or training.joint.consistency.thresholds=adaptive",
         lambda s: s.training.joint.needs_label_counts,
-        "it sends the sites' label counts to all sites as they are",
+        "it sends the sites' label counts to all sites without noise",
+        "training.joint.logit_adjustment=0 and training.joint.consistency.thresholds=fixed",
     ),
-    (
-        "training.joint.control_variates",
+    Conflict(
+        "training.joint.control_variates=true",
         lambda s: s.training.joint.control_variates,
-        "it sends a mean of the sites' gradients to all sites without noise",
+        "it sends the mean of the sites' gradients to all sites without noise",
+        "training.joint.control_variates=false",
     ),
-    (
-        "privacy.trained",
+    Conflict(
+        "privacy.trained other than all",
         lambda s: s.privacy.enabled and s.privacy.trained != "all",
-        "the server would noise weights that nobody trains",
+        "the server would add noise to weights that are not trained",
+        "privacy.trained=all",
     ),
-    (
-        "federation.fraction_train",
+    Conflict(
+        "federation.fraction_train below 1",
         lambda s: s.privacy.enabled and s.federation.fraction_train < 1,
-        "whether a site's budget is spent would change who else is drawn",
+        "with privacy.enabled a site's spent budget would change which other sites are drawn",
+        "federation.fraction_train=1",
     ),
-    (
+    Conflict(
         "federation.weighting=steps",
         lambda s: s.federation.weighting == "steps",
-        "hidden sites have equal weights",
+        "client-level privacy needs sites of equal weight",
+        "federation.weighting=rounds",
     ),
-    (
-        "federation.client_level.target_delta",
+    Conflict(
+        "federation.client_level.target_delta above 1/(10 n)",
         lambda s: s.federation.client_level.target_delta > 1 / (10 * s.num_participants),
-        "it promises a single site too little; allowed is at most 1/(10 n) for n sites",
+        "for n sites a larger δ promises a single site too little",
+        "at most 1/(10 n)",
     ),
-    (
+    Conflict(
         "a federation of one site",
         lambda s: s.num_participants == 1,
-        "there is no other site to hide it among",
+        "one site cannot be hidden among others",
+        "at least two sites",
     ),
 )
+"""Conflicts with `federation.client_level.noise_multiplier`."""
 
 
-def refuse_what_shows_a_site(settings: "Settings") -> None:
-    """Refuses a run with client-level privacy whose settings void it.
+def refuse_conflicts(settings: "Settings") -> None:
+    """Checks that no setting voids the guarantees of privacy that the run asks for.
 
     Raises:
-        ValueError: naming the first such setting and the reason.
+        ValueError: naming the first such setting, the reason, and what is allowed.
     """
-    for name, applies, reason in SHOWS_A_SITE:
-        if applies(settings):
+    if settings.privacy.enabled:
+        _refuse(settings, WITH_DP_SGD, "privacy.enabled=true")
+    if settings.federation.client_level.enabled:
+        _refuse(settings, WITH_CLIENT_LEVEL, "federation.client_level.noise_multiplier")
+
+
+def _refuse(settings: "Settings", conflicts: Sequence[Conflict], guarantee: str) -> None:
+    for one in conflicts:
+        if one.applies(settings):
             raise ValueError(
-                f"{name} can't be had with federation.client_level.noise_multiplier: {reason}"
+                f"{one.given} conflicts with {guarantee}: {one.reason}; allowed: {one.allowed}"
             )
 
 
-def refuse_what_nobody_trained(settings: "Settings") -> None:
-    """Refuses to start a run that keeps what no one has trained, and would be of use only trained.
+def require_public_model(settings: "Settings") -> None:
+    """Checks that weights which the run does not train come from `privacy.public_model`.
 
-    Of a run that is to be started alone: a saved model's settings name no folder of its beginning.
+    For a run that is about to start: the settings of a saved model name no such folder.
 
     Raises:
-        ValueError: naming the setting that keeps it, and what it needs.
+        ValueError: naming the setting that leaves weights untrained, and what it needs.
     """
     privacy, joint = settings.privacy, settings.training.joint
     if privacy.public_model is not None:
         return
-    nobody = (
-        "leaves untrained what nobody has trained before; privacy.public_model must name the "
-        "folder of a model made of public images"
+    needed = (
+        "needs privacy.public_model, the folder of a model of public images: "
+        "the weights that it keeps would otherwise be random"
     )
     if privacy.autoencoder == "public":
-        raise ValueError(f"privacy.autoencoder=public {nobody}")
+        raise ValueError(f"privacy.autoencoder=public {needed}")
     if privacy.trained in ("adapters", "attention"):
-        raise ValueError(f"privacy.trained={privacy.trained} {nobody}")
+        raise ValueError(f"privacy.trained={privacy.trained} {needed}")
     if privacy.trained == "head" and (joint.diffusion_weight or not settings.model.head.moments):
         raise ValueError(
-            f"privacy.trained=head {nobody}; for a classifier alone, model.head.moments=true and "
+            f"privacy.trained=head {needed}; for a classifier alone, model.head.moments=true and "
             "training.joint.diffusion_weight=0"
         )
-
-
-def refuse_what_voids(settings: "Settings") -> None:
-    """Refuses a private run whose settings void its guarantee.
-
-    Raises:
-        ValueError: naming the first such setting and the reason.
-    """
-    for name, applies, reason in REFUSED:
-        if applies(settings):
-            raise ValueError(f"{name} can't be had with privacy.enabled: {reason}")

@@ -1,4 +1,4 @@
-"""Which images a run is of, how they are split, and who holds a label."""
+"""Which images a run uses, how they are split, and which sites have labels."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -7,68 +7,106 @@ from pydantic import Field, model_validator
 
 from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
 
+Share = Annotated[float, Field(gt=0.0, lt=0.9)]
+
 
 class PhantomSettings(StrictModel):
-    """How many phantom patients each site holds (one image a patient)."""
+    """The chest phantoms of `data.source=phantom`."""
 
     patients_per_site: tuple[Count, ...] = (1700, 1700, 900)
+    """Patients of each site, one image a patient."""
 
 
 class ColumnSettings(StrictModel):
-    """Which columns of a site's own table say what; `label` may be several columns of 0 and 1."""
+    """The columns of a table of images."""
 
     image: str = "image"
+    """Column with the file name of an image, relative to `data.root`."""
     label: str | Annotated[tuple[str, ...], Field(min_length=1)] = "label"
+    """Column with the class, or several columns of 0 and 1, one a finding."""
     patient: str | None = None
+    """Column with the patient. None: each image counts as a patient of its own."""
     site: str | None = None
+    """Column with the site, for `data.partition=natural`."""
     split: str | None = None
+    """Column with the official split: `train`, `validation` or `test`."""
 
 
 Uncertain = Literal["zeros", "ones", "ignore"]
-"""What a finding that a report calls uncertain becomes: absent, present, or a missing label."""
+"""How an uncertain finding of a report is read: as absent, as present, or as a missing label."""
 
 
 class TableSettings(StrictModel):
-    """How a site's own images and labels are read; what a run and a site file both say."""
+    """How images and labels are read. A run and a site file share these settings."""
 
     table: Path | None = None
+    """CSV or Parquet file with one row an image, for `folder` and `dicom`. None: a folder for each
+    class, or no labels."""
     columns: ColumnSettings = ColumnSettings()
+    """The columns of the table."""
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the classes in the order of the logits. None: those that the labels name."""
     multi_label: bool = False
+    """Whether an image may have several findings. False: the classes exclude each other."""
     separator: Annotated[str, Field(min_length=1)] = "|"
+    """Text between the findings in one cell of the table."""
     uncertain: Uncertain = "ignore"
+    """How CheXpert's uncertain findings are read."""
     uncertain_by_finding: dict[str, Uncertain] = Field(default_factory=dict)
+    """The same for single findings, by name."""
     window: tuple[float, Positive] | None = None
+    """Centre and width of the DICOM window, in units of the image. None: the file's own window."""
     store: Path | None = None
+    """Folder of prepared images. None: `$FED_MEDIFFUSION_STORE`, or one in the user's cache."""
 
 
 class DataSettings(TableSettings):
-    """Which images, how they are split, and who holds a label."""
+    """Which images a run uses, how they are split, and which sites have labels."""
 
     source: Literal["phantom", "isic2019", "medmnist", "chestxray14", "chexpert", "folder", "dicom"]
+    """The reader."""
     root: Path | None = None
+    """Folder or file of the data set. Every source but `phantom` needs it."""
     image_size: Annotated[int, Field(ge=8, le=1024)]
+    """Side of a prepared image in pixels, 8 to 1024."""
     channels: Literal[1, 3]
+    """Channels of a prepared image: 1 for grey, 3 for colour."""
     partition: Literal["natural", "uniform", "dirichlet", "quantity", "one_finding"] = "natural"
+    """How patients are dealt to sites: by their own site, at random, with skewed labels
+    (arXiv 1909.06335), with skewed sizes, or with labels of one finding a site."""
     partition_alpha: Positive = 0.5
+    """Concentration α > 0 of the Dirichlet partitions; smaller is more skewed."""
     scanner_shift: Fraction = 0.0
+    """How much the simulated scanners of the sites differ, 0 to 1."""
     splits: Literal["dealt", "official"] = "dealt"
+    """Whether patients are drawn for the test set, or it is that of the published split."""
     labelled_fraction: Fraction = 1.0
+    """Share of the training patients with labels, 0 to 1."""
     labelled_fraction_by_site: dict[str, Fraction] = Field(default_factory=dict)
+    """The same for single sites, by name."""
     labelled_sites: Count | None = None
+    """How many sites have labels. None: all."""
     labels_at: Literal["sites", "server"] = "sites"
+    """Who holds the labelled images."""
     use_unlabelled: bool = True
-    test_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
+    """Whether unlabelled images train the networks."""
+    test_fraction: Share = 0.2
+    """Share of the patients in the test set, above 0 and below 0.9."""
+    validation_fraction: Share = 0.1
+    """Share of the patients in the sites' validation sets, above 0 and below 0.9."""
     augmentation: Literal["none", "radiograph", "dermoscopy", "dermoscopy_colour"] = "none"
+    """Which random views are drawn of a training image."""
     max_bad_fraction: Fraction = 0.01
+    """Largest share of unreadable images with which a data set is accepted, 0 to 1."""
     phantom: PhantomSettings = PhantomSettings()
+    """The phantoms."""
 
     @model_validator(mode="after")
     def _leaves_training_images(self) -> Self:
         if self.test_fraction + self.validation_fraction >= 0.95:
             raise ValueError(
-                "data.test_fraction and data.validation_fraction leave nothing to train on"
+                f"data.test_fraction {self.test_fraction} and data.validation_fraction "
+                f"{self.validation_fraction} leave no training images; their sum must be below 0.95"
             )
         return self
 
@@ -76,7 +114,7 @@ class DataSettings(TableSettings):
     def _labels_fit_the_partition(self) -> Self:
         if self.labels_at == "server" and self.partition == "one_finding":
             raise ValueError(
-                "data.labels_at=server leaves no label at a site, data.partition=one_finding "
-                "is about which labels a site knows; choose one of them"
+                "data.labels_at=server leaves the sites no labels, data.partition=one_finding "
+                "divides labels among them; choose one of the two"
             )
         return self

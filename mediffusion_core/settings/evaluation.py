@@ -16,20 +16,10 @@ Solver = Literal["ddim", "dpmsolver++"]
 class CounterfactualSettings(StrictModel):
     """Guided counterfactuals: noise level, guidance, search, and what is preserved.
 
-    `strength` is the noise level to start from, as a fraction of T, `num_inference_steps` the
-    denoising steps of the `solver`, and `guidance_scale` the scale of the normalised gradient. The
-    noise level is reached by `inversion` of the source, or else by drawn noise, which the search
-    varies from `noise_seed` on.
-
     The search makes up to `num_candidates` candidates. With inversion strength and scale rise to
     their values over the candidates. An image is done when its target has the probability
     `confidence` and the other classes changed by at most `tolerance` in the mean, both calibrated.
     Within a candidate, guidance ends half way from that confidence to 1.
-
-    Where the saliency is below `mask_threshold` of its largest value the source is kept;
-    `relax_mask` lowers the threshold for images that no candidate has flipped. `preserve_weight`
-    weights the loss that preserves the other findings, and `proximity_weight` moves every predicted
-    clean latent towards the source.
     """
 
     former_names: ClassVar[Mapping[str, str]] = {
@@ -42,20 +32,36 @@ class CounterfactualSettings(StrictModel):
     }
 
     panel: Count = 8
+    """Images in the evaluation's picture, at least 1."""
     count: Count = 48
+    """Images that are explained and measured, at least 1."""
     strength: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    """Noise level to start from, as a share of the timesteps, above 0, at most 1."""
     num_inference_steps: Count = 5
+    """Denoising steps from that noise level on, at least 1."""
     guidance_scale: Positive = 1.0
+    """Scale of the normalised guidance gradient, above 0."""
     proximity_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """How far each step moves the predicted clean latent towards the source, at least 0."""
     num_candidates: Count = 8
+    """Candidates of the search, each with noise of its own, at least 1."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    """Calibrated probability of the target from which on an image is done, above 0 and below 1."""
     tolerance: Fraction = 0.03
+    """Largest mean change of the other classes' probabilities in a finished image, 0 to 1."""
     mask_threshold: Fraction = 0.45
+    """Share of the largest saliency below which the source is kept, 0 to 1. 0: no mask."""
     relax_mask: bool = True
+    """Whether an image that no candidate has flipped gets two more: with half of that threshold,
+    and without a mask."""
     preserve_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the loss that preserves the other findings, at least 0."""
     inversion: bool = False
+    """Whether the noise level is reached by inversion of the source in place of drawn noise."""
     noise_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the drawn noise, at least 0."""
     solver: Solver = "ddim"
+    """Solver of guided denoising: of first or of second order."""
 
     def timesteps(self, total: int) -> list[int]:
         """The timesteps of guided denoising, the noisiest first, of `total` timesteps."""
@@ -64,18 +70,24 @@ class CounterfactualSettings(StrictModel):
 
 
 class EvaluationSettings(StrictModel):
-    """What the server evaluates, and how often (in joint rounds; the last round always).
-
-    `noise_levels` are the noise levels, as fractions of T, at which latents are classified; the
-    logits are averaged over them. 0 is the clean latent.
-    """
+    """What the server evaluates, and how often."""
 
     every: Count = 8
+    """Joint rounds between two evaluations, at least 1. The last round is always evaluated."""
     num_samples: Annotated[int, Field(ge=16)] = 300
+    """Generated images for FID and KID, at least 16."""
     sampling_steps: Count = 30
+    """Denoising steps of a generated image, at least 1."""
     extractor: Literal["efficientnet-lite0", "inception"] = "efficientnet-lite0"
+    """Network whose features FID and KID compare."""
     inception_weights: Path | None = None
+    """File with the weights of `extractor=inception`. null: they are downloaded."""
     num_thresholds: Annotated[int, Field(ge=10)] = 4001
+    """Thresholds of the pooled AUC, at least 10."""
     num_bootstraps: Annotated[int, Field(ge=2)] = 100
+    """Bootstraps over patients for the intervals, at least 2."""
     noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.0,)
+    """Noise levels, as shares of the timesteps, at which latents are classified; the logits are
+    averaged over them. 0 is the clean latent."""
     counterfactual: CounterfactualSettings = CounterfactualSettings()
+    """Guided counterfactuals."""

@@ -1,49 +1,63 @@
-"""Who takes part in a run, for how long, and what the server makes of the replies."""
+"""The federation: its sites, its rounds, and how the server aggregates."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
+from mediffusion_core.settings.base import Count, Fraction, NonNegative, Positive, StrictModel
 
 
 class ServerOptimizer(StrictModel):
-    """How the server steps from a component's weights towards the mean of the sites' weights."""
+    """The server's optimizer of one component (arXiv 1909.06335 and 2003.00295).
+
+    Its gradient is the difference of the component's weights and the mean of the sites' weights.
+    """
 
     former_names: ClassVar[dict[str, str]] = {"adaptivity": "tau"}
 
     method: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    """The algorithm. The fields below hold for those that use them."""
     learning_rate: Positive = 1.0
+    """The server's learning rate η, above 0."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Decay of the first moment, 0 to below 1."""
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    """Decay of the second moment, 0 to below 1."""
     tau: Positive = 1e-3
+    """Adaptivity τ, above 0: added to the root of the second moment."""
 
 
 class ServerSettings(StrictModel):
-    """The server's step for each component. Adam's moments of the sites are always averaged."""
+    """The server's optimizer of each component. The moments of the sites' Adam are averaged."""
 
     autoencoder: ServerOptimizer = ServerOptimizer()
+    """Of the autoencoder."""
     unet: ServerOptimizer = ServerOptimizer()
+    """Of the UNet."""
     head: ServerOptimizer = ServerOptimizer()
+    """Of the classifier."""
 
 
 Weighting = Literal["rounds", "steps"]
-"""Whether a site's whole change of a round is weighted by its images, or the change of a step."""
+"""Whether a site's images weight its change of a round (FedAvg) or of a step (FedNova)."""
 
 Compression = Literal["none", "bf16", "int8"]
-"""How weights travel in rounds of training: whole, in half of the bytes, or in a quarter."""
+"""How weights travel in rounds of training: in 4, 2 or about 1 bytes a value."""
 
 
 class ClientLevelSettings(StrictModel):
-    """The server's noise, which hides a whole site from whoever sees the global weights.
+    """Client-level differential privacy: the server's noise hides a whole site.
 
-    With `noise_multiplier` σ (None is without) each round's mean gets noise of standard deviation
-    σ C / m, C the `max_update_norm` that a site's change is cut to and m the sites of a round.
+    The mean of m sites' changes gets noise of standard deviation σ C / m (arXiv 1710.06963). It
+    protects a site from all who receive the global weights, not from the server.
     """
 
     noise_multiplier: Positive | None = None
+    """Noise multiplier σ, above 0. None: no client-level privacy."""
     max_update_norm: Positive = 1.0
+    """Largest norm C of a site's change in a round, above 0; longer changes are clipped."""
     target_delta: Annotated[float, Field(gt=0.0, lt=0.1)] = 0.01
+    """The δ of the reported ε, above 0 and at most 1/(10 n) for n sites."""
 
     @property
     def enabled(self) -> bool:
@@ -52,16 +66,10 @@ class ClientLevelSettings(StrictModel):
 
 
 class FederationSettings(StrictModel):
-    """Who takes part and for how long. `num_rounds` counts the rounds of the joint stage.
+    """The federation: its sites, its rounds, and how the server aggregates.
 
-    `fraction_train` is the share of the sites, drawn anew for each round of training. The run needs
-    `min_sites` of them, by default more than half: a site that fails, stays silent for
-    `round_timeout` seconds or sends a reply that breaks the contract is set aside for that round.
-    A census of more than `max_images` images is refused.
-    Once so many have answered, sites that are away have `grace_period` seconds to come back.
-    `weighting` says what a site's images weigh. Two comparisons have the same splits and labels:
-    `pool_sites` trains on all images in one place, `only_site` at one site alone. `compression`
-    holds for rounds of training.
+    Two comparisons have the same splits and labels: `pool_sites` trains on all images in one place,
+    `only_site` on those of one site.
     """
 
     former_names: ClassVar[dict[str, str]] = {
@@ -70,22 +78,43 @@ class FederationSettings(StrictModel):
     }
 
     num_sites: Count = 3
+    """Number of sites, at least 1."""
     pool_sites: bool = False
+    """Whether the images of all sites train in one place, as if nothing were federated."""
     only_site: str | None = None
+    """Name of the only site that trains. None: all sites."""
     num_rounds: Count = 16
+    """Rounds of the joint stage, at least 1."""
     autoencoder_rounds: Count = 6
+    """Rounds of the autoencoder stage, at least 1."""
     fraction_train: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the sites that train in a round, above 0 to 1; drawn anew for each round."""
     weighting: Weighting = "rounds"
+    """Whether a site's images weight its change of a round (FedAvg, arXiv 1602.05629) or of a step
+    (FedNova, arXiv 2007.07481)."""
     server: ServerSettings = ServerSettings()
+    """The server's optimizers."""
     local_normalisation: bool = False
+    """Whether each site keeps its own normalisation layers in the joint stage (FedBN,
+    arXiv 2102.07623)."""
     client_level: ClientLevelSettings = ClientLevelSettings()
+    """Client-level differential privacy."""
     compression: Compression = "none"
+    """How weights travel in rounds of training: in 4, 2 or about 1 bytes a value."""
     cpus_per_site: Positive = 0.5
+    """CPU cores of a simulated site, above 0. Below 1, more sites train at once than there are
+    cores, so that no core waits for the largest site."""
     ema_decay: Fraction = 0.6
+    """Decay of the moving average of the global weights, a round, 0 to 1."""
     round_timeout: Positive = 3600.0
-    grace_period: Annotated[float, Field(ge=0.0)] = 60.0
+    """Seconds that a site has for its reply, above 0."""
+    grace_period: NonNegative = 60.0
+    """Seconds in which an absent site may come back once `min_sites` have answered, at least 0."""
     min_sites: Count | None = None
+    """Sites that must answer in each round. None: more than half. A site that fails or answers too
+    late is left out of the round."""
     max_images: Count = 1_000_000
+    """Largest number of images of a site, at least 1. The census of a larger site is refused."""
 
     @property
     def in_one_place(self) -> bool:
@@ -105,7 +134,7 @@ class FederationSettings(StrictModel):
     def _one_comparison(self) -> Self:
         if self.pool_sites and self.only_site is not None:
             raise ValueError(
-                f"federation.pool_sites trains on all sites' images, federation.only_site="
-                f"{self.only_site} on one site's; choose one of them"
+                "federation.pool_sites trains on the images of all sites, federation.only_site="
+                f"{self.only_site} on those of one; choose one of the two"
             )
         return self

@@ -1,31 +1,33 @@
 """The networks that are trained, and the noise process."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mediffusion_core.settings.base import Count, Positive, StrictModel
+from mediffusion_core.settings.base import Count, StrictModel
 
 PASSAGE = 4
 """Channels by which one number passes an autoencoder with `linear_start`."""
 
 
 class AutoencoderSettings(StrictModel):
-    """Widths of diffusers' `AutoencoderKL`; each width after the first halves the resolution.
-
-    Before the first convolution, patches of `patch_size` pixels a side become channels; `attention`
-    says whether the middle blocks attend, `linear_start` whether the first weights are those of a
-    cosine transform (`model.linear_start`).
-    """
+    """The autoencoder, diffusers' `AutoencoderKL` (arXiv 2112.10752)."""
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
+    """Channels of each level. Each level after the first halves the resolution."""
     layers_per_block: Count = 2
+    """Residual blocks of a level, at least 1."""
     latent_channels: Count = 4
+    """Channels of a latent, at least 1."""
     norm_groups: Count = 32
+    """Groups of the group normalisation. They must divide every width in `channels`."""
     patch_size: Count = 1
+    """Side in pixels of the patches that become channels before the first convolution."""
     attention: bool = True
+    """Whether the middle block has attention."""
     linear_start: bool = False
+    """Whether the first weights compute a cosine transform of the patches; for one level only."""
 
     @model_validator(mode="after")
     def _numbers_can_pass(self) -> Self:
@@ -33,8 +35,8 @@ class AutoencoderSettings(StrictModel):
             return self
         if len(self.channels) > 1:
             raise ValueError(
-                "model.autoencoder.linear_start needs a network of one level; "
-                "patch_size can take the place of others"
+                "model.autoencoder.linear_start needs one level in model.autoencoder.channels; "
+                "a larger model.autoencoder.patch_size replaces further levels"
             )
         if self.channels[0] % (PASSAGE * self.norm_groups):
             raise ValueError(
@@ -56,13 +58,18 @@ class AutoencoderSettings(StrictModel):
 
 
 class UNetSettings(StrictModel):
-    """Widths of diffusers' `UNet2DModel`, one level each; attention where `attention` says so."""
+    """The joint network's UNet, diffusers' `UNet2DModel`. The middle block has attention."""
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
+    """Channels of each level. Each level after the first halves the resolution."""
     attention: tuple[bool, ...]
+    """For each level, whether it has attention."""
     layers_per_block: Count = 2
+    """Residual blocks of a level, at least 1."""
     attention_head_width: Count = 32
+    """Channels of an attention head. They must divide the width of levels with attention."""
     norm_groups: Count = 32
+    """Groups of the group normalisation. They must divide every width in `channels`."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:
@@ -80,21 +87,29 @@ class UNetSettings(StrictModel):
 
 
 class HeadSettings(StrictModel):
-    """The classifier on the pooled maps of the UNet's encoder, and on `moments` of the latent."""
+    """The classifier on the pooled maps of the UNet's encoder."""
 
     pooling: Literal["mean", "attention"] = "mean"
+    """How a map becomes a vector: by its mean, or by attention (arXiv 1802.04712)."""
     moments: bool = False
+    """Whether the means, deviations and gradients of the latent are further features."""
     hidden: Count = 1024
+    """Width of the hidden layer, at least 1."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """Dropout probability, 0 to below 1."""
 
 
 class ModelSettings(StrictModel):
-    """The two networks that are trained: autoencoder, and joint UNet with its head."""
+    """The networks: the autoencoder, and the joint network of UNet and classifier."""
 
     name: str
+    """Name of the preset, for messages."""
     autoencoder: AutoencoderSettings
+    """The autoencoder."""
     unet: UNetSettings
+    """The UNet."""
     head: HeadSettings = HeadSettings()
+    """The classifier."""
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
@@ -113,27 +128,15 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 class DiffusionSettings(StrictModel):
-    """The noise process: β rises from start to end, linear in its square root.
+    """The noise process (arXiv 2006.11239)."""
 
-    `prediction` is what the network learns to predict, by diffusers' name. From the velocity the
-    clean latent follows without a division by √ᾱ_t, so a briefly trained network already gets large
-    shapes right.
-    """
-
+    former_fields: ClassVar[Mapping[str, Any]] = {"beta_start": 0.0015, "beta_end": 0.0195}
     former_values: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "prediction": {"velocity": "v_prediction"}
     }
 
     timesteps: Annotated[int, Field(ge=2)] = 1000
-    beta_start: Positive = 0.0015
-    beta_end: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0195
+    """Number of noise levels T, at least 2."""
     prediction: Prediction = "v_prediction"
-
-    @model_validator(mode="after")
-    def _rises(self) -> Self:
-        if self.beta_start > self.beta_end:
-            raise ValueError(
-                f"diffusion.beta_start {self.beta_start} is larger than "
-                f"diffusion.beta_end {self.beta_end}"
-            )
-        return self
+    """What the network predicts, by diffusers' name. From the velocity the clean latent follows
+    without a division by √ᾱ_t, which helps networks that were trained briefly."""

@@ -1,4 +1,4 @@
-"""What a run promises about privacy, and how its private steps are made."""
+"""Differential privacy of a run."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -11,38 +11,57 @@ SEEDS = ("seed", "noise_seed", "sampling_seed")
 
 
 class PrivacySettings(StrictModel):
-    """DP-SGD in both stages (arXiv 1607.00133), for one unit more or less at a site.
+    """Differential privacy in both stages, by DP-SGD (arXiv 1607.00133).
 
-    `noise_multiplier` is σ, the noise's standard deviation over `max_grad_norm`; with
-    `target_epsilon` each site finds the least σ that keeps all rounds of the run within it.
-    `batch_size` is the expected number of units a step, `physical_batch_size` how many go through
-    the network at once. `release_noise` is the noise multiplier of counts and of latent sums.
-    `ledger`, `ledger_heads` and `max_epsilon` are the simulated sites' own: where they keep what
-    their units have spent, one folder a site, the second place for its head, one file a site, and
-    how much these may spend over all runs.
+    The unit of privacy is a patient or an image of one site. `ledger`, `ledger_heads` and
+    `max_epsilon` hold for simulated sites; a real site sets them in its site file.
     """
 
     former_names: ClassVar[dict[str, str]] = {"mode": "grad_sample_mode"}
 
     enabled: bool = False
+    """Whether sites train with differential privacy."""
     noise_multiplier: Positive | None = None
+    """Noise multiplier σ, above 0: the noise's standard deviation over `max_grad_norm`. None: from
+    `target_epsilon`."""
     target_epsilon: Positive | None = None
+    """Largest ε of the whole run, above 0; each site computes the smallest σ for it. None: from
+    `noise_multiplier`."""
     target_delta: Annotated[float, Field(gt=0.0, lt=0.1)] = 1e-5
+    """The δ of ε, above 0 and at most 1/(10 n) for n units at a site."""
     unit: Literal["image", "patient"] = "patient"
+    """Whose presence is hidden: a patient, or a lesion where the data is by lesion, or an image."""
     batch_size: Count = 128
+    """Expected number of units a step, at least 1; each is drawn independently (Poisson)."""
     physical_batch_size: Count = 16
+    """Units that pass the network at once, at least 1; bounds the memory."""
     max_grad_norm: Positive = 1.0
+    """Largest norm of a unit's gradient, above 0; longer gradients are clipped."""
     clipping: Literal["flat", "per_layer"] = "flat"
+    """Whether a unit's whole gradient is clipped, or that of each layer."""
     grad_sample_mode: Literal["hooks", "ghost"] = "hooks"
+    """How gradients are clipped: hooks keeps each unit's gradient, ghost its norm alone, which is
+    faster and needs less memory."""
     noise_multiplicity: Count = 1
+    """Rows of a unit in a step, averaged before they are clipped (arXiv 2210.09929), at least 1."""
     release_noise: Positive = 8.0
+    """Noise multiplier of counts and of sums of latents, above 0."""
     autoencoder: Literal["trained", "frozen", "public"] = "trained"
+    """Whether the autoencoder is trained, keeps its first weights (which then need
+    `model.autoencoder.linear_start`), or is that of `public_model`."""
     trained: Literal["all", "adapters", "attention", "head"] = "all"
+    """Which weights of the joint network are trained beside the classifier: all, low-rank adapters,
+    the attention blocks, or none (head)."""
     adapter_rank: Count = 8
+    """Rank of the adapters (arXiv 2106.09685), at least 1."""
     public_model: Path | None = None
+    """Folder of a model of public images, from which training starts."""
     ledger: Path | None = None
+    """Folder of the simulated sites' privacy ledgers. None: in the run's folder."""
     ledger_heads: Path | None = None
+    """Folder of the second copy of the ledgers' heads. None: beside the ledgers."""
     max_epsilon: Positive | None = None
+    """Largest ε of a unit over all runs with the same ledger, above 0. None: no limit."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,13 +69,13 @@ class PrivacySettings(StrictModel):
         for name in SEEDS:
             if isinstance(given, dict) and name in given:
                 raise ValueError(
-                    f"privacy.{name}: private noise has no seed, since whoever knows it can "
-                    "subtract the noise; it comes from each site's operating system"
+                    f"privacy.{name}: private noise has no seed, since a seed allows to subtract "
+                    "the noise; it comes from each site's operating system"
                 )
         return given
 
     @model_validator(mode="after")
-    def _has_one_amount_of_noise(self) -> Self:
+    def _has_one_noise(self) -> Self:
         given = [self.noise_multiplier is not None, self.target_epsilon is not None]
         if self.enabled and sum(given) != 1:
             raise ValueError(
@@ -66,7 +85,7 @@ class PrivacySettings(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _ghost_clipping_can(self) -> Self:
+    def _ghost_clipping_fits(self) -> Self:
         if self.grad_sample_mode != "ghost":
             return self
         if self.clipping == "per_layer":
@@ -82,10 +101,10 @@ class PrivacySettings(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _has_what_is_not_trained(self) -> Self:
+    def _frozen_autoencoder_is_not_public(self) -> Self:
         if self.autoencoder == "frozen" and self.public_model is not None:
             raise ValueError(
-                "privacy.autoencoder=frozen keeps the first weights; that of privacy.public_model "
-                "is kept with public"
+                "privacy.autoencoder=frozen ignores privacy.public_model; "
+                "privacy.autoencoder=public keeps the autoencoder of that model"
             )
         return self

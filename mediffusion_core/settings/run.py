@@ -1,4 +1,4 @@
-"""Everything one run is told, and one hash over it."""
+"""All settings of a run, and one hash over those that server and sites share."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from mediffusion_core.settings.base import StrictModel
-from mediffusion_core.settings.compatibility import refuse_what_shows_a_site, refuse_what_voids
+from mediffusion_core.settings.compatibility import refuse_conflicts
 from mediffusion_core.settings.data import DataSettings
 from mediffusion_core.settings.evaluation import EvaluationSettings
 from mediffusion_core.settings.federation import FederationSettings
@@ -24,36 +24,44 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "federation": {"round_timeout", "grace_period", "min_sites", "max_images"},
     "privacy": {"public_model", "ledger", "ledger_heads", "max_epsilon"},
 }
-"""Settings outside the hash: where things lie, how long to wait and for whom; never what a site
-computes."""
+"""Settings outside the hash: paths, devices, waiting times and limits. None of them changes what a
+site computes."""
 
 
 class RunSettings(StrictModel):
-    """Where one run lives. Local to each machine, not part of the hash."""
+    """The place of a run, on each machine its own."""
 
     folder: Path | None = None
+    """Folder to which the run is written. None: `runs/<time>`."""
 
 
 class Settings(StrictModel):
-    """Everything one run is told."""
+    """All settings of a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of splits, weights, batches and noise, 0 to 2³¹ - 1; not of private noise."""
     device: str = "auto"
+    """Where a site computes: `auto`, `cpu`, `cuda` or `cuda:N`."""
     run: RunSettings = RunSettings()
+    """The place of the run."""
     data: DataSettings
+    """Images, splits and labels."""
     model: ModelSettings
+    """The networks."""
     diffusion: DiffusionSettings = DiffusionSettings()
+    """The noise process."""
     training: TrainingSettings = TrainingSettings()
+    """A site's training in a round of each stage."""
     federation: FederationSettings = FederationSettings()
+    """Sites, rounds and aggregation."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """What the server evaluates, and how often."""
     privacy: PrivacySettings = PrivacySettings()
+    """Differential privacy."""
 
     @model_validator(mode="after")
-    def _keeps_its_promise(self) -> Self:
-        if self.privacy.enabled:
-            refuse_what_voids(self)
-        if self.federation.client_level.enabled:
-            refuse_what_shows_a_site(self)
+    def _guarantees_hold(self) -> Self:
+        refuse_conflicts(self)
         return self
 
     @model_validator(mode="after")
@@ -61,8 +69,8 @@ class Settings(StrictModel):
         head_alone = self.privacy.enabled and self.privacy.trained == "head"
         if head_alone and not self.training.joint.classification_weight:
             raise ValueError(
-                "privacy.trained=head with training.joint.classification_weight=0: nothing would "
-                "be trained"
+                "privacy.trained=head trains nothing with training.joint.classification_weight=0; "
+                "it must be above 0"
             )
         return self
 
@@ -79,13 +87,13 @@ class Settings(StrictModel):
         if self.model.autoencoder.linear_start and self.latent_shape[0] > values:
             raise ValueError(
                 f"model.autoencoder.latent_channels {self.latent_shape[0]}: with linear_start at "
-                f"most {values}, the values of a patch"
+                f"most {values} are allowed, the values of a patch"
             )
         frozen = self.privacy.enabled and self.privacy.autoencoder == "frozen"
         if frozen and not self.model.autoencoder.linear_start:
             raise ValueError(
-                "privacy.autoencoder=frozen keeps the first weights, which are of use only with "
-                "model.autoencoder.linear_start=true"
+                "privacy.autoencoder=frozen needs model.autoencoder.linear_start=true: without it "
+                "the first weights are random"
             )
         phantom_sites = len(self.data.phantom.patients_per_site)
         if self.data.source == "phantom" and self.federation.num_sites != phantom_sites:
@@ -98,16 +106,20 @@ class Settings(StrictModel):
     @model_validator(mode="after")
     def _comparison_fits_the_labels(self) -> Self:
         if self.federation.in_one_place and self.data.labels_at == "server":
-            raise ValueError("data.labels_at=server needs a federation of all sites")
+            raise ValueError(
+                "data.labels_at=server allows neither federation.pool_sites nor "
+                "federation.only_site"
+            )
         if self.federation.pool_sites and self.data.partition == "one_finding":
             raise ValueError(
-                "federation.pool_sites joins labels that data.partition=one_finding keeps apart"
+                "federation.pool_sites joins the labels that data.partition=one_finding divides "
+                "among sites; choose one of the two"
             )
         return self
 
     @property
     def num_participants(self) -> int:
-        """Who trains: the sites, and where only the server holds labels the server's own part."""
+        """How many train: the sites, and with `data.labels_at=server` the server."""
         if self.federation.in_one_place:
             return 1
         return self.federation.num_sites + (self.data.labels_at == "server")
@@ -120,7 +132,7 @@ class Settings(StrictModel):
 
     @property
     def autoencoder_rounds(self) -> int:
-        """Rounds of the autoencoder stage; none where no patient may move the autoencoder."""
+        """Rounds of the autoencoder stage; 0 where the autoencoder is not trained."""
         fixed = self.privacy.enabled and self.privacy.autoencoder != "trained"
         return 0 if fixed else self.federation.autoencoder_rounds
 

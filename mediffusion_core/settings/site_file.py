@@ -1,4 +1,4 @@
-"""The site file: what a hospital allows, written by the hospital, read on its own disk."""
+"""The site file: a hospital's data and its limits, on the hospital's own disk."""
 
 import stat
 import tomllib
@@ -10,14 +10,16 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import DataSettings, TableSettings, did_you_mean
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
-from mediffusion_core.settings.base import StrictModel
+from mediffusion_core.settings.base import Positive, StrictModel
 
 
 class SiteData(TableSettings):
-    """Where the site's images are, and which columns of its table say what."""
+    """The site's images and labels."""
 
     source: str
+    """The reader, as `data.source` of a run."""
     root: Path
+    """Absolute path of the images."""
 
     @field_validator("root", "store")
     @classmethod
@@ -26,36 +28,36 @@ class SiteData(TableSettings):
 
 
 class SitePolicy(StrictModel):
-    """What the site agrees to at most; a run that asks for more is refused by the site.
+    """The site's limits. The site refuses a run that asks for more."""
 
-    `max_epsilon`, at `target_delta`, bounds what a patient has spent over all runs,
-    `min_noise_multiplier` what a single step or release adds (both of DP-SGD, arXiv 1607.00133). A
-    metric that is not listed stays here.
-    """
-
-    max_epsilon: Annotated[float, Field(gt=0.0)] | None = None
+    max_epsilon: Positive | None = None
+    """Largest ε of a patient over all runs, above 0. None: no limit."""
     target_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    min_noise_multiplier: Annotated[float, Field(gt=0.0)] | None = None
+    """The δ of that ε, above 0 and below 1."""
+    min_noise_multiplier: Positive | None = None
+    """Smallest noise multiplier of a step or release, above 0 (arXiv 1607.00133). None: no
+    limit."""
     allowed_metrics: frozenset[str] = ALLOWED_METRICS
+    """Metrics that may leave the site."""
     device: Literal["auto", "cpu"] | Annotated[str, Field(pattern=r"^cuda(:\d+)?$")] = "auto"
+    """Where the site computes: `auto`, `cpu`, `cuda` or `cuda:N`."""
 
     @field_validator("allowed_metrics")
     @classmethod
     def _known(cls, metrics: frozenset[str]) -> frozenset[str]:
         for metric in sorted(metrics - ALLOWED_METRICS):
             hint = did_you_mean(metric, sorted(ALLOWED_METRICS))
-            raise ValueError(f"{metric}: no metric that leaves a site{hint}")
+            raise ValueError(f"{metric} is not a metric that a site may send{hint}")
         return metrics
 
 
 class SiteLedger(StrictModel):
-    """Where the privacy ledger stands, and in which second place its head is kept.
-
-    By default the user's data folder, and the folder of prepared stores.
-    """
+    """The places of the privacy ledger, as absolute paths."""
 
     folder: Path | None = None
+    """Folder of the ledger. None: in the user's data folder."""
     head: Path | None = None
+    """Folder of the second copy of the ledger's head. None: in the folder of prepared images."""
 
     @field_validator("folder", "head")
     @classmethod
@@ -64,20 +66,24 @@ class SiteLedger(StrictModel):
 
 
 class SiteFile(StrictModel):
-    """One hospital: its name, its data, its policy, its ledger."""
+    """One hospital."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    """Name of the site: letters, digits, `_`, `.` and `-`, at most 63."""
     data: SiteData
+    """The site's images and labels."""
     policy: SitePolicy = SitePolicy()
+    """The site's limits."""
     ledger: SiteLedger = SiteLedger()
+    """The places of the privacy ledger."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Reads a site file in TOML.
 
         Raises:
-            UserError: missing file, a file that others may write, no TOML, or a key that is
-                unknown, missing or out of range: one line that names it.
+            UserError: if the file is missing, is writable by others or is no TOML, or if a key is
+                unknown, missing or out of range; one line that names it.
         """
         try:
             mode = path.stat().st_mode
@@ -86,7 +92,7 @@ class SiteFile(StrictModel):
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"site file {path}: {reason}") from None
         if mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UserError(f"site file {path}: others may write it; run chmod go-w on it")
+            raise UserError(f"site file {path}: group or others may write it; run chmod go-w on it")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -96,7 +102,7 @@ class SiteFile(StrictModel):
         """The data settings of a run at this site.
 
         Raises:
-            UserError: if they do not fit together.
+            UserError: if they contradict each other.
         """
         try:
             return DataSettings(**self.data.model_dump(), image_size=image_size, channels=channels)
@@ -106,7 +112,7 @@ class SiteFile(StrictModel):
 
 def _refuse_relative(path: Path | None) -> Path | None:
     if path is not None and not path.is_absolute():
-        raise ValueError(f"{path} is not absolute: a service starts in a folder of its own")
+        raise ValueError(f"{path} is not absolute; a relative path depends on the service's folder")
     return path
 
 

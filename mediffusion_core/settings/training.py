@@ -1,63 +1,96 @@
-"""What a site does in a round of each stage."""
+"""A site's training in a round of each stage."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
+from mediffusion_core.settings.base import Count, Fraction, NonNegative, Positive, StrictModel
+
+Steps = Annotated[int, Field(ge=0)]
 
 
 class AutoencoderTraining(StrictModel):
-    """One site's work in a round of the autoencoder stage."""
+    """A site's training in a round of the autoencoder stage."""
+
+    former_fields: ClassVar[dict[str, Any]] = {"proximal_weight": 0.0}
 
     local_epochs: Positive = 0.55
+    """Passes over a site's images in a round, above 0; a fraction is a part of a pass."""
     batch_size: Count = 4
+    """Images a step, at least 1."""
     learning_rate: Positive = 1.5e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 5
-    proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    kl_weight: Annotated[float, Field(ge=0.0)] = 4e-3
-    edge_weight: Annotated[float, Field(ge=0.0)] = 4.0
+    """Largest learning rate of AdamW, above 0."""
+    warmup_steps: Steps = 5
+    """Steps over which the learning rate rises, at least 0."""
+    kl_weight: NonNegative = 4e-3
+    """Weight of the KL divergence of the latents, at least 0."""
+    edge_weight: NonNegative = 4.0
+    """Weight of the error of edges beside that of pixels, at least 0."""
 
 
 class ConsistencySettings(StrictModel):
-    """FixMatch's loss on unlabelled images (arXiv 2001.07685), relative to that on labelled ones.
+    """Consistency training on unlabelled images, with pseudo-labels (FixMatch, arXiv 2001.07685).
 
-    `threshold` is the fixed one; adaptive ones follow the teacher's confidence or, of findings that
-    are not exclusive, their prevalence. The teacher is the server's average of the global weights,
-    or the network that is trained itself.
+    The teacher is the server's moving average of the global weights.
     """
 
-    weight: Annotated[float, Field(ge=0.0)] = 0.0
+    former_fields: ClassVar[dict[str, Any]] = {"teacher": "ema", "unlabelled_views": 2}
+
+    weight: NonNegative = 0.0
+    """Weight of the loss relative to `classification_weight`, at least 0. 0: no such loss."""
     batch_size: Count = 16
+    """Unlabelled images a step, at least 1."""
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    """Smallest confidence of a pseudo-label, above 0 and below 1."""
     thresholds: Literal["fixed", "adaptive"] = "fixed"
-    teacher: Literal["ema", "student"] = "ema"
-    unlabelled_views: Count = 2
+    """Whether thresholds follow the teacher's confidence (arXiv 2205.07246) or, for findings, the
+    prevalence (arXiv 2305.02795)."""
 
 
 class JointTraining(StrictModel):
-    """One site's work in a round of the joint stage."""
+    """A site's training in a round of the joint stage."""
+
+    former_fields: ClassVar[dict[str, Any]] = {
+        "classification_warmup": 0.0,
+        "class_balance": "none",
+        "min_snr_gamma": None,
+    }
 
     local_epochs: Positive = 0.9
+    """Passes over a site's images in a round, above 0; a fraction is a part of a pass."""
     batch_size: Count = 16
+    """Images a step for the diffusion loss, at least 1."""
     labelled_batch_size: Count = 16
+    """Labelled images a step for the classification loss, at least 1."""
     learning_rate: Positive = 1.2e-3
+    """Largest learning rate of the UNet, above 0."""
     head_learning_rate: Positive = 1.2e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 4
-    diffusion_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    classification_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    classification_warmup: Fraction = 0.0
-    logit_adjustment: Annotated[float, Field(ge=0.0)] = 0.0
-    class_balance: Literal["none", "sqrt", "full"] = "none"
+    """Largest learning rate of the classifier, above 0."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay of AdamW, at least 0."""
+    warmup_steps: Steps = 4
+    """Steps over which the learning rates rise, at least 0."""
+    diffusion_weight: NonNegative = 1.0
+    """Weight w of the diffusion loss, at least 0. 0: the decoder half is not trained."""
+    classification_weight: NonNegative = 1.0
+    """Weight λ of the classification loss, at least 0."""
+    logit_adjustment: NonNegative = 0.0
+    """Strength τ of the correction for rare classes (arXiv 2007.07314), at least 0."""
     consistency: ConsistencySettings = ConsistencySettings()
-    proximal_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """Consistency training on unlabelled images."""
+    proximal_weight: NonNegative = 0.0
+    """Weight μ of the distance to the global weights (FedProx, arXiv 1812.06127), at least 0."""
     control_variates: bool = False
-    min_snr_gamma: Positive | None = None
+    """Whether gradients are corrected for the drift of sites (SCAFFOLD, arXiv 1910.06378)."""
     noised_fraction: Fraction = 0.25
+    """Share of the classifier's rows that are noised, 0 to 1."""
     noised_max_timestep: Fraction = 0.4
+    """Highest noise level of those rows as a share of the timesteps, 0 to 1. Guidance works up to
+    this level; a higher one costs AUC."""
     augmented_views: Count = 5
+    """Random views of each labelled image that are encoded and kept, at least 1."""
     max_grad_norm: Positive = 1.0
+    """Largest norm of a gradient, above 0; longer gradients are clipped."""
 
     @property
     def trains_both_halves(self) -> bool:
@@ -73,7 +106,7 @@ class JointTraining(StrictModel):
     @property
     def needs_average(self) -> bool:
         """Whether sites must have the server's average of the global weights, as a teacher."""
-        return bool(self.consistency.weight) and self.consistency.teacher == "ema"
+        return bool(self.consistency.weight)
 
     def noised_levels(self, timesteps: int) -> int:
         """How many of the noise levels, from 0 on, the classifier's noised rows are drawn from."""
@@ -99,8 +132,11 @@ class JointTraining(StrictModel):
 
 
 class TrainingSettings(StrictModel):
-    """Both stages of local training."""
+    """A site's training in both stages."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the forward pass. auto: bfloat16 where the hardware gains by it."""
     autoencoder: AutoencoderTraining = AutoencoderTraining()
+    """The autoencoder stage."""
     joint: JointTraining = JointTraining()
+    """The joint stage."""

@@ -1,4 +1,4 @@
-"""From a composed configuration to settings, or to one line that says what is wrong with it."""
+"""Checks a composed configuration; a mistake becomes one line."""
 
 import difflib
 from collections.abc import Mapping
@@ -7,33 +7,33 @@ from typing import Any
 from pydantic import ValidationError
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.settings.compatibility import refuse_what_nobody_trained
+from mediffusion_core.settings.compatibility import require_public_model
 from mediffusion_core.settings.run import Settings
 
 
 def validate(composed: Mapping[str, Any]) -> Settings:
-    """Checks a composed configuration of a run that is to be started.
+    """Checks the settings of a run that is to be started.
 
     Raises:
         UserError: naming the first key that is wrong, its value, and what is allowed.
     """
     settings = checked(composed)
     try:
-        refuse_what_nobody_trained(settings)
+        require_public_model(settings)
     except ValueError as error:
         raise UserError(str(error)) from None
     return settings
 
 
 def checked(composed: Mapping[str, Any]) -> Settings:
-    """Checks a configuration, of a run to be started or of one that is over.
+    """Checks the settings of a run that is to be started, or has ended.
 
     Raises:
         UserError: naming the first key that is wrong, its value, and what is allowed.
     """
     try:
         settings = Settings.model_validate(composed)
-        _refuse_blind_guidance(settings)
+        _refuse_untrained_guidance(settings)
     except ValidationError as error:
         raise UserError(_one_line(error, composed)) from None
     except ValueError as error:
@@ -41,7 +41,7 @@ def checked(composed: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _refuse_blind_guidance(settings: Settings) -> None:
+def _refuse_untrained_guidance(settings: Settings) -> None:
     """Refuses guidance whose timesteps are all noisier than the classifier's training."""
     joint, guidance = settings.training.joint, settings.evaluation.counterfactual
     total = settings.diffusion.timesteps

@@ -8,7 +8,6 @@ from mediffusion_core.diffusion.losses import reconstruction_loss
 from mediffusion_core.models import Autoencoder
 from mediffusion_core.settings import AutoencoderTraining
 from mediffusion_core.training.batches import Shuffled
-from mediffusion_core.training.fedprox import Proximal
 from mediffusion_core.training.local_report import LocalReport
 from mediffusion_core.training.local_round import LocalRound
 from mediffusion_core.training.schedule import local_steps
@@ -40,10 +39,9 @@ def train_autoencoder(
     generator = torch.Generator().manual_seed(current.seed)
     torch.manual_seed(current.seed)
     order = Shuffled(torch.arange(len(images)), generator)
-    proximal = Proximal(autoencoder, settings.proximal_weight)
     steps = local_steps(len(images), settings.local_epochs, settings.batch_size, current.number)
     autoencoder.train()
-    for step, _ in current.steps(optimizer, settings.warmup_steps, steps):
+    for step in current.steps(optimizer, settings.warmup_steps, steps):
         batch = images.take(order.next(settings.batch_size)).to(device)  # (B, C, H, W)
         with autocast(current.precision, device):
             posterior = autoencoder.encode(batch)
@@ -53,7 +51,6 @@ def train_autoencoder(
         loss = reconstructed + settings.kl_weight * divergence
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        proximal.add_gradients()
         torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
         optimizer.step()
         report.images_seen += len(batch)

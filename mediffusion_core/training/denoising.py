@@ -13,7 +13,6 @@ from mediffusion_core.diffusion.process import DiffusionProcess
 class Denoising:
     """Noised latents and the denoiser's target for each."""
 
-    process: DiffusionProcess
     inputs: Tensor
     """z_t (B, c, h, w)."""
     timesteps: Tensor
@@ -35,7 +34,7 @@ class Denoising:
         """
         inputs = process.add_noise(latents, noise, timesteps)
         target = process.target(latents, noise, timesteps)
-        return cls(process, inputs, timesteps.to(latents.device), target)
+        return cls(inputs, timesteps.to(latents.device), target)
 
     def take(self, rows: Tensor) -> Self:
         """Some of the rows."""
@@ -47,9 +46,6 @@ class Denoising:
             target=self.target[rows],
         )
 
-    def losses(self, output: Tensor, min_snr_gamma: float | None) -> Tensor:
-        """Mean squared error of each row, (B,), with γ weighted by its noise level."""
-        losses = diffusion_loss(output.float(), self.target)
-        if min_snr_gamma is None:
-            return losses
-        return losses * self.process.min_snr_weight(self.timesteps, min_snr_gamma)
+    def losses(self, output: Tensor) -> Tensor:
+        """Mean squared error of each row, (B,)."""
+        return diffusion_loss(output.float(), self.target)

@@ -53,11 +53,11 @@ def train_joint(
     )
     report.images_seen, report.labelled_seen = batches.seen(steps)
     model.train()
-    for step, progress in current.steps(optimizer, settings.warmup_steps, steps):
+    for step in current.steps(optimizer, settings.warmup_steps, steps):
         with autocast(current.precision, device):
             batch = batches.next()
             losses = joint_losses(model, batch, settings)
-        loss = total_loss(losses, settings, progress)
+        loss = total_loss(losses, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for control in auxiliary.controls:

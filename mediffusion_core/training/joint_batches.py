@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.settings import JointTraining
-from mediffusion_core.training.batches import Batches, Shuffled, Weighted, rarity
+from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.denoising import Denoising
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.loss import JointBatch, LabelledRows
@@ -43,7 +43,8 @@ class JointBatches:
         everyone = Shuffled(torch.arange(len(data.latents)), generator)
         self._everyone = everyone if settings.diffusion_weight else None
         known = settings.classification_weight > 0 and len(data.labelled) > 0
-        self._labelled = _labelled_batches(data, settings, generator) if known else None
+        labelled = Shuffled(torch.arange(len(data.labelled)), generator)
+        self._labelled = labelled if known else None
 
     def __bool__(self) -> bool:
         """Whether there is anything to train on."""
@@ -104,13 +105,3 @@ class JointBatches:
 
     def _noise_for(self, latents: Tensor) -> Tensor:
         return torch.randn(latents.shape, generator=self._generator).to(latents.device)
-
-
-def _labelled_batches(
-    data: LatentSet, settings: JointTraining, generator: torch.Generator
-) -> Batches:
-    """Numbers of labelled images: in passes over all of them, or rare classes more often."""
-    if settings.class_balance == "none":
-        return Shuffled(torch.arange(len(data.labelled)), generator)
-    power = 0.5 if settings.class_balance == "sqrt" else 1.0
-    return Weighted(rarity(data.targets[data.labelled], power), generator)

@@ -23,14 +23,14 @@ class LocalRound:
     rounds: int
     """How many the stage has."""
     seed: int
-    """Of everything that is drawn; in a private round it must be the site's secret."""
+    """Of all random draws. In a private round it must come from the site's entropy."""
     precision: str = "fp32"
     """One of "auto", "fp32" and "bf16"; a private round takes "fp32"."""
     on_step: Progress = _silent
 
     def steps(
         self, optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int
-    ) -> Iterator[tuple[int, float]]:
+    ) -> Iterator[int]:
         """Sets the learning rate of each step of the round.
 
         Args:
@@ -40,10 +40,10 @@ class LocalRound:
             steps: Of this round.
 
         Yields:
-            The number of the step, from 1, and which fraction of the stage is done before it.
+            The number of the step, from 1.
         """
         behind = steps_behind(optimizer)
         for step in range(steps):
             done = (self.number - 1 + step / steps) / self.rounds
             set_rate(optimizer, warmup_steps, behind + step, done)
-            yield step + 1, done
+            yield step + 1

@@ -65,7 +65,7 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
     output, logits = model(inputs, timesteps, denoise=slice(first), classify=slice(first, None))
     losses = {}
     if batch.denoising:
-        errors = batch.denoising.losses(output, settings.min_snr_gamma)  # (B,)
+        errors = batch.denoising.losses(output)  # (B,)
         losses["diffusion_loss"] = errors.sum() / settings.batch_size
     if batch.labelled:
         sizes = {
@@ -80,19 +80,17 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
     return losses
 
 
-def total_loss(losses: Mapping[str, Tensor], settings: JointTraining, progress: float) -> Tensor:
+def total_loss(losses: Mapping[str, Tensor], settings: JointTraining) -> Tensor:
     """The weighted sum of the parts of `joint_losses`, a scalar.
 
     Args:
         losses: The parts by name; those without a weight are reported and not trained on.
         settings: w, λ and λ_u.
-        progress: Fraction of the stage that is done; λ rises with it over the warm-up.
     """
-    classifying = settings.classification_weight * risen(progress, settings.classification_warmup)
     weights = {
         "diffusion_loss": settings.diffusion_weight,
-        "classification_loss": classifying,
-        "consistency_loss": classifying * settings.consistency.weight,
+        "classification_loss": settings.classification_weight,
+        "consistency_loss": settings.classification_weight * settings.consistency.weight,
     }
     parts = [weight * losses[name] for name, weight in weights.items() if name in losses]
     return torch.stack(parts).sum()
@@ -101,8 +99,3 @@ def total_loss(losses: Mapping[str, Tensor], settings: JointTraining, progress: 
 def adjusted(logits: Tensor, shift: Tensor | None) -> Tensor:
     """Logits (B, C) plus τ · log π (C,), where logits are adjusted."""
     return logits if shift is None else logits + shift.to(logits.device)
-
-
-def risen(progress: float, warmup: float) -> float:
-    """Share of a weight that rises linearly from 0 over the first `warmup` of a stage, then 1."""
-    return min(1.0, progress / warmup) if warmup else 1.0

@@ -8,7 +8,6 @@ from mediffusion_core.models import Autoencoder
 from mediffusion_core.privacy.dp_sgd.autoencoder_rows import ImageRows, draw_rows, unit_losses
 from mediffusion_core.privacy.dp_sgd.gradient_check import SYNTHETIC_UNITS, check_on_synthetic
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
-from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.settings import AutoencoderTraining
 
 
@@ -34,7 +33,7 @@ def train_private_autoencoder(
         WrongGradientError: before the first step, if per-sample gradients are wrong.
     """
     device = next(autoencoder.parameters()).device
-    generator = torch.Generator().manual_seed(secret_seed())
+    generator = torch.Generator().manual_seed(private_round.current.seed)
     multiplicity = private_round.privacy.noise_multiplicity
     _, height, width, channels = images.pixels.shape
     autoencoder.train()

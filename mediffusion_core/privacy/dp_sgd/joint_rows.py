@@ -176,24 +176,22 @@ class UnitLosses:
     A unit without a label has the diffusion loss alone.
     """
 
-    def __init__(self, model: JointUNet, settings: JointTraining, multi_label: bool) -> None:
-        """Takes the network, the settings of its losses, and whether labels are findings."""
-        self._model, self._settings, self._multi_label = model, settings, multi_label
-        self.weights: WEIGHTS = (settings.diffusion_weight, settings.classification_weight)
-        """Weights of both losses; the second may rise during the stage."""
+    def __init__(self, model: JointUNet, weights: WEIGHTS, multi_label: bool) -> None:
+        """Takes the network, the weights w and λ, and whether labels are findings."""
+        self._model, self._weights, self._multi_label = model, weights, multi_label
 
     def joint(self, rows: JointRows) -> Tensor:
         """Losses (n,); calls the network once per row of a unit."""
         losses = torch.zeros(len(rows), device=next(self._model.parameters()).device)
         for noised in rows.denoised:
             output, _ = self._model(noised.inputs, noised.timesteps, classify=NONE)
-            errors = noised.losses(output, self._settings.min_snr_gamma)
-            losses = losses + self.weights[0] * errors / len(rows.denoised)
+            errors = noised.losses(output)
+            losses = losses + self._weights[0] * errors / len(rows.denoised)
         for one in rows.classified:
             if not len(one.inputs):
                 continue
             _, logits = self._model(one.inputs, one.timesteps, denoise=NONE)
-            values = self.weights[1] * classification_loss(logits, one.targets, self._multi_label)
+            values = self._weights[1] * classification_loss(logits, one.targets, self._multi_label)
             behind = losses.new_zeros(len(rows) - len(values))
             losses = losses + torch.cat([values, behind]) / len(rows.classified)
         return losses
@@ -202,5 +200,5 @@ class UnitLosses:
         """Losses (n,); calls the network once."""
         output, logits = self._model(rows.noised.inputs, rows.noised.timesteps)
         classified = classification_loss(logits, rows.targets, self._multi_label)
-        errors = rows.noised.losses(output, self._settings.min_snr_gamma)
-        return self.weights[0] * errors + self.weights[1] * classified
+        errors = rows.noised.losses(output)
+        return self._weights[0] * errors + self._weights[1] * classified

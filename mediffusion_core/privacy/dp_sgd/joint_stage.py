@@ -18,7 +18,6 @@ from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import JointTraining
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.training.latent_set import LatentSet
-from mediffusion_core.training.loss import risen
 
 DECODER = ("unet.up_blocks.", "unet.conv_norm_out.", "unet.conv_out.")
 """Parameters that only the diffusion loss trains."""
@@ -40,7 +39,7 @@ def train_private_joint(
         data: The site's latents and labels.
         settings: Learning rate and loss weights. Its batch sizes apply without privacy only.
         process: The noise process, on any device.
-        private_round: Units, mechanism and steps. Its progress also sets λ.
+        private_round: Units, mechanism and steps.
 
     Raises:
         WrongGradientError: before the first step, if per-sample gradients are wrong.
@@ -48,29 +47,29 @@ def train_private_joint(
     device = next(model.parameters()).device
     privacy = private_round.privacy
     ghost = privacy.grad_sample_mode == "ghost"
-    torch.manual_seed(secret_seed())  # dropout
+    torch.manual_seed(private_round.current.seed)  # dropout
     model.train()
-    losses = UnitLosses(model, settings, data.multi_label)
+    # The diffusion loss does not reach the classifier.
+    diffusing = 0.0 if privacy.trained == "head" else settings.diffusion_weight
+    weights = (diffusing, settings.classification_weight)
+    losses = UnitLosses(model, weights, data.multi_label)
 
     def drawing(latents: LatentSet, index: UnitIndex, seed: int) -> Callable[[Tensor], Any]:
         generator = torch.Generator().manual_seed(seed)
         rows = UnitRows(latents, index, settings, process.to(device), generator)
         if ghost:
             return rows.single
-        return lambda units: rows.joint(units, privacy.noise_multiplicity, losses.weights)
+        return lambda units: rows.joint(units, privacy.noise_multiplicity, weights)
 
     def synthetic(seed: int) -> Any:
         units = torch.arange(SYNTHETIC_UNITS)
         return drawing(_synthetic(data, seed), UnitIndex(units, len(units)), seed)(units)
 
-    def set_weights(progress: float) -> None:
-        losses.weights = _weights(settings, privacy, progress)
-
     draw = drawing(data, private_round.index, secret_seed())
     called: Callable[[Any], Tensor] = losses.single if ghost else losses.joint
     with private_round.gradients(model, called) as gradients:
         check_on_synthetic(gradients, synthetic)
-        private_round.train(gradients, draw, optimizer, settings, set_weights)
+        private_round.train(gradients, draw, optimizer, settings, settings.proximal_weight)
 
 
 def training_parts(
@@ -106,15 +105,6 @@ def _freeze(model: JointUNet, settings: JointTraining, privacy: PrivacySettings)
 
 def _is_trained(name: str, privacy: PrivacySettings) -> bool:
     return privacy.trained == "all" or (privacy.trained == "attention" and ".attentions." in name)
-
-
-def _weights(
-    settings: JointTraining, privacy: PrivacySettings, progress: float
-) -> tuple[float, float]:
-    classifying = settings.classification_weight * risen(progress, settings.classification_warmup)
-    # The diffusion loss does not reach the classifier.
-    diffusing = 0.0 if privacy.trained == "head" else settings.diffusion_weight
-    return diffusing, classifying
 
 
 def _synthetic(data: LatentSet, seed: int) -> LatentSet:

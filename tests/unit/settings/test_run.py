@@ -9,11 +9,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from configs.compose import FOLDER, MAPPINGS, change, compose, flatten, groups, quoted, split
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.models import Autoencoder, pooled_width
 from mediffusion_core.settings import Settings, defaults, did_you_mean, validate
+from mediffusion_core.settings.site_file import SiteFile
 
 EXPERIMENTS = groups()["experiment"]
 CHOICES = [
@@ -59,7 +61,7 @@ def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     [
         path
         for path in sorted(FOLDER.glob("*/*.yaml"))
-        if path.parent.name not in ("experiment", "evaluation") and path.stem != "off"
+        if path.parent.name != "experiment" and path.stem != "off"
     ],
     ids=lambda path: f"{path.parent.name}={path.stem}",
 )
@@ -136,11 +138,6 @@ def test_a_width_that_does_not_fit_names_its_network(override: str, parts: list[
     text = refusal(override)
     for part in parts:
         assert part in text, text
-
-
-def test_a_rising_noise_schedule_is_asked_for() -> None:
-    text = refusal("diffusion.beta_start=0.5", "diffusion.beta_end=0.01")
-    assert "diffusion.beta_start" in text
 
 
 def test_a_joint_stage_without_any_loss_is_refused() -> None:
@@ -245,11 +242,33 @@ def test_folders_of_former_runs_are_read() -> None:
     for server in federation["server"].values():
         server["adaptivity"] = server.pop("tau")
     privacy["mode"] = privacy.pop("grad_sample_mode")
+    former["diffusion"] |= {"beta_start": 0.0015, "beta_end": 0.0195}
+    former["training"]["joint"] |= {"class_balance": "none", "min_snr_gamma": None}
     assert Settings.model_validate(former) == settings
 
 
-def test_a_former_name_is_unknown_beside_its_new_one() -> None:
+def test_a_removed_setting_of_a_former_run_is_read_only_at_its_fixed_value() -> None:
+    assert "unknown setting diffusion.beta_start" in refusal("+diffusion.beta_start=0.1")
+
+
+def test_a_former_name_is_unknown_beside_the_new_one() -> None:
     assert "unknown setting privacy.mode" in refusal("+privacy.mode=ghost")
+    assert "did you mean privacy.grad_sample_mode?" in refusal("privacy.mode=ghost")
+    assert "federation.server.unet.tau?" in refusal("federation.server.unet.adaptivity=1")
+
+
+def test_every_setting_is_described() -> None:
+    def without(model: type[BaseModel], prefix: str) -> list[str]:
+        found = []
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                found += without(inner, f"{prefix}{name}.")
+            if not field.description:
+                found.append(f"{prefix}{name}")
+        return found
+
+    assert [*without(Settings, ""), *without(SiteFile, "site.")] == []
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -98,7 +98,7 @@ def test_an_unset_policy_lets_out_what_every_site_lets_out(tmp_path: Path) -> No
         ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nmax_epsilo=1',
          "unknown key policy.max_epsilo, did you mean policy.max_epsilon?"),
         ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nallowed_metrics=["los"]',
-         "los: no metric that leaves a site, did you mean loss?"),
+         "los is not a metric that a site may send, did you mean loss?"),
         ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\ndevice="tpu"', "tpu"),
     ],
 )  # fmt: skip

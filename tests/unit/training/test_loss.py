@@ -5,14 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.toy import generator, joint_training, toy_network, train_toy
+from helpers.toy import generator, joint_training
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mediffusion_core.training.batches import Weighted, rarity
 from mediffusion_core.training.label_counts import LabelCounts
-from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.loss import JointBatch, LabelledRows, joint_losses
 
 NAN = float("nan")
@@ -20,55 +18,6 @@ NAN = float("nan")
 
 def counts(positive: list[int], known: list[int]) -> LabelCounts:
     return LabelCounts(torch.tensor(positive).float(), torch.tensor(known).float())
-
-
-# Batches that favour rare classes
-
-
-@given(st.integers(0, 999), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
-def test_an_image_is_drawn_by_its_rarest_class(seed: int, power: float, partly: bool) -> None:
-    targets = (torch.rand(30, 4, generator=generator(seed)) < 0.2).float()
-    if partly:
-        targets[torch.rand(30, 4, generator=generator(seed + 1)) < 0.3] = NAN
-    rows = [{c for c in range(4) if row[c] == 1} or {"none"} for row in targets.tolist()]
-    occurs = {c: sum(c in row for row in rows) for c in (0, 1, 2, 3, "none")}
-    expected = [max(occurs[c] ** -power for c in row) for row in rows]
-    assert rarity(targets, power).tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("power", "shares"), [(0.0, [100, 16, 4]), (0.5, [10, 4, 2]), (1.0, [1, 1, 1])]
-)
-def test_classes_are_drawn_as_often_as_the_square_root_or_equally(
-    power: float, shares: list[int]
-) -> None:
-    classes = torch.tensor([0] * 100 + [1] * 16 + [2] * 4)
-    batches = Weighted(rarity(F.one_hot(classes, 3).float(), power), generator())
-    drawn = classes[torch.cat([batches.next(500) for _ in range(20)])]
-    found = torch.bincount(drawn, minlength=3) / len(drawn)
-    expected = [share / sum(shares) for share in shares]
-    assert found.tolist() == pytest.approx(expected, abs=0.02)
-
-
-@pytest.mark.parametrize(("balance", "share"), [("none", 0.1), ("sqrt", 0.25), ("full", 0.5)])
-def test_a_balanced_round_sees_rare_images_more_often(balance: str, share: float) -> None:
-    """The loss of a classifier that always says the frequent class tells what it was shown."""
-    model = toy_network(classes=2)
-    with torch.no_grad():
-        model.head[-1].weight.zero_()
-        model.head[-1].bias.copy_(torch.tensor([5.0, 0.0]))
-    targets = F.one_hot(torch.tensor([0] * 36 + [1] * 4), 2).float()
-    blank = torch.zeros(40, 2, 8, 8).half()
-    settings = joint_training(
-        class_balance=balance,
-        diffusion_weight=0.0,
-        labelled_batch_size=40,
-        learning_rate=1e-9,
-        head_learning_rate=1e-9,
-    )
-    report = train_toy(model, LatentSet(blank, blank[None], targets, multi_label=False), settings)
-    assert report.steps == 20 and report.labelled_seen == 40
-    assert report.means()["classification_loss"] == pytest.approx(share * 5, abs=0.12)
 
 
 # Logit adjustment

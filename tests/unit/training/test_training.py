@@ -357,20 +357,16 @@ def test_the_proximal_term_adds_the_gradient_that_autograd_finds() -> None:
     assert all(parameter.grad is None for parameter in other.parameters())
 
 
-def test_a_proximal_term_keeps_both_networks_near_what_was_sent() -> None:
-    def moved(weight: float) -> tuple[float, float]:
+def test_a_proximal_term_keeps_the_network_near_what_was_sent() -> None:
+    def moved(weight: float) -> float:
         torch.manual_seed(0)
-        autoencoder, model = Autoencoder(AUTOENCODER, 1), toy_network()
-        before = copied(autoencoder), copied(model)
-        run_autoencoder(autoencoder, images(12), proximal_weight=weight)
+        model = toy_network()
+        before = copied(model)
         run_joint(model, latents(), proximal_weight=weight)
-        return distance(before[0], copied(autoencoder)), distance(before[1], copied(model))
+        after = copied(model)
+        return math.sqrt(sum(float((before[n] - after[n]).square().sum()) for n in before))
 
-    def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-        return math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in one))
-
-    free, held = moved(0.0), moved(100.0)
-    assert held[0] < 0.7 * free[0] and held[1] < 0.7 * free[1]
+    assert moved(100.0) < 0.7 * moved(0.0)
 
 
 def test_a_site_without_images_leaves_the_autoencoder_alone() -> None:
@@ -590,24 +586,10 @@ def test_the_diffusion_loss_counts_as_its_weight_says() -> None:
     assert means["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_classifiers_weight_rises_linearly_over_its_share_of_the_stage() -> None:
-    told: list[float] = []
-    means = run_joint(
-        toy_network(),
-        latents(10, 3),
-        on_step=lambda step, steps, loss: told.append(loss),
-        diffusion_weight=0.0,
-        classification_weight=2.0,
-        classification_warmup=0.4,
-    ).means()
-    assert told[0] == 0.0 and told[1] > 0.0
+def test_the_loss_is_the_sum_of_its_weighted_parts() -> None:
     parts = {"classification_loss": torch.tensor(3.0), "diffusion_loss": torch.tensor(5.0)}
-    rising = joint_training(classification_weight=2.0, classification_warmup=0.4)
-    at = [float(total_loss(parts, rising, done)) for done in (0.0, 0.1, 0.4, 0.9)]
-    assert at == pytest.approx([5.0, 6.5, 11.0, 11.0])
-    constant = joint_training(classification_weight=2.0)
-    assert float(total_loss(parts, constant, 0.0)) == pytest.approx(11.0)
-    assert sum(told) / 5 == pytest.approx(means["loss"])
+    settings = joint_training(classification_weight=2.0)
+    assert float(total_loss(parts, settings)) == pytest.approx(11.0)
 
 
 @pytest.mark.parametrize("turning", [False, True])
@@ -679,19 +661,6 @@ def test_the_denoisers_target_is_what_the_settings_name(prediction: Prediction) 
     clean = torch.randn(16, 2, 4, 4, generator=generator())
     loss = denoised(Perfect(), clean, joint_training(batch_size=16), prediction)
     assert float(loss) < 1e-6
-
-
-def test_min_snr_makes_clean_levels_count_less() -> None:
-    """For ε the weight is min(SNR, γ) / SNR: 1 in much noise, below 1 in little."""
-    given = torch.randn(400, 2, 4, 4, generator=generator())
-    recorder = Recorder()
-    settings = joint_training(batch_size=400, min_snr_gamma=5.0)
-    weighted = float(denoised(recorder, given, settings))
-    [(_, timesteps)] = recorder.calls
-    snr = ALPHAS[timesteps] / (1 - ALPHAS[timesteps])
-    # A prediction of zero leaves the mean square of standard normal noise, about 1, at all levels.
-    assert weighted == pytest.approx(float((snr.clamp(max=5) / snr).mean()), rel=0.05)
-    assert weighted < 0.98
 
 
 @pytest.mark.parametrize(("fraction", "clean"), [(0.0, 40), (0.25, 30), (0.5, 20), (1.0, 0)])

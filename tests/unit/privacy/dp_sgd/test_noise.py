@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.toy import PROCESS, generator, joint_training, quiet, toy_network
+from helpers.toy import PROCESS, generator, joint_training, toy_network
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
@@ -27,6 +27,7 @@ from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.training.joint import joint_optimizer
 from mediffusion_core.training.latent_set import LatentSet
+from mediffusion_core.training.local_round import LocalRound
 from unit.privacy.dp_sgd.test_per_sample_clipping import Plain, Rows
 
 
@@ -162,9 +163,7 @@ def trained(privacy: PrivacySettings, noise: float, steps: int = 2, **changes: o
                 mechanism=Mechanism(0.5, noise, 1.0, 3.0, privacy.physical_batch_size),
                 privacy=privacy,
                 steps=steps,
-                round_number=1,
-                rounds=1,
-                on_step=quiet,
+                current=LocalRound(1, 1, seed=0),
             ),
         )
     return {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}, model

@@ -129,12 +129,15 @@ def test_a_run_shows_a_site_in_noised_means_alone(
         (("training.joint.logit_adjustment=1",), "label counts to all sites"),
         (("training.joint.control_variates=true",), "gradients to all sites without noise"),
         (("federation.client_level.target_delta=0.05",), r"at most 1/\(10 n\)"),
-        (("federation.pool_sites=true",), "no other site to hide it among"),
-        (("federation.weighting=steps",), "hidden sites have equal weights"),
-        (("privacy=dp", "federation.fraction_train=0.5"), "would change who else is drawn"),
+        (("federation.pool_sites=true",), "cannot be hidden among others"),
+        (("federation.weighting=steps",), "needs sites of equal weight"),
+        (
+            ("privacy=dp", "federation.fraction_train=0.5"),
+            "change which other sites are drawn",
+        ),
         (
             ("privacy=dp", "privacy.trained=head", "privacy.public_model=runs/public"),
-            "weights that nobody trains",
+            "weights that are not trained",
         ),
     ],
 )

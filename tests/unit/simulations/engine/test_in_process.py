@@ -82,9 +82,9 @@ def test_pooled_sites_keep_splits_and_labels(overrides: list[str]) -> None:
     ("settings", "message"),
     [
         (["federation.only_site=site-9"], "no such site; allowed: site-0, site-1, site-2"),
-        (["federation.only_site=site-0", "federation.pool_sites=true"], "choose one of them"),
-        (["federation.pool_sites=true", "data.labels_at=server"], "a federation of all sites"),
-        (["federation.pool_sites=true", "data.partition=one_finding"], "keeps apart"),
+        (["federation.only_site=site-0", "federation.pool_sites=true"], "choose one of the two"),
+        (["federation.pool_sites=true", "data.labels_at=server"], "allows neither"),
+        (["federation.pool_sites=true", "data.partition=one_finding"], "divides among sites"),
     ],
 )
 def test_comparisons_that_do_not_fit_are_refused(

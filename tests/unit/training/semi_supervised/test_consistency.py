@@ -275,11 +275,11 @@ def test_one_pass_of_the_network_gives_what_three_would() -> None:
     expected = (surprise * targets[6:8]).sum() / 5
     torch.testing.assert_close(together["consistency_loss"], expected, rtol=1e-4, atol=1e-6)
     denoised = together.pop("diffusion_loss")
-    total = total_loss(together, settings, 0.0)
+    total = total_loss(together, settings)
     other = consistent({"weight": 0.5, "batch_size": 5}, classification_weight=3.0)
-    weighted = total_loss(together, other, 0.0)
+    weighted = total_loss(together, other)
     torch.testing.assert_close(total, together["classification_loss"] + expected)
-    with_it = total_loss({**together, "diffusion_loss": denoised}, settings, 0.0)
+    with_it = total_loss({**together, "diffusion_loss": denoised}, settings)
     torch.testing.assert_close(with_it, total + denoised)
     torch.testing.assert_close(weighted, 3 * together["classification_loss"] + 1.5 * expected)
 
@@ -292,11 +292,8 @@ def test_a_round_with_every_part_on_is_determined_by_its_seed(
     counts = LabelCounts(torch.tensor([3.0, 2.0, 1.0]), torch.full((3,), 6.0))
     settings = consistent(
         {"thresholds": "adaptive"},
-        classification_warmup=0.3,
         logit_adjustment=1.0,
-        class_balance="sqrt",
         diffusion_weight=0.5,
-        min_snr_gamma=5.0,
         proximal_weight=0.01,
         noised_fraction=0.5,
     )
