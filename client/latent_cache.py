@@ -37,7 +37,7 @@ def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
     autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
     autoencoder.load_state_dict(dict(weights))
     autoencoder.to(site.device).eval()
-    images = site.hospitals.train(site.index)
+    images = site.dataset.train(site.index)
     channels = settings.model.autoencoder.latent_channels
     total, squares = torch.zeros(2, channels, dtype=torch.float64)
     count = 0
@@ -55,7 +55,7 @@ def encode(site: Site, codec_weights: StateDict) -> None:
     nothing; an image that became readable since, or a corrected label, makes all of them anew.
     """
     settings = site.settings
-    train, validation = site.hospitals.train(site.index), site.hospitals.validation(site.index)
+    train, validation = site.dataset.train(site.index), site.dataset.validation(site.index)
     images = _digest_of_images(site)
     digests = {IMAGES: images, CODEC: _digest(site, codec_weights, images)}
     path = site.folder / LATENTS
@@ -116,8 +116,8 @@ def kept_latents(site: Site) -> LatentSet:
     return LatentSet(
         kept["train"],
         kept["views"],
-        site.hospitals.train(site.index).targets,
-        site.hospitals.store.multi_label,
+        site.dataset.train(site.index).targets,
+        site.dataset.store.multi_label,
         turns_and_flips(site.settings.data.augmentation),
         kept.get("unlabelled_views"),
     )
@@ -154,9 +154,9 @@ def _digest(site: Site, weights: StateDict, images: str) -> str:
 def _digest_of_images(site: Site) -> str:
     """Of which images the site trains and validates on, in order, their patients and labels."""
     sha = hashlib.sha256()
-    for images in (site.hospitals.train(site.index), site.hospitals.validation(site.index)):
-        names = [site.hospitals.store.image_ids[row] for row in images.rows]
-        sha.update(json.dumps([names, site.hospitals.groups(images.rows)]).encode())
+    for images in (site.dataset.train(site.index), site.dataset.validation(site.index)):
+        names = [site.dataset.store.image_ids[row] for row in images.rows]
+        sha.update(json.dumps([names, site.dataset.groups(images.rows)]).encode())
         sha.update(images.targets.numpy().tobytes())
     return sha.hexdigest()
 

@@ -55,4 +55,4 @@ def _names(site: Site) -> list[str]:
     Also where single images are the privacy unit: an image has spent at most what its patient has,
     and a later run that protects patients reads the same ledger.
     """
-    return sorted(set(site.hospitals.groups(site.hospitals.train(site.index).rows)))
+    return sorted(set(site.dataset.groups(site.dataset.train(site.index).rows)))

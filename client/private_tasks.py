@@ -63,7 +63,7 @@ def autoencoder_round(
         train_private_autoencoder(
             autoencoder,
             optimizer,
-            site.hospitals.train(site.index),
+            site.dataset.train(site.index),
             settings.training.autoencoder,
             settings.latent_shape,
             _private_round(site, plan, AUTOENCODER, round_number, settings.autoencoder_rounds),
@@ -80,7 +80,7 @@ def latent_sums(site: Site, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     unit_of, count = _units(site)
     return noised_latent_sums(
         autoencoder.to(site.device).eval(),
-        site.hospitals.train(site.index),
+        site.dataset.train(site.index),
         UnitIndex(unit_of, count),
         counts.units,
         site.settings.privacy.release_noise,
@@ -132,9 +132,9 @@ def _private_round(
 
 def _units(site: Site) -> tuple[Tensor, int]:
     """The unit of each training image (n,), and how many units there are."""
-    rows = site.hospitals.train(site.index).rows
+    rows = site.dataset.train(site.index).rows
     if site.settings.privacy.unit == "patient":
-        return numbered(site.hospitals.groups(rows))
+        return numbered(site.dataset.groups(rows))
     return numbered(rows.tolist())
 
 
@@ -146,7 +146,7 @@ def _counted(site: Site) -> tuple[NoisedCounts, Plan]:
         counts = NoisedCounts(**kept["counts"])
         return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
     unit_of, count = _units(site)
-    labelled = len(set(unit_of[site.hospitals.train(site.index).labelled].tolist()))
+    labelled = len(set(unit_of[site.dataset.train(site.index).labelled].tolist()))
     noise = site.settings.privacy.release_noise
     charge(site, Charge(1.0, noise, 1), "census", 0)
     counts = noised_counts(count, labelled, noise)

@@ -39,7 +39,7 @@ class Site:
     """One simulated hospital: number `index` of the partition."""
 
     settings: Settings
-    hospitals: FederatedDataset
+    dataset: FederatedDataset
     index: int
     folder: Path
     allowed_metrics: frozenset[str] = ALLOWED_METRICS
@@ -48,7 +48,7 @@ class Site:
     @property
     def name(self) -> str:
         """The site's name in the partition."""
-        return self.hospitals.shards[self.index].site
+        return self.dataset.clients[self.index].site
 
     @property
     def device(self) -> torch.device:
@@ -83,17 +83,15 @@ def open_site(context: Context) -> Site:
     """
     config, node = context.run_config, context.node_config
     own = tuple((key, node[key]) for key in (FOLDER, SITE_FILE, DATA_ROOT, DEVICE) if key in node)
-    settings, hospitals, metrics = _opened(
-        str(config["config-name"]), str(config["overrides"]), own
-    )
+    settings, dataset, metrics = _opened(str(config["config-name"]), str(config["overrides"]), own)
     torch.set_num_threads(own_threads(settings, node))
     index = 0 if SITE_FILE in node else int(node["partition-id"])
-    if index >= len(hospitals.shards):
-        raise UserError(f"partition {index} asked for, but there are {len(hospitals.shards)} sites")
+    if index >= len(dataset.clients):
+        raise UserError(f"partition {index} asked for, but there are {len(dataset.clients)} sites")
     shared = run_path(settings.run, context.run_id)
-    folder = (own_folder(settings, node) or shared) / "sites" / hospitals.shards[index].site
+    folder = (own_folder(settings, node) or shared) / "sites" / dataset.clients[index].site
     folder.mkdir(parents=True, exist_ok=True)
-    return Site(settings, hospitals, index, folder, metrics)
+    return Site(settings, dataset, index, folder, metrics)
 
 
 @lru_cache(maxsize=1)

@@ -55,14 +55,14 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
     one_site = {"num_sites": 1, "pool_sites": False, "only_site": None}
     federation = settings.federation.model_copy(update=one_site)
     own = settings.model_copy(update={"data": data, "federation": federation})
-    hospitals = open_federated_dataset(own)
-    if hospitals.store.classes != classes:
-        held, wanted = ", ".join(hospitals.store.classes), ", ".join(classes)
+    dataset = open_federated_dataset(own)
+    if dataset.store.classes != classes:
+        held, wanted = ", ".join(dataset.store.classes), ", ".join(classes)
         raise UserError(f"the images are of the classes {held}, the run is of {wanted}")
-    (shard,) = hospitals.shards
-    shards = (replace(shard, site=file.name),)
-    hospitals = replace(hospitals, shards=shards, centres=shards)
-    return agreed, hospitals, file.policy.allowed_metrics
+    (client,) = dataset.clients
+    clients = (replace(client, site=file.name),)
+    dataset = replace(dataset, clients=clients, centres=clients)
+    return agreed, dataset, file.policy.allowed_metrics
 
 
 def _agreed(settings: Settings, file: SiteFile) -> Settings:

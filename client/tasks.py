@@ -56,17 +56,17 @@ def census(site: Site) -> dict[str, int | list[int]]:
     """
     if site.settings.privacy.enabled:
         return private_tasks.census(site)
-    shard = site.hospitals.shards[site.index]
-    train = site.hospitals.train(site.index)
+    client = site.dataset.clients[site.index]
+    train = site.dataset.train(site.index)
     known = [int(count) for count in (~train.targets.isnan()).sum(dim=0)]
     needed = site.settings.training.joint.needs_label_counts
     return {
-        "images": len(shard.rows),
+        "images": len(client.rows),
         "train": len(train),
         "labelled": len(train.labelled),
-        "validation": len(site.hospitals.validation(site.index)),
-        "test": len(shard.test),
-        "patients": len(set(site.hospitals.groups(shard.rows))),
+        "validation": len(site.dataset.validation(site.index)),
+        "test": len(client.test),
+        "patients": len(set(site.dataset.groups(client.rows))),
         "per_class": [int(count) for count in (train.targets == 1).sum(dim=0)],
         **({"known_per_class": known} if needed else {}),
     }
@@ -105,7 +105,7 @@ def autoencoder_round(
         report = train_autoencoder(
             autoencoder,
             optimizer,
-            site.hospitals.train(site.index),
+            site.dataset.train(site.index),
             settings.training.autoencoder,
             _local_round(site, "autoencoder", round_number),
         )
@@ -134,7 +134,7 @@ def joint_round(
         metrics.
     """
     settings = site.settings
-    classes = len(site.hospitals.store.classes)
+    classes = len(site.dataset.store.classes)
     own = _own(site, round_number)
     unet = with_own(components[UNET], own)
     joint = restore_joint(settings, classes, unet, components[HEAD])
@@ -229,8 +229,8 @@ def validation_counts(
     """
     if site.settings.privacy.enabled:
         raise RefusedError("with privacy.enabled no counts of validation patients leave")
-    settings, multi_label = site.settings, site.hospitals.store.multi_label
-    images = site.hospitals.validation(site.index)
+    settings, multi_label = site.settings, site.dataset.store.multi_label
+    images = site.dataset.validation(site.index)
     unet = with_own(unet, _own(site, round_number + 1))
     joint = restore_joint(settings, images.targets.shape[1], unet, head)
     joint.to(site.device).eval()
@@ -247,7 +247,7 @@ def validation_counts(
         "bootstraps": bootstrap_counts(
             scores,
             images.targets,
-            site.hospitals.groups(images.rows),
+            site.dataset.groups(images.rows),
             logit_thresholds(BOOTSTRAP_THRESHOLDS),
             evaluation.num_bootstraps,
             derive_seed(settings.seed, "bootstrap", site.name),

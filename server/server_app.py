@@ -70,12 +70,12 @@ def _run(
     plan = {"autoencoder": settings.autoencoder_rounds, "joint": federation.num_rounds}
     write_json(folder.path / "plan.json", plan)
     restored = restore_state(folder, settings.fingerprint())
-    hospitals = open_federated_dataset(settings)
-    store = hospitals.store
+    dataset = open_federated_dataset(settings)
+    store = dataset.store
     run = FederatedRun(
         settings,
         connect(ReplyContract(settings, len(store.classes))),
-        Evaluator.of_hospitals(settings, hospitals, patients_without(settings, hospitals)),
+        Evaluator.of_dataset(settings, dataset, patients_without(settings, dataset)),
         folder,
         restored or fresh_state(settings, len(store.classes)),
         resolve_device(settings.device),

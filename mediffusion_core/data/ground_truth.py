@@ -19,33 +19,33 @@ Where = Callable[[int, str], NDArray[np.bool_] | None]
 """Row of the store and a finding, to the pixels (S, S) where it is."""
 
 
-def patients_without(settings: Settings, hospitals: FederatedDataset) -> Truth | None:
+def patients_without(settings: Settings, dataset: FederatedDataset) -> Truth | None:
     """The same patients without a finding, as their scanners show them; None but for phantoms."""
-    return _redrawn(settings, hospitals, without_finding)
+    return _redrawn(settings, dataset, without_finding)
 
 
-def patients_with(settings: Settings, hospitals: FederatedDataset) -> Truth | None:
+def patients_with(settings: Settings, dataset: FederatedDataset) -> Truth | None:
     """The same patients with a finding: one of many ways to have it; None but for phantoms."""
-    return _redrawn(settings, hospitals, with_finding)
+    return _redrawn(settings, dataset, with_finding)
 
 
 def _redrawn(
     settings: Settings,
-    hospitals: FederatedDataset,
+    dataset: FederatedDataset,
     draw: Callable[[int, str, str, int], NDArray[np.uint8]],
 ) -> Truth | None:
     if settings.data.source != "phantom":
         return None
-    ids = hospitals.store.image_ids
+    ids = dataset.store.image_ids
     size = settings.data.image_size
 
     def truth(row: int, finding: str) -> NDArray[np.uint8]:
-        return hospitals.as_scanned(row, draw(settings.seed, ids[row], finding, size))
+        return dataset.as_scanned(row, draw(settings.seed, ids[row], finding, size))
 
     return truth
 
 
-def finding_regions(settings: Settings, hospitals: FederatedDataset) -> Where | None:
+def finding_regions(settings: Settings, dataset: FederatedDataset) -> Where | None:
     """Where findings are, at the size of the prepared images; None where nobody has marked them.
 
     In phantoms each finding has its own pixels; of other images the marks of the data set are
@@ -54,7 +54,7 @@ def finding_regions(settings: Settings, hospitals: FederatedDataset) -> Where | 
     Raises:
         UserError: when asked for a mark that turns out to be damaged.
     """
-    ids = hospitals.store.image_ids
+    ids = dataset.store.image_ids
     size = settings.data.image_size
     if settings.data.source == "phantom":
         return lambda row, finding: finding_mask(settings.seed, ids[row], finding, size)

@@ -129,17 +129,17 @@ class Evaluator:
         )
 
     @classmethod
-    def of_hospitals(
-        cls, settings: Settings, hospitals: FederatedDataset, truth: Truth | None = None
+    def of_dataset(
+        cls, settings: Settings, dataset: FederatedDataset, truth: Truth | None = None
     ) -> Self:
         """On the public test set that was split off the hospitals' images.
 
         Raises:
             UserError: as the constructor.
         """
-        store = hospitals.store
-        groups, sites = hospitals.groups(hospitals.test_rows), hospitals.site_of_test()
-        test = hospitals.test()
+        store = dataset.store
+        groups, sites = dataset.groups(dataset.test_rows), dataset.site_of_test()
+        test = dataset.test()
         return cls(settings, test, groups, sites, store.classes, store.multi_label, truth)
 
     def reconstruction(self, codec: LatentCodec) -> tuple[float, Reconstructions]:

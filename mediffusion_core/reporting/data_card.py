@@ -27,7 +27,7 @@ _OUTLINE = (255, 214, 10)
 
 
 def write_data_card(
-    hospitals: FederatedDataset, source: Source, settings: Settings, path: Path
+    dataset: FederatedDataset, source: Source, settings: Settings, path: Path
 ) -> Path:
     """Writes the card of a partitioned data set.
 
@@ -39,15 +39,15 @@ def write_data_card(
     Returns:
         The path of the page.
     """
-    store = hospitals.store
+    store = dataset.store
     page = render_page(
         PAGE,
         source=settings.data.source,
-        facts=_facts(hospitals, settings),
-        findings=inspect(hospitals),
-        overlaps=overlaps(hospitals),
+        facts=_facts(dataset, settings),
+        findings=inspect(dataset),
+        overlaps=overlaps(dataset),
         classes=store.classes,
-        sites=[_site(hospitals, number) for number in range(len(hospitals.shards))],
+        sites=[_site(dataset, number) for number in range(len(dataset.clients))],
         together=_together(store.labels, store.classes),
         duplicates=[
             (store.image_ids[one], store.image_ids[other], _sheet(store.images[[one, other]], 2))
@@ -61,8 +61,8 @@ def write_data_card(
     return path
 
 
-def _facts(hospitals: FederatedDataset, settings: Settings) -> list[tuple[str, str]]:
-    store = hospitals.store
+def _facts(dataset: FederatedDataset, settings: Settings) -> list[tuple[str, str]]:
+    store = dataset.store
     side, channels = store.images.shape[1], store.images.shape[3]
     return [
         ("images", f"{len(store.images):,}"),
@@ -70,26 +70,26 @@ def _facts(hospitals: FederatedDataset, settings: Settings) -> list[tuple[str, s
         ("patients or lesions", f"{len(set(store.groups)):,}"),
         ("prepared as", f"{side} × {side}, {'grey' if channels == 1 else 'colour'}"),
         ("classes", "several an image" if store.multi_label else "one an image"),
-        ("sites", f"{len(hospitals.shards)}, {settings.data.partition}"),
+        ("sites", f"{len(dataset.clients)}, {settings.data.partition}"),
         ("seed", str(settings.seed)),
     ]
 
 
-def _site(hospitals: FederatedDataset, number: int) -> dict[str, Any]:
-    shard = hospitals.shards[number]
-    store = hospitals.store
-    uses = (store.labels[shard.train], hospitals.labels(shard, "train"), store.labels[shard.test])
+def _site(dataset: FederatedDataset, number: int) -> dict[str, Any]:
+    client = dataset.clients[number]
+    store = dataset.store
+    uses = (store.labels[client.train], dataset.labels(client, "train"), store.labels[client.test])
     positives = np.stack([(labels == 1).sum(axis=0) for labels in uses], axis=1)  # (C, 3)
-    shown = shard.train[:: max(1, len(shard.train) // SHOWN_A_SITE)][:SHOWN_A_SITE]
+    shown = client.train[:: max(1, len(client.train) // SHOWN_A_SITE)][:SHOWN_A_SITE]
     return {
-        "name": shard.site,
-        "train": len(shard.train),
-        "labelled": int(shard.labelled.sum()),
-        "validation": len(shard.validation),
-        "test": len(shard.test),
-        "patients": len(set(hospitals.groups(shard.rows))),
+        "name": client.site,
+        "train": len(client.train),
+        "labelled": int(client.labelled.sum()),
+        "validation": len(client.validation),
+        "test": len(client.test),
+        "patients": len(set(dataset.groups(client.rows))),
         "positives": positives.tolist(),
-        "sheet": _sheet(hospitals.pixels[shown], SHOWN_A_SITE // 2),
+        "sheet": _sheet(dataset.pixels[shown], SHOWN_A_SITE // 2),
     }
 
 

@@ -85,7 +85,7 @@ class BaselineRun:
         self._weights: StateDict = _copied(self._network.state_dict())
         self._moments: StateDict = fresh_moments(self._network)
         self._average = self._weights
-        validation = [dataset.validation(site) for site in range(len(dataset.shards))]
+        validation = [dataset.validation(site) for site in range(len(dataset.clients))]
         self._validation = [images for images in validation if len(images)]
 
     def execute(self, progress: Progress) -> tuple[dict[str, Any], Tensor]:
@@ -97,7 +97,7 @@ class BaselineRun:
         """
         begun = time.monotonic()
         model, selected = self.train(progress)
-        evaluator = Evaluator.of_hospitals(self._settings, self._dataset)
+        evaluator = Evaluator.of_dataset(self._settings, self._dataset)
         logits = evaluator.logits(model)
         figures = {
             **evaluator.classification_of(model, logits),
@@ -136,7 +136,7 @@ class BaselineRun:
         by = "labelled_seen" if baseline.consistency is None else "images_seen"
         weighting = self._settings.federation.weighting
         states, moments, weights = [], [], []
-        for index, partition in enumerate(dataset.shards):
+        for index, partition in enumerate(dataset.clients):
             self._network.load_state_dict(dict(self._weights))
             optimizer = self._task.optimizer(self._network)
             load_moments(optimizer, self._network, self._moments)

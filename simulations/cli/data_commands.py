@@ -20,9 +20,9 @@ from simulations.engine.preparation import prepare_images
 
 def prepare_data(config_name: str, overrides: Sequence[str]) -> Path:
     """Builds the store and each site's manifest; returns the manifests' folder."""
-    settings, hospitals = _opened(config_name, overrides)
-    folder = hospitals.store.place / "manifests" / _dealt_as(settings)
-    write_manifests(hospitals, folder)
+    settings, dataset = _opened(config_name, overrides)
+    folder = dataset.store.place / "manifests" / _dealt_as(settings)
+    write_manifests(dataset, folder)
     return folder
 
 
@@ -42,8 +42,8 @@ def check_data(config_name: str, overrides: Sequence[str]) -> int:
 
 def show_data(config_name: str, overrides: Sequence[str], output: Path) -> Path:
     """Writes the data card; returns its path."""
-    settings, hospitals = _opened(config_name, overrides)
-    return write_data_card(hospitals, read_source(settings.data, settings.seed), settings, output)
+    settings, dataset = _opened(config_name, overrides)
+    return write_data_card(dataset, read_source(settings.data, settings.seed), settings, output)
 
 
 def _opened(config_name: str, overrides: Sequence[str]) -> tuple[Settings, FederatedDataset]:

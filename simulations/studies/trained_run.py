@@ -41,11 +41,11 @@ class TrainedRun:
 
     def training_images(self) -> ImageSet:
         """The training images of all sites; withheld labels are nan."""
-        return joined([self.dataset.train(site) for site in range(len(self.dataset.shards))])
+        return joined([self.dataset.train(site) for site in range(len(self.dataset.clients))])
 
     def validation_images(self) -> ImageSet:
         """The images of all sites' validation patients."""
-        return joined([self.dataset.validation(site) for site in range(len(self.dataset.shards))])
+        return joined([self.dataset.validation(site) for site in range(len(self.dataset.clients))])
 
     def require_counterfactuals(self) -> None:
         """Checks that the model can make counterfactuals.

@@ -57,8 +57,8 @@ def overrides(tiny: tuple[str, ...], tmp_path: Path, store: Path) -> list[str]:
 
 def spend(ledger: Ledger, overrides: list[str], site: int, charge: Charge) -> None:
     """An earlier run on a site's patients."""
-    hospitals = open_federated_dataset(compose("config", overrides))
-    patients = hospitals.groups(hospitals.train(site).rows)
+    dataset = open_federated_dataset(compose("config", overrides))
+    patients = dataset.groups(dataset.train(site).rows)
     ledger.charge(patients, charge, "joint", "an earlier run", 1)
 
 

@@ -30,8 +30,8 @@ def isic_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def overlap(store: Store, settings: DataSettings, sites: int) -> int:
     """How many groups, or units joined by duplicates, stand in more than one split or site."""
     sides: Counter[object] = Counter()
-    for shard in partition(store, settings, sites, 0):
-        for part in (shard.train, shard.validation, shard.test):
+    for client in partition(store, settings, sites, 0):
+        for part in (client.train, client.validation, client.test):
             sides.update({store.groups[index] for index in part})
             sides.update(set(store.units[part].tolist()))
     return sum(count > 1 for count in sides.values())
@@ -84,9 +84,9 @@ def test_no_lesion_on_two_sides(isic_store: Store, kind: str, sites: int) -> Non
 
 
 def test_every_centre_labels_every_class_it_trains_on(isic_store: Store) -> None:
-    for shard in partition(isic_store, isic(labelled_fraction=0.02), 4, 0):
-        labels = isic_store.labels[shard.train]
-        kept = labels[shard.labelled]
+    for client in partition(isic_store, isic(labelled_fraction=0.02), 4, 0):
+        labels = isic_store.labels[client.train]
+        kept = labels[client.labelled]
         assert (kept.any(axis=0) == labels.any(axis=0)).all()
         assert len(kept) <= np.ceil(0.02 * len(labels)) + 7
 

@@ -64,17 +64,17 @@ def test_real_sources_open_as_hospitals_that_answer_a_census(
         f"run.folder={tmp_path}",
     )
     settings = compose("config", overrides)
-    hospitals = open_federated_dataset(settings)
+    dataset = open_federated_dataset(settings)
     held = 0
-    for site, shard in enumerate(hospitals.shards):
+    for site, client in enumerate(dataset.clients):
         content = sent(protocol.CENSUS, overrides, settings.fingerprint(), site=site).content
-        assert content.config_records[protocol.IDENTITY]["site"] == shard.site
+        assert content.config_records[protocol.IDENTITY]["site"] == client.site
         counts = content.metric_records[protocol.METRICS]
-        assert counts["images"] == counts["train"] + len(shard.validation) + counts["test"]
+        assert counts["images"] == counts["train"] + len(client.validation) + counts["test"]
         assert counts["labelled"] == counts["train"] > 0
         held += int(str(counts["images"]))
-    assert held == len(hospitals.store.images)
-    batch = hospitals.train(0).take(hospitals.train(0).labelled[:8])
+    assert held == len(dataset.store.images)
+    batch = dataset.train(0).take(dataset.train(0).labelled[:8])
     assert batch.shape == (8, settings.data.channels, 32, 32)
     assert 0 <= float(batch.min()) < float(batch.max()) <= 1
 

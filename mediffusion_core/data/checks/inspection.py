@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and what its shards look like, before anything trains."""
+"""Checks a data set before training: faults, and statistics of each client partition."""
 
 from collections import Counter
 from itertools import combinations
@@ -16,27 +16,27 @@ FEW = 10
 __all__ = ["Finding", "Grade", "conflicts", "inspect", "overlaps"]
 
 
-def inspect(hospitals: FederatedDataset) -> list[Finding]:
+def inspect(dataset: FederatedDataset) -> list[Finding]:
     """Everything that is looked at before training, errors first."""
     found = [
-        _overlap(hospitals),
-        *_conflicts(hospitals),
-        _classes(hospitals),
-        *_bad(hospitals),
-        *hospitals.notes,
-        *_splits(hospitals),
-        *_duplicates(hospitals),
-        *_labels(hospitals),
-        *(finding for shard in hospitals.shards for finding in _site(hospitals, shard)),
+        _overlap(dataset),
+        *_conflicts(dataset),
+        _classes(dataset),
+        *_bad(dataset),
+        *dataset.notes,
+        *_splits(dataset),
+        *_duplicates(dataset),
+        *_labels(dataset),
+        *(finding for client in dataset.clients for finding in _site(dataset, client)),
     ]
     grades: tuple[Grade, ...] = ("error", "warning", "ok")
     return sorted(found, key=lambda finding: grades.index(finding.grade))
 
 
-def overlaps(hospitals: FederatedDataset) -> int:
+def overlaps(dataset: FederatedDataset) -> int:
     """Patients, lesions or duplicates that stand in two splits or at two sites; 0 is right."""
-    store = hospitals.store
-    sides = [getattr(shard, split) for shard in hospitals.shards for split in SPLITS]
+    store = dataset.store
+    sides = [getattr(client, split) for client in dataset.clients for split in SPLITS]
     patients = [{store.groups[row] for row in rows.tolist()} for rows in sides]
     units = [set(store.units[rows].tolist()) for rows in sides]
     return sum(
@@ -44,51 +44,51 @@ def overlaps(hospitals: FederatedDataset) -> int:
     )
 
 
-def conflicts(hospitals: FederatedDataset) -> list[tuple[int, int]]:
+def conflicts(dataset: FederatedDataset) -> list[tuple[int, int]]:
     """Pairs of duplicates whose known labels contradict each other."""
-    labels = hospitals.store.labels
+    labels = dataset.store.labels
     return [
         (int(one), int(other))
-        for one, other in hospitals.store.duplicates
+        for one, other in dataset.store.duplicates
         if bool((np.abs(labels[one] - labels[other]) > 0).any())
     ]
 
 
-def _overlap(hospitals: FederatedDataset) -> Finding:
-    count = overlaps(hospitals)
+def _overlap(dataset: FederatedDataset) -> Finding:
+    count = overlaps(dataset)
     text = f"{count} patients, lesions or duplicates stand in two splits or at two sites"
     return Finding("error" if count else "ok", text)
 
 
-def _conflicts(hospitals: FederatedDataset) -> list[Finding]:
-    pairs = conflicts(hospitals)
+def _conflicts(dataset: FederatedDataset) -> list[Finding]:
+    pairs = conflicts(dataset)
     if not pairs:
         return []
-    ids = hospitals.store.image_ids
+    ids = dataset.store.image_ids
     one, other = pairs[0]
     text = f"{len(pairs)} duplicates with contradicting labels, the first: {ids[one]}, {ids[other]}"
     return [Finding("warning", text)]
 
 
-def _classes(hospitals: FederatedDataset) -> Finding:
-    store = hospitals.store
+def _classes(dataset: FederatedDataset) -> Finding:
+    store = dataset.store
     counts = (np.asarray(store.labels) == 1).sum(axis=0).tolist()
     listed = ", ".join(f"{name} {count}" for name, count in zip(store.classes, counts, strict=True))
     kind = "findings, several an image" if store.multi_label else "classes, one an image"
     return Finding("ok", f"{len(store.classes)} {kind}: {listed}")
 
 
-def _splits(hospitals: FederatedDataset) -> list[Finding]:
-    if hospitals.store.splits is None:
+def _splits(dataset: FederatedDataset) -> list[Finding]:
+    if dataset.store.splits is None:
         return []
-    counts = Counter(hospitals.store.splits)
+    counts = Counter(dataset.store.splits)
     listed = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
     return [Finding("ok", f"splits of the data set, for data.splits=official: {listed}")]
 
 
-def _bad(hospitals: FederatedDataset) -> list[Finding]:
-    bad = hospitals.store.bad
-    total = len(hospitals.store.image_ids) + len(bad)
+def _bad(dataset: FederatedDataset) -> list[Finding]:
+    bad = dataset.store.bad
+    total = len(dataset.store.image_ids) + len(bad)
     if not bad:
         return [Finding("ok", f"all {total} images can be read")]
     name, reason = bad[0]
@@ -96,8 +96,8 @@ def _bad(hospitals: FederatedDataset) -> list[Finding]:
     return [Finding("warning", text)]
 
 
-def _duplicates(hospitals: FederatedDataset) -> list[Finding]:
-    store = hospitals.store
+def _duplicates(dataset: FederatedDataset) -> list[Finding]:
+    store = dataset.store
     if not len(store.duplicates):
         return [Finding("ok", "no image stands twice in the data")]
     one, other = store.duplicates[0]
@@ -110,14 +110,14 @@ def _duplicates(hospitals: FederatedDataset) -> list[Finding]:
     return [Finding("warning" if across else "ok", text)]
 
 
-def _labels(hospitals: FederatedDataset) -> list[Finding]:
-    store = hospitals.store
+def _labels(dataset: FederatedDataset) -> list[Finding]:
+    store = dataset.store
     found = []
     for name, column in zip(store.classes, np.asarray(store.labels).T, strict=True):
         for value, kind in ((1, "positive"), (0, "negative")):
             if not (column == value).any():
                 found.append(Finding("warning", f"class {name} has no {kind} image"))
-    unknown = ~np.any([shard.known for shard in hospitals.shards], axis=0)
+    unknown = ~np.any([client.known for client in dataset.clients], axis=0)
     for name, nowhere in zip(store.classes, unknown.tolist(), strict=True):
         if nowhere:
             found.append(Finding("warning", f"class {name} is labelled at no site"))
@@ -129,24 +129,25 @@ def _labels(hospitals: FederatedDataset) -> list[Finding]:
     return found
 
 
-def _site(hospitals: FederatedDataset, shard: ClientPartition) -> list[Finding]:
+def _site(dataset: FederatedDataset, client: ClientPartition) -> list[Finding]:
     text = (
-        f"site {shard.site}: {len(shard.train)} to train on, {int(shard.labelled.sum())} of them "
-        f"labelled, {len(shard.validation)} to validate, {len(shard.test)} to test"
+        f"site {client.site}: {len(client.train)} to train on, "
+        f"{int(client.labelled.sum())} of them labelled, "
+        f"{len(client.validation)} to validate, {len(client.test)} to test"
     )
     found = [Finding("ok", text)]
-    positives = (hospitals.labels(shard, "train") == 1).sum(axis=0)
+    positives = (dataset.labels(client, "train") == 1).sum(axis=0)
     few = [
         f"{name} {count}"
         for name, count, known in zip(
-            hospitals.store.classes, positives.tolist(), shard.known, strict=True
+            dataset.store.classes, positives.tolist(), client.known, strict=True
         )
         if known and count < FEW
     ]
-    if shard.validation_labelled and not shard.labelled.any():
-        text = f"site {shard.site}: no patient or lesion is small enough for so few labels"
+    if client.validation_labelled and not client.labelled.any():
+        text = f"site {client.site}: no patient or lesion is small enough for so few labels"
         found.append(Finding("warning", text))
-    if shard.labelled.any() and few:
-        text = f"site {shard.site}: fewer than {FEW} labelled positives of {', '.join(few)}"
+    if client.labelled.any() and few:
+        text = f"site {client.site}: fewer than {FEW} labelled positives of {', '.join(few)}"
         found.append(Finding("warning", text))
     return found

@@ -25,10 +25,10 @@ from mediffusion_core.settings import Settings
 
 @dataclass(frozen=True)
 class FederatedDataset:
-    """All sites' images. A site opens only its own shard, the server only the public test set."""
+    """All images. A site opens its own partition, the server the public test set."""
 
     store: Store
-    shards: tuple[ClientPartition, ...]
+    clients: tuple[ClientPartition, ...]
     """Who trains, and on what."""
     centres: tuple[ClientPartition, ...]
     """As the images were dealt; the public test set has a share of each centre's."""
@@ -40,37 +40,37 @@ class FederatedDataset:
 
     def train(self, site: int) -> ImageSet:
         """The site's training images; withheld labels are NaN."""
-        shard = self.shards[site]
-        rows, labels = shard.train, self.labels(shard, "train")
+        client = self.clients[site]
+        rows, labels = client.train, self.labels(client, "train")
         if not self.use_unlabelled:
-            rows, labels = rows[shard.labelled], labels[shard.labelled]
+            rows, labels = rows[client.labelled], labels[client.labelled]
         return ImageSet(self.pixels, rows, torch.from_numpy(labels))
 
     def validation(self, site: int) -> ImageSet:
         """The site's held-out patients, empty at a site without labels."""
-        shard = self.shards[site]
-        rows = shard.validation if shard.validation_labelled else shard.validation[:0]
-        labels = self.labels(shard, "validation")[: len(rows)]
+        client = self.clients[site]
+        rows = client.validation if client.validation_labelled else client.validation[:0]
+        labels = self.labels(client, "validation")[: len(rows)]
         return ImageSet(self.pixels, rows, torch.from_numpy(labels))
 
-    def labels(self, shard: ClientPartition, split: str) -> NDArray[np.float32]:
+    def labels(self, client: ClientPartition, split: str) -> NDArray[np.float32]:
         """What may be known of a site's images in a split, (n, C): NaN where a label is withheld.
 
         The public test set is judged by all its labels, whatever the site would label itself.
         """
-        labels: NDArray[np.float32] = self.store.labels[getattr(shard, split)].copy()
+        labels: NDArray[np.float32] = self.store.labels[getattr(client, split)].copy()
         if split == "train":
-            labels[~shard.labelled] = np.nan
-        if split == "validation" and not shard.validation_labelled:
+            labels[~client.labelled] = np.nan
+        if split == "validation" and not client.validation_labelled:
             labels[:] = np.nan
         if split != "test":
-            labels[:, ~shard.known] = np.nan
+            labels[:, ~client.known] = np.nan
         return labels
 
     @cached_property
     def test_rows(self) -> NDArray[np.int64]:
         """Rows of the public test set: every site's share, on which no site trains."""
-        return np.sort(np.concatenate([shard.test for shard in self.centres]))
+        return np.sort(np.concatenate([client.test for client in self.centres]))
 
     def test(self) -> ImageSet:
         """The public test set."""
@@ -89,7 +89,7 @@ class FederatedDataset:
 
     def site_of_test(self) -> tuple[str, ...]:
         """Site of each image of the public test set."""
-        site = {int(row): shard.site for shard in self.centres for row in shard.test}
+        site = {int(row): client.site for client in self.centres for row in client.test}
         return tuple(site[int(row)] for row in self.test_rows)
 
 
@@ -106,9 +106,9 @@ def open_federated_dataset(
     store = prepare(source, settings.data, folder, progress)
     centres = partition(store, settings.data, settings.federation.num_sites, settings.seed)
     pixels = _pixels(store, centres, settings.data.scanner_shift, settings.seed)
-    shards = _participants(store, centres, settings)
+    clients = _participants(store, centres, settings)
     use_unlabelled = settings.data.use_unlabelled
-    return FederatedDataset(store, shards, centres, use_unlabelled, pixels, source.notes)
+    return FederatedDataset(store, clients, centres, use_unlabelled, pixels, source.notes)
 
 
 def _participants(
@@ -128,11 +128,11 @@ def _participants(
     return centres
 
 
-def _pixels(store: Store, shards: Sequence[ClientPartition], strength: float, seed: int) -> Pixels:
+def _pixels(store: Store, clients: Sequence[ClientPartition], strength: float, seed: int) -> Pixels:
     if not strength:
         return store.images
     scanner_of = np.zeros(len(store.images), dtype=np.int64)
-    for number, shard in enumerate(shards):
-        scanner_of[shard.rows] = number
-    scanners = tuple(draw_scanner(strength, seed, shard.site) for shard in shards)
+    for number, client in enumerate(clients):
+        scanner_of[client.rows] = number
+    scanners = tuple(draw_scanner(strength, seed, client.site) for client in clients)
     return ScannedImages(store.images, scanners, scanner_of)

@@ -15,7 +15,7 @@ from mediffusion_core.data.pseudonyms import hashed, site_salt
 SALTS = "salts"
 
 
-def write_manifests(hospitals: FederatedDataset, folder: Path) -> tuple[Path, ...]:
+def write_manifests(dataset: FederatedDataset, folder: Path) -> tuple[Path, ...]:
     """Writes `SITE.parquet` for every site into a folder, and returns their paths.
 
     Columns: `image` (name), `labels` (a struct with one boolean per class, null where the label is
@@ -28,19 +28,19 @@ def write_manifests(hospitals: FederatedDataset, folder: Path) -> tuple[Path, ..
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with TemporaryDirectory(prefix=".building-", dir=folder) as building:
-        for shard in hospitals.shards:
-            salt = site_salt(hospitals.store.place / SALTS, shard.site)
-            path = Path(building, f"{shard.site}.parquet")
-            pq.write_table(manifest(hospitals, shard, salt), path)
+        for client in dataset.clients:
+            salt = site_salt(dataset.store.place / SALTS, client.site)
+            path = Path(building, f"{client.site}.parquet")
+            pq.write_table(manifest(dataset, client, salt), path)
             paths.append(path.replace(folder / path.name))
     return tuple(paths)
 
 
-def manifest(hospitals: FederatedDataset, shard: ClientPartition, salt: bytes) -> pa.Table:
+def manifest(dataset: FederatedDataset, client: ClientPartition, salt: bytes) -> pa.Table:
     """One site's manifest, in the order of its splits."""
-    store = hospitals.store
-    rows = shard.rows
-    labels = np.concatenate([hospitals.labels(shard, split) for split in SPLITS])  # (n, C)
+    store = dataset.store
+    rows = client.rows
+    labels = np.concatenate([dataset.labels(client, split) for split in SPLITS])  # (n, C)
     classes = [pa.array(column == 1, mask=np.isnan(column), type=pa.bool_()) for column in labels.T]
     columns = {
         "image": pa.array([store.image_ids[row] for row in rows], pa.string()),
@@ -48,9 +48,9 @@ def manifest(hospitals: FederatedDataset, shard: ClientPartition, salt: bytes) -
         "labelled": pa.array(~np.isnan(labels).all(axis=1), pa.bool_()),
         "patient_id": pa.array([hashed(store.groups[row], salt) for row in rows], pa.string()),
         "split": pa.array(
-            [split for split in SPLITS for _ in getattr(shard, split)],
+            [split for split in SPLITS for _ in getattr(client, split)],
             pa.dictionary(pa.int8(), pa.string()),
         ),
-        "site": pa.array([shard.site] * len(rows), pa.dictionary(pa.int16(), pa.string())),
+        "site": pa.array([client.site] * len(rows), pa.dictionary(pa.int16(), pa.string())),
     }
     return pa.table(columns)

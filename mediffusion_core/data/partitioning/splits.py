@@ -75,7 +75,7 @@ def partition(
         seed: the run's seed.
 
     Returns:
-        One shard a site, in the order of their names for natural sites.
+        One client partition per site, in the order of their names for natural sites.
 
     Raises:
         UserError: no natural sites or another number of them; too few units; no official splits
@@ -85,7 +85,7 @@ def partition(
     sites = divide(store, settings, num_sites, seed)
     fractions = _labelled_fractions(settings, tuple(sites))
     return tuple(
-        _shard(
+        _client(
             store, settings, site, units, seed, fractions[site], known_findings(settings, store, k)
         )
         for k, (site, units) in enumerate(sites.items())
@@ -93,7 +93,7 @@ def partition(
 
 
 def labels_to_server(
-    store: Store, shards: Sequence[ClientPartition]
+    store: Store, clients: Sequence[ClientPartition]
 ) -> tuple[ClientPartition, ...]:
     """Moves all units with a label to one more participant, the server's own part.
 
@@ -104,67 +104,67 @@ def labels_to_server(
         UserError: where no label is left to move, or nothing else to a site; where a site is
             called as the server is.
     """
-    kept, moved = zip(*(_parted(store, shard) for shard in shards), strict=True)
-    train = np.concatenate([shard.train for shard in moved])
+    kept, moved = zip(*(_parted(store, client) for client in clients), strict=True)
+    train = np.concatenate([client.train for client in moved])
     if not len(train):
         raise UserError("data.labels_at=server: no image is labelled, raise data.labelled_fraction")
     order = np.argsort(train)
     server = ClientPartition(
         site=SERVER,
         train=train[order],
-        validation=np.sort(np.concatenate([shard.validation for shard in moved])),
+        validation=np.sort(np.concatenate([client.validation for client in moved])),
         test=train[:0],
-        labelled=np.concatenate([shard.labelled for shard in moved])[order],
+        labelled=np.concatenate([client.labelled for client in moved])[order],
         validation_labelled=True,
         known=np.ones(len(store.classes), dtype=np.bool_),
     )
     return (*kept, server)
 
 
-def pooled(shards: Sequence[ClientPartition]) -> ClientPartition:
+def pooled(clients: Sequence[ClientPartition]) -> ClientPartition:
     """All sites as one, with the same splits and the same labels: what federation is held against.
 
     The sites' labels must speak of the same classes. Validation images of a site without labels
     are left out, as they are where the sites stay apart.
     """
-    train = np.concatenate([shard.train for shard in shards])
-    validation = [shard.validation for shard in shards if shard.validation_labelled]
+    train = np.concatenate([client.train for client in clients])
+    validation = [client.validation for client in clients if client.validation_labelled]
     order = np.argsort(train)
     return ClientPartition(
         site=POOLED,
         train=train[order],
         validation=np.sort(np.concatenate(validation or [train[:0]])),
-        test=np.sort(np.concatenate([shard.test for shard in shards])),
-        labelled=np.concatenate([shard.labelled for shard in shards])[order],
+        test=np.sort(np.concatenate([client.test for client in clients])),
+        labelled=np.concatenate([client.labelled for client in clients])[order],
         validation_labelled=bool(validation),
-        known=shards[0].known,
+        known=clients[0].known,
     )
 
 
-def _parted(store: Store, shard: ClientPartition) -> tuple[ClientPartition, ClientPartition]:
+def _parted(store: Store, client: ClientPartition) -> tuple[ClientPartition, ClientPartition]:
     """A site without its units with a label, and these; its test images stay with it."""
-    if shard.site == SERVER:
+    if client.site == SERVER:
         raise UserError(f"data.labels_at=server: the data has a centre named {SERVER!r}")
-    going = np.isin(store.units[shard.train], store.units[shard.train[shard.labelled]])
+    going = np.isin(store.units[client.train], store.units[client.train[client.labelled]])
     if going.all():
         raise UserError(
-            f"data.labels_at=server leaves site {shard.site} no image to train on; "
+            f"data.labels_at=server leaves site {client.site} no image to train on; "
             "lower data.labelled_fraction"
         )
-    nothing = shard.test[:0]
-    held = shard.validation_labelled
+    nothing = client.test[:0]
+    held = client.validation_labelled
     staying = replace(
-        shard,
-        train=shard.train[~going],
-        labelled=shard.labelled[~going],
-        validation=nothing if held else shard.validation,
+        client,
+        train=client.train[~going],
+        labelled=client.labelled[~going],
+        validation=nothing if held else client.validation,
         validation_labelled=False,
     )
     leaving = replace(
-        shard,
-        train=shard.train[going],
-        labelled=shard.labelled[going],
-        validation=shard.validation if held else nothing,
+        client,
+        train=client.train[going],
+        labelled=client.labelled[going],
+        validation=client.validation if held else nothing,
         test=nothing,
     )
     return staying, leaving
@@ -187,7 +187,7 @@ def _labelled_fractions(settings: DataSettings, sites: Sequence[str]) -> dict[st
     return fractions | dict(settings.labelled_fraction_by_site)
 
 
-def _shard(
+def _client(
     store: Store,
     settings: DataSettings,
     site: str,

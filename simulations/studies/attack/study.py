@@ -102,7 +102,7 @@ class _Losses:
         self._model, self._dataset, self._settings = model, dataset, settings
         self._console = console
         test, test_sites = dataset.test(), np.array(dataset.site_of_test())
-        names = [partition.site for partition in dataset.shards]
+        names = [partition.site for partition in dataset.clients]
         self._members = {name: dataset.train(index) for index, name in enumerate(names)}
         self._nonmembers = {
             name: test.subset(torch.from_numpy(np.flatnonzero(test_sites == name)))

@@ -217,7 +217,7 @@ def _run_joint(
     if not settings.training.joint.classification_weight:
         # The AUC of an untrained head means nothing.
         figures |= {"auc_macro": None, "auc_pooled": None}
-    return figures, Evaluator.of_hospitals(settings, dataset).logits(model)
+    return figures, Evaluator.of_dataset(settings, dataset).logits(model)
 
 
 def _save_predictions(folder: Path, dataset: FederatedDataset, logits: Tensor) -> None:

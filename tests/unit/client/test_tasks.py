@@ -99,20 +99,20 @@ def test_every_weight_that_is_averaged_may_leave() -> None:
 
 
 def test_the_census_is_counts_and_a_name(ask: Asking, settings: Settings) -> None:
-    hospitals = open_federated_dataset(settings)
-    for site, shard in enumerate(hospitals.shards):
+    dataset = open_federated_dataset(settings)
+    for site, client in enumerate(dataset.clients):
         content = ask(protocol.CENSUS, site=site)
         assert set(content) == {protocol.ANSWERS_TO, protocol.IDENTITY, protocol.METRICS}
-        assert dict(content.config_records[protocol.IDENTITY]) == {"site": shard.site}
+        assert dict(content.config_records[protocol.IDENTITY]) == {"site": client.site}
         counts = dict(content.metric_records[protocol.METRICS])
-        labelled = int(shard.labelled.sum())
-        labels = hospitals.store.labels[shard.train[shard.labelled]]
+        labelled = int(client.labelled.sum())
+        labels = dataset.store.labels[client.train[client.labelled]]
         assert counts == {
             "images": 60,
-            "train": len(shard.train),
+            "train": len(client.train),
             "labelled": labelled,
-            "validation": len(shard.validation) if shard.validation_labelled else 0,
-            "test": len(shard.test),
+            "validation": len(client.validation) if client.validation_labelled else 0,
+            "test": len(client.test),
             "patients": 60,
             "per_class": [int(count) for count in labels.sum(axis=0)],
         }

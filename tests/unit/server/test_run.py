@@ -55,31 +55,29 @@ def short_run(
     places = (f"data.store={folder / 'store'}", f"run.folder={folder / 'run'}")
     overrides = (*shortest, *places, *more)  # the last of two values counts
     settings = compose("config", overrides)
-    hospitals = open_federated_dataset(settings)
-    store, run_folder = hospitals.store, RunFolder(folder / "run")
+    dataset = open_federated_dataset(settings)
+    store, run_folder = dataset.store, RunFolder(folder / "run")
     sites = Recording(overrides, settings, len(store.classes))
     run_folder.create(settings)
-    groups, origin = hospitals.groups(hospitals.test_rows), hospitals.site_of_test()
+    groups, origin = dataset.groups(dataset.test_rows), dataset.site_of_test()
     run = FederatedRun(
         settings,
         sites,
-        Evaluator(settings, hospitals.test(), groups, origin, store.classes, store.multi_label),
+        Evaluator(settings, dataset.test(), groups, origin, store.classes, store.multi_label),
         run_folder,
         fresh_state(settings, len(store.classes)),
         CPU,
     )
-    return run, sites, hospitals, run_folder
+    return run, sites, dataset, run_folder
 
 
 def test_sites_are_told_how_often_a_finding_occurs_at_all_of_them(
     shortest: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run, sites, hospitals, folder = short_run(
-        shortest, tmp_path, "training.joint.logit_adjustment=1"
-    )
+    run, sites, dataset, folder = short_run(shortest, tmp_path, "training.joint.logit_adjustment=1")
     run.execute()
     [counts] = [sent["label_counts"] for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
-    targets = torch.cat([hospitals.train(site).targets for site in range(3)])
+    targets = torch.cat([dataset.train(site).targets for site in range(3)])
     assert torch.equal(counts["positive"], (targets == 1).sum(dim=0).float())
     assert torch.equal(counts["known"], (~targets.isnan()).sum(dim=0).float())
     assert 0 < float(counts["positive"].min()) < float(counts["known"].min()) == 36
@@ -106,15 +104,15 @@ def test_the_average_of_the_global_weights_goes_to_the_sites_where_it_teaches(
 def test_the_selected_model_has_the_temperature_of_all_sites_patients(
     shortest: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run, sites, hospitals, folder = short_run(shortest, tmp_path)
-    store, cpu = hospitals.store, CPU
+    run, sites, dataset, folder = short_run(shortest, tmp_path)
+    store, cpu = dataset.store, CPU
     calibration = run.execute()["calibration"]
     joint_messages = [sent for kind, sent in sites.sent if kind == protocol.TRAIN_JOINT]
     assert [set(sent) for sent in joint_messages] == [set(protocol.JOINT)]
 
     model = TrainedModel.load(folder.model, cpu)
     assert model.temperature == calibration["temperature"]
-    labelled = [images for site in range(3) if len(images := hospitals.validation(site))]
+    labelled = [images for site in range(3) if len(images := dataset.validation(site))]
     logits, targets = (
         torch.cat([model.logits(model.encode(s.take(torch.arange(len(s))))) for s in labelled]),
         torch.cat([s.targets for s in labelled]),

@@ -1,4 +1,4 @@
-"""Manifest, inspection and card: what they say of shards, and what they keep to themselves."""
+"""Manifest, inspection and card: contents, and what stays private."""
 
 import base64
 import dataclasses
@@ -40,58 +40,56 @@ def settings(overrides: list[str]) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def hospitals(settings: Settings) -> FederatedDataset:
+def dataset(settings: Settings) -> FederatedDataset:
     return open_federated_dataset(settings)
 
 
 def test_a_manifest_has_one_row_an_image_with_its_split_and_what_is_known(
-    hospitals: FederatedDataset, tmp_path: Path
+    dataset: FederatedDataset, tmp_path: Path
 ) -> None:
-    store = hospitals.store
-    for path, shard in zip(write_manifests(hospitals, tmp_path), hospitals.shards, strict=True):
-        assert path == tmp_path / f"{shard.site}.parquet"
+    store = dataset.store
+    for path, client in zip(write_manifests(dataset, tmp_path), dataset.clients, strict=True):
+        assert path == tmp_path / f"{client.site}.parquet"
         rows = pq.read_table(path).to_pylist()
         by_name = {name: row for row, name in enumerate(store.image_ids)}
-        assert len(rows) == sum(map(len, (shard.train, shard.validation, shard.test)))
-        labelled = set(shard.train[shard.labelled].tolist()) | set(shard.test.tolist())
-        if shard.validation_labelled:
-            labelled |= set(shard.validation.tolist())
+        assert len(rows) == sum(map(len, (client.train, client.validation, client.test)))
+        labelled = set(client.train[client.labelled].tolist()) | set(client.test.tolist())
+        if client.validation_labelled:
+            labelled |= set(client.validation.tolist())
         for row in rows:
             index = by_name[row["image"]]
-            assert index in getattr(shard, row["split"])
-            assert row["site"] == shard.site
+            assert index in getattr(client, row["split"])
+            assert row["site"] == client.site
             assert row["labelled"] == (index in labelled)
             known = dict(zip(store.classes, (store.labels[index] == 1).tolist(), strict=True))
             assert row["labels"] == (known if row["labelled"] else dict.fromkeys(known))
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_missing_label_is_not_a_negative_one(hospitals: FederatedDataset, tmp_path: Path) -> None:
-    labels = np.array(hospitals.store.labels)
+def test_a_missing_label_is_not_a_negative_one(dataset: FederatedDataset, tmp_path: Path) -> None:
+    labels = np.array(dataset.store.labels)
     labels[:, 0] = np.nan
-    partly = dataclasses.replace(
-        hospitals, store=dataclasses.replace(hospitals.store, labels=labels)
-    )
-    name, other = hospitals.store.classes[:2]
+    partly = dataclasses.replace(dataset, store=dataclasses.replace(dataset.store, labels=labels))
+    name, other = dataset.store.classes[:2]
     rows = pq.read_table(write_manifests(partly, tmp_path)[0]).to_pylist()
     assert all(row["labels"][name] is None for row in rows)
     assert {row["labels"][other] for row in rows if row["labelled"]} == {True, False}
 
 
 def test_patients_are_hashed_with_a_salt_that_only_its_owner_can_read(
-    hospitals: FederatedDataset, tmp_path: Path
+    dataset: FederatedDataset, tmp_path: Path
 ) -> None:
-    paths = write_manifests(hospitals, tmp_path)
-    again = write_manifests(hospitals, tmp_path / "again")
-    patients = set(hospitals.store.groups)
-    for path, other, shard in zip(paths, again, hospitals.shards, strict=True):
+    paths = write_manifests(dataset, tmp_path)
+    again = write_manifests(dataset, tmp_path / "again")
+    patients = set(dataset.store.groups)
+    for path, other, client in zip(paths, again, dataset.clients, strict=True):
         given = pq.read_table(path).column("patient_id").to_pylist()
         assert given == pq.read_table(other).column("patient_id").to_pylist()
         assert all(re.fullmatch("[0-9a-f]{32}", one) for one in given)
         assert not patients & set(given)
-        known = hospitals.groups(shard.rows)
+        known = dataset.groups(client.rows)
         assert len(set(given)) == len(set(known)) == len(set(zip(given, known, strict=True)))
-    salts = hospitals.store.place / "salts"
+    salts = dataset.store.place / "salts"
     assert len(list(salts.iterdir())) == len(paths)
     for salt in salts.iterdir():
         assert stat.S_IMODE(os.stat(salt).st_mode) == 0o600
@@ -109,32 +107,32 @@ def test_a_salt_that_was_cut_off_is_refused(tmp_path: Path) -> None:
         site_salt(tmp_path, "a")
 
 
-def test_sound_shards_are_ready(hospitals: FederatedDataset) -> None:
-    findings = inspect(hospitals)
-    assert overlaps(hospitals) == 0
+def test_sound_partitions_are_ready(dataset: FederatedDataset) -> None:
+    findings = inspect(dataset)
+    assert overlaps(dataset) == 0
     assert not any(finding.grade == "error" for finding in findings)
     texts = [finding.text for finding in findings]
     assert "all 180 images can be read" in texts
     assert any(text.startswith("site site-2: ") and " 0 of them labelled" in text for text in texts)
 
 
-def test_a_patient_on_two_sides_is_an_error(hospitals: FederatedDataset) -> None:
-    first = hospitals.shards[0]
+def test_a_patient_on_two_sides_is_an_error(dataset: FederatedDataset) -> None:
+    first = dataset.clients[0]
     leaking = dataclasses.replace(first, test=np.append(first.test, first.train[0]))
-    broken = dataclasses.replace(hospitals, shards=(leaking, *hospitals.shards[1:]))
+    broken = dataclasses.replace(dataset, clients=(leaking, *dataset.clients[1:]))
     assert overlaps(broken) == 2  # the patient, and the unit that it is
     assert inspect(broken)[0].grade == "error"
     assert inspect(broken)[0].text.startswith("2 patients, lesions or duplicates stand in two")
 
 
-def test_duplicates_and_contradicting_labels_are_named(hospitals: FederatedDataset) -> None:
-    store = hospitals.store
+def test_duplicates_and_contradicting_labels_are_named(dataset: FederatedDataset) -> None:
+    store = dataset.store
     labels = np.array(store.labels)
     labels[3], labels[5] = 1, 0
     labels[7], labels[9] = np.nan, 1
     pairs = np.array([[3, 5], [7, 9]])
     doubled = dataclasses.replace(store, labels=labels, duplicates=pairs)
-    broken = dataclasses.replace(hospitals, store=doubled)
+    broken = dataclasses.replace(dataset, store=doubled)
     assert conflicts(broken) == [(3, 5)]
     texts = [finding.text for finding in inspect(broken) if finding.grade == "warning"]
     names = f"{store.image_ids[3]}, {store.image_ids[5]}"
@@ -142,62 +140,62 @@ def test_duplicates_and_contradicting_labels_are_named(hospitals: FederatedDatas
     assert any(text.startswith("2 images stand twice, 2 under another patient") for text in texts)
 
 
-def test_an_image_that_repeats_several_counts_once(hospitals: FederatedDataset) -> None:
+def test_an_image_that_repeats_several_counts_once(dataset: FederatedDataset) -> None:
     pairs = np.array([[3, 5], [3, 9], [5, 9]])
-    tripled = dataclasses.replace(hospitals.store, duplicates=pairs)
-    texts = [f.text for f in inspect(dataclasses.replace(hospitals, store=tripled))]
+    tripled = dataclasses.replace(dataset.store, duplicates=pairs)
+    texts = [f.text for f in inspect(dataclasses.replace(dataset, store=tripled))]
     assert any(text.startswith("2 images stand twice, 2 under another patient") for text in texts)
 
 
 def test_findings_that_nobody_labels_and_sites_that_got_no_label_are_named(
-    hospitals: FederatedDataset,
+    dataset: FederatedDataset,
 ) -> None:
     def texts(**changes: object) -> list[str]:
-        shards = tuple(dataclasses.replace(shard, **changes) for shard in hospitals.shards)
-        return [f.text for f in inspect(dataclasses.replace(hospitals, shards=shards))]
+        clients = tuple(dataclasses.replace(client, **changes) for client in dataset.clients)
+        return [f.text for f in inspect(dataclasses.replace(dataset, clients=clients))]
 
-    first = np.arange(len(hospitals.store.classes)) == 0
+    first = np.arange(len(dataset.store.classes)) == 0
     missing = [text for text in texts(known=first) if "is labelled at no site" in text]
-    assert len(missing) == len(hospitals.store.classes) - 1
-    none = np.zeros(len(hospitals.shards[0].train), np.bool_)
+    assert len(missing) == len(dataset.store.classes) - 1
+    none = np.zeros(len(dataset.clients[0].train), np.bool_)
     assert any("small enough" in text for text in texts(labelled=none, validation_labelled=True))
 
 
-def test_no_label_at_all_is_an_error(hospitals: FederatedDataset) -> None:
-    bare = dataclasses.replace(hospitals.store, labels=np.full_like(hospitals.store.labels, np.nan))
-    broken = dataclasses.replace(hospitals, store=bare)
+def test_no_label_at_all_is_an_error(dataset: FederatedDataset) -> None:
+    bare = dataclasses.replace(dataset.store, labels=np.full_like(dataset.store.labels, np.nan))
+    broken = dataclasses.replace(dataset, store=bare)
     assert [f.text for f in inspect(broken) if f.grade == "error"] == ["no image has a label"]
 
 
 def test_the_card_counts_and_names_no_patient(
-    hospitals: FederatedDataset, settings: Settings, tmp_path: Path
+    dataset: FederatedDataset, settings: Settings, tmp_path: Path
 ) -> None:
     renamed = dataclasses.replace(
-        hospitals.store, groups=tuple(f"Doe^Jane-{row}" for row in range(180))
+        dataset.store, groups=tuple(f"Doe^Jane-{row}" for row in range(180))
     )
     source = read_source(settings.data, settings.seed)
     path = write_data_card(
-        dataclasses.replace(hospitals, store=renamed), source, settings, tmp_path / "a/card.html"
+        dataclasses.replace(dataset, store=renamed), source, settings, tmp_path / "a/card.html"
     )
     page = path.read_text()
     assert "Doe^Jane" not in page
     assert page.count("data:image/png;base64,") == 3
     assert "http" not in page
-    shard = hospitals.shards[0]
-    row = f"<td>{len(shard.train)}</td><td>{int(shard.labelled.sum())}</td>"
+    client = dataset.clients[0]
+    row = f"<td>{len(client.train)}</td><td>{int(client.labelled.sum())}</td>"
     assert row in page
     assert 'class="ok">0</b>' in page
 
 
 def test_the_card_marks_regions_where_they_are_known(
-    hospitals: FederatedDataset, settings: Settings, tmp_path: Path
+    dataset: FederatedDataset, settings: Settings, tmp_path: Path
 ) -> None:
     box = np.zeros((64, 64), np.bool_)
     box[8:40, 8:40] = True
     source = dataclasses.replace(
         read_source(settings.data, settings.seed), regions=lambda index, _: box if index else None
     )
-    page = write_data_card(hospitals, source, settings, tmp_path / "card.html").read_text()
+    page = write_data_card(dataset, source, settings, tmp_path / "card.html").read_text()
     assert "Where findings lie" in page
     sheet = page.split("Where findings lie")[1].split("base64,")[1].split('"')[0]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet))))
@@ -205,13 +203,13 @@ def test_the_card_marks_regions_where_they_are_known(
 
 
 def test_the_card_leaves_out_a_region_whose_image_cannot_be_read(
-    hospitals: FederatedDataset, settings: Settings, tmp_path: Path
+    dataset: FederatedDataset, settings: Settings, tmp_path: Path
 ) -> None:
     def broken(index: int, finding: str | None) -> None:
         raise ImageError("no such file")
 
     source = dataclasses.replace(read_source(settings.data, settings.seed), regions=broken)
-    page = write_data_card(hospitals, source, settings, tmp_path / "card.html").read_text()
+    page = write_data_card(dataset, source, settings, tmp_path / "card.html").read_text()
     assert "Where findings lie" not in page
 
 

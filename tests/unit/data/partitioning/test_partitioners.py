@@ -40,8 +40,8 @@ def clinic(seed: int = 0, patients: int = 400) -> Store:
 STORE = clinic()
 
 
-def parts(shards: tuple[ClientPartition, ...]) -> list[np.ndarray]:
-    return [part for shard in shards for part in (shard.train, shard.validation, shard.test)]
+def parts(clients: tuple[ClientPartition, ...]) -> list[np.ndarray]:
+    return [part for client in clients for part in (client.train, client.validation, client.test)]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -75,15 +75,15 @@ def test_the_seed_decides_and_nothing_else(way: str) -> None:
     )
 
 
-def sizes(shards: tuple[ClientPartition, ...]) -> np.ndarray:
+def sizes(clients: tuple[ClientPartition, ...]) -> np.ndarray:
     return np.array(
-        [len(shard.train) + len(shard.validation) + len(shard.test) for shard in shards]
+        [len(client.train) + len(client.validation) + len(client.test) for client in clients]
     )
 
 
-def shares(shards: tuple[ClientPartition, ...]) -> np.ndarray:
+def shares(clients: tuple[ClientPartition, ...]) -> np.ndarray:
     """Prevalence of each class at each site."""
-    rows = [np.concatenate([s.train, s.validation, s.test]) for s in shards]
+    rows = [np.concatenate([s.train, s.validation, s.test]) for s in clients]
     return np.array([STORE.labels[part].mean(axis=0) for part in rows])
 
 
@@ -91,7 +91,7 @@ def test_a_small_alpha_skews_and_a_large_one_does_not() -> None:
     def spread(way: str, alpha: float, of: object) -> float:
         seeds = range(10)
         dealt = [partition(STORE, configure(way, partition_alpha=alpha), 3, s) for s in seeds]
-        return float(np.mean([np.ptp(of(shards), axis=0).max() for shards in dealt]))  # type: ignore[operator]
+        return float(np.mean([np.ptp(of(clients), axis=0).max() for clients in dealt]))  # type: ignore[operator]
 
     assert spread("dirichlet", 0.3, shares) > 3 * spread("dirichlet", 1000, shares)
     assert spread("quantity", 0.5, sizes) > 5 * spread("quantity", 1000, sizes)
@@ -104,19 +104,23 @@ def test_a_draw_that_cannot_fill_every_site_is_refused() -> None:
 
 
 def test_one_finding_a_site_in_turn() -> None:
-    shards = partition(STORE, configure("one_finding"), 6, 0)
-    assert [np.flatnonzero(shard.known).tolist() for shard in shards] == [
+    clients = partition(STORE, configure("one_finding"), 6, 0)
+    assert [np.flatnonzero(client.known).tolist() for client in clients] == [
         [0], [1], [2], [3], [0], [1],
     ]  # fmt: skip
 
 
 def test_few_labelled_sites_and_many_without() -> None:
     chosen = configure("dirichlet", partition_alpha=0.8, labelled_sites=2)
-    shards = partition(STORE, chosen, 10, 0)
-    assert [bool(shard.labelled.all()) for shard in shards[:2]] == [True, True]
-    assert not any(shard.labelled.any() or shard.validation_labelled for shard in shards[2:])
+    clients = partition(STORE, chosen, 10, 0)
+    assert [bool(client.labelled.all()) for client in clients[:2]] == [True, True]
+    assert not any(client.labelled.any() or client.validation_labelled for client in clients[2:])
     more = configure("uniform", labelled_sites=1, labelled_fraction_by_site={"site-2": 0.5})
-    assert [shard.labelled.mean().round(1) for shard in partition(STORE, more, 3, 0)] == [1, 0, 0.5]
+    assert [client.labelled.mean().round(1) for client in partition(STORE, more, 3, 0)] == [
+        1,
+        0,
+        0.5,
+    ]
     with pytest.raises(UserError, match="labelled_sites=4: there are only 3 sites"):
         partition(STORE, configure("uniform", labelled_sites=4), 3, 0)
 
@@ -129,19 +133,19 @@ def test_only_the_server_holds_labels() -> None:
         chosen = configure("natural", labelled_fraction=fraction, labelled_fraction_by_site=by_site)
         at_sites = partition(STORE, chosen, 3, 0)
         *sites, server = labels_to_server(STORE, at_sites)
-        assert [shard.site for shard in (*sites, server)] == [
+        assert [client.site for client in (*sites, server)] == [
             "centre-0", "centre-1", "centre-2", "server",
         ]  # fmt: skip
-        assert not any(shard.labelled.any() or shard.validation_labelled for shard in sites)
+        assert not any(client.labelled.any() or client.validation_labelled for client in sites)
         assert server.labelled.all() and server.validation_labelled and server.known.all()
-        labelled = {row for shard in at_sites for row in shard.train[shard.labelled].tolist()}
+        labelled = {row for client in at_sites for row in client.train[client.labelled].tolist()}
         assert before < set(server.train.tolist()) == labelled
         before = labelled
-        for shard, alone in zip(at_sites, sites, strict=True):
-            assert np.array_equal(shard.test, alone.test)
+        for client, alone in zip(at_sites, sites, strict=True):
+            assert np.array_equal(client.test, alone.test)
         sides = [set(STORE.units[part].tolist()) for part in parts((*sites, server))]
         assert not any(one & other for one, other in combinations(sides, 2))
-        assert sum(len(shard.rows) for shard in (*sites, server)) == len(STORE.groups)
+        assert sum(len(client.rows) for client in (*sites, server)) == len(STORE.groups)
 
 
 def test_an_image_without_a_label_moves_with_its_patient() -> None:
@@ -175,10 +179,10 @@ def test_one_finding_counts_the_labels_that_the_site_knows() -> None:
     labels = STORE.labels.copy()
     labels[rng.random(labels.shape) < 0.6] = np.nan
     partly = replace(STORE, labels=labels)
-    for shard in partition(partly, configure("one_finding", labelled_fraction=0.2), 2, 0):
-        usable = ~np.isnan(labels[shard.train][:, shard.known]).all(axis=1)
-        assert not (shard.labelled & ~usable).any()
-        assert abs(shard.labelled.sum() - 0.2 * usable.sum()) <= 5
+    for client in partition(partly, configure("one_finding", labelled_fraction=0.2), 2, 0):
+        usable = ~np.isnan(labels[client.train][:, client.known]).all(axis=1)
+        assert not (client.labelled & ~usable).any()
+        assert abs(client.labelled.sum() - 0.2 * usable.sum()) <= 5
 
 
 def with_splits(splits: list[str]) -> Store:
@@ -189,22 +193,22 @@ def test_official_splits_are_kept_and_duplicates_go_to_the_side_that_is_judged()
     official = ["train" if int(group[1:]) % 4 else "test" for group in STORE.groups]
     store = with_splits(official)
     moved = 0
-    for shard in partition(store, configure("uniform", splits="official"), 2, 0):
-        assert {official[row] for row in [*shard.train, *shard.validation]} == {"train"}
-        for row in shard.test.tolist():
+    for client in partition(store, configure("uniform", splits="official"), 2, 0):
+        assert {official[row] for row in [*client.train, *client.validation]} == {"train"}
+        for row in client.test.tolist():
             unit = {official[other] for other in np.flatnonzero(STORE.units == STORE.units[row])}
             assert "test" in unit
             moved += official[row] == "train"
-        assert 0.05 < len(shard.validation) / len(shard.train) < 0.2
+        assert 0.05 < len(client.validation) / len(client.train) < 0.2
     assert moved > 0
 
 
 def test_a_test_split_that_was_not_published_is_dealt() -> None:
     """CheXpert's download has a training and a validation split, and its test set elsewhere."""
     published = ["train" if int(group[1:]) % 4 else "validation" for group in STORE.groups]
-    for shard in partition(with_splits(published), configure("uniform", splits="official"), 2, 0):
-        assert {published[row] for row in [*shard.train, *shard.test]} == {"train"}
-        held = len(shard.test) / (len(shard.test) + len(shard.train))
+    for client in partition(with_splits(published), configure("uniform", splits="official"), 2, 0):
+        assert {published[row] for row in [*client.train, *client.test]} == {"train"}
+        held = len(client.test) / (len(client.test) + len(client.train))
         assert abs(held - DataSettings.model_fields["test_fraction"].default) < 0.02
 
 
@@ -236,7 +240,7 @@ def test_the_truth_is_seen_through_the_scanner_of_its_patient(
     settings = compose("config", overrides)
     at_sites = open_federated_dataset(settings)
     at_server = open_federated_dataset(compose("config", [*overrides, "data.labels_at=server"]))
-    assert at_server.shards[-1].site == "server"
+    assert at_server.clients[-1].site == "server"
     for row in range(0, 180, 29):
         absent = at_sites.store.classes[int(np.argmin(at_sites.store.labels[row]))]
         name = at_sites.store.image_ids[row]

@@ -55,8 +55,8 @@ def stores(draw: st.DrawFn, largest: int = 9) -> Store:
     return make_store(labels[order], names, [f"s{group % 2}" for group in groups[order]])
 
 
-def splits(shard: ClientPartition) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return shard.train, shard.validation, shard.test
+def splits(client: ClientPartition) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return client.train, client.validation, client.test
 
 
 def try_partition(
@@ -72,18 +72,18 @@ def try_partition(
 @MANY
 @given(stores(), st.sampled_from(["uniform", "natural"]), st.integers(0, 9))
 def test_each_image_once_and_no_group_on_two_sides(store: Store, kind: str, seed: int) -> None:
-    shards = try_partition(store, configure(kind), 2, seed)
-    parts = [part for shard in shards for part in splits(shard)]
+    clients = try_partition(store, configure(kind), 2, seed)
+    parts = [part for client in clients for part in splits(client)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(store.groups)))
     sides = [{store.groups[index] for index in part} for part in parts]
     assert sum(map(len, sides)) == len(set().union(*sides))
-    for shard in shards:
-        for part in splits(shard):
+    for client in clients:
+        for part in splits(client):
             assert (np.diff(part) > 0).all()
-        assert shard.labelled.shape == shard.train.shape
+        assert client.labelled.shape == client.train.shape
         if kind == "natural":
-            held = np.concatenate(splits(shard))
-            assert {store.centres[index] for index in held} == {shard.site}
+            held = np.concatenate(splits(client))
+            assert {store.centres[index] for index in held} == {client.site}
 
 
 @MANY
@@ -91,10 +91,10 @@ def test_each_image_once_and_no_group_on_two_sides(store: Store, kind: str, seed
 def test_splits_have_their_shares(store: Store, test: float, held: float, seed: int) -> None:
     chosen = configure(test_fraction=test, validation_fraction=held)
     largest = max(np.unique(store.groups, return_counts=True)[1])
-    for shard in try_partition(store, chosen, 2, seed):
-        count = sum(map(len, splits(shard)))
-        assert abs(len(shard.test) - test * count) <= 4 / 3 * largest + 1e-6
-        assert abs(len(shard.validation) - held * count) <= 4 / 3 * largest + 1e-6
+    for client in try_partition(store, chosen, 2, seed):
+        count = sum(map(len, splits(client)))
+        assert abs(len(client.test) - test * count) <= 4 / 3 * largest + 1e-6
+        assert abs(len(client.validation) - held * count) <= 4 / 3 * largest + 1e-6
 
 
 @MANY
@@ -105,16 +105,16 @@ def test_labelled_sets_are_nested_and_within_their_budget(
     known = ~np.isnan(store.labels).all(axis=1)
     before: list[set[int]] = [set(), set()]
     for fraction in sorted(fractions):
-        shards = try_partition(store, configure(labelled_fraction=fraction), 2, seed)
-        for site, shard in enumerate(shards):
-            chosen = set(shard.train[shard.labelled].tolist())
+        clients = try_partition(store, configure(labelled_fraction=fraction), 2, seed)
+        for site, client in enumerate(clients):
+            chosen = set(client.train[client.labelled].tolist())
             assert before[site] <= chosen
             before[site] = chosen
-            available = shard.train[known[shard.train]]
+            available = client.train[known[client.train]]
             assert chosen <= set(available.tolist())
             assert len(chosen) <= ceil(fraction * len(available)) + len(store.classes)
             assert len(chosen) > fraction * len(available) - 9 - 1e-6
-            assert shard.validation_labelled == (fraction > 0)
+            assert client.validation_labelled == (fraction > 0)
             groups = {store.groups[index] for index in chosen}
             whole = {index for index in available.tolist() if store.groups[index] in groups}
             assert whole == chosen
@@ -125,9 +125,9 @@ def test_labelled_sets_are_nested_and_within_their_budget(
 def test_every_class_keeps_a_label_where_groups_are_small(
     store: Store, fraction: float, seed: int
 ) -> None:
-    for shard in try_partition(store, configure(labelled_fraction=fraction), 2, seed):
-        present = (store.labels[shard.train] == 1).any(axis=0)
-        kept = (store.labels[shard.train[shard.labelled]] == 1).any(axis=0)
+    for client in try_partition(store, configure(labelled_fraction=fraction), 2, seed):
+        present = (store.labels[client.train] == 1).any(axis=0)
+        kept = (store.labels[client.train[client.labelled]] == 1).any(axis=0)
         assert (kept == present).all()
 
 
@@ -163,12 +163,12 @@ def imbalanced() -> Store:
 def test_rare_classes_get_their_share_everywhere() -> None:
     store = imbalanced()
     chosen = configure(test_fraction=0.2, validation_fraction=0.1, labelled_fraction=0.1)
-    (shard,) = partition(store, chosen, 1, 0)
+    (client,) = partition(store, chosen, 1, 0)
     rare, common = store.labels[:, 0], store.labels[:, 1]
-    assert abs(rare[shard.test].sum() - 8) <= 1
-    assert abs(rare[shard.validation].sum() - 4) <= 1
-    assert abs(common[shard.test].sum() - 60) <= 1
-    labelled = shard.train[shard.labelled]
+    assert abs(rare[client.test].sum() - 8) <= 1
+    assert abs(rare[client.validation].sum() - 4) <= 1
+    assert abs(common[client.test].sum() - 60) <= 1
+    labelled = client.train[client.labelled]
     assert len(labelled) == 70
     assert abs(rare[labelled].sum() - 2.8) <= 1.5
     assert abs(common[labelled].sum() - 21) <= 1.5
@@ -180,18 +180,18 @@ def test_every_labelled_set_has_each_class_in_its_share() -> None:
     labels = rng.random((3000, 14)) < np.geomspace(0.01, 0.25, 14)
     store = make_store(labels, [f"g{index}" for index in range(3000)])
     for fraction in (0.02, 0.05, 0.1, 0.15, 0.2):
-        (shard,) = partition(store, configure(labelled_fraction=fraction), 1, 0)
-        labelled = labels[shard.train[shard.labelled]].sum(axis=0)
+        (client,) = partition(store, configure(labelled_fraction=fraction), 1, 0)
+        labelled = labels[client.train[client.labelled]].sum(axis=0)
         # Drawn at random the commonest finding alone would be off by 9 (one σ) at 20 %.
-        assert np.abs(labelled - fraction * labels[shard.train].sum(axis=0)).max() < 5
+        assert np.abs(labelled - fraction * labels[client.train].sum(axis=0)).max() < 5
 
 
 def test_one_patient_of_many_images_does_not_end_a_small_labelled_set() -> None:
     groups = ["giant"] * 40 + [f"g{index}" for index in range(400)]
     store = make_store(np.ones((440, 1)), groups)
     for seed in range(20):
-        (shard,) = partition(store, configure(labelled_fraction=0.1), 1, seed)
-        assert abs(shard.labelled.sum() - 0.1 * len(shard.train)) <= 1
+        (client,) = partition(store, configure(labelled_fraction=0.1), 1, seed)
+        assert abs(client.labelled.sum() - 0.1 * len(client.train)) <= 1
 
 
 def test_one_patient_who_alone_has_a_class_does_not_keep_all_labels_back() -> None:
@@ -202,8 +202,8 @@ def test_one_patient_who_alone_has_a_class_does_not_keep_all_labels_back() -> No
     store = make_store(labels, groups)
     for seed in range(6):
         for fraction in (0.02, 0.05, 0.1):
-            (shard,) = partition(store, configure(labelled_fraction=fraction), 1, seed)
-            assert abs(shard.labelled.sum() - fraction * len(shard.train)) <= 3
+            (client,) = partition(store, configure(labelled_fraction=fraction), 1, seed)
+            assert abs(client.labelled.sum() - fraction * len(client.train)) <= 3
 
 
 def test_seeds_differ_and_repeat() -> None:
@@ -213,7 +213,7 @@ def test_seeds_differ_and_repeat() -> None:
         np.array_equal(left.train, right.train) for left, right in zip(first, again, strict=True)
     )
     assert not np.array_equal(first[0].train, other[0].train)
-    assert [shard.site for shard in first] == ["site-0", "site-1", "site-2"]
+    assert [client.site for client in first] == ["site-0", "site-1", "site-2"]
 
 
 def test_fraction_by_site() -> None:

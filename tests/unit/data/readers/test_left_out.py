@@ -158,9 +158,9 @@ def test_the_check_and_the_card_have_every_line(
     check_data("config", asked)
     lines = capsys.readouterr().out
     composed = compose("config", asked)
-    hospitals = open_federated_dataset(composed)
+    dataset = open_federated_dataset(composed)
     card = write_data_card(
-        hospitals, read_source(composed.data, 0), composed, out / "card.html"
+        dataset, read_source(composed.data, 0), composed, out / "card.html"
     ).read_text()
     for text in (
         "2 classes, one an image: a 20, b 20",
@@ -169,7 +169,7 @@ def test_the_check_and_the_card_have_every_line(
     ):
         assert text in " ".join(lines.split())
         assert text in card
-    assert inspect(hospitals)[0].grade != "error"
+    assert inspect(dataset)[0].grade != "error"
 
 
 NAMES = st.one_of(

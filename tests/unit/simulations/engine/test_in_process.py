@@ -60,7 +60,7 @@ def test_a_run_without_a_folder_is_refused(tiny: tuple[str, ...]) -> None:
 def test_pooled_sites_keep_splits_and_labels(overrides: list[str]) -> None:
     apart = open_federated_dataset(compose("config", overrides))
     joined = open_federated_dataset(compose("config", [*overrides, "federation.pool_sites=true"]))
-    (pool,) = joined.shards
+    (pool,) = joined.clients
     assert np.array_equal(joined.test_rows, apart.test_rows)
     assert joined.site_of_test() == apart.site_of_test()
     labels = {
