@@ -174,9 +174,7 @@ def joint_round(
         HEAD_MOMENTS: read_moments(optimizer, joint.head),
     }
     if settings.federation.local_normalisation and metrics["steps"]:
-        values = {**trained[UNET], **trained[UNET_MOMENTS]}
-        names = normalisation_names(joint.unet)
-        keep_own(site.folder, round_number, {name: values[name] for name in names})
+        _keep_own(site, round_number, joint, {**trained[UNET], **trained[UNET_MOMENTS]})
     trained |= {name: control.mean_gradient() for name, control in controls.items()}
     return trained, metrics
 
@@ -210,6 +208,11 @@ def _own(site: Site, round_number: int) -> dict[str, Tensor]:
     if not site.settings.federation.local_normalisation:
         return {}
     return own_before(site.folder, round_number)
+
+
+def _keep_own(site: Site, round_number: int, joint: JointUNet, values: StateDict) -> None:
+    names = normalisation_names(joint.unet)
+    keep_own(site.folder, round_number, {name: values[name] for name in names})
 
 
 def validation_counts(
