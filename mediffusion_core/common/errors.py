@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A user's mistake: one line that names it and says what is allowed."""
+    """A user's mistake: one line that names it and the allowed values."""
 
 
 class LedgerError(UserError):

@@ -1,4 +1,4 @@
-"""The model card of an exported pipeline: what it is for, what made it, how good it is."""
+"""The model card of an exported pipeline: its use, its training and its figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -151,7 +151,7 @@ def model_card(
 
 
 def _purpose(settings: Settings) -> tuple[str, tuple[str, ...]]:
-    """What a model is for, by what of it was trained, and the lines of code that do it."""
+    """Uses of a model, which follow from its trained parts, and example code for each."""
     joint = settings.training.joint
     if joint.trains_both_halves:
         return WHOLE, (DRAW, CLASSIFY, EXPLAIN)
@@ -195,7 +195,7 @@ def _data(summary: Mapping[str, Any], settings: Settings) -> str:
 
 
 def _numbers(census: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """What the sites say of one count; with differential privacy some counts are not sent."""
+    """One count of each site that sent it; with differential privacy some counts are not sent."""
     return [value for one in census if (value := measured(one.get(key))) is not None]
 
 

@@ -11,21 +11,20 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.reporting.pages import render_page
 from mediffusion_core.reporting.report_page import PAGE
 from mediffusion_core.run_io.provenance import shorten
+from mediffusion_core.run_io.run_folder import EVALUATION, STAGES
 
 NOT_MEASURED = "not measured"
 
 CAPTIONS = {
     "samples": "Images drawn from the global model.",
     "reconstructions": "Images above, what the autoencoder makes of them below, PSNR under each.",
-    "counterfactuals": "What the same image would look like with another finding. Difference: "
+    "counterfactuals": "The same image, changed to have another finding. Difference: "
     "counterfactual minus source on one scale, blue darker, brown brighter. Probabilities are "
     "the model's own, before and after.",
     "curves": "Losses, reconstruction, AUC, FID and KID over the rounds.",
-    "sites": "What each site holds: images by use, and images per class.",
+    "sites": "Images of each site, by use and per class.",
 }
 """File name (without a suffix such as `_round_5`) to caption, in the order of the page."""
-
-STAGES = ("prepare", "census", "autoencoder", "latents", "joint", "judgement")
 
 
 def write_report(folder: Path) -> Path:
@@ -273,7 +272,7 @@ def _stages(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _evaluations(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    by_round = {line["round"]: line for line in history if line.get("stage") == "judgement"}
+    by_round = {line["round"]: line for line in history if line.get("stage") == EVALUATION}
     return [
         [
             count(index),

@@ -13,6 +13,11 @@ from filelock import FileLock, Timeout
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import RunSettings, Settings
 
+EVALUATION = "judgement"
+"""The stage of an evaluation's lines; files of earlier runs have this name, so it stays."""
+STAGES = ("prepare", "census", "autoencoder", "latents", "joint", EVALUATION)
+"""Stages of a run in their order, as `metrics.jsonl` names them."""
+
 
 def run_path(settings: RunSettings, run_id: int) -> Path:
     """The folder of a run: the one it was given, or one named by Flower's id of the run."""
@@ -23,8 +28,8 @@ class RunFolder:
     """Paths and records of one run.
 
     `settings.json` (resolved), `metrics.jsonl`, `summary.json`, `plan.json`, `checkpoints/`,
-    `pictures/`, `model/` (what predict, sample and explain load) and `sites/` (in simulation,
-    what the sites keep to themselves).
+    `pictures/`, `model/` (for predict, sample and explain) and `sites/` (in simulation, the
+    sites' own folders).
     """
 
     def __init__(self, path: Path) -> None:

@@ -87,7 +87,7 @@ class DataSettings(TableSettings):
     labelled_sites: Count | None = None
     """How many sites have labels. None: all."""
     labels_at: Literal["sites", "server"] = "sites"
-    """Who holds the labelled images."""
+    """Holder of the labelled images: the sites, or the server alone."""
     use_unlabelled: bool = True
     """Whether unlabelled images train the networks."""
     test_fraction: Share = 0.2

@@ -55,7 +55,7 @@ class Settings(StrictModel):
     federation: FederationSettings = FederationSettings()
     """Sites, rounds and aggregation."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """What the server evaluates, and how often."""
+    """The server's evaluations."""
     privacy: PrivacySettings = PrivacySettings()
     """Differential privacy."""
 

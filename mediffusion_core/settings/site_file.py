@@ -1,4 +1,4 @@
-"""The site file: a hospital's data and its limits, on the hospital's own disk."""
+"""The site file: a site's data and limits, on the site's own disk."""
 
 import stat
 import tomllib
@@ -35,8 +35,8 @@ class SitePolicy(StrictModel):
     target_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """The δ of that ε, above 0 and below 1."""
     min_noise_multiplier: Positive | None = None
-    """Smallest noise multiplier of a step or release, above 0 (arXiv 1607.00133). None: no
-    limit."""
+    """Smallest noise multiplier of a training step or of a noisy statistic, above 0
+    (arXiv 1607.00133). None: no limit."""
     allowed_metrics: frozenset[str] = ALLOWED_METRICS
     """Metrics that may leave the site."""
     device: Literal["auto", "cpu"] | Annotated[str, Field(pattern=r"^cuda(:\d+)?$")] = "auto"
@@ -66,7 +66,7 @@ class SiteLedger(StrictModel):
 
 
 class SiteFile(StrictModel):
-    """One hospital."""
+    """Data, limits and ledger of one site."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
     """Name of the site: letters, digits, `_`, `.` and `-`, at most 63."""

@@ -15,7 +15,7 @@ def validate(composed: Mapping[str, Any]) -> Settings:
     """Checks the settings of a run that is to be started.
 
     Raises:
-        UserError: naming the first key that is wrong, its value, and what is allowed.
+        UserError: naming the first wrong key, its value, and the allowed values.
     """
     settings = checked(composed)
     try:
@@ -29,7 +29,7 @@ def checked(composed: Mapping[str, Any]) -> Settings:
     """Checks the settings of a run that is to be started, or has ended.
 
     Raises:
-        UserError: naming the first key that is wrong, its value, and what is allowed.
+        UserError: naming the first wrong key, its value, and the allowed values.
     """
     try:
         settings = Settings.model_validate(composed)

@@ -38,7 +38,7 @@ class JointBatch:
     """τ · log π (C,), added to the logits in the losses (arXiv 2007.07314, eq. 10)."""
 
     def figures(self) -> dict[str, float]:
-        """What a round reports beside the losses: the share of images with a pseudo-label."""
+        """Metrics of a round beside the losses: the share of images with a pseudo-label."""
         if "consistency_loss" not in self.labelled:
             return {}
         labels = self.labelled["consistency_loss"].targets

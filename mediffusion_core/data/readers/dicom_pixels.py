@@ -1,7 +1,7 @@
-"""From a DICOM file somebody else wrote to 8-bit pixels, or a reason that names no patient.
+"""Decodes an untrusted DICOM file to 8-bit pixels, or gives a reason that names no patient.
 
-Of a file no more is read than the pixels need, and what pydicom says of it is never passed on: its
-messages may quote any field.
+Only the elements that the pixels need are read. Messages of pydicom are never passed on, since they
+may quote any field.
 """
 
 from pathlib import Path

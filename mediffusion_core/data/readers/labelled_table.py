@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LabelledTable:
-    """What a table says of N images; C classes.
+    """Labels, patients and splits of N images from a table; C classes.
 
     Attributes:
         names: N distinct paths relative to the root, with `/` between their parts.
