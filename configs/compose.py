@@ -45,7 +45,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
         overrides: Hydra overrides such as `data=isic2019` or `seed=3`.
 
     Raises:
-        UserError: one line that names what is wrong.
+        UserError: one line that names the mistake.
     """
     if not (FOLDER / f"{config_name}.yaml").is_file():
         names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -67,9 +67,9 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
     They may be those of a model, which name no place of a site's own, as a run's do.
 
     Raises:
-        UserError: one line that names what is wrong.
+        UserError: one line that names the mistake.
     """
-    if not overrides:  # nor is what was settled before some refusal refused now
+    if not overrides:  # settings of an earlier version may fail checks that were added since
         return settings
     given = settings.model_dump(mode="json")
     known = known_keys(given)
@@ -128,7 +128,7 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _for_hydra(override: str) -> list[str]:
-    """What a user means and Hydra's grammar has no place for: text that is not quoted, names."""
+    """Overrides of Hydra's grammar for one by a user, who may leave out quotation marks."""
     name, _, value = override.partition("=")
     key = name.lstrip("+~")
     if key in MAPPINGS:
@@ -187,7 +187,7 @@ def _check_override(override: str) -> None:
 
 
 def _one_line(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
-    """Names the override that does not fit, and what was perhaps meant."""
+    """One line that names the override with the mistake and suggests the nearest key."""
     known = known_keys(_to_mapping(config_name, [])) if overrides else []
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")

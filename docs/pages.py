@@ -130,7 +130,7 @@ def _listed(names: list[Any]) -> str:
 
 
 def _type(field: Schema) -> str:
-    """What a value may be, in words."""
+    """The allowed values of a setting, in words."""
     if "anyOf" in field:
         return " or ".join(_type(choice) for choice in field["anyOf"])
     if choices := field.get("enum"):
