@@ -24,7 +24,7 @@ StateDict = Mapping[str, Tensor]
 
 LATENTS = "latents.safetensors"
 IMAGES, CODEC = "images", "codec"
-"""Digests beside the latents: of what was encoded, and of that with the codec and the settings."""
+"""Digests beside the latents: of the encoded images, and of these with codec and settings."""
 SUMMED = 128
 UNLABELLED_VIEWS = 2
 """Random views of each unlabelled image that are kept for consistency training."""
@@ -152,7 +152,7 @@ def _digest(site: Site, weights: StateDict, images: str) -> str:
 
 
 def _digest_of_images(site: Site) -> str:
-    """Of which images the site trains and validates on, in order, their patients and labels."""
+    """Digest of the site's training and validation images: ids in order, patients and labels."""
     sha = hashlib.sha256()
     for images in (site.dataset.train(site.index), site.dataset.validation(site.index)):
         names = [site.dataset.store.image_ids[row] for row in images.rows]

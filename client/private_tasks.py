@@ -1,7 +1,7 @@
-"""What a site does where its patients are protected: charge the ledger first, then answer.
+"""The tasks of a site with differential privacy: charge the ledger first, then answer.
 
-Everything that depends on a patient and leaves is noised here; what a round's size would tell, such
-as the realised number of images or the time taken, is not sent.
+Every sent value that depends on a patient has noise. The size of a round is not sent: neither the
+realised number of images nor the time taken.
 """
 
 import json

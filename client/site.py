@@ -36,7 +36,7 @@ from mediffusion_core.training.local_report import Progress
 
 @dataclass(frozen=True)
 class Site:
-    """One simulated hospital: number `index` of the partition."""
+    """One site: its settings, and its images, client number `index` of the federated dataset."""
 
     settings: Settings
     dataset: FederatedDataset

@@ -1,4 +1,4 @@
-"""What a site does for each kind of message. Only sums, counts and weights are returned."""
+"""The tasks of a site, one for each kind of message. They return sums, counts and weights only."""
 
 import time
 from collections.abc import Mapping
@@ -191,11 +191,11 @@ def _local_round(site: Site, stage: Literal["autoencoder", "joint"], number: int
 def _controls(
     site: Site, joint: JointUNet, components: Mapping[str, StateDict], own: StateDict
 ) -> dict[str, ControlVariate]:
-    """What corrects the gradients of UNet and head, by record; nothing where that is not asked."""
+    """Control variates of UNet and head, by record; empty if the settings have none."""
     if not site.settings.training.joint.control_variates:
         return {}
     unet, head = (components.get(CONTROLS[component], {}) for component in (UNET, HEAD))
-    # What is the site's own follows the site's own gradients.
+    # The site's own parameters are not averaged, so their gradients need no correction.
     shared = {name: value for name, value in unet.items() if name not in own}
     return {
         CONTROLS[UNET]: ControlVariate(joint.unet, shared),
