@@ -1,4 +1,4 @@
-"""One message to each of several sites, and what comes back before a deadline.
+"""Sends a message to each of several sites and collects the replies until a deadline.
 
 A site that goes is asked again when it is back, and a round ends without it where enough others
 have answered. A late reply to an earlier message is never read.
@@ -24,7 +24,7 @@ GONE = {
 }
 """Flower's words for a site that went with a message or a reply; any other error is the site's."""
 PAUSE = 1.0
-"""Seconds between two looks at who is there and what has come."""
+"""Seconds between two polls of the connected nodes and the replies."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def collect(
         silent = {one.node for one in asked.values()}
         fresh = sorted((missing & there.keys()) - silent)
         ids = grid.push_messages([message(node) for node in fresh]) if fresh else ()
-        # One that Flower did not take has no id, and is sent again at the next look.
+        # One that Flower did not take has no id, and is sent again at the next poll.
         asked |= {
             sent: Waiting(node, there[node]) for sent, node in zip(ids, fresh, strict=False) if sent
         }
-        for node, content in pulled(grid, asked):
+        for node, content in received(grid, asked):
             counted += receive(node, content)
             missing.discard(node)
         now = time.monotonic()
@@ -84,11 +84,11 @@ def collect(
     return missing
 
 
-def pulled(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, RecordDict | str]]:
+def received(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, RecordDict | str]]:
     """The replies that have come, each with the node that was asked; takes them off `asked`.
 
-    One message at a time, since one reply that cannot be read must not lose others. What a reply
-    says of its sender is written by the sender, so the message that it was pulled for counts.
+    One message at a time, so that an unreadable reply does not lose others. The sender writes the
+    sender's number in a reply, so the node is taken from the message that was sent instead.
 
     Yields:
         A node, and the content of its reply or why there is none. A site that went is asked again.
@@ -107,7 +107,7 @@ def pulled(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, RecordD
 
 
 def _content(reply: Message) -> RecordDict | str | None:
-    """What a reply holds, or why nothing; None where the site went."""
+    """The content of a reply, or the reason why it has none; None if the site left."""
     if not reply.has_error():
         return reply.content
     if reply.error.code in GONE:

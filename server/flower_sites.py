@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from mediffusion_core.messaging import protocol
 from mediffusion_core.settings import Settings
-from server.dispatch import Waiting, collect, pulled, still_waiting
+from server.dispatch import Waiting, collect, received, still_waiting
 from server.messages import Reply, SiteError, request
 from server.reply_contract import ReplyContract
 from server.sites import Receive, Records, Sites
@@ -64,7 +64,7 @@ class FlowerSites(Sites):
         replies: list[Reply] = []
         self._joining = still_waiting(self._joining, there)
         self._spent &= there.keys()
-        for node, content in pulled(self._grid, self._joining):
+        for node, content in received(self._grid, self._joining):
             if not self._count(protocol.CENSUS, node, content, self._admit, replies):
                 self._not_before[node] = now + AFTER_FAILURE
         known = {*self._nodes.values(), *self._spent, *(one.node for one in self._joining.values())}

@@ -33,9 +33,9 @@ class BudgetSpentError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What one site sent back, checked by the reply contract and decoded once.
+    """The reply of one site, checked by the reply contract and decoded once.
 
-    `traffic` says how many bytes of arrays the site received with the message, and sent.
+    `traffic` counts the bytes of arrays that the site received with the message, and sent.
     """
 
     site: str
@@ -48,7 +48,7 @@ class Reply:
 def request(
     settings_hash: str, round_number: int, records: Mapping[str, ArrayRecord]
 ) -> RecordDict:
-    """What the server sends to a site, whatever carries it."""
+    """The content of a message to a site, for Flower and in-process runs alike."""
     instructions = ConfigRecord({"settings_hash": settings_hash, "round": round_number})
     return RecordDict({protocol.INSTRUCTIONS: instructions, **records})
 
