@@ -1,4 +1,4 @@
-"""What a finished run's model does for a user: predict, sample, explain."""
+"""Commands on the model of a finished run: predict, sample, explain."""
 
 import csv
 import json
@@ -147,14 +147,14 @@ def explain_image(
     before = model.classify(pixels)
     if not model.multi_label and int(before.argmax()) == chosen[0]:
         raise UserError(
-            f"the model already sees {targets[0]} in {image.name}; choose another class"
+            f"the model already predicts {targets[0]} for {image.name}; choose another class"
         )
-    wish = target_for(chosen, before, model.multi_label)
-    made = make_counterfactuals(model, pixels, wish, model.settings.evaluation.counterfactual)
+    target = target_for(chosen, before, model.multi_label)
+    made = make_counterfactuals(model, pixels, target, model.settings.evaluation.counterfactual)
     named = model.classes[int(before.argmax())]
-    changes = zip(targets, wish.present[0].tolist(), strict=True)
+    changes = zip(targets, target.present[0].tolist(), strict=True)
     asked = (
-        ", ".join(f"{'add' if is_added else 'remove'} {target}" for target, is_added in changes)
+        ", ".join(f"{'add' if is_added else 'remove'} {name}" for name, is_added in changes)
         if model.multi_label
         else f"{named} → {targets[0]}"
     )
