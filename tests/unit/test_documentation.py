@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from helpers.banned_words import BANNED
 from helpers.untrained import untrained_model
 from PIL import Image
 
@@ -48,26 +49,6 @@ LINK = re.compile(r"!?\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")
 HEADING = re.compile(r"(?m)^#+ (.+)$")
 TARGET = re.compile(r"(?m)^([a-z-]+):")
 SECTION = re.compile(r"(?s)<!-- ([a-z]+): begin -->.*?<!-- \1: end -->")
-
-BANNED = (
-    r"of which",
-    r"by lot",
-    r"held? against",
-    r"what nobody trained",
-    r"whoever",
-    r"nobody",
-    r"judg(?:e|es|ed|ing|ement|ements)",
-    r"pull(?:s|ed|ing)?",
-    r"way back",
-    r"wish(?:es)?",
-    r"source path",
-    r"rivals?",
-    r"shards?",
-    r"unit gradients?",
-    r"releases?",
-    r"(?:head|classifier|network|model|denoiser|UNet) (?:sees|knows|looks|says|thinks|believes)",
-)
-"""Former words, and networks as persons; `docs/glossary.md` has the terms."""
 
 
 def blocks(page: Path, *kinds: str) -> list[re.Match[str]]:
