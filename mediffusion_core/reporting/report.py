@@ -243,8 +243,8 @@ def _set_aside(summary: Mapping[str, Any]) -> list[list[str]]:
 def _counterfactual(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
         ("Images", count(figures.get("count")), "test images that were changed"),
-        ("To be flipped", count(figures.get("eligible")), "not seen as the class from the start"),
-        ("Flip rate", percent(figures.get("flip_rate")), "of those reached the class asked for"),
+        ("To be flipped", count(figures.get("eligible")), "not classified as the target before"),
+        ("Flip rate", percent(figures.get("flip_rate")), "of those classified as the target after"),
         ("Change in the image", number(figures.get("l1"), 4), "mean |difference|, range 0 to 1"),
         (
             "Change in other classes",
