@@ -1,4 +1,4 @@
-"""What a private step costs beside the plain one, in time and memory: one JSON line a figure.
+"""Time and memory of a private step beside the plain one: one JSON line a figure.
 
 python tests/benchmarks/bench_privacy.py
 
@@ -82,7 +82,7 @@ def peak(name: str, overrides: tuple[str, ...]) -> float:
 def grown(name: str, overrides: tuple[str, ...]) -> float:
     run = side(name, overrides)
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is taken now
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory must not hide later allocations
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: see proc(5)
     before = megabytes("VmRSS")
     run()

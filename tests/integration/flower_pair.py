@@ -176,7 +176,7 @@ class Sent:
     received: dict[str, str] = field(default_factory=dict)
 
     def answers(self) -> dict[str, str]:
-        """What each site answered, by its name; waits for all."""
+        """The answer of each site, by its name; waits for all."""
         deadline = time.monotonic() + PATIENCE
         while self.waited_for:
             assert time.monotonic() < deadline, self.received

@@ -241,7 +241,7 @@ def test_a_killed_simulation_process_is_a_failed_run(app: Path) -> None:
     assert left_behind(given.run_folder) == []
 
 
-def test_an_app_that_flower_refuses_is_a_failed_run_that_says_why(app: Path) -> None:
+def test_an_app_that_flower_refuses_fails_the_run_with_the_reason(app: Path) -> None:
     given = plan(app, "complete")
     (app / "pyproject.toml").write_text('[project]\nname = "tiny"\nversion = "0.1.0"\n')
     outcome = launch(given)
@@ -299,13 +299,13 @@ def test_an_error_that_only_flower_logged_is_the_cause() -> None:
 
 
 @pytest.mark.parametrize("described_at", ["pyproject.toml", "simulations/pyproject.toml"])
-def test_the_assembled_app_is_what_flower_bundles(tmp_path: Path, described_at: str) -> None:
+def test_the_assembled_app_equals_flowers_bundle(tmp_path: Path, described_at: str) -> None:
     root, folder = tmp_path / "root", tmp_path / "app"
     folder.mkdir()
     for package in ("client", "configs", "mediffusion_core/data", "server", "simulations"):
         (root / package).mkdir(parents=True)
         (root / package / "__init__.py").write_text("app = None\n")
-    (root / "pyproject.toml").write_text('[project]\nname = "of somebody else"\n')
+    (root / "pyproject.toml").write_text('[project]\nname = "of another project"\n')
     (root / described_at).write_text(PYPROJECT.format(server="server", client="client"))
     (root / ".venv").mkdir()
     (root / ".venv" / "module.py").touch()

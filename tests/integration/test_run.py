@@ -71,7 +71,7 @@ def untimed(value: Any) -> Any:
 
 
 def figures(run: Finished) -> dict[str, Any]:
-    """What is held against the golden file: counts, losses and figures of judgement."""
+    """The values to compare with the golden file: counts, losses and evaluations."""
     history, summary = run.folder.history(), run.summary
     joint = [line for line in history if line["stage"] == "joint"]
     return {
@@ -138,7 +138,7 @@ def test_the_run_gives_the_golden_figures(whole: Finished, request: pytest.Fixtu
     compare(found, json.loads(GOLDEN.read_text()))
 
 
-def test_one_process_gives_what_flowers_processes_give(
+def test_one_process_gives_the_figures_of_flowers_processes(
     whole: Finished, tiny: tuple[str, ...], store: str, tmp_path: Path
 ) -> None:
     folder = run_in_process("config", [*tiny, store, f"run.folder='{tmp_path / 'run'}'"])
@@ -266,7 +266,7 @@ def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tupl
     return whole, broken
 
 
-def test_what_server_and_sites_remember_is_taken_up_again(
+def test_the_state_of_server_and_sites_is_restored(
     tiny: tuple[str, ...], store: str, tmp_path: Path
 ) -> None:
     """Server optimizers, control variates and normalisation of the sites' own, all at once."""

@@ -1,4 +1,4 @@
-"""What a server can make a real SuperNode run: the ClientApp that the coordinator signed, no more.
+"""A real SuperNode runs no ClientApp of a server but the one that the coordinator signed.
 
 Each app leaves a mark at a site whose code it runs. The server is the attacker's: it starts
 whatever it likes. One site has a signer, the other was given none.
@@ -141,7 +141,7 @@ def test_nothing_else_runs(attacks: Attacks, name: str, reason: str) -> None:
     assert "flwr-agentapp` process" not in said
 
 
-def test_nothing_of_what_was_refused_was_unpacked(attacks: Attacks) -> None:
+def test_refused_bundles_are_not_unpacked(attacks: Attacks) -> None:
     for name in attacks.runs:
         attacks.outcome(name)
     installed = attacks.pair.folder / "site" / "flower" / "apps"

@@ -1,4 +1,4 @@
-"""A tiny run on real images, and how far each real source opens as hospitals."""
+"""A tiny run on real images, and the census of each real data set, divided among sites."""
 
 import csv
 import json
@@ -53,9 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_real_sources_open_as_hospitals_that_answer_a_census(
-    source: str, store: Path, tmp_path: Path
-) -> None:
+def test_sites_with_real_data_answer_a_census(source: str, store: Path, tmp_path: Path) -> None:
     overrides = (
         *SOURCES[source],
         *SMALL,

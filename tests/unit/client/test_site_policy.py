@@ -1,4 +1,4 @@
-"""Hospitals that have images of their own, each described by its site file."""
+"""Sites that have images of their own, each described by its site file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,18 +35,18 @@ RUN_OF = (
 
 @pytest.fixture(autouse=True)
 def _own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test writes a ledger into the home of whoever runs it."""
+    """No test writes a ledger into the user's home."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
-def hospital(
+def described_site(
     folder: Path,
     name: str,
     classes: Sequence[str] = CLASSES,
     images_each: int = 1,
     shared: bool = False,
 ) -> dict[str, Any]:
-    """Images and a site file; the node config of the hospital's SuperNode.
+    """Images and a site file; the node config of the site's SuperNode.
 
     Where an image is `shared`, each second patient's first is the last of the patient before.
     """
@@ -82,9 +82,9 @@ def census(node: dict[str, Any], overrides: Sequence[str] = RUN_OF) -> RecordDic
     return app(order(protocol.CENSUS, settings_hash, {}), context(node, overrides)).content
 
 
-def test_each_hospital_has_its_own_images_and_name(tmp_path: Path) -> None:
+def test_each_site_has_its_own_images_and_name(tmp_path: Path) -> None:
     for name in ("st-anna", "uni"):
-        content = census(hospital(tmp_path, name))
+        content = census(described_site(tmp_path, name))
         assert protocol.FAILURE not in content
         assert content.config_records[protocol.IDENTITY]["site"] == name
         counts = content.metric_records[protocol.METRICS]
@@ -92,8 +92,8 @@ def test_each_hospital_has_its_own_images_and_name(tmp_path: Path) -> None:
         assert sum(counts["per_class"]) == counts["labelled"] == counts["train"]  # type: ignore[arg-type]
 
 
-def test_what_a_run_says_of_places_and_devices_does_not_count(tmp_path: Path) -> None:
-    node = hospital(tmp_path, "uni")
+def test_paths_and_devices_of_a_run_are_ignored(tmp_path: Path) -> None:
+    node = described_site(tmp_path, "uni")
     site = open_site(context(node, (*RUN_OF, "run.folder=/server/only")))
     assert site.settings.device == "cpu"
     assert site.folder.is_relative_to(tmp_path / "uni" / "runs")
@@ -129,7 +129,7 @@ COUNTS = 'allowed_metrics = ["images_seen", "labelled_seen"]'
 def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
     tmp_path: Path, policy: str, asked: Sequence[str], code: str | None
 ) -> None:
-    node = hospital(tmp_path, "uni")
+    node = described_site(tmp_path, "uni")
     file = Path(node["site-file"])
     file.write_text(f"{file.read_text()}{policy}\n")
     content = census(node, (*RUN_OF, *asked))
@@ -150,7 +150,7 @@ def test_a_table_that_changed_since_the_images_were_encoded_is_refused(
     tmp_path: Path, asked: Sequence[str]
 ) -> None:
     """Else latents would go with the labels, and be charged to the patients, of other images."""
-    node, run = hospital(tmp_path, "uni"), (*RUN_OF, *asked)
+    node, run = described_site(tmp_path, "uni"), (*RUN_OF, *asked)
     assert protocol.FAILURE not in census(node, run)
     settings = compose("config", run)
     codec = fresh_state(settings, len(CLASSES)).codec(settings).state_dict()
@@ -165,9 +165,9 @@ def test_a_table_that_changed_since_the_images_were_encoded_is_refused(
     assert failure["code"] == "data"
 
 
-def test_all_images_of_a_patient_are_one_unit_whoever_elses_are_alike(tmp_path: Path) -> None:
+def test_all_images_of_a_patient_are_one_unit_beside_duplicates_of_others(tmp_path: Path) -> None:
     """Else a third patient's images would decide whether two others are one unit."""
-    node, run = hospital(tmp_path, "uni", images_each=2, shared=True), (*RUN_OF, *PRIVATE)
+    node, run = described_site(tmp_path, "uni", images_each=2, shared=True), (*RUN_OF, *PRIVATE)
     whole, single = (
         _units(open_site(context(node, (*run, f"privacy.unit={unit}"))))
         for unit in ("patient", "image")
@@ -177,7 +177,7 @@ def test_all_images_of_a_patient_are_one_unit_whoever_elses_are_alike(tmp_path: 
 
 
 def test_a_metric_that_the_site_does_not_allow_stays_there(tmp_path: Path) -> None:
-    node = hospital(tmp_path, "uni")
+    node = described_site(tmp_path, "uni")
     file = Path(node["site-file"])
     file.write_text(
         f'{file.read_text()}allowed_metrics = ["images_seen", "labelled_seen", "steps"]\n'
@@ -195,7 +195,7 @@ def test_a_metric_that_the_site_does_not_allow_stays_there(tmp_path: Path) -> No
 def test_the_ledger_and_its_limit_are_the_sites(
     tmp_path: Path,
 ) -> None:
-    node = hospital(tmp_path, "uni")
+    node = described_site(tmp_path, "uni")
     file = Path(node["site-file"])
     file.write_text(f"{file.read_text()}max_epsilon = 2.0\n")
     elsewhere = ("privacy.ledger=/server/only", "privacy.ledger_heads=/server/only")
@@ -208,10 +208,10 @@ def test_the_ledger_and_its_limit_are_the_sites(
     assert own.max_epsilon == 2.0
 
 
-def test_what_a_run_charges_is_what_the_hospital_reads(
+def test_the_charge_of_a_run_stands_in_the_sites_ledger(
     tmp_path: Path,
 ) -> None:
-    node = hospital(tmp_path, "uni")
+    node = described_site(tmp_path, "uni")
     content = census(node, (*RUN_OF, *PRIVATE))
     assert protocol.FAILURE not in content
     ledger = open_site_ledger(SiteFile.read(Path(node["site-file"])), begin=False)
@@ -233,6 +233,6 @@ def test_images_of_other_classes_take_no_part(
     overrides: Sequence[str],
     said: str,
 ) -> None:
-    content = census(hospital(tmp_path, "uni", classes), overrides)
+    content = census(described_site(tmp_path, "uni", classes), overrides)
     assert content.config_records[protocol.FAILURE]["code"] == "data"
     assert said in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The same file has the same probabilities, whoever reads it: predict, explain, the pipeline."""
+"""The same file has the same probabilities in predict, explain and the pipeline."""
 
 import csv
 import json
@@ -116,7 +116,7 @@ def test_predict_and_the_pipeline_agree_on_every_file(
     assert spread.std(axis=0).min() > 0.01
 
 
-def test_explain_says_the_same_before_it_changes_anything(
+def test_explain_reports_the_same_probabilities_before_the_change(
     predicted: dict, run: Path, folder: Path, tmp_path: Path
 ) -> None:
     for name in ("turned6.jpg", "large3.jpeg", "wide2.png", "1.IMA", "modeP.png", "turned5.tif"):
@@ -136,7 +136,7 @@ def test_pixels_do_not_depend_on_the_container(predicted: dict) -> None:
     assert len({tuple(one) for one in turned}) == 3  # by the pattern, not by the ending
 
 
-def test_what_is_not_read_is_said(
+def test_files_that_are_not_read_are_reported(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "images"

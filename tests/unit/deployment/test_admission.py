@@ -1,4 +1,4 @@
-"""What a site admits, and what it remembers of it."""
+"""Admission of app bundles at a site, and the record of it."""
 
 import io
 import json
@@ -100,7 +100,7 @@ def test_no_other_kind_of_run_is_admitted(site: Admission, folder: Path, kind: s
     assert "a site runs ClientApps" in refusal(site, replace(run, primary_task_type=kind), fab)
 
 
-def test_an_unsigned_bundle_is_refused_and_the_log_says_so(
+def test_an_unsigned_bundle_is_refused_and_logged(
     site: Admission, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, fab = offer(folder, bundle())
@@ -183,7 +183,7 @@ def test_the_same_version_goes_on_and_serves_several_settings(
         site.admit(TaskType.CLIENT_APP, *offer(folder, bundle(), overrides=overrides))
 
 
-def test_what_is_refused_does_not_raise_the_version(site: Admission, folder: Path) -> None:
+def test_a_refused_bundle_does_not_raise_the_version(site: Admission, folder: Path) -> None:
     run, fab = offer(folder, bundle("new"), version=6)
     changed = replace(run, override_config={**run.override_config, "overrides": "x"})
     refusal(site, changed, fab)
@@ -248,7 +248,7 @@ def test_a_site_that_trusts_its_server_still_runs_clientapps_alone(
     assert "can't be read" in refusal(trusting, unsigned, replace(fab, content=b"no archive"))
 
 
-def test_the_environment_says_whom_a_site_trusts(
+def test_the_environment_sets_signer_and_trust(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in (SIGNER, UNSIGNED):

@@ -50,11 +50,11 @@ def test_every_answer_states_content_risk_protection_and_charge(
         answer.charge,
     ):
         assert said and "|" not in said and "\n" not in said
-    # What costs nothing sends nothing.
+    # An answer without a charge sends no data.
     assert (answer.charge == "nothing") == (answer.private in ("nothing", "refused"))
 
 
-def test_what_is_not_declared_shows() -> None:
+def test_an_undeclared_value_is_found() -> None:
     census = {
         protocol.IDENTITY: ConfigRecord({"site": "a"}),
         protocol.METRICS: MetricRecord({"images": 3, "oldest": 97}),

@@ -1,4 +1,4 @@
-"""Preflight at a site: what is missing is named, and no secret is printed."""
+"""Preflight at a site names each missing part and prints no secret."""
 
 import ssl
 import threading

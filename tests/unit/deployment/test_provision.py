@@ -1,4 +1,4 @@
-"""Keys, certificates and kits: what is made, what stays, who is shut out."""
+"""Keys, certificates and kits: first issue, renewal and revocation."""
 
 import ssl
 import stat
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def handshake(server: Path, authority: Path, name: str) -> str | None:
-    """What a client says against a server's certificate, None where it is content."""
+    """A client's error about a server's certificate, None if it accepts it."""
     here, there = socketpair()
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(server / "server.pem", server / "server.key")
@@ -68,7 +68,7 @@ def handshake(server: Path, authority: Path, name: str) -> str | None:
     return None
 
 
-def test_a_kit_holds_what_a_site_needs_and_no_secret_of_others(federation: Path) -> None:
+def test_a_kit_holds_a_sites_files_and_no_secret_of_others(federation: Path) -> None:
     provision(federation)
     made = contents(federation / "chest")
     assert set(contents(federation / "chest" / "kits" / "uni")) == {
@@ -146,7 +146,7 @@ def test_sites_are_renewed_and_revoked_one_by_one(federation: Path) -> None:
     assert after["uni"] != before["uni"]
 
 
-def test_a_renewed_kit_keeps_what_the_site_has_adapted(federation: Path) -> None:
+def test_a_renewed_kit_keeps_the_sites_changes(federation: Path) -> None:
     provision(federation)
     file = federation / "chest" / "kits" / "uni" / "site.toml"
     file.write_text(file.read_text().replace("auto", "cuda:0"))

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and what stands there after it was cut short."""
+"""The files of a run, and their state after the process was killed."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def test_a_checkpoint_holds_every_tensor_as_it_was(tmp_path: Path) -> None:
             assert torch.equal(loaded[key], tensor)
 
 
-def test_what_saving_returns_is_what_stands_on_disk(tmp_path: Path) -> None:
+def test_the_returned_checkpoint_equals_the_one_on_disk(tmp_path: Path) -> None:
     saved = save_checkpoint(tmp_path, 1, "joint", 1, components(), {"best": None})
     assert list_checkpoints(tmp_path) == [saved]
 
@@ -80,7 +80,7 @@ def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "absent") == []
 
 
-def test_what_a_killed_process_leaves_is_no_checkpoint(tmp_path: Path) -> None:
+def test_the_files_of_a_killed_process_are_no_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, "joint", 1, components(), {})
     for name in (".000002-joint-2.4711", "000003-joint-3", "notes"):
         folder = tmp_path / name
@@ -166,7 +166,7 @@ def test_a_newer_version_takes_the_place_of_the_older(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_what_an_earlier_process_left_behind_is_cleared_away(tmp_path: Path) -> None:
+def test_temporary_files_of_an_earlier_process_are_removed(tmp_path: Path) -> None:
     """Every kill would otherwise leave a whole set of weights on the disk for good."""
     leftover = tmp_path / ".000000-autoencoder-1.new"
     leftover.mkdir()
@@ -188,7 +188,7 @@ def test_records_are_lines_and_numbers_that_are_none_become_null(tmp_path: Path)
     ]
 
 
-def test_a_torn_last_line_is_not_read_and_is_dropped_on_the_way_back(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_not_read_and_is_dropped_on_rewind(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for number in range(3):
         folder.record(round=number)
@@ -201,7 +201,7 @@ def test_a_torn_last_line_is_not_read_and_is_dropped_on_the_way_back(tmp_path: P
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 5])
-def test_going_back_drops_what_will_be_run_again(tmp_path: Path, kept: int) -> None:
+def test_a_rewind_drops_the_lines_of_repeated_rounds(tmp_path: Path, kept: int) -> None:
     folder = RunFolder(tmp_path)
     folder.rewind(0)
     for number in range(3):
@@ -267,7 +267,7 @@ def test_a_run_goes_on_where_no_link_can_be_made(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_with_the_same_id_are_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / f".latest.{os.getpid()}").symlink_to("gone")
     RunFolder(tmp_path / "run").point_latest()
@@ -295,7 +295,7 @@ def test_only_one_process_at_a_time_runs_in_a_folder(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True).stdout == "held\n"
 
 
-def test_a_run_lives_where_it_was_told_to_or_by_its_number(tmp_path: Path) -> None:
+def test_a_run_has_the_given_folder_or_one_by_its_id(tmp_path: Path) -> None:
     assert run_path(RunSettings(folder=tmp_path), 3) == tmp_path
     assert run_path(RunSettings(), 3) == Path.cwd() / "runs" / "flwr-3"
 
@@ -332,7 +332,9 @@ def test_a_saved_model_decides_as_before(
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(5))
 
 
-def test_a_saved_model_looks_through_the_same_noise(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_a_saved_model_classifies_with_the_same_noise(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
     chosen = [
         compose("config", (*tiny, f"evaluation.noise_levels={at}")) for at in ("[0.0,0.2]", "[0.0]")
     ]
@@ -377,9 +379,7 @@ def test_a_model_written_before_there_was_a_temperature_has_none(
     assert torch.equal(again.probabilities(logits), logits.sigmoid())
 
 
-def test_a_saved_model_says_nothing_of_where_it_was_made(
-    tmp_path: Path, tiny: tuple[str, ...]
-) -> None:
+def test_a_saved_model_names_no_path(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     paths = ["data.root", "data.store", "run.folder", "evaluation.inception_weights"]
     settings = compose("config", [*tiny, *(f"{key}=/secret/place" for key in paths)])
     trained(settings).save(tmp_path / "model")

@@ -185,7 +185,7 @@ def test_a_site_that_left_is_waited_for_once_and_comes_back(connect: Connect) ->
     assert [node for _, node in grid.asked] == [1, 3, 4]
 
 
-def test_a_site_that_nobody_expected_may_join(connect: Connect) -> None:
+def test_an_unexpected_site_may_join(connect: Connect) -> None:
     grid = three()
     sites = connect(grid)
     sites.census()

@@ -81,7 +81,7 @@ def end_the_process(index: int) -> np.ndarray:
     os.abort()
 
 
-def test_an_unset_policy_lets_out_what_every_site_lets_out(tmp_path: Path) -> None:
+def test_an_unset_policy_has_the_default_metrics(tmp_path: Path) -> None:
     site = SiteFile.read(sound(tmp_path))
     assert site.policy.allowed_metrics == ALLOWED_METRICS
     assert site.policy.max_epsilon is None
@@ -118,7 +118,7 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
         SiteFile.read(tmp_path / "none.toml")
 
 
-def test_an_unknown_source_is_named_with_what_is_allowed(tmp_path: Path) -> None:
+def test_an_unknown_dataset_is_named_with_the_allowed_ones(tmp_path: Path) -> None:
     path = sound(tmp_path)
     path.write_text(path.read_text().replace('source = "folder"', 'source = "floder"'))
     code, lines = check(path)

@@ -48,7 +48,9 @@ def source(count: int, bad: frozenset[int] = frozenset(), centres: bool = True) 
 
 
 @pytest.mark.parametrize("workers", [None, 1, 2])
-def test_store_holds_what_the_source_gives(tmp_path: Path, workers: int | None) -> None:
+def test_store_holds_the_images_and_labels_of_the_dataset(
+    tmp_path: Path, workers: int | None
+) -> None:
     seen: list[tuple[int, int]] = []
     given = source(100)
     store = prepare(given, SETTINGS, tmp_path, lambda *step: seen.append(step), workers)

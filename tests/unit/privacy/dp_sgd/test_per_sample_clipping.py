@@ -128,7 +128,7 @@ def test_per_sample_gradient_check_catches_the_channels_last_fault_without_the_g
 
 
 class Plain(nn.Module):
-    """One linear layer, whose per-unit gradients are known in closed form."""
+    """One linear layer, for which the gradient of each unit has a closed form."""
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a trained model is shown of a user's images."""
+"""The input of a trained model from a user's images."""
 
 import csv
 from pathlib import Path
@@ -21,7 +21,7 @@ from unit.data.readers.test_dicom import save as save_dicom
 
 
 class FakeModel:
-    """Keeps what it is asked to classify."""
+    """Keeps the images that it classifies."""
 
     classes = ("MEL", "NV")
     multi_label = False
@@ -107,7 +107,7 @@ def test_dicom_is_read_with_the_window_of_training(
         (["MEL", "NV"], "MEL and NV exclude each other; choose one class"),
     ],
 )
-def test_what_an_image_cannot_become_is_said_before_it_is_read(
+def test_an_impossible_target_is_refused_before_the_image_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: list[str], message: str
 ) -> None:
     use(monkeypatch, DataSettings(source="isic2019", image_size=16, channels=3))

@@ -1,4 +1,4 @@
-"""What `fed-mediffusion simulate` does before and after the run itself."""
+"""`fed-mediffusion simulate` before and after the run itself."""
 
 import json
 import shutil
@@ -132,7 +132,7 @@ def test_a_mistake_in_the_data_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_resumed_cannot_be_changed(tmp_path: Path) -> None:
+def test_a_resumed_run_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="takes no settings"):
         simulate("config", ["seed=2"], tmp_path)
 

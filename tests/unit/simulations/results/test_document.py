@@ -173,7 +173,7 @@ def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None
     assert (tmp_path / PAGES / "labels.md").read_text() == text
 
 
-def test_what_was_not_measured_is_shown_as_such(tmp_path: Path) -> None:
+def test_missing_figures_are_shown_as_not_measured(tmp_path: Path) -> None:
     unmeasured = dict.fromkeys(("auc_macro", "auc_macro_interval", "fid", "fid_floor", "psnr"))
     flipped = {"flip_rate": None, "eligible": 0}
     given = run(tmp_path / "run", [], **unmeasured, counterfactual=flipped)

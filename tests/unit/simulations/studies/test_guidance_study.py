@@ -105,7 +105,7 @@ def test_the_study_compares_ours_with_the_reference(run: Path, tmp_path: Path) -
     }
 
 
-def test_what_was_measured_stays_where_a_method_fails(
+def test_results_stay_if_a_method_fails(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(*given: object, **more: object) -> None:
@@ -194,7 +194,7 @@ def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
     signal.signal(request.param, before)
 
 
-def test_a_signal_ends_the_study_and_keeps_what_was_measured(
+def test_a_signal_ends_the_study_and_keeps_its_results(
     number: signal.Signals, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second SIGTERM does not end the writing."""
