@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from helpers.messages import sent
-from integration.processes import start
 from PIL import Image
+from typer.testing import CliRunner
 
 from configs.compose import compose
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.messaging import protocol
+from simulations.cli.main import app
+from simulations.engine.in_process import run_in_process
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -77,14 +79,10 @@ def test_sites_with_real_data_answer_a_census(source: str, store: Path, tmp_path
     assert 0 <= float(batch.min()) < float(batch.max()) <= 1
 
 
-def test_a_tiny_run_on_real_images_can_be_used(
-    store: Path, tmp_path: Path, temporary: Path
-) -> None:
+def test_a_tiny_run_on_real_images_can_be_used(store: Path, tmp_path: Path) -> None:
     """Four centres train; then the model classifies, draws and explains."""
     overrides = [*SOURCES["isic2019"], *SMALL, "data.labelled_fraction=0.2", f"data.store={store}"]
-    command = start(["simulate", *overrides], tmp_path, temporary)
-    assert command.wait() == 0, command.err.read_text()
-    run = Path(command.out.read_text().splitlines()[-1])
+    run = run_in_process("config", [*overrides, f"run.folder='{tmp_path / 'run'}'"]).path
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "completed" and len(summary["census"]) == 4
 
@@ -95,9 +93,9 @@ def test_a_tiny_run_on_real_images_can_be_used(
         (folder / image.name).symlink_to(image)
 
     def used(*arguments: str) -> Path:
-        made = start(list(arguments), tmp_path / arguments[0], temporary)
-        assert made.wait() == 0, made.err.read_text()
-        return Path(made.out.read_text().splitlines()[-1])
+        made = CliRunner().invoke(app, list(arguments))
+        assert made.exit_code == 0, made.output
+        return Path(made.stdout.splitlines()[-1])
 
     with used("predict", str(run), str(folder)).open() as file:
         rows = list(csv.DictReader(file))

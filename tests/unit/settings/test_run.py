@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 from hypothesis import given
@@ -369,6 +370,7 @@ def test_a_path_is_taken_as_it_is_given(path: str) -> None:
     assert compose("config", ["data=folder", again]).data.root == Path(path)
 
 
+@hypothesis.settings(max_examples=25)  # each one composes all settings
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=12))
 def test_any_text_can_name_a_column(name: str) -> None:
     asked = ["data=folder", f"data.columns.image={quoted(name)}"]
