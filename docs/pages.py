@@ -96,7 +96,7 @@ def settings_page() -> str:
         _table(
             ["group", "choices"], [[f"`{name}`", _listed(ones)] for name, ones in groups().items()]
         ),
-        "## Run",
+        "## Top level",
         *_section(schema, schema["$defs"], defaults, _comments(), ""),
     ]
     return "\n\n".join(parts) + "\n"
@@ -135,7 +135,7 @@ def _type(field: Schema) -> str:
         return " or ".join(_type(choice) for choice in field["anyOf"])
     if choices := field.get("enum"):
         return _listed(choices)
-    limits = [f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field]
+    limits = [f"{sign} {field[name]:.12g}" for name, sign in LIMITS.items() if name in field]
     kind = "path" if field.get("format") == "path" else field.get("type", "any")
     if kind == "array":
         items = field.get("items") or field["prefixItems"][-1]
@@ -147,7 +147,7 @@ def _type(field: Schema) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return _cell(value)
+        return value
     return json.dumps(value, ensure_ascii=False).replace('"', "")
 
 
@@ -204,7 +204,7 @@ def _command(command: Any, name: str) -> Iterator[str]:
         option = parameter.param_type_name == "option"
         names = ", ".join(parameter.opts) if option else parameter.make_metavar(context)
         default = "" if parameter.default in (None, ()) else f"`{_shown(str(parameter.default))}`"
-        rows.append([f"`{_cell(names)}`", default, _cell(_help(command, parameter.name))])
+        rows.append([f"`{names}`", default, _cell(_help(command, parameter.name))])
     if rows:
         yield _table(["argument or option", "default", "meaning"], rows)
 
@@ -225,7 +225,7 @@ def api_pages() -> dict[str, str]:
     for package in sorted(path.parent for path in (ROOT / CORE).glob("*/__init__.py")):
         modules = [path for path in sorted(package.rglob("*.py")) if path.name != "__init__.py"]
         names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules]
-        blocks = "\n\n".join(f"## `{name}`\n\n::: {name}" for name in names)
+        blocks = "\n\n".join(f"::: {name}" for name in names)
         doc = _docstring(package / "__init__.py")
         pages[f"reference/api/{package.name}.md"] = f"# `{package.name}`\n\n{doc}\n\n{blocks}\n"
         lines.append(f"- [`{package.name}`]({package.name}.md): {doc.splitlines()[0]}")
@@ -248,4 +248,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """Escapes `|`, except in code, where the backslash would show."""
+    return re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", " ".join(text.split()))

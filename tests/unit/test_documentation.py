@@ -2,8 +2,8 @@
 
 A block of commands is checked line by line, as far as it is ours, or carries the mark
 `<!-- not run: REASON -->` above it. `fed-mediffusion`, `flwr run` and `make` are checked in marked
-blocks too. The commands themselves are run by the tests of the command line, of the launcher and of
-the containers.
+blocks too. `tests/integration/test_documented_commands.py` runs the commands that take seconds; the
+tests of the launcher and of the containers run others.
 """
 
 import os
