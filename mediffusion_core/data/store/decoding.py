@@ -98,7 +98,7 @@ def decode_all(
             collect(_in_pool(decoder, sorted(remaining), workers))
         except BrokenProcessPool:
             if _pool_works(decoder):
-                collect((start, _apart(decoder, start, count)) for start in sorted(remaining))
+                collect(_apart(decoder, sorted(remaining), count))
             else:
                 logger.warning("processes for decoding could not run; going on in this one")
     collect((start, decoder.rows(start)) for start in sorted(remaining))
@@ -114,23 +114,36 @@ def _pool_works(decoder: Decoder) -> bool:
         return False
 
 
-def _apart(decoder: Decoder, start: int, count: int) -> Bad:
-    """Decodes a chunk in a process of its own, which an image may end; then image by image.
+def _apart(decoder: Decoder, starts: list[int], count: int) -> Iterator[tuple[int, Bad]]:
+    """Decodes chunks in one process, which is started again where an image ends it.
 
-    Codecs in C end their process on some broken files, where Python could only watch.
+    Codecs in C end their process on some broken files. Python cannot catch that.
     """
-    try:
-        with _pool(decoder, 1) as pool:
-            return pool.submit(_rows, start).result()
-    except BrokenProcessPool:
-        bad: Bad = {}
-        for index in range(start, min(start + CHUNK, count)):
-            try:
-                with _pool(decoder, 1) as pool:
-                    bad |= pool.submit(_row, index).result()
-            except BrokenProcessPool:
-                bad[index] = "the decoder crashed on it"
-        return bad
+    waiting = list(starts)
+    while waiting:
+        try:
+            with _pool(decoder, 1) as pool:
+                while waiting:
+                    found = pool.submit(_rows, waiting[0]).result()
+                    yield waiting.pop(0), found
+        except BrokenProcessPool:
+            start = waiting.pop(0)
+            yield start, _one_by_one(decoder, range(start, min(start + CHUNK, count)))
+
+
+def _one_by_one(decoder: Decoder, indices: Iterable[int]) -> Bad:
+    """Decodes images as `_apart` does chunks; an image that ends the process is bad."""
+    bad: Bad = {}
+    waiting = list(indices)
+    while waiting:
+        try:
+            with _pool(decoder, 1) as pool:
+                while waiting:
+                    bad |= pool.submit(_row, waiting[0]).result()
+                    waiting.pop(0)
+        except BrokenProcessPool:
+            bad[waiting.pop(0)] = "the decoder crashed on it"
+    return bad
 
 
 def _pool(decoder: Decoder, workers: int) -> ProcessPoolExecutor:
