@@ -19,13 +19,15 @@ from simulations.cli.inference import explain_image, predict_folder
 
 pydicom = pytest.importorskip("pydicom")
 CLASSES = ("Effusion", "Mass", "Nodule")
+QUICK = ("num_candidates=1", "relax_mask=false", "num_inference_steps=2")
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions, inverted
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> Path:
     """A run whose networks are as they were drawn, and whose head reacts to every pixel."""
-    settings = compose("config", [*tiny, "data.source=isic2019"])
+    guidance = [f"evaluation.counterfactual.{one}" for one in QUICK]
+    settings = compose("config", [*tiny, "data.source=isic2019", *guidance])
     model = untrained_model(settings, CLASSES, multi_label=False)
     torch.manual_seed(1)
     for parameter in model.joint.head.parameters():
