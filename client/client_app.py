@@ -59,6 +59,8 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
             content = handler(site, message.content)
             if site.settings.privacy.enabled:
                 content[protocol.LEDGER_HEAD] = _record(privacy_budget.ledger_head(site))
+            kind = message.metadata.message_type
+            latent_cache.forget_after(site, kind, _round(message.content))
         except Exception as error:
             content = _failure(error, folder)
         content[protocol.ANSWERS_TO] = _answered(message)
@@ -117,7 +119,7 @@ def _trained(
         component: _record(change(state, sent.get(component, {}), method_of(component, method)))
         for component, state in trained.items()
     }
-    allowed = protocol.allowed(metrics, site.allowed_metrics)
+    allowed = protocol.allowed(metrics, site.policy.allowed_metrics)
     return RecordDict({**records, protocol.METRICS: MetricRecord({**allowed})})
 
 

@@ -10,6 +10,7 @@ runs a task only under all of these conditions:
   version is at least the highest version that the site has accepted from that key.
 - The server's names for the bundle equal the names within the bundle. Flower makes the folder of
   the code from them.
+- The site's engineer has approved it, where the site file has `policy.approval = "required"`.
 
 Without a signer every task is refused. The site trusts the coordinator's key, its own clock, disk
 and environment, and the signed code. The signed code must distrust the contents of messages, which
@@ -30,6 +31,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 
 from deployment.accepted_versions import Accepted, AcceptedVersions
+from deployment.approvals import Approvals
 from deployment.bundle import AppBundle
 from deployment.signing import (
     SIGNATURE,
@@ -41,10 +43,13 @@ from deployment.signing import (
     signer_name,
 )
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.settings.site_file import SiteFile
 
 SIGNER = "FED_MEDIFFUSION_SIGNER"
 """Environment variable with the path of the coordinator's public key."""
 UNSIGNED = "FED_MEDIFFUSION_UNSIGNED"
+SITE_FILE = "FED_MEDIFFUSION_SITE_FILE"
+"""Environment variable with the path of the site file; `deployment.supernode` sets it."""
 TRUST = "i-trust-this-server"
 """The only value of $FED_MEDIFFUSION_UNSIGNED: the site runs any ClientApp of the server."""
 
@@ -57,11 +62,15 @@ class Admission:
         signer: File of the coordinator's public key; None without one.
         trusts_server: Whether the site runs unsigned tasks.
         versions: Versions that the site has accepted.
+        site_file: Says whether runs need approval; None without one.
+        approvals: Runs that the site's engineer has approved.
     """
 
     signer: Path | None
     trusts_server: bool = False
     versions: AcceptedVersions = field(default_factory=AcceptedVersions.of_site)
+    site_file: Path | None = None
+    approvals: Approvals = field(default_factory=Approvals.of_site)
 
     @classmethod
     def of_environment(cls) -> "Admission":
@@ -71,11 +80,16 @@ class Admission:
             UserError: if both variables are set, or the second one has another value than `TRUST`.
         """
         signer, unsigned = os.environ.get(SIGNER), os.environ.get(UNSIGNED)
+        site_file = os.environ.get(SITE_FILE)
         if unsigned and unsigned != TRUST:
             raise UserError(f"{UNSIGNED} is {unsigned}, the only value is {TRUST}")
         if unsigned and signer:
             raise UserError(f"{SIGNER} and {UNSIGNED} exclude each other")
-        return cls(Path(signer) if signer else None, bool(unsigned))
+        return cls(
+            Path(signer) if signer else None,
+            bool(unsigned),
+            site_file=Path(site_file) if site_file else None,
+        )
 
     def warn(self) -> None:
         """Warns at the start of a site without a signer."""
@@ -110,7 +124,9 @@ class Admission:
             raise BundleRefusedError(f"a site runs ClientApps, no {wanted}")
         digest = hashlib.sha256(fab.content).hexdigest()
         if self.trusts_server:
-            return _run_config(digest, run, fab)
+            config = _run_config(digest, run, fab)
+            self._require_approval(digest, config)
+            return config
         key = self._key()
         statement = Statement.verified(str(run.override_config.get(SIGNATURE, "")), key)
         if statement.bundle != digest:
@@ -120,8 +136,20 @@ class Admission:
         config = _run_config(digest, run, fab)
         if statement.settings != settings_digest(config):
             raise BundleRefusedError("the app bundle was signed for other settings of the run")
+        # A version that is not approved must not end the approved run before it.
+        self._require_approval(digest, config)
         self.versions.accept(signer_name(key), Accepted(version=statement.version, bundle=digest))
         return config
+
+    def _require_approval(self, bundle: str, config: Settings) -> None:
+        if self.site_file is None:
+            return
+        try:
+            policy = SiteFile.read(self.site_file).policy
+        except UserError:
+            raise BundleRefusedError("the site's file can't be read") from None
+        if policy.approval == "required":
+            self.approvals.require(bundle, config)
 
     def _key(self) -> Ed25519PublicKey:
         if self.signer is None:

@@ -76,12 +76,14 @@ def sign(
     from flwr.cli.build import build_fab_from_disk
 
     from deployment.signed_run import signed_run_config, state_run
+    from deployment.signing import run_hash
 
     given = run_config or []
     statement = state_run(build_fab_from_disk(folder.resolve()), given, days, version)
     print(signed_run_config(given, statement, key))
     until = datetime.fromtimestamp(statement.not_after, UTC)
     print(f"version {statement.version}, valid until {until:%Y-%m-%d %H:%M} UTC", file=sys.stderr)
+    print(f"run {run_hash(statement.bundle, statement.settings)}", file=sys.stderr)
 
 
 def preflight(

@@ -104,6 +104,11 @@ def settings_digest(run_config: Settings) -> str:
     return hashlib.sha256(_canonical(covered)).hexdigest()
 
 
+def run_hash(bundle: str, settings: str) -> str:
+    """The hash by which a site approves a run: of its bundle's and its settings' SHA-256."""
+    return hashlib.sha256(_canonical({"bundle": bundle, "settings": settings})).hexdigest()
+
+
 def new_signer() -> tuple[bytes, bytes]:
     """A coordinator's private and public key as PEM (Ed25519, RFC 8032)."""
     key = Ed25519PrivateKey.generate()

@@ -19,6 +19,7 @@ from flwr.superlink.cli.flower_superlink import flower_superlink
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployment.arguments import option_value
 from deployment.flower_patches import allow_slow_starts, wrap_superlink_app
 from deployment.registry import watch
 
@@ -90,22 +91,13 @@ def write_connection(home: Path, arguments: list[str]) -> None:
         home: Flower's folder, `$FLWR_HOME`.
         arguments: Arguments of the SuperLink: port and CA are read.
     """
-    port = _value(arguments, "--port") or "8000"
-    authority = _value(arguments, "--ssl-ca-certfile")
+    port = option_value(arguments, "--port") or "8000"
+    authority = option_value(arguments, "--ssl-ca-certfile")
     trust = {"root-certificates": authority} if authority else {"insecure": True}
     connection = {"address": f"127.0.0.1:{port}", **trust}
     home.mkdir(parents=True, exist_ok=True)
     written = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
     (home / "config.toml").write_text(written)
-
-
-def _value(arguments: list[str], option: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-        if argument == option and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return None
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """What a server can make a real SuperNode run: the ClientApp that the coordinator signed, no more.
 
 Each app leaves a mark at a site whose code it runs. The server is the attacker's: it starts
-whatever it likes. One site has a signer, the other was given none.
+whatever it likes. One site has a signer, one was given none, and the engineer of the third approves
+each run.
 """
 
 import time
@@ -16,6 +17,11 @@ from deployment.bundle import AppBundle
 from deployment.signing import Statement, new_signer, settings_digest
 
 VERSION = 1000
+APPROVING = """
+name = "approving"
+data = {source = "folder", root = "/data"}
+policy = {approval = "required"}
+"""
 SPAWN = """
 import sys
 from flwr.proto.runtime_pb2 import CreateTaskRequest
@@ -51,6 +57,11 @@ def pair(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
         started.start_server()
         started.start_site("site", **{SIGNER: str(keys / "signer.pem")})
         started.start_site("signerless")
+        own = started.folder / "approving.toml"
+        own.write_text(APPROVING)
+        own.chmod(0o600)
+        node = f'--node-config=site-file="{own}" folder="{started.folder / "runs"}"'
+        started.start_site("approving", node, **{SIGNER: str(keys / "signer.pem")})
         yield started
     finally:
         started.end()
@@ -118,6 +129,11 @@ def test_a_site_without_a_signer_runs_nothing(attacks: Attacks) -> None:
     assert "no flwr-agentapp" in attacks.outcome("agent")["signerless"]
     assert attacks.pair.marks("signerless") == set()
     assert "every run is refused" in attacks.pair.services["signerless"].said()
+
+
+def test_a_signed_run_waits_where_the_engineer_has_not_approved_it(attacks: Attacks) -> None:
+    assert "is not approved at this site" in attacks.outcome("good")["approving"]
+    assert attacks.pair.marks("approving") == set()
 
 
 @pytest.mark.parametrize(

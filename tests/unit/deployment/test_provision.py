@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from deployment import certificates
 from deployment.registry import read_keys
+from mediffusion_core.settings.site_file import SiteFile
 from simulations.cli.main import app
 
 FILE = """
@@ -103,6 +104,15 @@ def test_a_kits_compose_file_names_its_server_and_confines_the_site(federation: 
     assert (site["read_only"], site["cap_drop"]) == (True, ["ALL"])
     assert site["volumes"][0].endswith(":/data:ro")
     assert "ports" not in site
+
+
+def test_a_kits_site_file_protects_until_the_engineer_says_otherwise(federation: Path) -> None:
+    provision(federation)
+    site = SiteFile.read(federation / "chest" / "kits" / "uni" / "site.toml")
+    policy = site.policy
+    assert (site.name, policy.require_privacy, policy.approval) == ("uni", True, "required")
+    assert policy.max_epsilon and policy.min_noise_multiplier and policy.allowed_settings
+    assert policy.keep_latents == "run"
 
 
 def test_the_servers_compose_file_opens_its_port_and_follows_the_keys(federation: Path) -> None:
