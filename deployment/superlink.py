@@ -22,13 +22,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployment.arguments import option_value
 from deployment.flower_patches import allow_slow_starts, wrap_superlink_app
 from deployment.registry import watch
+from mediffusion_core.messaging.site_keys import SITES
 
 FLEET = "/v1/fleet/"
 """Path prefix of the sites' interface. Flower checks their keys with --enable-supernode-auth."""
 HEALTH = "/health"
 CONNECTION = "deployment"
 """The name under which `flwr run . deployment` finds this SuperLink."""
-SITES = "FED_MEDIFFUSION_SITES"
 
 
 class LocalOnly:

@@ -8,11 +8,13 @@ with each silence.
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from mediffusion_core.messaging import protocol
+from mediffusion_core.messaging.site_keys import read_keys
 from mediffusion_core.settings import Settings
 from server.dispatch import Waiting, collect, pulled, still_waiting
 from server.messages import Reply, SiteError, request
@@ -28,10 +30,16 @@ AFTER_FAILURE = 10.0
 class FlowerSites(Sites):
     """The sites of one run, reached by Flower."""
 
-    def __init__(self, grid: Grid, settings: Settings, contract: ReplyContract) -> None:
-        """Takes Flower's grid, the run's settings, and the contract that replies must keep."""
+    def __init__(
+        self, grid: Grid, settings: Settings, contract: ReplyContract, keys: Path | None = None
+    ) -> None:
+        """Takes Flower's grid, the run's settings, and the contract that replies must keep.
+
+        With the folder of the registered sites' keys a name belongs to its key.
+        """
         super().__init__(settings, contract)
         self._grid = grid
+        self._keys = keys
         self._hash = settings.fingerprint()
         self._expected = settings.num_participants
         self._timeout = settings.federation.round_timeout
@@ -107,11 +115,16 @@ class FlowerSites(Sites):
             self._not_before[node] = time.monotonic() + pause
 
     def _may_have(self, node: int, name: str) -> bool:
-        """A registered key takes part under its own name alone, and a name belongs to one node."""
-        there = {one.node_id: one.name for one in self._grid.get_nodes()}
-        registered = there.get(node, "")
+        """A name belongs to its registered key, or without keys to the node that came first.
+
+        Flower authenticates the key of each node, and tells it to the ServerApp.
+        """
+        there = {one.node_id: one for one in self._grid.get_nodes()}
+        if self._keys is not None:
+            return node in there and read_keys(self._keys).get(name) == there[node].public_key
+        called = there[node].name if node in there else ""  # by `flwr supernode register`
         holder = self._nodes.get(name, node)
-        return registered in ("", name) and (holder == node or holder not in there)
+        return called in ("", name) and (holder == node or holder not in there)
 
     def _message(
         self, kind: str, round_number: int, node: int, records: Mapping[str, ArrayRecord]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mediffusion_core.common.device import resolve_device
 from mediffusion_core.data.ground_truth import patients_without
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.evaluation.evaluator import Evaluator
+from mediffusion_core.messaging.site_keys import SITES
 from mediffusion_core.reporting.report import write_report
 from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, run_path, write_json
@@ -36,7 +38,8 @@ def main(grid: Grid, context: Context) -> None:
     # While the server evaluates, the sites wait, so it may use every core.
     torch.set_num_threads(os.cpu_count() or 1)
     folder = RunFolder(run_path(settings.run, context.run_id))
-    serve(lambda contract: FlowerSites(grid, settings, contract), settings, folder)
+    keys = Path(os.environ[SITES]) if os.environ.get(SITES) else None
+    serve(lambda contract: FlowerSites(grid, settings, contract, keys), settings, folder)
 
 
 def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder) -> None:
