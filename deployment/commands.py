@@ -31,25 +31,49 @@ def add_preflight(app: typer.Typer) -> None:
     )
 
 
+PassphraseFile = Annotated[
+    Path | None, typer.Option(help="File with the passphrase of the coordinator's keys.")
+]
+PassphraseVariable = Annotated[
+    str | None, typer.Option(help="Name of the environment variable with that passphrase.")
+]
+
+
 def provision(
     file: Annotated[Path, typer.Argument(help="The federation file, in YAML.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder of keys and kits; the federation's name by default.")
     ] = None,
+    request: Annotated[
+        Path | None, typer.Option(help="Register the key of this signing request of a site.")
+    ] = None,
     renew: Annotated[
-        str | None, typer.Option(help="Make a new key for this site, or for `server`.")
+        str | None,
+        typer.Option(help="Replace the key of this site, with --request, or of `server`."),
     ] = None,
     revoke: Annotated[str | None, typer.Option(help="Revoke this site's key.")] = None,
+    encrypt_keys: Annotated[
+        bool, typer.Option(help="Encrypt the new ca.key and signer.key with a passphrase.")
+    ] = False,
+    passphrase_file: PassphraseFile = None,
+    passphrase_env: PassphraseVariable = None,
 ) -> None:
     """Make a certificate authority, a server certificate and a start-up kit for each site."""
     from deployment.federation_file import FederationFile
+    from deployment.passphrase import Passphrase
     from deployment.provision import Kits
 
-    if renew and revoke:
-        raise UserError("--renew and --revoke exclude each other")
+    if revoke and (renew or request):
+        raise UserError("--revoke excludes --renew and --request")
     federation = FederationFile.read(file)
-    kits = Kits(federation, output or Path(federation.name))
-    steps = kits.revoke(revoke) if revoke else kits.renew(renew) if renew else kits.make()
+    folder = output or Path(federation.name)
+    kits = Kits(federation, folder, Passphrase(passphrase_file, passphrase_env), encrypt_keys)
+    if revoke:
+        steps = kits.revoke(revoke)
+    elif renew:
+        steps = kits.renew(renew, request)
+    else:
+        steps = kits.add(request) if request else kits.make()
     for step in steps:
         print(step)
 
@@ -71,16 +95,20 @@ def sign(
             help="Version; sites refuse lower ones. By default the time in seconds.",
         ),
     ] = None,
+    passphrase_file: PassphraseFile = None,
+    passphrase_env: PassphraseVariable = None,
 ) -> None:
     """Sign an app and a run's settings; print the signed --run-config, which sites require."""
     from flwr.cli.build import build_fab_from_disk
 
+    from deployment.passphrase import Passphrase
     from deployment.signed_run import signed_run_config, state_run
     from deployment.signing import run_hash
 
     given = run_config or []
     statement = state_run(build_fab_from_disk(folder.resolve()), given, days, version)
-    print(signed_run_config(given, statement, key))
+    passphrase = Passphrase(passphrase_file, passphrase_env)
+    print(signed_run_config(given, statement, key, passphrase))
     until = datetime.fromtimestamp(statement.not_after, UTC)
     print(f"version {statement.version}, valid until {until:%Y-%m-%d %H:%M} UTC", file=sys.stderr)
     print(f"run {run_hash(statement.bundle, statement.settings)}", file=sys.stderr)

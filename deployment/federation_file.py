@@ -27,6 +27,9 @@ class FederationFile(StrictModel):
     server: ServerAddress
     sites: Annotated[tuple[Name, ...], Field(min_length=1)]
     certificate_days: Annotated[int, Field(ge=1, le=825)] = 365
+    make_site_keys: bool = False
+    """Whether the coordinator makes the sites' private keys, for trials; else each site makes its
+    own."""
 
     @model_validator(mode="after")
     def _sites_differ(self) -> Self:

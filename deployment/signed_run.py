@@ -8,6 +8,7 @@ import click
 from flwr.common.config import parse_config_args
 
 from deployment.bundle import AppBundle
+from deployment.passphrase import Passphrase
 from deployment.signing import SIGNATURE, Statement, settings_digest
 from mediffusion_core.common.errors import UserError
 
@@ -46,10 +47,13 @@ def state_run(
     )
 
 
-def signed_run_config(run_config: Sequence[str], statement: Statement, key_file: Path) -> str:
+def signed_run_config(
+    run_config: Sequence[str], statement: Statement, key_file: Path, passphrase: Passphrase
+) -> str:
     """The whole text for `flwr run --run-config`.
 
     Raises:
-        UserError: if the file holds no signing key.
+        UserError: if the file holds no signing key, or the passphrase is wrong.
     """
-    return " ".join([*run_config, f'{SIGNATURE}="{statement.signed_by(key_file)}"'])
+    signature = statement.signed_by(key_file, passphrase)
+    return " ".join([*run_config, f'{SIGNATURE}="{signature}"'])

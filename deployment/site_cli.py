@@ -38,6 +38,19 @@ def check_site_file(
     raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
 
 
+@site.command(epilog="Example: fed-mediffusion site request st-anna --folder kit")
+def request(
+    name: Annotated[str, typer.Argument(help="Name of the site in the federation.")],
+    folder: Annotated[Path, typer.Option(help="Folder of the new files.")] = Path(),
+) -> None:
+    """Make the site's private key, node.key, and its signing request for the coordinator."""
+    from deployment.site_request import make_request
+
+    file, made = make_request(name, folder)
+    print(f"key {made.fingerprint}; tell it the coordinator by telephone, and send the file")
+    print(file)
+
+
 @site.command(
     epilog="Examples:\n\n"
     "fed-mediffusion site approve 3f2a... --days 30\n\n"

@@ -42,7 +42,7 @@ def kits(tmp_path: Path) -> Path:
     for name in ("chest", "foreign"):
         server = {"host": "127.0.0.1", "port": 8000}
         federation = FederationFile.model_validate(
-            {"name": name, "server": server, "sites": ["uni"]}
+            {"name": name, "server": server, "sites": ["uni"], "make_site_keys": True}
         )
         assert list(Kits(federation, tmp_path / name).make())
     secrets = tmp_path / "secrets"
