@@ -108,10 +108,14 @@ def _opened(
     return settings, open_federated_dataset(settings), SIMULATED
 
 
-def site_log(folder: Path | None) -> logging.Logger:
-    """The site's own log, in its folder where it has one; error texts stay here."""
+def site_log(folder: Path) -> logging.Logger:
+    """The site's own log, in its folder; error texts stay here.
+
+    Raises:
+        OSError: if it can't be opened.
+    """
     logger = logging.getLogger(f"fed-mediffusion.site.{folder}")
-    if folder and not logger.handlers:
+    if not logger.handlers:
         handler = logging.FileHandler(folder / "site.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)

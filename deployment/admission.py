@@ -20,7 +20,6 @@ newer version. A newer version also ends older runs in progress; concurrent runs
 
 import hashlib
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +38,13 @@ from deployment.signing import (
     Settings,
     Statement,
     read_signer,
+    run_hash,
     settings_digest,
     signer_name,
 )
-from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.audit_log import AuditLog
+from mediffusion_core.common.errors import AuditError, UserError
+from mediffusion_core.common.logs import log
 from mediffusion_core.settings.site_file import SiteFile
 
 SIGNER = "FED_MEDIFFUSION_SIGNER"
@@ -64,6 +66,7 @@ class Admission:
         versions: Versions that the site has accepted.
         site_file: Says whether runs need approval; None without one.
         approvals: Runs that the site's engineer has approved.
+        audit: The site's audit log; None where the site keeps none.
     """
 
     signer: Path | None
@@ -71,6 +74,8 @@ class Admission:
     versions: AcceptedVersions = field(default_factory=AcceptedVersions.of_site)
     site_file: Path | None = None
     approvals: Approvals = field(default_factory=Approvals.of_site)
+    audit: AuditLog | None = field(default_factory=AuditLog.of_environment)
+    _written: set[tuple[str, ...]] = field(default_factory=set, init=False, compare=False)
 
     @classmethod
     def of_environment(cls) -> "Admission":
@@ -94,12 +99,12 @@ class Admission:
     def warn(self) -> None:
         """Warns at the start of a site without a signer."""
         if self.trusts_server:
-            _say(
+            log.warning(
                 f"WARNING: {UNSIGNED}={TRUST}: this site checks no signature and runs any code"
                 " that its server sends. Never use this with patients' data."
             )
         elif self.signer is None:
-            _say(f"WARNING: {SIGNER} is not set, every run is refused")
+            log.warning(f"WARNING: {SIGNER} is not set, every run is refused")
 
     def admit(self, task_type: str, run: Run, fab: Fab) -> Settings:
         """Checks a task, and returns its run's configuration.
@@ -113,10 +118,47 @@ class Admission:
             BundleRefusedError: if the task may not run; the refusal is also logged.
         """
         try:
-            return self._admitted(task_type, run, fab)
+            config = self._admitted(task_type, run, fab)
         except BundleRefusedError as error:
-            _say(f"refused, code bundle: {error}")
+            log.warning(f"refused, code bundle: {error}")
+            self._write(run, fab, "refused", str(error))
             raise
+        self._write(run, fab, "admitted", run_hash(fab.hash_str, settings_digest(config)))
+        return config
+
+    def _write(self, run: Run, fab: Fab, outcome: str, detail: str) -> None:
+        """Writes into the audit log which run was admitted or refused; each outcome once.
+
+        Args:
+            run: The run.
+            fab: Its bundle.
+            outcome: `admitted` or `refused`.
+            detail: The run's hash, or the reason of the refusal.
+
+        Raises:
+            BundleRefusedError: if the line can't be written.
+        """
+        written = (str(run.run_id), fab.hash_str, outcome, detail)
+        if self.audit is None or written in self._written:
+            return
+        try:
+            signer = signer_name(self._key())
+        except BundleRefusedError:
+            signer = None
+        try:
+            self.audit.append(
+                "run",
+                at="site",
+                run=str(run.run_id),
+                signer=signer,
+                bundle=hashlib.sha256(fab.content).hexdigest(),
+                outcome=outcome,
+                detail=detail,
+            )
+        except AuditError as error:
+            log.error(f"refused, audit log: {error}")
+            raise BundleRefusedError("the site's audit log can't be written") from None
+        self._written.add(written)
 
     def _admitted(self, task_type: str, run: Run, fab: Fab) -> Settings:
         if task_type != TaskType.CLIENT_APP or run.primary_task_type != TaskType.SERVER_APP:
@@ -173,7 +215,3 @@ def _run_config(digest: str, run: Run, fab: Fab) -> Settings:
     if named != (bundle.app_id, bundle.version, digest, digest):
         raise BundleRefusedError("the app bundle is not the one that the server names")
     return config
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

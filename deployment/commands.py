@@ -25,18 +25,42 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def add_preflight(app: typer.Typer) -> None:
-    """Adds the command that a site runs before it joins."""
+    """Adds the commands that a site runs before it joins, and while it takes part."""
     app.command(epilog="Example: fed-mediffusion preflight --server federation.example.org:8000")(
         preflight
     )
+    app.command(epilog="Example: fed-mediffusion status runs/latest")(status)
 
 
-PassphraseFile = Annotated[
-    Path | None, typer.Option(help="File with the passphrase of the coordinator's keys.")
+PassphraseSource = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the passphrase of the coordinator's keys is: file:PATH or env:NAME; by default "
+        "the command asks for it."
+    ),
 ]
-PassphraseVariable = Annotated[
-    str | None, typer.Option(help="Name of the environment variable with that passphrase.")
-]
+
+
+def status(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of a server's run or of a site's runs; by default runs/latest, else runs."
+        ),
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="The audit log; by default $FED_MEDIFFUSION_AUDIT.")
+    ] = None,
+) -> None:
+    """Show where a run stands: round, sites, last answers, epsilon and disk."""
+    from deployment.status import Status
+    from mediffusion_core.common.audit_log import AuditLog, AuditTail
+
+    latest = Path("runs") / "latest"
+    given = folder or (latest if latest.is_dir() else Path("runs"))
+    log = AuditLog(audit) if audit else AuditLog.of_environment()
+    lines = AuditTail(log.path).new_lines() if log else ()
+    print("\n".join(Status.of_folder(given, lines).text()))
 
 
 def provision(
@@ -55,8 +79,7 @@ def provision(
     encrypt_keys: Annotated[
         bool, typer.Option(help="Encrypt the new ca.key and signer.key with a passphrase.")
     ] = False,
-    passphrase_file: PassphraseFile = None,
-    passphrase_env: PassphraseVariable = None,
+    passphrase: PassphraseSource = None,
 ) -> None:
     """Make a certificate authority, a server certificate and a start-up kit for each site."""
     from deployment.federation_file import FederationFile
@@ -67,7 +90,7 @@ def provision(
         raise UserError("--revoke excludes --renew and --request")
     federation = FederationFile.read(file)
     folder = output or Path(federation.name)
-    kits = Kits(federation, folder, Passphrase(passphrase_file, passphrase_env), encrypt_keys)
+    kits = Kits(federation, folder, Passphrase(passphrase), encrypt_keys)
     if revoke:
         steps = kits.revoke(revoke)
     elif renew:
@@ -95,8 +118,7 @@ def sign(
             help="Version; sites refuse lower ones. By default the time in seconds.",
         ),
     ] = None,
-    passphrase_file: PassphraseFile = None,
-    passphrase_env: PassphraseVariable = None,
+    passphrase: PassphraseSource = None,
 ) -> None:
     """Sign an app and a run's settings; print the signed --run-config, which sites require."""
     from flwr.cli.build import build_fab_from_disk
@@ -107,8 +129,7 @@ def sign(
 
     given = run_config or []
     statement = state_run(build_fab_from_disk(folder.resolve()), given, days, version)
-    passphrase = Passphrase(passphrase_file, passphrase_env)
-    print(signed_run_config(given, statement, key, passphrase))
+    print(signed_run_config(given, statement, key, Passphrase(passphrase)))
     until = datetime.fromtimestamp(statement.not_after, UTC)
     print(f"version {statement.version}, valid until {until:%Y-%m-%d %H:%M} UTC", file=sys.stderr)
     print(f"run {run_hash(statement.bundle, statement.settings)}", file=sys.stderr)

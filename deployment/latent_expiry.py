@@ -1,10 +1,10 @@
 """Deletion of a site's encoded images by its policy, also where no run comes any more."""
 
-import sys
 import threading
 from pathlib import Path
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.logs import log
 from mediffusion_core.settings.site_file import SiteFile
 from mediffusion_core.training.latent_files import expire_latents
 
@@ -24,7 +24,7 @@ def _follow(runs: Path, site_file: Path) -> None:
     while True:
         try:
             for path in expire_latents(runs, SiteFile.read(site_file).policy.keep_latents):
-                print(f"latents: deleted {path}, by policy.keep_latents", flush=True)
+                log.info(f"latents: deleted {path}, by policy.keep_latents")
         except (OSError, UserError) as error:
-            print(f"latents: nothing is deleted: {error}", file=sys.stderr, flush=True)
+            log.error(f"latents: nothing is deleted: {error}")
         pause.wait(PERIOD)

@@ -20,13 +20,15 @@ from mediffusion_core.common.errors import UserError
 
 @dataclass(frozen=True)
 class Passphrase:
-    """Where a passphrase comes from: a file, an environment variable, or else the terminal.
+    """Where a passphrase comes from.
 
     It is never an argument, which other users of the machine can read.
+
+    Attributes:
+        source: `file:PATH` or `env:NAME`; None to ask at the terminal.
     """
 
-    file: Path | None = None
-    variable: str | None = None
+    source: str | None = None
 
     def read(self, purpose: str, confirm: bool = False) -> bytes:
         """The passphrase.
@@ -38,19 +40,19 @@ class Passphrase:
         Raises:
             UserError: if it is empty or can't be read, or there is no terminal to ask at.
         """
-        if self.file is not None and self.variable is not None:
-            raise UserError("--passphrase-file and --passphrase-env exclude each other")
-        if self.file is not None:
-            text = self.file.read_text(encoding="utf-8").rstrip("\r\n")
-        elif self.variable is not None:
-            text = os.environ.get(self.variable, "")
+        kind, _, place = (self.source or "").partition(":")
+        if kind == "file":
+            text = Path(place).read_text(encoding="utf-8").rstrip("\r\n")
+        elif kind == "env":
+            text = os.environ.get(place, "")
+        elif self.source is not None:
+            raise UserError("--passphrase takes file:PATH or env:NAME, never the passphrase itself")
         elif sys.stdin.isatty():
-            text = typer.prompt(
-                f"passphrase {purpose}", hide_input=True, confirmation_prompt=confirm
-            )
+            asked = f"passphrase {purpose}"
+            text = typer.prompt(asked, hide_input=True, confirmation_prompt=confirm)
         else:
             raise UserError(
-                f"a passphrase {purpose} is needed: give --passphrase-file or --passphrase-env"
+                f"a passphrase {purpose} is needed: --passphrase file:PATH or --passphrase env:NAME"
             )
         if not text:
             raise UserError(f"the passphrase {purpose} is empty")

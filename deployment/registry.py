@@ -11,7 +11,9 @@ from typing import Protocol
 
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 
-from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.audit_log import AuditLog
+from mediffusion_core.common.errors import AuditError, UserError
+from mediffusion_core.common.logs import log
 from mediffusion_core.messaging.site_keys import read_keys
 
 PERIOD = 2.0
@@ -91,6 +93,16 @@ def _follow(nodes: Nodes, folder: Path) -> None:
             changes = [f"sites: nothing is changed: {type(error).__name__}"]
         for change in changes:
             if change not in said:
-                print(change, flush=True)
+                _tell(change)
         said = changes
         pause.wait(PERIOD)
+
+
+def _tell(change: str) -> None:
+    log.info(change)
+    audit = AuditLog.of_environment()
+    try:
+        if audit is not None:
+            audit.append("sites", at="server", change=change.removeprefix("sites: "))
+    except AuditError as error:  # must not end the thread that revokes keys
+        log.error(f"sites: {error}")

@@ -5,8 +5,6 @@ signed with its private key, which stays at the site. Anyone can make a request 
 site and coordinator compare the key's fingerprint by telephone.
 """
 
-import base64
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from deployment.certificates import new_site_key, public_line, write_secret
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.messaging.site_keys import fingerprint
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 """Names of sites, as in federation file and site file."""
@@ -34,8 +33,7 @@ class Request:
     @property
     def fingerprint(self) -> str:
         """Of the public key, as `ssh-keygen -l` has it."""
-        digest = hashlib.sha256(base64.b64decode(self.public.split()[1])).digest()
-        return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+        return fingerprint(self.public)
 
 
 def make_request(name: str, folder: Path) -> tuple[Path, Request]:

@@ -21,7 +21,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployment.arguments import option_value
 from deployment.flower_patches import allow_slow_starts, wrap_superlink_app
+from deployment.metrics import serve_metrics
 from deployment.registry import watch
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.logs import configure_logs, log
 from mediffusion_core.messaging.site_keys import SITES
 
 FLEET = "/v1/fleet/"
@@ -43,7 +46,7 @@ class LocalOnly:
         if scope["type"] == "lifespan" or self._may_pass(scope):
             await self._app(scope, receive, send)
             return
-        print(f"refused {scope['path']} to {_caller(scope)}", file=sys.stderr)
+        log.warning(f"refused {scope['path']} to {_caller(scope)}")
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -105,6 +108,11 @@ def main() -> None:
 
     With SuperNode authentication, $FED_MEDIFFUSION_SITES is the folder of the sites' keys.
     """
+    try:
+        configure_logs()
+        serve_metrics(Path("runs") / "latest")
+    except UserError as error:
+        sys.exit(str(error))
     write_connection(Path(os.environ["FLWR_HOME"]), sys.argv[1:])
     keys = os.environ.get(SITES)
     wrap_superlink_app(lambda create: closed(create, Path(keys) if keys else None))

@@ -15,7 +15,9 @@ from deployment.admission import SITE_FILE, Admission
 from deployment.arguments import option_value
 from deployment.flower_patches import admit_tasks, allow_slow_starts
 from deployment.latent_expiry import watch_latents
+from deployment.metrics import serve_metrics
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.logs import configure_logs
 
 
 def main() -> None:
@@ -24,7 +26,10 @@ def main() -> None:
     # The processes that Flower starts for messages inherit it.
     os.environ[SITE_FILE] = str(node.get("site-file", ""))
     try:
+        configure_logs()
         admission = Admission.of_environment()
+        if "folder" in node:
+            serve_metrics(Path(str(node["folder"])))
     except UserError as error:
         sys.exit(str(error))
     admission.warn()

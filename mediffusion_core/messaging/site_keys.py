@@ -1,5 +1,7 @@
 """The registered sites of a federation: a folder of public keys, `SITE.pub`, at the server."""
 
+import base64
+import hashlib
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -7,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
+    load_pem_public_key,
     load_ssh_public_key,
 )
 
@@ -35,3 +38,17 @@ def read_keys(folder: Path) -> dict[str, bytes]:
     if not keys:
         raise UserError(f"no key in {folder}")
     return keys
+
+
+def fingerprint(key: bytes) -> str:
+    """SHA-256 of a public key, as PEM or in OpenSSH's format; as `ssh-keygen -l` has it.
+
+    Empty for other bytes: without authentication Flower has no key of a node.
+    """
+    load = load_pem_public_key if key.startswith(b"-----") else load_ssh_public_key
+    try:
+        line = load(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    except (ValueError, UnsupportedAlgorithm):
+        return ""
+    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"

@@ -155,10 +155,10 @@ def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
 
 
 def test_a_run_without_privacy_is_refused_in_one_line_that_says_how_to_allow_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     census(hospital(tmp_path, "uni", policy=""))
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if "privacy.enabled" in one]
+    (line,) = [one for one in caplog.text.splitlines() if "privacy.enabled" in one]
     assert "policy.require_privacy = false" in line
 
 
@@ -288,11 +288,11 @@ def test_what_a_run_charges_is_what_the_hospital_reads(
 )
 def test_images_of_other_classes_take_no_part(
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     classes: Sequence[str],
     overrides: Sequence[str],
     said: str,
 ) -> None:
     content = census(hospital(tmp_path, "uni", classes), overrides)
     assert content.config_records[protocol.FAILURE]["code"] == "data"
-    assert said in capsys.readouterr().err
+    assert said in caplog.text

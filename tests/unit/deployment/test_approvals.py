@@ -11,7 +11,14 @@ from typer.testing import CliRunner
 from deployment.admission import Admission
 from deployment.approvals import MOST_PENDING, Approvals
 from deployment.command_line import app
-from deployment.signing import BundleRefusedError, run_hash, settings_digest
+from deployment.signing import (
+    BundleRefusedError,
+    read_signer,
+    run_hash,
+    settings_digest,
+    signer_name,
+)
+from mediffusion_core.common.audit_log import AuditLog, read_lines
 from unit.deployment.test_admission import bundle, folder, offer, refusal, site
 
 __all__ = ["folder", "site"]
@@ -57,6 +64,33 @@ def test_a_bundle_is_approved_for_all_settings(strict: Admission, folder: Path) 
     for seed in (1, 2, 3):
         strict.admit(TaskType.CLIENT_APP, *offer(folder, bundle(), overrides=f"seed={seed}"))
     assert "is not approved" in refusal(strict, *offer(folder, bundle("other")))
+
+
+def test_admitted_and_refused_runs_stand_in_the_audit_log_once(
+    strict: Admission, folder: Path
+) -> None:
+    log = AuditLog(folder / "audit.jsonl")
+    audited = replace(strict, audit=log)
+    run, fab = offer(folder, bundle())
+    for _ in range(3):
+        refused = refusal(audited, run, fab)
+    asked("approve", fab.hash_str)
+    for _ in range(3):
+        audited.admit(TaskType.CLIENT_APP, run, fab)
+    first, second = [line.fields for line in read_lines([log.path])]
+    assert (first["outcome"], first["detail"]) == ("refused", refused[:256])
+    assert (second["outcome"], second["bundle"]) == ("admitted", fab.hash_str)
+    assert second["detail"] in refused  # the run's hash
+    signer = read_signer(folder / "signer.pem")
+    assert second["signer"] == signer_name(signer)
+
+
+def test_without_its_audit_log_a_site_runs_nothing(strict: Admission, folder: Path) -> None:
+    (folder / "file").touch()
+    audited = replace(strict, audit=AuditLog(folder / "file" / "audit.jsonl"))
+    run, fab = offer(folder, bundle())
+    asked("approve", fab.hash_str)
+    assert refusal(audited, run, fab) == "the site's audit log can't be written"
 
 
 def test_an_approval_ends(strict: Admission, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,7 +305,7 @@ def test_the_coordinators_keys_are_encrypted(
     federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "passphrase").write_text("correct horse\n")
-    given = ("--passphrase-file", str(tmp_path / "passphrase"))
+    given = ("--passphrase", f"file:{tmp_path / 'passphrase'}")
     provision(federation, "--encrypt-keys", *given)
     authority = federation / "chest" / "authority"
     for name in ("ca.key", "signer.key"):
@@ -313,20 +313,19 @@ def test_the_coordinators_keys_are_encrypted(
     assert "valid until" in provision(federation, "--renew", "server", *given)
     assert "a passphrase of" in provision(federation, "--renew", "server")
     monkeypatch.setenv("SECRET", "wrong")
-    wrong = provision(federation, "--renew", "server", "--passphrase-env", "SECRET")
+    wrong = provision(federation, "--renew", "server", "--passphrase", "env:SECRET")
     assert "the passphrase is wrong" in wrong
-    assert "exclude each other" in provision(
-        federation, "--renew", "server", "--passphrase-env", "SECRET", *given
-    )
+    said = provision(federation, "--renew", "server", "--passphrase", "correct horse")
+    assert "never the passphrase itself" in said and "correct" not in said
     monkeypatch.setenv("SECRET", "correct horse")
     signed = Statement(bundle="0" * 64, settings="0" * 64, not_after=1, version=1).signed_by(
-        authority / "signer.key", Passphrase(variable="SECRET")
+        authority / "signer.key", Passphrase("env:SECRET")
     )
     assert Statement.verified(signed, read_signer(authority / "signer.pem"))
 
 
 def test_keys_are_not_encrypted_with_an_empty_passphrase(federation: Path) -> None:
-    said = provision(federation, "--encrypt-keys", "--passphrase-env", "NOT_SET")
+    said = provision(federation, "--encrypt-keys", "--passphrase", "env:NOT_SET")
     assert "is empty" in said and not (federation / "chest" / "authority" / "ca.key").exists()
 
 

@@ -15,10 +15,12 @@ import server.dispatch
 import server.flower_sites
 from configs.compose import compose
 from deployment.certificates import new_site_key
+from mediffusion_core.common.audit_log import AUDIT, read_lines
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.protocol import CENSUS, ENCODE
-from mediffusion_core.messaging.site_keys import read_keys
+from mediffusion_core.messaging.site_keys import fingerprint, read_keys
 from mediffusion_core.settings import Settings
+from server.audit import RunAudit
 from server.flower_sites import FlowerSites
 from server.messages import SiteError
 from server.reply_contract import ReplyContract
@@ -118,7 +120,8 @@ def connect(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Connect:
         short = ("federation.round_timeout=100", "federation.grace_period=10")
         settings: Settings = compose("config", [*tiny, *short, *overrides])
         contract = ReplyContract(settings, CLASSES)
-        return FlowerSites(grid, settings, contract, keys)  # type: ignore[arg-type]
+        audit = RunAudit("1", settings.fingerprint())
+        return FlowerSites(grid, settings, contract, audit, keys)  # type: ignore[arg-type]
 
     return connecting
 
@@ -261,6 +264,53 @@ def test_a_key_that_is_not_registered_takes_no_name_even_of_a_site_that_is_away(
     sites = connect(grid, keys=folder)
     assert [reply.site for reply in sites.census()] == ["a", "b"]
     assert {site for site, _ in reasons(sites)} == {"site at node 3", "site at node 4"}
+
+
+def test_the_audit_log_says_of_whom_a_reply_came_and_what_became_of_it(
+    connect: Connect,
+    registered: tuple[Path, dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, keys = registered
+    monkeypatch.setenv(AUDIT, str(folder / "audit.jsonl"))
+    owned = {1: keys["a"], 2: keys["b"], 3: keys["c"], 4: keys["a"]}
+    grid = three(keys=owned, failing={2: ENCODE})
+    grid.there.add(4)
+    sites = connect(grid, keys=folder)
+    sites.census()
+    sites.ask(ENCODE, 1, {})
+    lines = [line.fields for line in read_lines([folder / "audit.jsonl"])]
+    told = [tuple(line[name] for name in ("kind", "round", "site", "outcome")) for line in lines]
+    assert told == [
+        (CENSUS, 0, "a", "counted"),
+        (CENSUS, 0, "b", "counted"),
+        (CENSUS, 0, "c", "counted"),
+        (CENSUS, 0, "site at node 4", "name"),
+        (ENCODE, 1, "a", "counted"),
+        (ENCODE, 1, "b", "lost"),
+        (ENCODE, 1, "c", "counted"),
+    ]
+    pub = (folder / "a.pub").read_bytes()
+    assert lines[0]["key"] == fingerprint(pub) == fingerprint(keys["a"]) == lines[3]["key"]
+    assert {line["settings_hash"] for line in lines} == {sites._hash}
+
+
+def test_the_audit_log_says_when_a_run_started_and_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(AUDIT, str(tmp_path / "audit.jsonl"))
+    with RunAudit("7", "hash").started("flwr-7"):
+        pass
+    with pytest.raises(ZeroDivisionError), RunAudit("8", "hash").started("flwr-8"):
+        raise ZeroDivisionError("text that stays out of the log")
+    lines = [line.fields for line in read_lines([tmp_path / "audit.jsonl"])]
+    assert [(line["run"], line["outcome"]) for line in lines] == [
+        ("7", "started"),
+        ("7", "completed"),
+        ("8", "started"),
+        ("8", "failed"),
+    ]
+    assert "stays out" not in (tmp_path / "audit.jsonl").read_text()
 
 
 def test_a_key_that_was_removed_takes_part_no_more(
