@@ -5,26 +5,25 @@ runs a task only under all of these conditions:
 
 - The task is a ClientApp of an ordinary run. AgentApps, ServerApps, models and connectors are
   refused.
-- The run's configuration has a statement signed by the key in $FED_MEDIFFUSION_SIGNER. The
-  statement names this bundle and this configuration. It has not expired by the site's clock. Its
-  version is at least the highest version that the site has accepted from that key.
+- The run's configuration has a statement signed by a coordinator or researcher in
+  $FED_MEDIFFUSION_SIGNER. The statement names this bundle and this configuration. It has not
+  expired by the site's clock. Its version is at least the highest version that the site has
+  accepted from that key.
 - The server's names for the bundle equal the names within the bundle. Flower makes the folder of
   the code from them.
 - The site's engineer has approved it, where the site file has `policy.approval = "required"`.
 
-Without a signer every task is refused. The site trusts the coordinator's key, its own clock, disk
-and environment, and the signed code. The signed code must distrust the contents of messages, which
+Without a signer every task is refused. The site trusts its signers, its own clock, disk and
+environment, and the signed code. The signed code must distrust the contents of messages, which
 come from the server. A statement may be used again until it expires, or until the site accepts a
 newer version. A newer version also ends older runs in progress; concurrent runs need one version.
 """
 
 import hashlib
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
@@ -32,23 +31,16 @@ from flwr.supercore.run import Run
 from deployment.accepted_versions import Accepted, AcceptedVersions
 from deployment.approvals import Approvals
 from deployment.bundle import AppBundle
-from deployment.signing import (
-    SIGNATURE,
-    BundleRefusedError,
-    Settings,
-    Statement,
-    read_signer,
-    run_hash,
-    settings_digest,
-    signer_name,
-)
+from deployment.signed_run import SignedRun
+from deployment.signers import Signer, read_signers
+from deployment.signing import BundleRefusedError, Settings, run_hash, settings_digest
 from mediffusion_core.common.audit_log import AuditLog
 from mediffusion_core.common.errors import AuditError, UserError
 from mediffusion_core.common.logs import log
 from mediffusion_core.settings.site_file import SiteFile
 
 SIGNER = "FED_MEDIFFUSION_SIGNER"
-"""Environment variable with the path of the coordinator's public key."""
+"""Environment variable with the path of the trusted signers; see `deployment.signers`."""
 UNSIGNED = "FED_MEDIFFUSION_UNSIGNED"
 SITE_FILE = "FED_MEDIFFUSION_SITE_FILE"
 """Environment variable with the path of the site file; `deployment.supernode` sets it."""
@@ -61,7 +53,7 @@ class Admission:
     """The rules of one site for tasks.
 
     Attributes:
-        signer: File of the coordinator's public key; None without one.
+        signer: File of the trusted signers; None without one.
         trusts_server: Whether the site runs unsigned tasks.
         versions: Versions that the site has accepted.
         site_file: Says whether runs need approval; None without one.
@@ -142,15 +134,17 @@ class Admission:
         if self.audit is None or written in self._written:
             return
         try:
-            signer = signer_name(self._key())
+            signed = SignedRun.verified(fab.content, run.override_config, self._signers())
+            by, key = str(signed.signer), signed.signer.digest
         except BundleRefusedError:
-            signer = None
+            by, key = None, None
         try:
             self.audit.append(
                 "run",
                 at="site",
                 run=str(run.run_id),
-                signer=signer,
+                signer=by,
+                key=key,
                 bundle=hashlib.sha256(fab.content).hexdigest(),
                 outcome=outcome,
                 detail=detail,
@@ -169,18 +163,12 @@ class Admission:
             config = _run_config(digest, run, fab)
             self._require_approval(digest, config)
             return config
-        key = self._key()
-        statement = Statement.verified(str(run.override_config.get(SIGNATURE, "")), key)
-        if statement.bundle != digest:
-            raise BundleRefusedError("the app bundle's signature does not fit")
-        if statement.not_after < time.time():
-            raise BundleRefusedError("the app bundle's signature has expired")
+        signed = SignedRun.verified(fab.content, run.override_config, self._signers())
         config = _run_config(digest, run, fab)
-        if statement.settings != settings_digest(config):
-            raise BundleRefusedError("the app bundle was signed for other settings of the run")
         # A version that is not approved must not end the approved run before it.
         self._require_approval(digest, config)
-        self.versions.accept(signer_name(key), Accepted(version=statement.version, bundle=digest))
+        offered = Accepted(version=signed.statement.version, bundle=digest)
+        self.versions.accept(signed.signer.digest, offered)
         return config
 
     def _require_approval(self, bundle: str, config: Settings) -> None:
@@ -193,11 +181,11 @@ class Admission:
         if policy.approval == "required":
             self.approvals.require(bundle, config)
 
-    def _key(self) -> Ed25519PublicKey:
+    def _signers(self) -> list[Signer]:
         if self.signer is None:
             raise BundleRefusedError("the app bundle can't be checked: the site has no signer")
         try:
-            return read_signer(self.signer)
+            return read_signers(self.signer)
         except (OSError, UserError):
             raise BundleRefusedError(
                 "the app bundle can't be checked: the site's signer can't be read"

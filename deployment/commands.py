@@ -21,6 +21,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(
         epilog="Example: fed-mediffusion sign . --key signer.key --run-config 'overrides=\"...\"'"
     )(sign)
+    app.command(epilog="Example: fed-mediffusion make-signer anna")(make_signer)
     add_preflight(app)
 
 
@@ -101,9 +102,30 @@ def provision(
         print(step)
 
 
+def make_signer(
+    name: Annotated[str, typer.Argument(help="Name of the files: NAME.key and NAME.pem.")],
+    folder: Annotated[Path, typer.Option(help="Folder of the new files.")] = Path(),
+    encrypt: Annotated[bool, typer.Option(help="Encrypt the key with a passphrase.")] = False,
+    passphrase: PassphraseSource = None,
+) -> None:
+    """Make a signing key; the coordinator lists its public key with a role."""
+    from deployment.certificates import write_secret
+    from deployment.passphrase import Passphrase
+    from deployment.signing import new_signer
+
+    key, public = folder / f"{name}.key", folder / f"{name}.pem"
+    if key.exists():
+        raise UserError(f"{key} exists already")
+    given = Passphrase(passphrase).read(f"for {key}", confirm=True) if encrypt else None
+    private_pem, public_pem = new_signer(given)
+    write_secret(key, private_pem)
+    public.write_bytes(public_pem)
+    print(public)
+
+
 def sign(
     folder: Annotated[Path, typer.Argument(help="Folder of the app for `flwr run`.")],
-    key: Annotated[Path, typer.Option(help="The coordinator's signer.key.")],
+    key: Annotated[Path, typer.Option(help="Private key of a coordinator or researcher.")],
     run_config: Annotated[
         list[str] | None,
         typer.Option("--run-config", "-c", help="The run's settings, as for `flwr run`."),

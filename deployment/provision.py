@@ -3,7 +3,7 @@
 Existing files stay unchanged. Run the command again after a site was added.
 
     authority/          for the coordinator: ca.key, signer.key and their public keys
-    server/             for the server: key, certificate, compose file, and sites/SITE.pub
+    server/             for the server: key, certificate, compose file, signers.pem, sites/SITE.pub
     kits/SITE/          for one site
     revoked/            public keys of revoked sites
 
@@ -21,7 +21,8 @@ from cryptography import x509
 from deployment import certificates
 from deployment.federation_file import FederationFile
 from deployment.passphrase import Passphrase
-from deployment.signing import new_signer
+from deployment.signers import Role, Signer, write_signers
+from deployment.signing import new_signer, read_signer
 from deployment.site_request import Request, read_request
 from mediffusion_core.common.errors import UserError
 
@@ -50,16 +51,21 @@ class Kits:
         """Makes all missing keys and kits; yields one line for each.
 
         Raises:
-            UserError: if the passphrase can't be had or is wrong.
+            UserError: if the passphrase can't be had or is wrong, or a signer's key can't be read.
         """
         if not (self._authority / "ca.key").is_file():
             self._make_authority()
             yield f"made the authority of {self.federation.name}, for the coordinator alone"
         if not (self._server / "server.key").is_file():
             yield self._make_server()
+        signers = self._signers()
+        if _replaced(self._server / "signers.pem", signers):
+            yield "wrote the trusted signers of the server"
         for site in self.federation.sites:
             if not (self._kit(site) / "compose.yaml").is_file():
                 yield self._make_kit(site)
+            if _replaced(self._kit(site) / "signer.pem", signers):
+                yield f"wrote the trusted signers of {site}; send it {self._kit(site)}/signer.pem"
             if self._is_revoked(site):
                 yield f"{site} is revoked, --renew {site} lets it in again"
             elif not self._key_of(site).is_file():
@@ -180,8 +186,7 @@ class Kits:
     def _make_kit(self, site: str) -> str:
         kit = self._kit(site)
         kit.mkdir(parents=True, mode=0o700, exist_ok=True)
-        for name in ("ca.pem", "signer.pem"):
-            (kit / name).write_bytes((self._authority / name).read_bytes())
+        (kit / "ca.pem").write_bytes((self._authority / "ca.pem").read_bytes())
         certificate = x509.load_pem_x509_certificate((self._server / "server.pem").read_bytes())
         filled = {"site": site, "until": _until(certificate)}
         self._fill("README.md", kit / "README.md", filled)
@@ -189,6 +194,14 @@ class Kits:
         # Written last: `make` takes the kit as complete once this file exists.
         self._fill("site.compose.yaml", kit / "compose.yaml", filled)
         return f"made the kit of {site}: {kit}"
+
+    def _signers(self) -> bytes:
+        """The coordinator, and the signers of the federation file."""
+        own = read_signer(self._authority / "signer.pem")
+        listed = [
+            Signer(one.name, one.role, read_signer(one.key)) for one in self.federation.signers
+        ]
+        return write_signers([Signer(self.federation.name, Role.COORDINATOR, own), *listed])
 
     def _make_key(self, site: str) -> str:
         private, public = certificates.new_site_key()
@@ -218,6 +231,14 @@ class Kits:
         }
         text = Template((TEMPLATES / template).read_text(encoding="utf-8"))
         path.write_text(text.substitute(known | dict(values)), encoding="utf-8")
+
+
+def _replaced(path: Path, content: bytes) -> bool:
+    """Writes a file unless it has the content; returns whether it was written."""
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    path.write_bytes(content)
+    return True
 
 
 def _until(certificate: x509.Certificate) -> str:

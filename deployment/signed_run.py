@@ -1,7 +1,9 @@
-"""The signed configuration of a run, for `flwr run`."""
+"""The signed configuration of a run: how it is made for `flwr run`, and how it is checked."""
 
+import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -9,7 +11,14 @@ from flwr.common.config import parse_config_args
 
 from deployment.bundle import AppBundle
 from deployment.passphrase import Passphrase
-from deployment.signing import SIGNATURE, Statement, settings_digest
+from deployment.signers import Role, Signer
+from deployment.signing import (
+    SIGNATURE,
+    BundleRefusedError,
+    Settings,
+    Statement,
+    settings_digest,
+)
 from mediffusion_core.common.errors import UserError
 
 DAY = 24 * 60 * 60
@@ -57,3 +66,53 @@ def signed_run_config(
     """
     signature = statement.signed_by(key_file, passphrase)
     return " ".join([*run_config, f'{SIGNATURE}="{signature}"'])
+
+
+@dataclass(frozen=True)
+class SignedRun:
+    """A run that a trusted signer has signed: its statement, and its configuration."""
+
+    signer: Signer
+    statement: Statement
+    settings: Settings
+
+    @classmethod
+    def verified(
+        cls, content: bytes, overrides: Settings, signers: Sequence[Signer]
+    ) -> "SignedRun":
+        """Checks the signature of a run.
+
+        Args:
+            content: The app bundle.
+            overrides: The run's configuration, without the bundle's defaults.
+            signers: Whom the site or the server trusts.
+
+        Raises:
+            BundleRefusedError: if no signer has signed this bundle with this configuration, the
+                signature has expired, or the signer may not sign runs.
+        """
+        signature = str(overrides.get(SIGNATURE, ""))
+        signer, statement = _signed_by(signature, signers)
+        if statement.bundle != hashlib.sha256(content).hexdigest():
+            raise BundleRefusedError("the app bundle's signature does not fit")
+        if signer.role == Role.AUDITOR:
+            raise BundleRefusedError(f"{signer.name} is an auditor, who may sign no run")
+        if statement.not_after < time.time():
+            raise BundleRefusedError("the app bundle's signature has expired")
+        try:
+            settings = AppBundle.read(content).run_config(overrides)
+        except ValueError:
+            raise BundleRefusedError("the app bundle can't be read") from None
+        if statement.settings != settings_digest(settings):
+            raise BundleRefusedError("the app bundle was signed for other settings of the run")
+        return cls(signer, statement, settings)
+
+
+def _signed_by(signature: str, signers: Sequence[Signer]) -> tuple[Signer, Statement]:
+    refusal = BundleRefusedError("the app bundle's signature does not fit")
+    for signer in signers:
+        try:
+            return signer, Statement.verified(signature, signer.key)
+        except BundleRefusedError as error:
+            refusal = error
+    raise refusal

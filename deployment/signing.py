@@ -112,18 +112,27 @@ def new_signer(passphrase: bytes | None = None) -> tuple[bytes, bytes]:
 
 
 def read_signer(key_file: Path) -> Ed25519PublicKey:
-    """A coordinator's public key.
+    """A signer's public key.
 
     Raises:
         OSError: if the file can't be read.
-        UserError: if the file holds no public key of a coordinator.
+        UserError: if the file holds no such key.
+    """
+    return public_key(key_file.read_bytes(), key_file)
+
+
+def public_key(pem: bytes, file: Path) -> Ed25519PublicKey:
+    """A signer's public key, from a file.
+
+    Raises:
+        UserError: if the bytes are no such key.
     """
     try:
-        key = load_pem_public_key(key_file.read_bytes())
+        key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise UserError(f"{key_file} is no public key of a coordinator")
+        raise UserError(f"{file} is no public key of a signer")
     return key
 
 

@@ -19,10 +19,12 @@ from flwr.superlink.cli.flower_superlink import flower_superlink
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployment.admission import SIGNER
 from deployment.arguments import option_value
 from deployment.flower_patches import allow_slow_starts, wrap_superlink_app
 from deployment.metrics import serve_metrics
 from deployment.registry import watch
+from deployment.start_guard import SignedStarts
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.logs import configure_logs, log
 from mediffusion_core.messaging.site_keys import SITES
@@ -69,16 +71,21 @@ def is_local(address: str) -> bool:
         return False
 
 
-def closed(create_app: Callable[..., FastAPI], keys: Path | None = None) -> Callable[..., FastAPI]:
+def closed(
+    create_app: Callable[..., FastAPI], keys: Path | None = None, signers: Path | None = None
+) -> Callable[..., FastAPI]:
     """Wraps the factory of the SuperLink's web application with `LocalOnly`.
 
     Args:
         create_app: Flower's factory.
         keys: Folder of the sites' public keys, watched from the start on.
+        signers: File of the trusted signers; with it only their runs start.
     """
 
     def create(*args: Any, **kwargs: Any) -> FastAPI:
         application = create_app(*args, **kwargs)
+        if signers is not None:
+            application.add_middleware(SignedStarts, signers=signers)
         application.add_middleware(LocalOnly)  # outermost: before all of Flower's middleware
         if keys is not None:
             watch(application.state.linkstate_factory.state(), keys)
@@ -106,7 +113,8 @@ def write_connection(home: Path, arguments: list[str]) -> None:
 def main() -> None:
     """Starts the SuperLink with the options of `flower-superlink`.
 
-    With SuperNode authentication, $FED_MEDIFFUSION_SITES is the folder of the sites' keys.
+    With SuperNode authentication, $FED_MEDIFFUSION_SITES is the folder of the sites' keys. With
+    $FED_MEDIFFUSION_SIGNER, the file of the trusted signers, only signed runs start.
     """
     try:
         configure_logs()
@@ -114,8 +122,10 @@ def main() -> None:
     except UserError as error:
         sys.exit(str(error))
     write_connection(Path(os.environ["FLWR_HOME"]), sys.argv[1:])
-    keys = os.environ.get(SITES)
-    wrap_superlink_app(lambda create: closed(create, Path(keys) if keys else None))
+    keys, signers = (
+        Path(given) if (given := os.environ.get(name)) else None for name in (SITES, SIGNER)
+    )
+    wrap_superlink_app(lambda create: closed(create, keys, signers))
     allow_slow_starts()
     flower_superlink()
 

@@ -14,6 +14,11 @@ class RunAudit:
         self._log = AuditLog.of_environment()
         self._run = {"at": "server", "run": run, "settings_hash": settings_hash}
 
+    @property
+    def kept(self) -> bool:
+        """Whether the server keeps a log."""
+        return self._log is not None
+
     def write(self, event: str, **fields: Value) -> None:
         """Writes a line; it is on the disk when this returns.
 

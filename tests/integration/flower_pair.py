@@ -198,9 +198,9 @@ class Pair:
     port: int = field(default_factory=lambda: free_port())
     services: dict[str, Service] = field(default_factory=dict)
 
-    def start_server(self) -> None:
+    def start_server(self, **environment: str) -> None:
         options = ["--insecure", "--isolation=process", f"--port={self.port}"]
-        self._start("server", "deployment.superlink", options, {})
+        self._start("server", "deployment.superlink", options, environment)
         self.services["server"].wait_for("Uvicorn running")
 
     def start_site(self, name: str, *more: str, **environment: str) -> None:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from flower_pair import Pair, Sent, agent_bundle, client_bundle
 
 from deployment.admission import SIGNER
 from deployment.bundle import AppBundle
 from deployment.signing import Statement, new_signer, settings_digest
+from mediffusion_core.common.audit_log import AUDIT, read_lines
 
 VERSION = 1000
 APPROVING = """
@@ -163,6 +165,26 @@ def test_nothing_of_what_was_refused_was_unpacked(attacks: Attacks) -> None:
     installed = attacks.pair.folder / "site" / "flower" / "apps"
     assert [path.name.split(".")[1] for path in installed.iterdir()] == ["good"]
     assert not (attacks.pair.folder / "signerless" / "flower" / "apps").exists()
+
+
+def test_a_server_with_signers_starts_signed_runs_alone(keys: Path, tmp_path: Path) -> None:
+    """Flower's own client sends its request to Flower's own SuperLink."""
+    guarded = Pair(tmp_path)
+    try:
+        audit = str(tmp_path / "audit.jsonl")
+        guarded.start_server(**{SIGNER: str(keys / "signer.pem"), AUDIT: audit})
+        runs = Attacks(guarded, keys, tmp_path / "apps")
+        bundle = client_bundle(tmp_path / "apps", "good")
+        for signature in ("", runs.signed(bundle, key="foreign")):
+            with pytest.raises(httpx.HTTPError):
+                guarded.start_run(bundle, signature=signature)
+        guarded.start_run(bundle, signature=runs.signed(bundle))
+    finally:
+        guarded.end()
+    said = guarded.services["server"].said()
+    assert "refused to start a run: the app bundle is not signed" in said
+    (line,) = read_lines([tmp_path / "audit.jsonl"])
+    assert (line.fields["event"], line.fields["signer"]) == ("start", "coordinator coordinator")
 
 
 def test_a_signed_clientapp_can_start_no_serverapp_beside_it(attacks: Attacks) -> None:

@@ -82,7 +82,8 @@ def test_admitted_and_refused_runs_stand_in_the_audit_log_once(
     assert (second["outcome"], second["bundle"]) == ("admitted", fab.hash_str)
     assert second["detail"] in refused  # the run's hash
     signer = read_signer(folder / "signer.pem")
-    assert second["signer"] == signer_name(signer)
+    assert second["signer"] == "coordinator coordinator"
+    assert second["key"] == signer_name(signer)
 
 
 def test_without_its_audit_log_a_site_runs_nothing(strict: Admission, folder: Path) -> None:

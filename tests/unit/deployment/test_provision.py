@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from deployment import certificates
 from deployment.passphrase import Passphrase
-from deployment.signing import Statement, read_signer
+from deployment.signers import read_signers
+from deployment.signing import Statement, new_signer, read_signer
 from deployment.site_request import make_request, read_request
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.messaging.site_keys import read_keys
@@ -194,6 +195,23 @@ def test_a_mistake_is_one_line(federation: Path, options: tuple[str, ...], said:
     assert said in provision(federation, *options)
 
 
+def test_kits_and_server_have_the_trusted_signers_of_the_federation(federation: Path) -> None:
+    provision(federation)
+    places = [
+        federation / "chest" / place for place in ("server/signers.pem", "kits/uni/signer.pem")
+    ]
+    assert [str(one) for one in read_signers(places[0])] == ["coordinator chest"]
+    (federation / "anna.pem").write_bytes(new_signer()[1])
+    listed = "signers:\n  - {name: anna, role: researcher, key: anna.pem}\n"
+    (federation / "federation.yaml").write_text(FILE + listed)
+    said = provision(federation)
+    assert "wrote the trusted signers of uni; send it" in said
+    for place in places:
+        found = [str(one) for one in read_signers(place)]
+        assert found == ["coordinator chest", "researcher anna"]
+    assert provision(federation) == ""
+
+
 @pytest.fixture
 def own_keys(federation: Path) -> Path:
     """A federation whose sites make their own keys."""
@@ -342,6 +360,11 @@ def test_the_last_site_is_not_revoked(federation: Path) -> None:
         (FILE.replace("uni]", "St-Anna]"), "two sites have one name"),
         (FILE.replace("uni]", "../uni]"), "sites.1: String should match"),
         (FILE.replace("uni]", "server]"), "no site may be called server"),
+        (FILE + "signers: [{name: a, role: chief, key: a.pem}]", "signers.0.role: Input should be"),
+        (
+            FILE + "signers: [{name: a, role: auditor, key: a}, {name: a, role: auditor, key: a}]",
+            "two signers have one name",
+        ),
         ("name: [", "federation.yaml"),
     ],
 )
