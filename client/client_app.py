@@ -3,18 +3,23 @@
 An exception leaves the site as a code and a random id; its text stays in the site's own log.
 """
 
-import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import latent_cache, privacy_budget, tasks
+from client import audit, latent_cache, privacy_budget, tasks
 from client.site import Site, open_site, site_log
-from mediffusion_core.common.errors import BudgetSpent, LedgerError, RefusedError, UserError
+from mediffusion_core.common.errors import (
+    AuditError,
+    BudgetSpent,
+    LedgerError,
+    RefusedError,
+    UserError,
+)
+from mediffusion_core.common.logs import log
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import arrived, change, method_of
 from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
@@ -32,6 +37,7 @@ class _OtherSettingsError(Exception):
 
 CODES: Mapping[type[Exception], str] = {
     BudgetSpent: protocol.BUDGET,
+    AuditError: "audit",
     RefusedError: "refused",
     WrongGradientError: "gradients",
     _OtherSettingsError: "settings",
@@ -44,10 +50,9 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
     """Wraps a handler: checks settings and ledger, and lets no error text out."""
 
     def answer(message: Message, context: Context) -> Message:
-        folder: Path | None = None
+        site: Site | None = None
         try:
             site = open_site(context)
-            folder = site.folder
             expected = str(_instructions(message.content)["settings_hash"])
             if expected != site.settings.fingerprint():
                 raise _OtherSettingsError(f"{expected} at the server")
@@ -59,8 +64,14 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
             content = handler(site, message.content)
             if site.settings.privacy.enabled:
                 content[protocol.LEDGER_HEAD] = _record(privacy_budget.ledger_head(site))
+            kind = message.metadata.message_type
+            latent_cache.forget_after(site, kind, _round(message.content))
         except Exception as error:
-            content = _failure(error, folder)
+            content = _failure(error, site)
+        try:
+            audit.write_answer(message, context.run_id, site, content)
+        except Exception as error:
+            content = _failure(error, site)
         content[protocol.ANSWERS_TO] = _answered(message)
         return Message(content, reply_to=message)
 
@@ -78,14 +89,18 @@ def _answered(message: Message) -> ConfigRecord:
     return ConfigRecord({**protocol.answered(kind, _instructions(message.content))})
 
 
-def _failure(error: Exception, folder: Path | None) -> RecordDict:
+def _failure(error: Exception, site: Site | None) -> RecordDict:
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "internal")
     if isinstance(error, LedgerError):
         code = error.code
     identity = uuid.uuid4().hex[:8]
-    site_log(folder).error("%s %s\n%s", identity, error, traceback.format_exc())
-    if folder is None:
-        print(f"{identity} {error}", file=sys.stderr)
+    try:
+        if site is not None:
+            site_log(site.folder).error("%s %s\n%s", identity, error, traceback.format_exc())
+        else:
+            log.error("%s %s", identity, error)
+    except OSError:  # Flower would send the text of an error that is raised here
+        log.error("%s %s", identity, error)
     return RecordDict({protocol.FAILURE: ConfigRecord({"code": code, "id": identity})})
 
 
@@ -117,7 +132,7 @@ def _trained(
         component: _record(change(state, sent.get(component, {}), method_of(component, method)))
         for component, state in trained.items()
     }
-    allowed = protocol.allowed(metrics, site.allowed_metrics)
+    allowed = protocol.allowed(metrics, site.policy.allowed_metrics)
     return RecordDict({**records, protocol.METRICS: MetricRecord({**allowed})})
 
 

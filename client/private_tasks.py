@@ -14,6 +14,7 @@ from torch import Tensor
 from client import latent_cache
 from client.privacy_budget import charge
 from client.site import Site
+from mediffusion_core.common.errors import RefusedError
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
@@ -139,7 +140,22 @@ def _units(site: Site) -> tuple[Tensor, int]:
 
 
 def _counted(site: Site) -> tuple[NoisedCounts, Plan]:
-    """The site's noised counts and what follows from them: drawn, paid for and kept once a run."""
+    """The site's noised counts and what follows from them: drawn, paid for and kept once a run.
+
+    Raises:
+        RefusedError: if the site's policy demands more noise than the run's target of ε leads to.
+    """
+    counts, plan = _planned(site)
+    least = site.policy.min_noise_multiplier
+    if least is not None and plan.noise_multiplier < least:
+        raise RefusedError(
+            f"privacy.target_epsilon leads to a noise multiplier of {plan.noise_multiplier:.3g}, "
+            f"which is under {least:g}"
+        )
+    return counts, plan
+
+
+def _planned(site: Site) -> tuple[NoisedCounts, Plan]:
     path = site.folder / PLAN
     if path.is_file():
         kept = json.loads(path.read_text())

@@ -20,7 +20,9 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 from configs.compose import FOLDER, compose, groups
+from mediffusion_core.messaging.failure_codes import FAILURES
 from mediffusion_core.settings import Settings
+from server.outcomes import MEANINGS
 from simulations.cli.main import app
 
 DOCS = Path(__file__).resolve().parent
@@ -54,7 +56,11 @@ def _fill(nav: list[Any], listed: dict[str, list[str]]) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages."""
-    pages = {"reference/settings.md": settings_page(), "reference/commands.md": commands_page()}
+    pages = {
+        "reference/settings.md": settings_page(),
+        "reference/commands.md": commands_page(),
+        "reference/error-codes.md": error_codes_page(),
+    }
     for path, content in {**pages, **api_pages()}.items():
         files.append(File.generated(config, path, content=content))
     return files
@@ -213,6 +219,31 @@ def _help(command: Any, name: str) -> str:
     # Of the function, since Typer below 0.21 loses that of arguments under Click 8.5.
     hint = get_type_hints(command.callback, include_extras=True)[name]
     return next((said.help for said in get_args(hint) if hasattr(said, "help")), None) or ""
+
+
+# Error codes
+
+
+def error_codes_page() -> str:
+    """The failure codes of sites, and the outcomes at the server."""
+    failures = [[f"`{code}`", one.meaning, one.remedy] for code, one in sorted(FAILURES.items())]
+    outcomes = [[f"`{code.value}`", meaning] for code, meaning in MEANINGS.items()]
+    parts = [
+        "# Error codes",
+        "This page is generated from the code.",
+        "## Codes of a site",
+        "A site answers with a code and a random id; the text of the error stays in its own log, "
+        "`site.log` in the site's folder of the run, or the log of its container before that "
+        "folder exists.",
+        _table(["code", "meaning", "what to do"], failures),
+        "## Outcomes at the server",
+        "`set_aside` in `metrics.jsonl` and the audit log say what became of a message to a site.",
+        _table(["outcome", "meaning"], outcomes),
+        "## Exit status of commands",
+        "0 for success; 1 where a check, a ledger or an audit log failed, or a run did not "
+        "complete; 2 for a mistake, with one line that names it; 130 for a run that was stopped.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 # API

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from server.sites import Receive
+from server.messages import RefusedReplyError
+from server.outcomes import Outcome
+from server.sites import Answer, Receive
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def collect(
     return missing
 
 
-def received(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, RecordDict | str]]:
+def received(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, Answer]]:
     """The replies that have come, each with the node that was asked; takes them off `asked`.
 
     One message at a time, so that an unreadable reply does not lose others. The sender writes the
@@ -96,24 +98,26 @@ def received(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, Recor
     for sent in list(asked):
         try:
             replies = list(grid.pull_messages({sent}))
-            content = [_content(reply) for reply in replies]
+            content: list[Answer | None] = [_content(reply) for reply in replies]
         except Exception as error:  # Flower reads what a site wrote
             log.warning("a reply cannot be read: %s", error)
-            content = ["sent a reply that Flower cannot read"]
+            unread = "sent a reply that Flower cannot read"
+            content = [RefusedReplyError(unread, Outcome.UNREADABLE)]
         if content:
             node = asked.pop(sent).node
             if content[0] is not None:
                 yield node, content[0]
 
 
-def _content(reply: Message) -> RecordDict | str | None:
+def _content(reply: Message) -> Answer | None:
     """The content of a reply, or the reason why it has none; None if the site left."""
     if not reply.has_error():
         return reply.content
     if reply.error.code in GONE:
         return None
     reason = reply.error.reason if reply.error.code == ErrorCode.INVALID_FAB else ""
-    return f"was lost (Flower's code {reply.error.code}) {ascii(reason)[1:-1][:200]}".rstrip()
+    lost = f"was lost (Flower's code {reply.error.code}) {ascii(reason)[1:-1][:200]}"
+    return RefusedReplyError(lost.rstrip(), Outcome.LOST)
 
 
 def still_waiting(asked: Mapping[str, Waiting], there: Mapping[int, str]) -> dict[str, Waiting]:

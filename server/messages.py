@@ -11,6 +11,7 @@ from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import method_of, outward
 from mediffusion_core.messaging.serialization import FORMAT, pack
 from mediffusion_core.settings import Compression
+from server.outcomes import Outcome
 
 StateDict = Mapping[str, Tensor]
 Census = Mapping[str, int | list[int]]
@@ -25,6 +26,11 @@ class SiteError(Exception):
 
 class RefusedReplyError(Exception):
     """A reply that does not count. The text says why, and repeats nothing that the site wrote."""
+
+    def __init__(self, text: str, code: Outcome = Outcome.CONTRACT) -> None:
+        """Takes the text, and the code of the reason."""
+        super().__init__(text)
+        self.code = code
 
 
 class BudgetSpentError(Exception):
@@ -88,5 +94,5 @@ def refuse_failure(content: RecordDict, private: bool) -> None:
     if not (FAILURE_CODE.fullmatch(code) and FAILURE_ID.fullmatch(identity)):
         raise RefusedReplyError("failed, with a code that no site uses")
     raise RefusedReplyError(
-        f"failed: code {code}, id {identity}; the text is in that site's site.log"
+        f"failed: code {code}, id {identity}; the text is in that site's site.log", Outcome.FAILED
     )

@@ -14,6 +14,10 @@ class LedgerError(UserError):
         self.code = code
 
 
+class AuditError(UserError):
+    """An audit log that can't be written or fails verification. The text may not leave a site."""
+
+
 class BudgetSpent(UserError):  # noqa: N818 (it names a state of the site, not a fault)
     """A reply would exceed the privacy budget that the site allows. `code` may leave the site."""
 

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-GENERATED = ("reference/settings.md", "reference/commands.md")
+GENERATED = ("reference/settings.md", "reference/commands.md", "reference/error-codes.md")
 """Pages that `docs/pages.py` makes of the code."""
 
 SUMMARY = {"status": "completed", "auc_macro": 0.5, "auc_macro_interval": [0.4, 0.6], "seed": 0}

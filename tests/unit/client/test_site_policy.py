@@ -16,6 +16,7 @@ from configs.compose import compose, flatten
 from mediffusion_core.messaging import protocol
 from mediffusion_core.privacy.ledger.site_ledger import ledger_places, open_site_ledger
 from mediffusion_core.settings.site_file import SiteFile
+from mediffusion_core.training.latent_files import LATENTS
 from server.state import fresh_state
 from simulations.engine.in_process import FIRST_SITE, RUN, order
 
@@ -45,6 +46,7 @@ def described_site(
     classes: Sequence[str] = CLASSES,
     images_each: int = 1,
     shared: bool = False,
+    policy: str = "require_privacy = false\n",
 ) -> dict[str, Any]:
     """Images and a site file; the node config of the site's SuperNode.
 
@@ -65,7 +67,7 @@ def described_site(
     file.write_text(
         f'name = "{name}"\n[data]\nsource = "folder"\nroot = "{images}"\ntable = "labels.csv"\n'
         f'store = "{folder / name / "store"}"\n[data.columns]\npatient = "patient"\n'
-        '[policy]\ndevice = "cpu"\n'
+        f'[policy]\ndevice = "cpu"\n{policy}'
     )
     file.chmod(0o644)
     # Both are given the same number: what a site has does not hang on it.
@@ -108,33 +110,69 @@ PRIVATE = (
 )
 
 
-COUNTS = 'allowed_metrics = ["images_seen", "labelled_seen"]'
+OPEN = "require_privacy = false"
+COUNTS = f'{OPEN}\nallowed_metrics = ["images_seen", "labelled_seen"]'
+TARGET = (
+    "privacy.noise_multiplier=null",
+    "privacy.target_epsilon=8",
+    "privacy.target_delta=1e-3",
+)
 
 
 @pytest.mark.parametrize(
     ("policy", "asked", "code"),
     [
-        ("max_epsilon = 8.0", (), "refused"),
-        ("min_noise_multiplier = 0.5", (), "refused"),
+        ("", (), "refused"),
+        ("", PRIVATE, None),
+        (f"{OPEN}\nmax_epsilon = 8.0\nmin_noise_multiplier = 0.5", (), None),
         ("min_noise_multiplier = 1.5", PRIVATE, "refused"),
         ("min_noise_multiplier = 1.0", (*PRIVATE, "privacy.release_noise=0.5"), "refused"),
+        ("min_noise_multiplier = 0.1", (*PRIVATE, *TARGET), None),
+        ("min_noise_multiplier = 7.9", (*PRIVATE, *TARGET), "refused"),
         ("max_epsilon = 8.0", (*PRIVATE, "privacy.target_delta=1e-3"), "refused"),
         ("max_epsilon = 8.0", (*PRIVATE, "privacy.unit=image"), "refused"),
         ("max_epsilon = 8.0\nmin_noise_multiplier = 0.5", PRIVATE, None),
-        ('allowed_metrics = ["images_seen", "loss"]', (), "refused"),
+        (f'{OPEN}\nallowed_metrics = ["images_seen", "loss"]', (), "refused"),
         (COUNTS, (), None),
         (COUNTS, ("federation.weighting=steps",), "refused"),
+        (f'{OPEN}\nallowed_settings."model.name" = ["tiny32", "small"]', (), None),
+        (f'{OPEN}\nallowed_settings."model.name" = ["small"]', (), "refused"),
+        (f'{OPEN}\nallowed_settings."model.unet.channels" = [[32, 32]]', (), "refused"),
+        (f'{OPEN}\nallowed_settings."federation.num_rounds" = {{max = 3}}', (), "refused"),
+        (
+            f'{OPEN}\nallowed_settings."federation.num_rounds" = {{min = 1, max = 3}}',
+            ("federation.num_rounds=3", "evaluation.every=3"),
+            None,
+        ),
     ],
 )
 def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
     tmp_path: Path, policy: str, asked: Sequence[str], code: str | None
 ) -> None:
-    node = described_site(tmp_path, "uni")
-    file = Path(node["site-file"])
-    file.write_text(f"{file.read_text()}{policy}\n")
+    node = described_site(tmp_path, "uni", policy=f"{policy}\n")
     content = census(node, (*RUN_OF, *asked))
     failure = content.config_records.get(protocol.FAILURE)
     assert (failure and failure["code"]) == code
+
+
+def test_a_run_without_privacy_is_refused_in_one_line_that_says_how_to_allow_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    census(described_site(tmp_path, "uni", policy=""))
+    (line,) = [one for one in caplog.text.splitlines() if "privacy.enabled" in one]
+    assert "policy.require_privacy = false" in line
+
+
+def test_noise_that_a_target_leads_to_is_refused_after_one_charge_for_the_census(
+    tmp_path: Path,
+) -> None:
+    """The site knows the noise once it has counted; asking again must not cost again."""
+    node = described_site(tmp_path, "uni", policy="min_noise_multiplier = 7.9\n")
+    for _ in range(2):
+        content = census(node, (*RUN_OF, *PRIVATE, *TARGET))
+        assert content.config_records[protocol.FAILURE]["code"] == "refused"
+    ledger = open_site_ledger(SiteFile.read(Path(node["site-file"])), begin=False)
+    assert [entry.stage for entry in ledger.entries()] == ["census"]
 
 
 def joint_round(node: dict[str, Any], asked: Sequence[str]) -> RecordDict:
@@ -163,6 +201,29 @@ def test_a_table_that_changed_since_the_images_were_encoded_is_refused(
     _opened.cache_clear()  # as in a process that comes later
     failure = joint_round(node, run).config_records[protocol.FAILURE]
     assert failure["code"] == "data"
+
+
+def test_latents_are_deleted_after_the_last_message_of_the_run_or_stay_by_policy(
+    tmp_path: Path,
+) -> None:
+    run = (*RUN_OF, "federation.num_rounds=2", "evaluation.every=2")
+    settings = compose("config", run)
+    weights = fresh_state(settings, len(CLASSES)).weights
+    codec = fresh_state(settings, len(CLASSES)).codec(settings).state_dict()
+    judged = {name: weights[name] for name in (protocol.UNET, protocol.HEAD)}
+    for name, policy, left in (
+        ("uni", "", [True, True, False]),
+        ("west", "keep_latents = 3\n", [True] * 3),
+    ):
+        node = described_site(tmp_path, name, policy=f"{OPEN}\n{policy}")
+        encode = order(protocol.ENCODE, settings.fingerprint(), {protocol.AUTOENCODER: codec})
+        assert protocol.FAILURE not in app(encode, context(node, run)).content
+        found = []
+        for number in range(3):
+            ask = order(protocol.EVALUATE, settings.fingerprint(), judged, round_number=number)
+            assert protocol.FAILURE not in app(ask, context(node, run)).content
+            found.append(any((tmp_path / name / "runs").rglob(LATENTS)))
+        assert found == left
 
 
 def test_all_images_of_a_patient_are_one_unit_beside_duplicates_of_others(tmp_path: Path) -> None:
@@ -228,11 +289,11 @@ def test_the_charge_of_a_run_stands_in_the_sites_ledger(
 )
 def test_images_of_other_classes_take_no_part(
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     classes: Sequence[str],
     overrides: Sequence[str],
     said: str,
 ) -> None:
     content = census(described_site(tmp_path, "uni", classes), overrides)
     assert content.config_records[protocol.FAILURE]["code"] == "data"
-    assert said in capsys.readouterr().err
+    assert said in caplog.text

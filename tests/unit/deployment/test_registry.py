@@ -9,8 +9,9 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
 from deployment.certificates import new_site_key
-from deployment.registry import Nodes, read_keys, synchronise
+from deployment.registry import Nodes, synchronise
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.messaging.site_keys import read_keys
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from flwr.proto.node_pb2 import NodeInfo
 import server.dispatch
 from mediffusion_core.messaging.protocol import CENSUS
 from server.dispatch import collect
+from server.sites import Answer
 from simulations.engine.in_process import FIRST_SITE, order
 
 GRACE = 10.0
@@ -77,10 +78,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[set[int], set[in
 
         counted = set()
 
-        def receive(node: int, content: RecordDict | str) -> bool:
-            if not isinstance(content, str):
+        def receive(node: int, content: Answer) -> bool:
+            if isinstance(content, RecordDict):
                 counted.add(node)
-            return not isinstance(content, str)
+            return isinstance(content, RecordDict)
 
         missing = collect(grid, ALL, message, receive, needed, 60.0, GRACE)  # type: ignore[arg-type]
         return counted, missing

@@ -51,7 +51,8 @@ def check(path: Path) -> tuple[int, list[str]]:
 def test_a_sound_site_is_ready(tmp_path: Path) -> None:
     code, lines = check(sound(tmp_path, "max_epsilon = 8.0\nmin_noise_multiplier = 0.5"))
     assert (code, lines[-1]) == (0, "ready"), lines
-    assert any("ε at most 8, noise multiplier at least 0.5" in line for line in lines)
+    said = "privacy required, ε at most 8, noise multiplier at least 0.5"
+    assert any(said in line for line in lines)
 
 
 def test_images_that_are_not_there_are_not_ready(tmp_path: Path) -> None:
@@ -87,6 +88,11 @@ def test_an_unset_policy_has_the_default_metrics(tmp_path: Path) -> None:
     assert site.policy.max_epsilon is None
 
 
+def test_an_unset_policy_protects(tmp_path: Path) -> None:
+    policy = SiteFile.read(sound(tmp_path)).policy
+    assert policy.require_privacy and policy.keep_latents == "run"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -100,6 +106,11 @@ def test_an_unset_policy_has_the_default_metrics(tmp_path: Path) -> None:
         ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nallowed_metrics=["los"]',
          "los is not a metric that a site may send, did you mean loss?"),
         ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\ndevice="tpu"', "tpu"),
+        ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nallowed_settings={sead=[1]}',
+         "sead is no setting of a run, did you mean seed?"),
+        ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nallowed_settings={seed={}}',
+         "bounds need min or max"),
+        ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nkeep_latents=0', "=0: "),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, reason: str) -> None:
