@@ -1,7 +1,7 @@
 """Runs that a site's engineer has approved, and runs that wait for approval.
 
-With `policy.approval = "required"` in its site file a site runs only what was approved: a run by
-its hash, or all runs of a bundle by the bundle's SHA-256. The record is a file below
+With `policy.approval = "required"` in its site file a site runs approved code only: a run approved
+by its hash, or all runs of a bundle approved by its SHA-256. The record is a file below
 $XDG_DATA_HOME, like the site's privacy ledger. A site without the record has approved nothing.
 """
 

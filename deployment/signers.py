@@ -24,7 +24,7 @@ _BLOCK = re.compile(
 
 
 class Role(StrEnum):
-    """What a person may do."""
+    """The rights of a person."""
 
     COORDINATOR = "coordinator"
     """Makes keys and kits, and signs runs."""

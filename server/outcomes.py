@@ -1,4 +1,4 @@
-"""What became of a message to a site: codes for the record of a run and for the audit log.
+"""Outcomes of a message to a site: codes for the record of a run and for the audit log.
 
 docs/reference/error-codes.md has them as a table.
 """
@@ -35,4 +35,4 @@ MEANINGS = {
     Outcome.LATE: "the site came after all sites for which client-level noise is planned",
     Outcome.UNCHECKED: "the check of the reply failed; the server's log has the traceback",
 }
-"""What each outcome means."""
+"""The meaning of each outcome."""

@@ -4,10 +4,10 @@ The log is a file of JSON lines. Each line has a number, the digest of the line 
 own digest over both and its fields. The tip, the last line's number and digest, stands in a second
 file. A line is on the disk before the event goes on: `append` returns after fsync, or raises.
 
-What is noticed: a changed, removed or inserted line; lines cut off at the end; an older copy of the
+`verify` notices a changed, removed or inserted line; lines cut off at the end; an older copy of the
 file. A file that is moved away (log rotation) is continued in a new one, whose first line follows
-the last one of the old file. What is not noticed: a program that may write both files can compute
-the whole chain again, since it has no key. Only a tip kept elsewhere shows that, such as the one
+the last one of the old file. `verify` does not notice a program that may write both
+files and computes the whole chain again, since the chain has no key. Only a tip kept elsewhere shows that, such as the one
 that syslog received with each line, or that `audit verify` printed.
 """
 

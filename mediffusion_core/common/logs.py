@@ -10,7 +10,7 @@ from mediffusion_core.common.errors import UserError
 LOGS = "FED_MEDIFFUSION_LOGS"
 """Environment variable: `text`, the default, or `json`."""
 log = logging.getLogger("fed-mediffusion")
-"""What the project says on the standard error of a server or a site."""
+"""The messages of the project on the standard error of a server or a site."""
 
 
 def configure_logs() -> None:

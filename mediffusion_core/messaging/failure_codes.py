@@ -10,7 +10,7 @@ from mediffusion_core.messaging.protocol import BUDGET
 
 @dataclass(frozen=True)
 class Failure:
-    """What a code means, and what to do about it."""
+    """The meaning of a code, and the remedy."""
 
     meaning: str
     remedy: str

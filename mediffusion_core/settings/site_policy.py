@@ -1,4 +1,4 @@
-"""The site policy: a hospital's limits on runs, in its site file."""
+"""The site policy: a site's limits on runs, in its site file."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self

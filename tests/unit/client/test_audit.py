@@ -12,7 +12,7 @@ from mediffusion_core.messaging import protocol
 from mediffusion_core.privacy.ledger.site_ledger import open_site_ledger
 from mediffusion_core.settings.site_file import SiteFile
 from simulations.engine.in_process import order
-from unit.client.test_site_policy import OPEN, PRIVATE, RUN_OF, census, context, hospital
+from unit.client.test_site_policy import OPEN, PRIVATE, RUN_OF, census, context, described_site
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def last(log: Path) -> dict[str, Any]:
 def test_an_answer_is_logged_with_what_was_asked_of_which_data_and_epsilon(
     tmp_path: Path, log: Path
 ) -> None:
-    node, run = hospital(tmp_path, "uni"), (*RUN_OF, *PRIVATE)
+    node, run = described_site(tmp_path, "uni"), (*RUN_OF, *PRIVATE)
     census(node, run)
     line = last(log)
     settings_hash = compose("config", run).fingerprint()
@@ -49,7 +49,7 @@ def test_an_answer_is_logged_with_what_was_asked_of_which_data_and_epsilon(
 
 
 def test_a_refusal_is_logged_with_the_code_and_the_id_that_leave(tmp_path: Path, log: Path) -> None:
-    sent = census(hospital(tmp_path, "uni", policy="")).config_records[protocol.FAILURE]
+    sent = census(described_site(tmp_path, "uni", policy="")).config_records[protocol.FAILURE]
     line = last(log)
     assert (line["outcome"], line["error"]) == (sent["code"], sent["id"]) and sent[
         "code"
@@ -60,7 +60,7 @@ def test_a_refusal_is_logged_with_the_code_and_the_id_that_leave(tmp_path: Path,
 def test_an_answer_that_can_not_be_logged_does_not_leave(
     tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = hospital(tmp_path, "uni", policy=f"{OPEN}\n")
+    node = described_site(tmp_path, "uni", policy=f"{OPEN}\n")
     (tmp_path / "file").touch()
     monkeypatch.setenv(AUDIT, str(tmp_path / "file" / "audit.jsonl"))
     content = census(node)

@@ -101,7 +101,7 @@ def test_no_other_kind_of_run_is_admitted(site: Admission, folder: Path, kind: s
 
 
 def test_an_unsigned_bundle_is_refused_and_logged(
-    site: Admission, folder: Path, caplog: pytest.LogCaptureFixture[str]
+    site: Admission, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, fab = offer(folder, bundle())
     assert "not signed" in refusal(site, replace(run, override_config={}), fab)
@@ -249,7 +249,7 @@ def test_a_site_that_trusts_its_server_still_runs_clientapps_alone(
 
 
 def test_the_environment_sets_signer_and_trust(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in (SIGNER, UNSIGNED):
         monkeypatch.delenv(name, raising=False)
