@@ -44,7 +44,7 @@ def serve_metrics(folder: Path) -> None:
 
 
 class StatusCollector(Collector):
-    """Reads the status at each scrape, and of the audit log only what is new."""
+    """Reads the status at each scrape, and the new lines of the audit log."""
 
     def __init__(self, folder: Path, audit: AuditLog | None) -> None:
         """Takes the folder of a run or of a site's runs, and the audit log."""

@@ -6,9 +6,9 @@ file. A line is on the disk before the event goes on: `append` returns after fsy
 
 `verify` notices a changed, removed or inserted line; lines cut off at the end; an older copy of the
 file. A file that is moved away (log rotation) is continued in a new one, whose first line follows
-the last one of the old file. `verify` does not notice a program that may write both
-files and computes the whole chain again, since the chain has no key. Only a tip kept elsewhere shows that, such as the one
-that syslog received with each line, or that `audit verify` printed.
+the last one of the old file. `verify` does not notice a program that may write both files and
+computes the whole chain again, since the chain has no key. Only a tip kept elsewhere shows that,
+such as the one that syslog received with each line, or that `audit verify` printed.
 """
 
 import json
