@@ -47,6 +47,7 @@ def make_request(name: str, folder: Path) -> tuple[Path, Request]:
     """
     if not re.fullmatch(NAME, name):
         raise UserError(f"{name} is no site's name: letters, digits, `_`, `.` and `-`, at most 63")
+    folder.mkdir(parents=True, exist_ok=True)
     key_file, file = folder / "node.key", folder / f"{name}.csr"
     if key_file.exists():
         raise UserError(f"{key_file} exists already; a new key needs the coordinator's --renew")

@@ -72,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> Pa
         Image.fromarray(pixels).save(folder / path)
     (xray / "labels.csv").write_text("file,Effusion,Nodule,patient_id\na.png,1,0,Anna\n")
     for shown, page in (("site.toml", "how-to/own-site.md"), ("federation.yaml", "deployment.md")):
-        (block,) = blocks(ROOT / "docs" / page, Path(shown).suffix[1:])
+        block, *_ = blocks(ROOT / "docs" / page, Path(shown).suffix[1:])
         (folder / shown).write_text(at(folder, block["code"]).replace("cuda:0", "cpu"))
     charge = Charge(1.0, 30.0, 4)
     site = open_site_ledger(SiteFile.read(folder / "site.toml"))
