@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client import latent_cache, privacy_budget, tasks
+from client.declared_content import refuse_undeclared
 from client.site import Site, open_site, site_log
 from mediffusion_core.common.errors import BudgetSpent, LedgerError, RefusedError, UserError
 from mediffusion_core.messaging import protocol
@@ -57,6 +58,8 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
                 )
                 del message.content[protocol.LEDGER_HEAD]
             content = handler(site, message.content)
+            kind = message.metadata.message_type
+            refuse_undeclared(kind, content, site.settings.privacy.enabled)
             if site.settings.privacy.enabled:
                 content[protocol.LEDGER_HEAD] = _record(privacy_budget.ledger_head(site))
         except Exception as error:
