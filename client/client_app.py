@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client import audit, latent_cache, privacy_budget, tasks
+from client.declared_content import refuse_undeclared
 from client.site import Site, open_site, site_log
 from mediffusion_core.common.errors import (
     AuditError,
@@ -62,9 +63,10 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
                 )
                 del message.content[protocol.LEDGER_HEAD]
             content = handler(site, message.content)
+            kind = message.metadata.message_type
+            refuse_undeclared(kind, content, site.settings.privacy.enabled)
             if site.settings.privacy.enabled:
                 content[protocol.LEDGER_HEAD] = _record(privacy_budget.ledger_head(site))
-            kind = message.metadata.message_type
             latent_cache.forget_after(site, kind, _round(message.content))
         except Exception as error:
             content = _failure(error, site)

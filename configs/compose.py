@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.quoting import as_meant, quoted, rejoined
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.readers import require_reader
 from mediffusion_core.settings import (
     Settings,
     checked,
@@ -58,7 +59,9 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
     composed = _to_mapping(config_name, [part for one in others for part in _for_hydra(one)])
     for entry in entries:
         _enter(composed, entry)
-    return validate(composed)
+    settings = validate(composed)
+    require_reader(settings.data.source)
+    return settings
 
 
 def change(settings: Settings, overrides: Sequence[str]) -> Settings:
@@ -85,7 +88,9 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
     except OmegaConfBaseException as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     assert isinstance(mapping, dict)
-    return checked({str(key): value for key, value in mapping.items()})
+    changed = checked({str(key): value for key, value in mapping.items()})
+    require_reader(changed.data.source)
+    return changed
 
 
 def flatten(overrides: Sequence[str]) -> str:

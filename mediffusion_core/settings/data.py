@@ -63,8 +63,8 @@ class TableSettings(StrictModel):
 class DataSettings(TableSettings):
     """Which images a run uses, how they are split, and which sites have labels."""
 
-    source: Literal["phantom", "isic2019", "medmnist", "chestxray14", "chexpert", "folder", "dicom"]
-    """The reader."""
+    source: str
+    """The reader, by its name in `mediffusion_core.data.readers.READERS`."""
     root: Path | None = None
     """Folder or file of the data set. Every source but `phantom` needs it."""
     image_size: Annotated[int, Field(ge=8, le=1024)]

@@ -119,7 +119,7 @@ def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 
 def draw_samples(run: Path, output: Path, count: int, steps: int, seed: int, device: str) -> Path:
-    """Draws images into a folder: one PNG each, and `grid.png` of up to 64 of them."""
+    """Draws images into a folder, one PNG each, and up to 64 of them into `<folder>_grid.png`."""
     model = _load(run, device)
     images = model.sample(count, steps, seed)
     output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,9 @@ def draw_samples(run: Path, output: Path, count: int, steps: int, seed: int, dev
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(
             output / f"seed-{seed}_{number:05d}.png"
         )
-    save_sample_grid(images[:64], output / "grid.png")
+    # Beside the folder: `predict` takes every picture in it for an image.
+    folder = output.resolve()
+    save_sample_grid(images[:64], folder.with_name(f"{folder.name}_grid.png"))
     return output
 
 

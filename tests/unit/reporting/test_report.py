@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.reporting.report import (
+from mediffusion_core.reporting.formats import (
     NOT_MEASURED,
     count,
     duration,
     interval,
     number,
     percent,
-    write_report,
 )
+from mediffusion_core.reporting.report import write_report
 
 HOSTILE = "<script>alert('x')</script>\"&"
 
@@ -105,7 +105,7 @@ def test_figures_stand_with_their_intervals(folder: Path) -> None:
         ({"privacy": {"enabled": False}}, "no differential privacy"),
         (
             {"privacy": {"enabled": True, "unit": "patient", "target_delta": 1e-5}},
-            "ε 3.46 for one patient at δ 1e-05",
+            "ε 3.46 for one patient at δ 1e-05, for the planned rounds of this run",
         ),
         (
             {"federation": {"client_level": {"noise_multiplier": 2.0, "target_delta": 0.01}}},

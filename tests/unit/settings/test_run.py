@@ -111,6 +111,7 @@ def test_an_experiment_names_the_command_that_runs_it(experiment: str) -> None:
         ("data.test_fraction=0", ["data.test_fraction", "0", "greater than 0"]),
         ("model.unet.channels=[32,0,64]", ["model.unet.channels.1", "0", "greater than"]),
         ("data=isic", ["data=isic", "allowed", "phantom", "did you mean isic2019"]),
+        ("data.source=isic", ["data.source=isic", "allowed: phantom,", "did you mean isic2019?"]),
         ("model=huge", ["model=huge", "allowed", "tiny", "paper"]),
         ("experiment=isic", ["experiment=isic", "isic2019_4centres"]),
         ("seed", ["'seed'", "key=value"]),

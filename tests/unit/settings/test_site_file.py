@@ -134,4 +134,4 @@ def test_an_unknown_dataset_is_named_with_the_allowed_ones(tmp_path: Path) -> No
     path.write_text(path.read_text().replace('source = "folder"', 'source = "floder"'))
     code, lines = check(path)
     assert (code, lines[-1]) == (1, "not ready")
-    assert any("floder" in line and "'folder'" in line for line in lines)
+    assert any("floder" in line and "did you mean folder?" in line for line in lines)
