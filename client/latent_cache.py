@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,12 +12,10 @@ from torch import Tensor
 
 from client.site import Site
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT
 from mediffusion_core.models import Autoencoder, channel_sums, untrained_codec
-from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.training.latent_files import LATENTS
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
@@ -49,11 +47,16 @@ def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
     return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
 
 
-def encode(site: Site, codec_weights: StateDict) -> None:
+def encode(site: Site, codec_weights: StateDict, seed_for: Callable[[str], int]) -> None:
     """Encodes the site's images and keeps the latents in its folder.
 
     A second call with the same codec, images, labels and settings finds them there and does
     nothing; an image that became readable since, or a corrected label, makes all of them anew.
+
+    Args:
+        site: Whose images.
+        codec_weights: Of the codec.
+        seed_for: The seed of random views, by their purpose.
     """
     settings = site.settings
     train, validation = site.dataset.train(site.index), site.dataset.validation(site.index)
@@ -83,11 +86,7 @@ def encode(site: Site, codec_weights: StateDict) -> None:
             images,
             views=count,
             augmentation=settings.data.augmentation,
-            # Views are drawn one image after the other, so that with a seed that others know an
-            # image more would change the views of those behind it.
-            seed=secret_seed()
-            if settings.privacy.enabled
-            else derive_seed(settings.seed, purpose, site.name),
+            seed=seed_for(purpose),
             plain=plain,
             on_batch=on_batch,
         )

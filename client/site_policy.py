@@ -134,6 +134,6 @@ def _refuse_less_privacy(privacy: PrivacySettings, policy: SitePolicy) -> None:
         "privacy.release_noise": privacy.release_noise,
     }
     for name, noise in noises.items():
-        # The noise for a target of ε follows from the plan, which `private_tasks` checks.
+        # The noise for a target of ε follows from the plan, which `PrivateTrainer` checks.
         if noise is not None and noise < (policy.min_noise_multiplier or 0.0):
             raise RefusedError(f"{name} is under {policy.min_noise_multiplier}")

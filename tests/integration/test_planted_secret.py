@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, Context, RecordDict
-from unit.client.test_site_policy import CLASSES, OPEN, hospital
+from unit.client.test_site_policy import CLASSES, OPEN, described_site
 
-from client import tasks
 from client.client_app import app
 from client.site import site_log
+from client.trainer.plain import PlainTrainer
 from configs.compose import compose, flatten
 from mediffusion_core.common.audit_log import AUDIT
 from mediffusion_core.messaging.protocol import AUTOENCODER
@@ -64,7 +64,7 @@ def hits(content: bytes) -> int:
 
 def planted(folder: Path, name: str) -> dict[str, Any]:
     """A hospital whose folder, files and patients have the secret in their names."""
-    node = hospital(folder / SECRET, name, policy=f"{OPEN}\n")
+    node = described_site(folder / SECRET, name, policy=f"{OPEN}\n")
     images = folder / SECRET / name / "images"
     for image in images.glob("*.png"):
         image.rename(image.with_name(f"{SECRET}-{image.name}"))
@@ -86,19 +86,20 @@ def test_nothing_of_it_is_in_any_message_or_at_the_server(
     monkeypatch.setenv(AUDIT, str(tmp_path / "audit.jsonl"))
     nodes = {index: planted(tmp_path, name) for index, name in enumerate(NAMES)}
     # One site fails in training, and a second one can't even write its log.
-    trained = tasks.autoencoder_round
+    trained = PlainTrainer.autoencoder_round
 
-    def training(site: Any, components: Any, round_number: int) -> Any:
+    def training(trainer: PlainTrainer, components: Any, round_number: int) -> Any:
+        site = trainer.site
         if site.name == NAMES[0]:
-            return trained(site, components, round_number)
+            return trained(trainer, components, round_number)
         if site.name == NAMES[2]:
             site_log(site.folder).handlers.clear()
             (site.folder / "site.log").unlink(missing_ok=True)
             (site.folder / "site.log").mkdir()
         return fail()
 
-    monkeypatch.setattr(tasks, "autoencoder_round", training)
-    public = hospital(tmp_path, "public")
+    monkeypatch.setattr(PlainTrainer, "autoencoder_round", training)
+    public = described_site(tmp_path, "public")
     run = (
         *(one for one in shortest if not one.startswith("data.")),
         "data=folder",

@@ -8,8 +8,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from helpers.messages import sent
 
-from client import tasks
 from client.declared_content import UndeclaredContentError, refuse_undeclared
+from client.trainer.plain import PlainTrainer
 from configs.compose import compose
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.serialization import FORMAT, pack
@@ -53,7 +53,7 @@ def test_other_content_is_refused(
 def test_a_count_that_is_not_declared_does_not_leave_the_site(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "census", lambda site: {"train": 3, "oldest": 97})
+    monkeypatch.setattr(PlainTrainer, "census", lambda trainer: {"train": 3, "oldest": 97})
     overrides = (*tiny, f"run.folder={tmp_path}")
     reply = sent(protocol.CENSUS, overrides, compose("config", overrides).fingerprint())
     assert set(reply.content) == {protocol.FAILURE, protocol.ANSWERS_TO}

@@ -10,8 +10,8 @@ from flwr.app import Context, RecordDict
 from PIL import Image
 
 from client.client_app import app
-from client.private_tasks import _units
 from client.site import _opened, open_site
+from client.trainer.private import PrivateTrainer
 from configs.compose import compose, flatten
 from mediffusion_core.messaging import protocol
 from mediffusion_core.privacy.ledger.site_ledger import ledger_places, open_site_ledger
@@ -230,7 +230,7 @@ def test_all_images_of_a_patient_are_one_unit_beside_duplicates_of_others(tmp_pa
     """Else a third patient's images would decide whether two others are one unit."""
     node, run = described_site(tmp_path, "uni", images_each=2, shared=True), (*RUN_OF, *PRIVATE)
     whole, single = (
-        _units(open_site(context(node, (*run, f"privacy.unit={unit}"))))
+        PrivateTrainer(open_site(context(node, (*run, f"privacy.unit={unit}")))).units()
         for unit in ("patient", "image")
     )
     assert len(whole[0]) == len(single[0]) == single[1] == 2 * whole[1]
