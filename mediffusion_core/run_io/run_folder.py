@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.files import sync
 from mediffusion_core.settings import RunSettings, Settings
 
 EVALUATION = "judgement"
@@ -102,14 +103,14 @@ class RunFolder:
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def rewind(self, lines: int) -> None:
-        """Keeps the first lines of `metrics.jsonl` and drops the rest, which will be run again."""
-        if not self.metrics.is_file():
-            return
-        kept = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+    def rewrite(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Replaces all lines of `metrics.jsonl`; they are on disk when this returns."""
         temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
+        lines = (json.dumps(entry) + "\n" for entry in history)
+        temporary.write_text("".join(lines), encoding="utf-8")
+        sync(temporary)
         temporary.replace(self.metrics)
+        sync(self.path)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`."""
@@ -132,10 +133,12 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON atomically; NaN and infinities become null."""
+    """Writes JSON atomically; NaN and infinities become null. It is on disk when this returns."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(_finite(dict(value)), indent=2) + "\n", encoding="utf-8")
+    sync(temporary)
     temporary.replace(path)
+    sync(path.parent)
 
 
 def _finite(value: Any) -> Any:

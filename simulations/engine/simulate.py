@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +15,9 @@ from configs import compose, flatten, quoted
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation import build_extractor
+from mediffusion_core.run_io.checkpoints import newest_checkpoint
 from mediffusion_core.run_io.provenance import COMMIT_VARIABLE, current_commit
-from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import RunFolder, write_json
 from mediffusion_core.settings import Settings
 from simulations.engine.app_bundle import app_folder
 from simulations.engine.launcher import Launch, launch
@@ -36,7 +38,8 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
         resume: Folder of a run to continue, with its own settings.
 
     Raises:
-        UserError: for a mistake in the settings or the data, before a process is started.
+        UserError: for a mistake in the settings or the data, or a run whose checkpoints are all
+            damaged, before a process is started.
     """
     console = Console(soft_wrap=True)
     if resume is not None:
@@ -53,8 +56,10 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
     with RunFolder(folder).held():
         # Another process may have used the folder while the images were prepared.
         RunFolder(folder).refuse_others(settings)
+        # The server does so again, and its log says the same.
+        newest_checkpoint(RunFolder(folder).checkpoints, partial(console.print, markup=False))
         written = {"config_name": config_name, "overrides": list(overrides)}
-        (folder / LAUNCH).write_text(json.dumps(written, indent=2) + "\n")
+        write_json(folder / LAUNCH, written)
         return _launch(settings, config_name, overrides, folder, console)
 
 

@@ -10,27 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.untrained import untrained_model
-from torch import Tensor
 
 from configs.compose import compose
-from mediffusion_core.common.component_folder import read_folder, write_folder
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.inference.joint_model import TrainedModel
-from mediffusion_core.run_io.checkpoints import list_checkpoints, prune_checkpoints, save_checkpoint
 from mediffusion_core.run_io.run_folder import RunFolder, run_path, write_json
 from mediffusion_core.settings import RunSettings, Settings
 
 CLASSES = ("Effusion", "Mass")
-
-
-def components(seed: int = 0) -> dict[str, dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(3, 4, generator=generator)
-    return {
-        "unet": {"weight": weight, "turned": weight.T, "half": weight.half()},
-        "head": {"bias": torch.arange(3), "empty": torch.empty(2, 0)},
-    }
 
 
 def trained(settings: Settings, multi_label: bool = True) -> TrainedModel:
@@ -42,137 +30,6 @@ def trained(settings: Settings, multi_label: bool = True) -> TrainedModel:
 @pytest.fixture
 def settings(tiny: tuple[str, ...]) -> Settings:
     return compose("config", tiny)
-
-
-# Checkpoints
-
-
-def test_a_checkpoint_holds_every_tensor_as_it_was(tmp_path: Path) -> None:
-    state = {"settings_hash": "abc", "best": {"round": 2, "auc_pooled": 0.7}, "seconds": 1.5}
-    save_checkpoint(tmp_path, 7, "joint", 3, components(), state)
-    [found] = list_checkpoints(tmp_path)
-    assert (found.number, found.components()) == (7, ["head", "unet"])
-    assert found.state == {"stage": "joint", "round": 3, **state}
-    for name, tensors in components().items():
-        loaded = found.load(name)
-        assert loaded.keys() == tensors.keys()
-        for key, tensor in tensors.items():
-            assert loaded[key].dtype == tensor.dtype
-            assert torch.equal(loaded[key], tensor)
-
-
-def test_the_returned_checkpoint_equals_the_one_on_disk(tmp_path: Path) -> None:
-    saved = save_checkpoint(tmp_path, 1, "joint", 1, components(), {"best": None})
-    assert list_checkpoints(tmp_path) == [saved]
-
-
-def test_checkpoints_are_listed_by_age_and_the_oldest_go(tmp_path: Path) -> None:
-    for number in (2, 10, 9, 100_000):
-        save_checkpoint(tmp_path, number, "joint", number, components(), {})
-    assert [one.number for one in list_checkpoints(tmp_path)] == [2, 9, 10, 100_000]
-    prune_checkpoints(tmp_path, 2)
-    assert [one.number for one in list_checkpoints(tmp_path)] == [10, 100_000]
-    prune_checkpoints(tmp_path, 5)
-    assert len(list_checkpoints(tmp_path)) == 2
-
-
-def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    assert list_checkpoints(tmp_path / "absent") == []
-
-
-def test_the_files_of_a_killed_process_are_no_checkpoint(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, "joint", 1, components(), {})
-    for name in (".000002-joint-2.4711", "000003-joint-3", "notes"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "unet.safetensors").write_bytes(b"half")
-    (tmp_path / ".000002-joint-2.4711" / "state.json").write_text("{}")
-    assert [one.number for one in list_checkpoints(tmp_path)] == [1]
-
-
-def test_killed_at_any_moment_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:
-    """The process ends itself at each of the file operations in turn."""
-    outcomes = set()
-    for moment in range(40):
-        root = tmp_path / str(moment)
-        pid = os.fork()
-        if pid == 0:
-            _die_at(moment)
-            save_checkpoint(root, 1, "joint", 1, components(), {"seconds": 1.0})
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        found = list_checkpoints(root)
-        outcomes.add((bool(status), len(found)))
-        for checkpoint in found:
-            assert checkpoint.state["seconds"] == 1.0
-            for name, tensors in components().items():
-                assert checkpoint.load(name).keys() == tensors.keys()
-        if not status:
-            break
-    assert (True, 0) in outcomes and (False, 1) in outcomes
-
-
-def _die_at(moment: int) -> None:
-    """Ends the process at its n-th look at the file system from here on."""
-    import sys
-
-    left = [moment]
-
-    def count(event: str, _: object) -> None:
-        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
-            if left[0] == 0:
-                os._exit(9)
-            left[0] -= 1
-
-    sys.addaudithook(count)
-
-
-def test_killed_at_any_moment_a_model_that_is_replaced_is_never_a_torn_one(tmp_path: Path) -> None:
-    """Where its folder stands, all of it stands there, the old or the new."""
-    for moment in range(60):
-        folder = tmp_path / str(moment) / "model"
-        write_folder(folder, components(1), {"round": 1})
-        pid = os.fork()
-        if pid == 0:
-            _die_at(moment)
-            write_folder(folder, components(2), {"round": 2})
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if folder.is_dir():
-            saved = read_folder(folder)
-            assert saved.components() == ["head", "unet"]
-            expected = components(saved.state["round"])["unet"]["weight"]
-            assert torch.equal(saved.load("unet")["weight"], expected)
-        if not status:
-            break
-    assert not status
-
-
-def test_a_save_that_fails_does_not_cost_the_older_version(tmp_path: Path) -> None:
-    write_folder(tmp_path / "model", components(1), {"round": 1})
-    with pytest.raises(TypeError):
-        write_folder(tmp_path / "model", components(2), {"round": object()})
-    saved = read_folder(tmp_path / "model")
-    assert saved.state == {"round": 1}
-    assert torch.equal(saved.load("unet")["weight"], components(1)["unet"]["weight"])
-
-
-def test_a_newer_version_takes_the_place_of_the_older(tmp_path: Path) -> None:
-    write_folder(tmp_path / "model", components(1), {"round": 1})
-    write_folder(tmp_path / "model", {"unet": components(2)["unet"]}, {"round": 2})
-    saved = read_folder(tmp_path / "model")
-    assert saved.components() == ["unet"]
-    assert torch.equal(saved.load("unet")["weight"], components(2)["unet"]["weight"])
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_temporary_files_of_an_earlier_process_are_removed(tmp_path: Path) -> None:
-    """Every kill would otherwise leave a whole set of weights on the disk for good."""
-    leftover = tmp_path / ".000000-autoencoder-1.new"
-    leftover.mkdir()
-    (leftover / "unet.safetensors").write_bytes(b"half")
-    save_checkpoint(tmp_path, 1, "joint", 1, components(), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000001-joint-1"]
 
 
 # Run folder
@@ -190,24 +47,17 @@ def test_records_are_lines_and_numbers_that_are_none_become_null(tmp_path: Path)
 
 def test_a_torn_last_line_is_not_read_and_is_dropped_on_rewind(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    folder.rewrite([])
     for number in range(3):
-        folder.record(round=number)
+        folder.record(round=number, loss=0.1 + number)
+    whole = folder.metrics.read_text()
     with folder.metrics.open("a") as file:
         file.write('{"round": 3, "lo')
     assert [line["round"] for line in folder.history()] == [0, 1, 2]
-    folder.rewind(3)
+    folder.rewrite(folder.history())
+    assert folder.metrics.read_text() == whole
     folder.record(round=3)
     assert [line["round"] for line in folder.history()] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("kept", [0, 1, 2, 5])
-def test_a_rewind_drops_the_lines_of_repeated_rounds(tmp_path: Path, kept: int) -> None:
-    folder = RunFolder(tmp_path)
-    folder.rewind(0)
-    for number in range(3):
-        folder.record(round=number)
-    folder.rewind(kept)
-    assert [line["round"] for line in folder.history()] == list(range(3))[:kept]
 
 
 def test_a_folder_keeps_its_settings(tmp_path: Path, tiny: tuple[str, ...]) -> None:
@@ -374,12 +224,25 @@ def test_a_model_written_before_there_was_a_temperature_has_none(
     older = json.loads(description.read_text())
     del older["temperature"]
     description.write_text(json.dumps(older))
+    (tmp_path / "model" / "SHA256SUMS").unlink()  # nor were there checksums
     again = TrainedModel.load(tmp_path / "model", torch.device("cpu"))
     logits = torch.tensor([[-1.0, 3.0]])
     assert torch.equal(again.probabilities(logits), logits.sigmoid())
 
 
-def test_a_saved_model_names_no_path(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_a_damaged_model_is_a_mistake_that_is_named(tmp_path: Path, settings: Settings) -> None:
+    trained(settings).save(tmp_path / "model")
+    weights = tmp_path / "model" / "head.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"model is damaged: head\.safetensors is not as it was"):
+        TrainedModel.load(tmp_path / "model", torch.device("cpu"))
+
+
+def test_a_saved_model_says_nothing_of_where_it_was_made(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
     paths = ["data.root", "data.store", "run.folder", "evaluation.inception_weights"]
     settings = compose("config", [*tiny, *(f"{key}=/secret/place" for key in paths)])
     trained(settings).save(tmp_path / "model")

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.run_io.checkpoints import save_checkpoint
 from mediffusion_core.run_io.run_folder import RunFolder
 from simulations.engine import simulate as module
 from simulations.engine.simulate import simulate
@@ -63,6 +64,27 @@ def test_a_run_whose_folder_was_moved_goes_on_where_it_is_now(
     simulate("config", [], tmp_path / "moved")
     overrides, folder = launched[1]
     assert folder == compose("config", overrides).run.folder == tmp_path / "moved"
+
+
+def test_what_is_damaged_is_said_before_a_process_is_started(
+    tiny: Overrides,
+    launched: list[tuple[list[str], Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [*tiny, f"data.store={tmp_path / 'store'}", f"run.folder={tmp_path / 'run'}"]
+    simulate("config", given, None)
+    root = tmp_path / "run" / "checkpoints"
+    for number in (1, 2):
+        save_checkpoint(root, number, "joint", number, {}, {})
+    (root / "000002-joint-2" / "state.json").write_text("{}")
+    simulate("config", [], tmp_path / "run")
+    [line] = [one for one in capsys.readouterr().out.splitlines() if "damaged" in one]
+    assert "000002-joint-2" in line and line.endswith("000001-joint-1, after joint round 1")
+    (root / "000001-joint-1" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"all checkpoints .* are damaged"):
+        simulate("config", [], tmp_path / "run")
+    assert len(launched) == 2
 
 
 def test_a_folder_in_which_another_process_runs_is_refused(

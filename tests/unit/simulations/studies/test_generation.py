@@ -152,6 +152,7 @@ def test_the_images_are_where_the_run_found_them(tmp_path: Path, tiny: tuple[str
     assert opened.settings.fingerprint() == opened.model.settings.fingerprint()
     state = run / "model" / "state.json"
     state.write_text(state.read_text().replace('"source": "phantom"', '"source": "folder"'))
+    (run / "model" / "SHA256SUMS").unlink()
     (run / LAUNCH).unlink()
     with pytest.raises(UserError, match=r"has no launch\.json"):
         open_trained_run(run, "cpu", Console(stderr=True))
