@@ -184,7 +184,6 @@ def test_a_trained_model_is_used_as_shown(
     model.save(RunFolder(tmp_path / "run").model)
     write_json(tmp_path / "run" / "summary.json", SUMMARY)
     export_run(tmp_path / "run", tmp_path / "exported")
-    Image.new("L", (40, 40), 90).save("chest.png")
     used: dict[str, Any] = {}
     exec(python_block("README.md", "classify"), used)
     assert len(used["images"]) == 4 and used["changed"].images.shape[1] == 1

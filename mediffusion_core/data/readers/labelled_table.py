@@ -42,7 +42,7 @@ class LabelledTable:
         labels: (N, C), 0 or 1, nan where the label is missing.
         patients: N names, None where the table has no such column.
         sites: N names, None where the table has no such column; a patient has one.
-        splits: N of `contract.SPLITS`, None where the table has no such column; a patient has one.
+        splits: N of `dataset.SPLITS`, None where the table has no such column; a patient has one.
         digest: SHA-256 of the table's bytes.
         moves: the images that stand in another site than the table gives.
         notes: cells that are read as missing or as another class, and rows that are left out.

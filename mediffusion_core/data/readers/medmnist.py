@@ -32,7 +32,7 @@ from mediffusion_core.data.store.images import ImageError
 from mediffusion_core.settings import DataSettings
 
 PARTS = {"train": "train", "val": "validation", "test": "test"}
-"""The file's name of a part, to that of `contract.SPLITS`."""
+"""The file's name of a part, to that of `dataset.SPLITS`."""
 
 FLAGS = (
     "pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist",

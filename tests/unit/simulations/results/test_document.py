@@ -84,7 +84,7 @@ def test_the_readme_has_some_columns_of_every_run(tmp_path: Path) -> None:
     write_results(Sources(runs[:1]), project(tmp_path))
     write_results(Sources(runs[1:]), tmp_path)
     lines = read_section(tmp_path / "README.md", SUMMARY).splitlines()
-    assert lines[0] == "| command | macro AUC (95 %) | FID; untrained; real | flipped | min |"
+    assert lines[0] == "| command | macro AUC (95 %) | FID; untrained; real | flipped | minutes |"
     cells = "| 0.871 (0.860 to 0.880) | 512; 1300; 150 | 90% of 40 | 10.0 |"
     assert lines[2:] == [f"| `fed-mediffusion simulate seed={seed}` {cells}" for seed in (0, 1)]
 
