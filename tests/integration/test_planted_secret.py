@@ -63,7 +63,7 @@ def hits(content: bytes) -> int:
 
 
 def planted(folder: Path, name: str) -> dict[str, Any]:
-    """A hospital whose folder, files and patients have the secret in their names."""
+    """A site whose folder, files and patients have the secret in their names."""
     node = described_site(folder / SECRET, name, policy=f"{OPEN}\n")
     images = folder / SECRET / name / "images"
     for image in images.glob("*.png"):
