@@ -11,10 +11,12 @@ from flwr.supernode.cli import flwr_clientapp
 from deployment.admission import Admission
 from deployment.flower_patches import admit_clientapp
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.parent import end_with_parent
 
 
 def main() -> None:
-    """Runs Flower's program behind the site's admission."""
+    """Runs Flower's program behind the site's admission; it ends with the SuperNode."""
+    end_with_parent()
     try:
         admit_clientapp(Admission.of_environment().admit)
     except UserError as error:

@@ -318,7 +318,7 @@ def test_killed_twice_and_resumed_a_run_equals_one_that_was_not(
 
     command = start(["simulate", "--resume", str(folder.path)], tmp_path, temporary)
     command.wait_until(lambda: checkpoint(folder, "joint-1"))
-    command.kill_everything()
+    command.kill()
     assert not checkpoint(folder, "joint-3")
 
     command = start(["simulate", "--resume", str(folder.path)], tmp_path, temporary)
