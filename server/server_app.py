@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from configs.compose import compose, split
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.logs import configure_logs
+from mediffusion_core.common.parent import end_with_parent
 from mediffusion_core.data.ground_truth import patients_without
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.evaluation.evaluator import Evaluator
@@ -36,6 +37,7 @@ ERROR = "error.txt"
 def main(grid: Grid, context: Context) -> None:
     """Runs the federation that the run's configuration describes."""
     configure_logs()
+    end_with_parent()
     config = context.run_config
     settings = compose(str(config["config-name"]), split(str(config["overrides"])))
     # While the server evaluates, the sites wait, so it may use every core.
@@ -56,19 +58,21 @@ def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder:
         folder: Of the run.
 
     Raises:
+        UserError: if another process writes to the folder.
         Exception: whatever ended the run early; the summary then names it.
     """
-    folder.create(settings)
-    folder.point_latest()
-    try:
-        figures = _run(connect, settings, folder)
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
-        folder.summarise({"status": "failed", "error": text, **_identity(settings)})
-        raise
-    folder.summarise({"status": "completed", **figures, **_identity(settings)})
-    write_report(folder.path)
+    with folder.held():
+        folder.create(settings)
+        folder.point_latest()
+        try:
+            figures = _run(connect, settings, folder)
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
+            folder.summarise({"status": "failed", "error": text, **_identity(settings)})
+            raise
+        folder.summarise({"status": "completed", **figures, **_identity(settings)})
+        write_report(folder.path)
 
 
 def _run(

@@ -71,13 +71,33 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from running in the folder, which is made where missing.
+        """Keeps other processes from writing to the folder, which is made where missing.
+
+        The process that writes holds the lock, so it lasts until the last write, also where what
+        started that process was killed.
 
         Raises:
             UserError: if another process holds it.
         """
+        with self._locked("run.lock"):
+            yield
+
+    @contextmanager
+    def launched(self) -> Iterator[None]:
+        """Keeps other launchers out of the folder while one starts a process that writes.
+
+        Raises:
+            UserError: if another launcher or a process that writes holds the folder.
+        """
+        with self._locked("launch.lock"):
+            with self.held():
+                pass
+            yield
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / "run.lock", timeout=0)
+        lock = FileLock(self.path / name, timeout=0)
         try:
             lock.acquire()
         except Timeout:

@@ -48,8 +48,7 @@ def run_in_process(config_name: str, overrides: Sequence[str]) -> RunFolder:
     if settings.run.folder is None:
         raise UserError("a run in this process needs a run.folder")
     folder = RunFolder(settings.run.folder)
-    with folder.held():
-        serve(lambda c: SitesHere(config_name, overrides, settings, c), settings, folder)
+    serve(lambda c: SitesHere(config_name, overrides, settings, c), settings, folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from mediffusion_core.run_io.checkpoints import newest_checkpoint
 from mediffusion_core.run_io.provenance import COMMIT_VARIABLE, current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, write_json
 from mediffusion_core.settings import Settings
-from simulations.engine.app_bundle import app_folder
+from simulations.engine.app_bundle import ROOT, assemble_app
 from simulations.engine.launcher import Launch, launch
 from simulations.engine.preparation import prepare_images
 from simulations.engine.progress import LiveView
@@ -53,7 +53,7 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
     folder = (settings.run.folder or _new_folder()).resolve()
     if resume is None:
         overrides = [*_without_folder(overrides), *_absolute_paths(settings, folder)]
-    with RunFolder(folder).held():
+    with RunFolder(folder).launched():
         # Another process may have used the folder while the images were prepared.
         RunFolder(folder).refuse_others(settings)
         # The server does so again, and its log says the same.
@@ -76,7 +76,7 @@ def _launch(
 ) -> int:
     os.environ.setdefault(COMMIT_VARIABLE, current_commit() or "unknown")
     plan = Launch(
-        app=app_folder(),
+        assemble=partial(assemble_app, ROOT),
         run_config={"config-name": config_name, "overrides": flatten(overrides)},
         num_sites=settings.num_participants,
         cpus_per_site=settings.federation.cpus_per_site,

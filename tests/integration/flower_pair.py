@@ -34,6 +34,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from simulations.engine.processes import read_process
+
 Client = TypeVar("Client", bound=ProtobufClient)
 ROOT = Path(__file__).parents[2]
 MARKS = "TEST_MARKS"
@@ -219,6 +221,14 @@ class Pair:
 
     def marks(self, site: str) -> set[str]:
         return {mark.name for mark in (self.folder / site / "marks").iterdir()}
+
+    def programs(self, site: str) -> set[str]:
+        """Names of the programs that a SuperNode started and that still run."""
+        mark = f"{MARKS}={self.folder / site / 'marks'}".encode()
+        pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+        own = [pid for pid in pids if mark in read_process(pid, "environ").split(b"\0")]
+        commands = (read_process(pid, "cmdline").split(b"\0") for pid in own)
+        return {Path(command[1].decode()).name for command in commands if len(command) > 1}
 
     def start_run(self, bundle: bytes, **config: str) -> "Sent":
         """Starts a run, and sends each site a message in its name."""

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -124,7 +126,7 @@ def plan(app: Path, mode: str, overrides: str = "") -> Launch:
     run_folder = app.parent / "run"
     run_folder.mkdir()
     return Launch(
-        app=app,
+        assemble=partial(shutil.copytree, app, dirs_exist_ok=True),
         run_config={
             "config-name": mode,
             "overrides": overrides,

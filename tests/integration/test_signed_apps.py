@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flower_pair import Pair, Sent, agent_bundle, client_bundle
+from flower_pair import PATIENCE, Pair, Sent, agent_bundle, client_bundle
 
 from deployment.admission import SIGNER
 from deployment.bundle import AppBundle
@@ -193,3 +193,19 @@ def test_a_signed_clientapp_can_start_no_serverapp_beside_it(attacks: Attacks) -
     assert "/create-task" in attacks.outcome("spawner")["site"]
     assert "spawner-serverapp" not in attacks.pair.marks("site")
     assert "no flwr-serverapp" in attacks.pair.services["site"].said()
+
+
+def test_a_clientapp_ends_with_its_supernode(attacks: Attacks) -> None:
+    """It would go on beside the one that the site's next SuperNode starts."""
+    blocked = client_bundle(attacks.folder, "blocked", "import time; time.sleep(600)")
+    attacks.start("blocked", blocked, attacks.signed(blocked, version=VERSION + 3))
+    deadline = time.monotonic() + PATIENCE
+    while "blocked" not in attacks.pair.marks("site"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert attacks.pair.programs("site") >= {"flower-superexec", "flwr-clientapp"}
+    attacks.pair.services["site"].process.kill()
+    attacks.pair.services["site"].process.wait()  # Flower takes a zombie for a running parent
+    while attacks.pair.programs("site"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

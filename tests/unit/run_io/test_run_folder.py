@@ -130,19 +130,33 @@ def test_a_file_is_refused_as_a_folder(tmp_path: Path, settings: Settings) -> No
         RunFolder(tmp_path / "file").create(settings)
 
 
-def test_only_one_process_at_a_time_runs_in_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("inside", "outside", "refused"),
+    [
+        ("held", "held", True),
+        ("held", "launched", True),
+        ("launched", "launched", True),
+        ("launched", "held", False),  # the server that was launched
+    ],
+)
+def test_only_one_process_at_a_time_writes_to_a_folder(
+    tmp_path: Path, inside: str, outside: str, refused: bool
+) -> None:
     folder = RunFolder(tmp_path / "run")
     code = (
         "import sys; from pathlib import Path\n"
         "from mediffusion_core.run_io.run_folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])).held(): print('held')\n"
+        f"with RunFolder(Path(sys.argv[1])).{outside}(): print('entered')\n"
     )
     command = [sys.executable, "-c", code, str(folder.path)]
-    with folder.held():
-        refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode and refused.stdout == ""
-    assert f"another process runs in {folder.path}" in refused.stderr.splitlines()[-1]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == "held\n"
+    with getattr(folder, inside)():
+        done = subprocess.run(command, capture_output=True, text=True)
+    if not refused:
+        assert done.stdout == "entered\n"
+        return
+    assert done.returncode and done.stdout == ""
+    assert f"another process runs in {folder.path}" in done.stderr.splitlines()[-1]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "entered\n"
 
 
 def test_a_run_has_the_given_folder_or_one_by_its_id(tmp_path: Path) -> None:

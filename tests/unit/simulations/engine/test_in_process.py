@@ -10,6 +10,7 @@ from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.messaging import protocol
+from mediffusion_core.run_io.run_folder import RunFolder
 from server.messages import SiteError
 from simulations.engine.in_process import run_in_process
 
@@ -50,6 +51,15 @@ def test_fewer_sites_than_the_minimum_end_the_run(overrides: list[str], tmp_path
         run_in_process("config", [*overrides, "federation.min_sites=3"])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
+
+
+def test_a_folder_in_which_another_process_writes_stays_as_it_is(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.held(), pytest.raises(UserError, match="another process runs in"):
+        run_in_process("config", overrides)
+    assert [path.name for path in folder.path.iterdir()] == ["run.lock"]
 
 
 def test_a_run_without_a_folder_is_refused(tiny: tuple[str, ...]) -> None:
