@@ -94,13 +94,14 @@ def decode_all(
         expected = (time.perf_counter() - began) * len(remaining)
         workers = min(os.cpu_count() or 1, len(remaining)) if expected > POOL_FROM else 1
     if (isolated or workers > 1) and not multiprocessing.current_process().daemon:
-        try:
-            collect(_in_pool(decoder, sorted(remaining), workers))
-        except BrokenProcessPool:
-            if _pool_works(decoder):
-                collect(_apart(decoder, sorted(remaining), count))
-            else:
-                logger.warning("processes for decoding could not run; going on in this one")
+        while remaining:
+            try:
+                collect(_in_pool(decoder, sorted(remaining), workers))
+            except BrokenProcessPool:
+                if not _pool_works(decoder):
+                    logger.warning("processes for decoding could not run; going on in this one")
+                    break
+                collect(_until_a_crash(decoder, sorted(remaining), count))
     collect((start, decoder.rows(start)) for start in sorted(remaining))
     return dict(sorted(bad.items()))
 
@@ -114,36 +115,27 @@ def _pool_works(decoder: Decoder) -> bool:
         return False
 
 
-def _apart(decoder: Decoder, starts: list[int], count: int) -> Iterator[tuple[int, Bad]]:
-    """Decodes chunks in one process, which is started again where an image ends it.
+def _until_a_crash(decoder: Decoder, starts: list[int], count: int) -> Iterator[tuple[int, Bad]]:
+    """Decodes image by image in one process, up to the chunk with an image that ends it.
 
-    Codecs in C end their process on some broken files. Python cannot catch that.
+    Codecs in C end their process on some broken files, and the pool does not say on which.
     """
-    waiting = list(starts)
-    while waiting:
-        try:
-            with _pool(decoder, 1) as pool:
-                while waiting:
-                    found = pool.submit(_rows, waiting[0]).result()
-                    yield waiting.pop(0), found
-        except BrokenProcessPool:
-            start = waiting.pop(0)
-            yield start, _one_by_one(decoder, range(start, min(start + CHUNK, count)))
-
-
-def _one_by_one(decoder: Decoder, indices: Iterable[int]) -> Bad:
-    """Decodes images as `_apart` does chunks; an image that ends the process is bad."""
-    bad: Bad = {}
-    waiting = list(indices)
-    while waiting:
-        try:
-            with _pool(decoder, 1) as pool:
-                while waiting:
-                    bad |= pool.submit(_row, waiting[0]).result()
-                    waiting.pop(0)
-        except BrokenProcessPool:
-            bad[waiting.pop(0)] = "the decoder crashed on it"
-    return bad
+    pool = _pool(decoder, 1)
+    try:
+        for start in starts:
+            bad: Bad = {}
+            crashed: Bad = {}
+            for index in range(start, min(start + CHUNK, count)):
+                try:
+                    bad |= pool.submit(_row, index).result()
+                except BrokenProcessPool:
+                    crashed[index] = "the decoder crashed on it"
+                    pool = _pool(decoder, 1)
+            yield start, bad | crashed
+            if crashed:
+                return
+    finally:
+        pool.shutdown()
 
 
 def _pool(decoder: Decoder, workers: int) -> ProcessPoolExecutor:
