@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 from deployment.signers import Role
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings.base import StrictModel
+from mediffusion_core.settings.site_file import NAME
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
 class ServerAddress(StrictModel):

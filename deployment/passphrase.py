@@ -20,7 +20,7 @@ from mediffusion_core.common.errors import UserError
 
 @dataclass(frozen=True)
 class Passphrase:
-    """Where a passphrase comes from.
+    """The source of a passphrase.
 
     It is never an argument, which other users of the machine can read.
 

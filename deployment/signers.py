@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from deployment.signing import public_key, signer_name
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.settings.site_file import NAME
 
 _BLOCK = re.compile(
-    r"(?:^(?P<role>[a-z]+) (?P<name>[A-Za-z0-9][A-Za-z0-9_.-]{0,62})\n)?"
+    rf"(?:^(?P<role>[a-z]+) (?P<name>{NAME})\n)?"
     r"(?P<key>-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+-----END PUBLIC KEY-----\n?)",
     re.MULTILINE,
 )

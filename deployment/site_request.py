@@ -18,9 +18,7 @@ from cryptography.x509.oid import NameOID
 from deployment.certificates import new_site_key, public_line, write_secret
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.messaging.site_keys import fingerprint
-
-NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
-"""Names of sites, as in federation file and site file."""
+from mediffusion_core.settings.site_file import NAME
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where a run stands, as the folder of a server's run or of a site's runs and the audit log say."""
+"""The status of a run, read from the folder of a server or a site and from the audit log."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from typing import Any
 
 from mediffusion_core.common.audit_log import Line
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.run_io.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ class Status:
 def _of_run(folder: Path) -> Status:
     """A run at the server, by its own records."""
     found = Status(run=folder.resolve().name, state="running")
-    for text in _read(folder / "metrics.jsonl").splitlines():
-        line = _json(text)
+    for line in RunFolder(folder).history():
         if line.get("stage") in ("autoencoder", "joint"):
             found.stage, found.round, found.rounds = line["stage"], line["round"], line["rounds"]
     summary = _json(_read(folder / "summary.json"))
@@ -119,7 +119,7 @@ def _read(path: Path) -> str:
 
 
 def _json(text: str) -> dict[str, Any]:
-    """A JSON object; empty for a line that is being written."""
+    """A JSON object; empty for a file that is being written."""
     try:
         given = json.loads(text)
     except json.JSONDecodeError:

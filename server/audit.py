@@ -7,7 +7,7 @@ from mediffusion_core.common.audit_log import AuditLog, Value
 
 
 class RunAudit:
-    """The audit of one run: its start, its end, and what became of each message to a site."""
+    """The audit of one run: its start, its end, and the outcome of each message to a site."""
 
     def __init__(self, run: str, settings_hash: str) -> None:
         """Takes Flower's id of the run, and the hash of its settings."""

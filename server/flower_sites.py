@@ -7,10 +7,10 @@ with each silence.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from mediffusion_core.messaging import protocol
@@ -21,7 +21,7 @@ from server.dispatch import Waiting, collect, received, still_waiting
 from server.messages import RefusedReplyError, Reply, SiteError, request
 from server.outcomes import Outcome
 from server.reply_contract import ReplyContract
-from server.sites import Answer, Receive, Records, Sites
+from server.sites import Receive, Records, Sites
 
 LOOK = 0.1
 """Seconds between two looks at which nodes are there."""
@@ -124,30 +124,19 @@ class FlowerSites(Sites):
             pause = self._timeout * (2 ** self._silences[node] - 2)
             self._not_before[node] = time.monotonic() + pause
 
-    def _count(
-        self,
-        kind: str,
-        node: int,
-        content: Answer,
-        read: Callable[[int, RecordDict], Reply],
-        replies: list[Reply],
-    ) -> bool:
-        """Writes what became of the message into the audit log too."""
-        before = len(self._set_aside)
-        counted = super()._count(kind, node, content, read, replies)
+    def _note(self, kind: str, node: int, site: str, outcome: Outcome) -> None:
+        """Writes the outcome of a message into the audit log."""
         if not self._audit.kept:
-            return counted
-        aside = self._set_aside[before:]
+            return
         keys = {one.node_id: one.public_key for one in self._grid.get_nodes()}
         self._audit.write(
             "reply",
-            site=aside[0].site if aside else self._name(node),
+            site=site,
             key=fingerprint(keys.get(node, b"")),
             kind=kind,
             round=0 if kind == protocol.CENSUS else self._round,
-            outcome=aside[0].code if aside else Outcome.COUNTED,
+            outcome=outcome,
         )
-        return counted
 
     def _may_have(self, node: int, name: str) -> bool:
         """A name belongs to its registered key, or without keys to the node that came first.

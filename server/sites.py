@@ -193,25 +193,29 @@ class Sites(ABC):
         replies: list[Reply],
     ) -> bool:
         """Adds a node's reply to those that count, or sets its site aside."""
-        name = self._name(node)
+        name, outcome, reason = self._name(node), Outcome.COUNTED, ""
         try:
             if isinstance(content, RefusedReplyError):
                 raise content
             replies.append(read(node, content))
         except BudgetSpentError:
-            reason = "has spent its privacy budget"
-            self._set_aside.append(SetAside(name, kind, reason, Outcome.BUDGET))
+            outcome, reason = Outcome.BUDGET, "has spent its privacy budget"
             self._nodes.pop(name, None)
             self._spent.add(node)
         except RefusedReplyError as error:
-            self._set_aside.append(SetAside(name, kind, str(error), error.code))
-            return False
+            outcome, reason = error.code, str(error)
         except Exception:  # whatever a site sends must not end the run
             log.exception("a reply of %s to %s cannot be checked", name, kind)
-            reason = "sent a reply that cannot be checked"
-            self._set_aside.append(SetAside(name, kind, reason, Outcome.UNCHECKED))
-            return False
-        return True
+            outcome, reason = Outcome.UNCHECKED, "sent a reply that cannot be checked"
+        if outcome is Outcome.COUNTED:
+            name = self._name(node)  # a census gives it
+        else:
+            self._set_aside.append(SetAside(name, kind, reason, outcome))
+        self._note(kind, node, name, outcome)
+        return outcome in (Outcome.COUNTED, Outcome.BUDGET)
+
+    def _note(self, kind: str, node: int, site: str, outcome: Outcome) -> None:  # noqa: B027
+        """Takes the outcome of a message to a site. Sites in this process keep no audit log."""
 
     def _needed(self, kind: str, asked: int) -> int:
         """How many replies must count, so that the run keeps its minimum of sites.

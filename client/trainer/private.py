@@ -14,6 +14,7 @@ from client import latent_cache
 from client.privacy_budget import charge, ledger_head
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
 from mediffusion_core.common.errors import RefusedError
+from mediffusion_core.common.files import write_durably
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
@@ -174,7 +175,5 @@ class PrivateTrainer(Trainer):
         counts = noised_counts(units, labelled, noise)
         plan = Plan.of(site.settings, counts.units)
         kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept))
-        temporary.replace(path)
+        write_durably(path, json.dumps(kept).encode())
         return counts, plan

@@ -13,6 +13,9 @@ from mediffusion_core.settings.base import StrictModel
 from mediffusion_core.settings.site_policy import SitePolicy
 from mediffusion_core.settings.validation import setting_names
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+"""Pattern of the names of sites and signers, in all files of a federation."""
+
 
 class SiteData(TableSettings):
     """The site's images and labels."""
@@ -45,7 +48,7 @@ class SiteLedger(StrictModel):
 class SiteFile(StrictModel):
     """Data, limits and ledger of one site."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """Name of the site: letters, digits, `_`, `.` and `-`, at most 63."""
     data: SiteData
     """The site's images and labels."""

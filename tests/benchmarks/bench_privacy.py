@@ -47,7 +47,8 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
         DiffusionProcess.of(settings.diffusion),
         torch.Generator().manual_seed(0),
     )
-    losses = UnitLosses(model, training, multi_label=True)
+    weights = (training.diffusion_weight, training.classification_weight)
+    losses = UnitLosses(model, weights, multi_label=True)
     single = mode == "ghost"
     gradients = PerSampleGradients(model, losses.single if single else losses.joint, mode)
     mechanism = Mechanism(BATCH / IMAGES, 1.0, 1.0, BATCH, PHYSICAL[mode])
@@ -56,7 +57,7 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
         for _ in range(STEPS):
             private_gradients(
                 gradients,
-                rows.single if single else lambda units: rows.joint(units, 1, losses.weights),
+                rows.single if single else lambda units: rows.joint(units, 1, weights),
                 mechanism,
                 IMAGES,
             )

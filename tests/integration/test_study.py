@@ -16,8 +16,9 @@ SIMULATE = """#!{python}
 import sys
 from simulations.engine.in_process import run_in_process
 
-assert sys.argv[1:4] == ["-m", "simulations.cli.main", "simulate"]
-run_in_process("config", sys.argv[4:])
+start = sys.argv.index("simulations.cli.main")
+assert sys.argv[start + 1] == "simulate"
+run_in_process("config", sys.argv[start + 2 :])
 """
 
 
