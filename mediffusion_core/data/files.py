@@ -139,7 +139,7 @@ def shown(path: object) -> str:
 
 
 def same_name(path: str) -> str:
-    """What the spellings of one path share that look the same: accents in one character or two."""
+    """One form for all spellings of a path that look the same (accents as one character or two)."""
     return "/".join(part.strip() for part in unicodedata.normalize("NFC", path).split("/"))
 
 
@@ -150,7 +150,7 @@ def is_harmless(file: LeftOut) -> bool:
 
 
 def file_name(text: str, ending: str) -> str:
-    """A text as the name of a file: classes and images may be called what no file can be."""
+    """Turns the name of a class or an image into a valid name of a file."""
     plain = "".join("_" if sign in "/\\" or not is_printable(sign) else sign for sign in text)
     kept = plain.encode()[:NAME_BYTES].decode(errors="ignore")
     return f"{kept}{ending}"

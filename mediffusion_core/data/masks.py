@@ -1,4 +1,4 @@
-"""Which pictures of a folder are masks of others, by how data sets name them."""
+"""Finds segmentation masks among images, by the names that data sets give them."""
 
 import re
 from collections import defaultdict
@@ -11,19 +11,19 @@ _STRONG = re.compile(
     r"(?:\w{3,})?(?:masks?|segmentations?|groundtruths?|superpixels?|labelmaps?)"
     r"|msks?|maskimages?|maskcol|labelcol|segmentationclass|segmentationobject"
 )
-"""Words that say mask."""
+"""Words that mean a mask by themselves."""
 
 _WEAK = re.compile(
     r"segs?|segm|labels?|lbls?|gt|rois?|contours?|outlines?|annotations?|annos?|annotated|truth|manual"
     r"|segmented|masked|overlays?|heatmaps?|bbox(?:es)?|binary"
 )
-"""Words that may say mask, where a picture of the same name is there too."""
+"""Words that mean a mask only if an image of the same name exists."""
 
 _LESION = "lesion"
-"""As weak in a file's name; a folder of lesions is a class."""
+"""Counts as a weak word in a file's name. A folder of lesions is a class."""
 
 _NOT_MASKS = re.compile(r"(?:with|without|no|non|not|un)(?:mask\w*)?|wear\w*|worn|face\w*")
-"""Words beside which a mask is one on a face."""
+"""Words that tell a face mask from a segmentation mask."""
 
 _QUALIFIERS = {
     "left", "right", "l", "r", "lung", "lungs", "ground", "st", "nd", "rd", "th", "final", "all",
@@ -31,17 +31,17 @@ _QUALIFIERS = {
 _IMAGE_WORDS = {
     "image", "images", "img", "im", "picture", "photo", "scan", "original", "orig", "raw", "input",
 }  # fmt: skip
-
-
 _SEPARATOR = re.compile(r"(?<=[^ _.\-(])[ _.\-(]")
 DERIVED = 0.2
+"""Share of a folder's images from which a common suffix is reported."""
 
 
 def find_masks(images: Sequence[str], classes: Sequence[str] = ()) -> list[str]:
-    """The masks among some pictures.
+    """Returns the paths that are masks.
 
-    A picture is a mask if its folder has the name of one (`masks/`, and `labels/` beside pictures of
-    the same names), or if its own name has (`benign (1)_mask.png`) and its image exists.
+    A path is a mask if a folder in it is named as one (`masks/`), if a folder such as `labels/`
+    mostly repeats the names of other images, or if its own name means a mask
+    (`benign (1)_mask.png`) and its image exists.
 
     Args:
         images: relative paths, `/` between their parts.
@@ -50,7 +50,7 @@ def find_masks(images: Sequence[str], classes: Sequence[str] = ()) -> list[str]:
     in_folder = {path for path in images if any(map(_is_strong, _folders(path, classes)))}
     beside = _beside(set(images) - in_folder, classes)
     others = [path for path in images if path not in in_folder and path not in beside]
-    keys = _Keys(path for path in others if not _says_mask(_words(path)))
+    keys = _Keys(path for path in others if not _means_mask(_words(path)))
     return [
         path
         for path in images
@@ -59,12 +59,13 @@ def find_masks(images: Sequence[str], classes: Sequence[str] = ()) -> list[str]:
 
 
 def find_derived(images: Iterable[str]) -> dict[str, list[str]]:
-    """Pictures called as another one of their folder with something added, such as `_overlay2`.
+    """Finds images that have the name of another image in their folder and a suffix.
 
-    Views of a patient may be called so, and so may masks whose names no rule here has.
+    They may be views of one patient, or masks under a name that `find_masks` does not cover.
 
     Returns:
-        What is added to the pictures, where it is to a share of `DERIVED` of their folder or more.
+        For each suffix (such as `_overlay2`) the paths that have it. A suffix counts if at least a
+        share `DERIVED` of its folder has it.
     """
     folders: dict[str, dict[str, str]] = defaultdict(dict)
     for path in images:
@@ -84,7 +85,7 @@ def find_derived(images: Iterable[str]) -> dict[str, list[str]]:
 
 
 class _Keys:
-    """What is left of the names of images without the words that say that they are images."""
+    """Names of images without words such as `image` or `raw`, to compare names of masks with."""
 
     def __init__(self, images: Iterable[str]) -> None:
         self.by_folder: dict[str, set[tuple[str, ...]]] = defaultdict(set)
@@ -94,9 +95,9 @@ class _Keys:
             self.everywhere.add(_image_key(path))
 
     def have_image_of(self, path: str, classes: Sequence[str]) -> bool:
-        """Whether a picture says that it is a mask, and its image is there."""
+        """Whether the name of `path` means a mask whose image exists."""
         words = _words(path)
-        if not _says_mask(words):
+        if not _means_mask(words):
             return False
         beside = self.by_folder.get(_parent(path), set())
         candidates = _keys_of_image(words)
@@ -108,7 +109,7 @@ class _Keys:
 
 
 def _keys_of_image(words: Sequence[str]) -> list[tuple[str, ...]]:
-    """What may be left of the image's name: all but the words of masks, or what stands before."""
+    """Candidates for the image's name: all words, those before and those after the mask word."""
     first = next(index for index, word in enumerate(words) if _is_mask_word(word))
     found = []
     for part in (words, words[:first], words[first:]):
@@ -118,7 +119,7 @@ def _keys_of_image(words: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _beside(images: Iterable[str], classes: Sequence[str]) -> set[str]:
-    """The pictures of folders such as `labels/`, most of whose names other folders have too."""
+    """The images in folders such as `labels/` that mostly repeat the names of other images."""
     weak: dict[str, list[str]] = defaultdict(list)
     others: set[tuple[str, ...]] = set()
     for path in images:
@@ -131,7 +132,7 @@ def _beside(images: Iterable[str], classes: Sequence[str]) -> set[str]:
 
     def has_namesake(path: str) -> bool:
         words = _words(path)
-        keys = _keys_of_image(words) if _says_mask(words) else []
+        keys = _keys_of_image(words) if _means_mask(words) else []
         return any(key in others for key in (_image_key(path), *keys))
 
     return {
@@ -156,7 +157,7 @@ def _is_mask_word(word: str) -> bool:
     return word == _LESION or bool(_STRONG.fullmatch(word) or _WEAK.fullmatch(word))
 
 
-def _says_mask(words: Sequence[str]) -> bool:
+def _means_mask(words: Sequence[str]) -> bool:
     return any(map(_is_mask_word, words)) and not any(map(_NOT_MASKS.fullmatch, words))
 
 

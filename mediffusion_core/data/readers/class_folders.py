@@ -144,7 +144,7 @@ def _refuse_shared_folders(folders: Sequence[Sequence[str]], where: str) -> None
 
 
 def _left_out(files: FolderFiles) -> str:
-    """What is not read, for an error: it may be what the user means."""
+    """The files left out, for the end of an error message: the user may mean one of them."""
     return "".join(f"; {note.text}" for note in summary(files.left_out))
 
 

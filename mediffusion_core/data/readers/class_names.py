@@ -31,7 +31,7 @@ def number_in(text: str) -> Decimal | None:
 
 
 def class_key(name: str) -> str:
-    """What the spellings of one class share: `1` and `1.0`, `Normal` and `normal `.
+    """One key for all spellings of a class: `1` and `1.0`, `Normal` and `normal `.
 
     So do `COVID-19`, `COVID_19` and `covid 19`. `HER2+` and `HER2-` share nothing.
     """
@@ -73,8 +73,8 @@ def spelling_findings(where: str, meant: Mapping[str, str], what: str = "class "
 
     Args:
         where: the column or the folders.
-        meant: each spelling to what it means.
-        what: what the names are of, with a blank; nothing for patients, who may be many.
+        meant: spelling -> the name it stands for.
+        what: the kind of name, followed by a blank (`class `); empty for patients and sites.
     """
     others: dict[str, list[str]] = {}
     for spelling, name in meant.items():

@@ -178,7 +178,7 @@ def _label_columns(columns: ColumnSettings) -> tuple[str, ...]:
 def _united(
     path: Path, column: str | None, rows: Rows, taken: Taken
 ) -> tuple[tuple[str, ...] | None, list[Finding]]:
-    """The cells of a column of patients or sites, one spelling for each, and what was united.
+    """The cells of a column of patients or sites, one spelling for each, and notes on the others.
 
     A patient of two spellings would stand in two splits.
     """
