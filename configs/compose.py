@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ __all__ = ["change", "compose", "flatten", "groups", "quoted", "split"]
 FOLDER = Path(__file__).resolve().parent
 MAPPINGS = ("data.labelled_fraction_by_site", "data.uncertain_by_finding")
 """Settings whose keys are names of the user's own."""
+INTERPOLATION = "${"
+"""Beginning of a reference to another setting or to the environment, in OmegaConf's grammar."""
 
 # The files start from the models' defaults, so that Hydra knows every setting and its kind.
 ConfigStore.instance().store(name="base", node=defaults(Settings, required=MISSING))
@@ -47,8 +49,8 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
     Raises:
         UserError: one line that names what is wrong.
     """
-    if not (FOLDER / f"{config_name}.yaml").is_file():
-        names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    if config_name not in names:
         raise UserError(f"no configuration {config_name!r}; allowed: {', '.join(names)}")
     overrides = rejoined(overrides)
     for override in overrides:
@@ -81,7 +83,7 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
             if key not in known:
                 raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
             OmegaConf.update(config, key, _parsed(f"{key}={as_meant(key, value)}", override))
-        mapping = OmegaConf.to_container(config, resolve=True)
+        mapping = OmegaConf.to_container(config, resolve=False)
     except OmegaConfBaseException as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     assert isinstance(mapping, dict)
@@ -117,7 +119,7 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
             composed = hydra_compose(config_name, overrides=list(overrides))
-        mapping = OmegaConf.to_container(composed, resolve=True)
+        mapping = OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, config_name, overrides)) from None
     missing = sorted(OmegaConf.missing_keys(composed))
@@ -132,6 +134,7 @@ def _for_hydra(override: str) -> list[str]:
     name, _, value = override.partition("=")
     key = name.lstrip("+~")
     if key in MAPPINGS:
+        _parsed(f"x={value}", override)
         # Hydra would merge the mapping into that of the file, and keep names that are not there.
         return [f"~{key}", f"++{key}={value}"]
     meant = f"{name}={as_meant(key, value)}"
@@ -144,16 +147,35 @@ def _parsed(meant: str, override: str) -> Any:
     """The value that Hydra reads in an override.
 
     Raises:
-        UserError: in the words of the override that was given, not of Hydra's lexer.
+        UserError: in the words of the override that was given, not of Hydra's lexer; and for a
+            value with an interpolation, which may be written with escapes.
     """
     try:
         parsed = OverridesParser.create().parse_override(meant)
-        return None if parsed.is_delete() else parsed.value()
-    except (HydraException, OmegaConfBaseException):
+        value = None if parsed.is_delete() else parsed.value()
+    except (HydraException, OmegaConfBaseException, RecursionError):
         raise UserError(
             f"{override}: this value can't be read; allowed are numbers, true, false, null, words, "
             "lists such as [1,2], and other text in single quotation marks"
         ) from None
+    if any(INTERPOLATION in text for text in _texts(value)):
+        raise _interpolation_refused(override)
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All keys and values in a value."""
+    if isinstance(value, dict):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    else:
+        yield str(value)
+
+
+def _interpolation_refused(override: str) -> UserError:
+    return UserError(f"{override}: settings allow no interpolation {INTERPOLATION}...}}")
 
 
 def _is_entry(override: str) -> bool:
@@ -173,13 +195,21 @@ def _enter(composed: dict[str, Any], override: str) -> None:
 
 
 def _check_override(override: str) -> None:
-    """Refuses what Hydra would explain at length: no `=`, or an unknown choice of a group."""
+    """Refuses an override that Hydra would explain at length, or that is no setting of a run.
+
+    A site composes overrides that a server sent. An interpolation would read the site's
+    environment, and could take minutes. Hydra's own settings name folders and programs.
+    """
+    if INTERPOLATION in override:
+        raise _interpolation_refused(override)
     key, equals, value = override.partition("=")
     if not equals:
         raise UserError(
             f"override {override!r} is not of the form key=value (a value with blanks needs "
             "quotation marks, which the shell takes away: 'key=a value')"
         )
+    if key.lstrip("+~").startswith("hydra"):
+        raise UserError(f"unknown setting {key.lstrip('+~')}; fed-mediffusion settings lists all")
     choices = groups().get(key.lstrip("+~"))
     if choices is not None and value not in choices:
         hint = did_you_mean(value, choices)
