@@ -3,19 +3,25 @@
 An exception leaves the site as a code and a random id; its text stays in the site's own log.
 """
 
-import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import privacy_budget
-from client.site import open_site, site_log
+from client import audit, latent_cache, privacy_budget
+from client.declared_content import refuse_undeclared
+from client.site import Site, open_site, site_log
 from client.trainer import Components, Metrics, StateDict, Trainer, trainer_of
-from mediffusion_core.common.errors import BudgetSpent, LedgerError, RefusedError, UserError
+from mediffusion_core.common.errors import (
+    AuditError,
+    BudgetSpent,
+    LedgerError,
+    RefusedError,
+    UserError,
+)
+from mediffusion_core.common.logs import log
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import arrived, change, method_of
 from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
@@ -33,6 +39,7 @@ class _OtherSettingsError(Exception):
 
 CODES: Mapping[type[Exception], str] = {
     BudgetSpent: protocol.BUDGET,
+    AuditError: "audit",
     RefusedError: "refused",
     WrongGradientError: "gradients",
     _OtherSettingsError: "settings",
@@ -45,11 +52,10 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
     """Wraps a handler: checks settings and ledger, and lets no error text out."""
 
     def answer(message: Message, context: Context) -> Message:
-        folder: Path | None = None
+        site: Site | None = None
         try:
-            trainer = trainer_of(open_site(context))
-            site = trainer.site
-            folder = site.folder
+            site = open_site(context)
+            trainer = trainer_of(site)
             expected = str(_instructions(message.content)["settings_hash"])
             if expected != site.settings.fingerprint():
                 raise _OtherSettingsError(f"{expected} at the server")
@@ -59,10 +65,17 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
                 )
                 del message.content[protocol.LEDGER_HEAD]
             content = handler(trainer, message.content)
+            kind = message.metadata.message_type
+            refuse_undeclared(kind, content, site.settings.privacy.enabled)
             if tip := trainer.ledger_tip():
                 content[protocol.LEDGER_HEAD] = _record(tip)
+            latent_cache.forget_after(site, kind, _round(message.content))
         except Exception as error:
-            content = _failure(error, folder)
+            content = _failure(error, site)
+        try:
+            audit.write_answer(message, context.run_id, site, content)
+        except Exception as error:
+            content = _failure(error, site)
         content[protocol.ANSWERS_TO] = _answered(message)
         return Message(content, reply_to=message)
 
@@ -80,14 +93,18 @@ def _answered(message: Message) -> ConfigRecord:
     return ConfigRecord({**protocol.answered(kind, _instructions(message.content))})
 
 
-def _failure(error: Exception, folder: Path | None) -> RecordDict:
+def _failure(error: Exception, site: Site | None) -> RecordDict:
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "internal")
     if isinstance(error, LedgerError):
         code = error.code
     identity = uuid.uuid4().hex[:8]
-    site_log(folder).error("%s %s\n%s", identity, error, traceback.format_exc())
-    if folder is None:
-        print(f"{identity} {error}", file=sys.stderr)
+    try:
+        if site is not None:
+            site_log(site.folder).error("%s %s\n%s", identity, error, traceback.format_exc())
+        else:
+            log.error("%s %s", identity, error)
+    except OSError:  # Flower would send the text of an error that is raised here
+        log.error("%s %s", identity, error)
     return RecordDict({protocol.FAILURE: ConfigRecord({"code": code, "id": identity})})
 
 
@@ -114,7 +131,7 @@ def _trained(
         component: _record(change(state, sent.get(component, {}), method_of(component, method)))
         for component, state in trained.items()
     }
-    allowed = protocol.allowed(metrics, trainer.site.allowed_metrics)
+    allowed = protocol.allowed(metrics, trainer.site.policy.allowed_metrics)
     return RecordDict({**records, protocol.METRICS: MetricRecord({**allowed})})
 
 

@@ -14,15 +14,16 @@ from client.site import Site
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT
 from mediffusion_core.models import Autoencoder, channel_sums, untrained_codec
+from mediffusion_core.training.latent_files import LATENTS
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 
 StateDict = Mapping[str, Tensor]
 
-LATENTS = "latents.safetensors"
 IMAGES, CODEC = "images", "codec"
-"""Digests beside the latents: of what was encoded, and of that with the codec and the settings."""
+"""Digests beside the latents: of the encoded images, and of these with codec and settings."""
 SUMMED = 128
 UNLABELLED_VIEWS = 2
 """Random views of each unlabelled image that are kept for consistency training."""
@@ -134,10 +135,24 @@ def validation_latents(site: Site) -> Tensor:
     return latents
 
 
+def forget_after(site: Site, kind: str, round_number: int) -> None:
+    """Deletes the latents after the last message of a run, where the policy keeps them no longer.
+
+    A site that was not asked in the last round keeps them until they expire.
+    """
+    settings = site.settings
+    validated = not (settings.privacy.enabled or settings.federation.client_level.enabled)
+    last = EVALUATE if validated else TRAIN_JOINT
+    ended = kind == last and round_number == settings.federation.num_rounds
+    if ended and site.policy.keep_latents == "run":
+        (site.folder / LATENTS).unlink(missing_ok=True)
+
+
 def _refuse_others(site: Site) -> None:
     """Else latents would go with the labels, and be charged to the patients, of other images."""
     if _kept_of(site.folder / LATENTS, IMAGES) != _digest_of_images(site):
         raise UserError("the site's images or labels are not those that were encoded")
+    (site.folder / LATENTS).touch()  # files that are in use do not expire
 
 
 def _digest(site: Site, weights: StateDict, images: str) -> str:
@@ -151,7 +166,7 @@ def _digest(site: Site, weights: StateDict, images: str) -> str:
 
 
 def _digest_of_images(site: Site) -> str:
-    """Of which images the site trains and validates on, in order, their patients and labels."""
+    """Digest of the site's training and validation images: ids in order, patients and labels."""
     sha = hashlib.sha256()
     for images in (site.dataset.train(site.index), site.dataset.validation(site.index)):
         names = [site.dataset.store.image_ids[row] for row in images.rows]

@@ -13,7 +13,6 @@ proof against the content. The address of a caller is no proof: behind a proxy a
 import asyncio
 import binascii
 import secrets
-import sys
 from base64 import b64decode
 from typing import Protocol
 
@@ -34,6 +33,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployment.strangers import Strangers
+from mediffusion_core.common.logs import log
 
 FLEET, CONTROL, RUNTIME = "/v1/fleet/", "/v1/control/", "/v1/runtime/"
 HEALTH = "/health"
@@ -98,7 +98,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes admitted requests on; answers others with an error and logs them."""
-        if scope["type"] != "http":  # lifespan; the server speaks no other protocol
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         path = str(scope["path"])
@@ -110,13 +110,13 @@ class Gate:
         except _RefusedError as refused:
             # As it was sent, since a decoded path may hold line breaks.
             sent = scope["raw_path"].decode("ascii", "backslashreplace")
-            print(f"refused {sent} to {_address(scope)}: {refused}", file=sys.stderr)
+            log.warning(f"refused {sent} to {_address(scope)}: {refused}")
             closing = {"connection": "close"}  # else the server would read the body's rest
             await PlainTextResponse(str(refused), refused.status, closing)(scope, receive, send)
         except _GoneError:
             return
         else:
-            await self._app(scope, _with_body(body, receive), self._noticing(path, scope, send))
+            await self._app(scope, with_body(body, receive), self._noticing(path, scope, send))
 
     async def _admit(self, path: str, headers: Headers) -> None:
         if path in OPEN:
@@ -193,7 +193,7 @@ async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
         raise _RefusedError(408, f"a body that takes more than {BODY_SECONDS:g} s") from None
 
 
-def _with_body(body: bytes, receive: Receive) -> Receive:
+def with_body(body: bytes, receive: Receive) -> Receive:
     """Gives a body that was read before, and then what else arrives."""
     given = False
 

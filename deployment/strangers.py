@@ -18,6 +18,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mediffusion_core.common.logs import log
+
 MOST = 512
 """Connections of strangers at a time."""
 GRACE = 1.0
@@ -124,7 +126,7 @@ class _Server(uvicorn.Server):
             except ConnectionAbortedError:
                 continue
             except OSError as error:  # no more descriptors
-                print(f"a connection is not accepted: {error.strerror}", file=sys.stderr)
+                log.error(f"a connection is not accepted: {error.strerror}")
                 await asyncio.sleep(GRACE)
                 continue
             address = (str(peer[0]), int(peer[1]))

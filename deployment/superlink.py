@@ -24,6 +24,8 @@ from flwr.common.constant import AuthnType
 from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
 from flwr.superlink.cli.flower_superlink import flower_superlink
 
+from deployment.admission import SIGNER
+from deployment.arguments import option_value
 from deployment.certificates import write_secret
 from deployment.flower_patches import (
     allow_slow_starts,
@@ -32,12 +34,16 @@ from deployment.flower_patches import (
     wrap_superlink_app,
 )
 from deployment.gate import Gate
+from deployment.metrics import serve_metrics
 from deployment.registry import watch
+from deployment.start_guard import SignedStarts
 from deployment.strangers import Strangers, serve
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.logs import configure_logs
+from mediffusion_core.messaging.site_keys import SITES
 
 CONNECTION = "deployment"
 """The name under which `flwr run . deployment` finds this SuperLink."""
-SITES = "FED_MEDIFFUSION_SITES"
 SUPEREXEC_SECRET = "superexec-secret"
 """File in Flower's folder, for the process that starts ServerApps."""
 
@@ -48,6 +54,7 @@ def gated(
     superexec_secret: bytes,
     strangers: Strangers,
     keys: Path | None = None,
+    signers: Path | None = None,
 ) -> Callable[..., FastAPI]:
     """Wraps the factory of the SuperLink's web application with the gate.
 
@@ -57,6 +64,7 @@ def gated(
         superexec_secret: Of the process that starts ServerApps.
         strangers: The server's connections.
         keys: Folder of the sites' public keys, watched from the start on.
+        signers: File of the trusted signers; with it only their runs start.
     """
 
     def create(*args: Any, **kwargs: Any) -> FastAPI:
@@ -64,10 +72,12 @@ def gated(
         given = application.state.superexec_auth_secret  # by an option, for a SuperExec elsewhere
         application.state.superexec_auth_secret = given or superexec_secret
         state = application.state.linkstate_factory.state()
-        # Outermost: before all of Flower's middleware.
+        if signers is not None:
+            application.add_middleware(SignedStarts, signers=signers)
+        # Outermost: before all other middleware.
         application.add_middleware(Gate, keys=state, token=token, strangers=strangers)
         if keys is not None:
-            watch(application.state.linkstate_factory.state(), keys)
+            watch(state, keys)
         return application
 
     return create
@@ -81,8 +91,8 @@ def write_connection(home: Path, arguments: list[str], token: str) -> None:
         arguments: Arguments of the SuperLink: port and CA are read.
         token: Of the callers of Control. Flower's command line sends a stored access token.
     """
-    address = f"127.0.0.1:{_value(arguments, '--port') or '8000'}"
-    authority = _value(arguments, "--ssl-ca-certfile")
+    address = f"127.0.0.1:{option_value(arguments, '--port') or '8000'}"
+    authority = option_value(arguments, "--ssl-ca-certfile")
     trust = {"root-certificates": authority} if authority else {"insecure": True}
     home.mkdir(parents=True, exist_ok=True)
     connection = {"default": CONNECTION, CONNECTION: {"address": address, **trust}}
@@ -93,27 +103,28 @@ def write_connection(home: Path, arguments: list[str], token: str) -> None:
     store.set(REFRESH_TOKEN_STORE_KEY % address, b"")
 
 
-def _value(arguments: list[str], option: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-        if argument == option and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return None
-
-
 def main() -> None:
     """Starts the SuperLink with the options of `flower-superlink`.
 
-    With SuperNode authentication, $FED_MEDIFFUSION_SITES is the folder of the sites' keys.
+    With SuperNode authentication, $FED_MEDIFFUSION_SITES is the folder of the sites' keys. With
+    $FED_MEDIFFUSION_SIGNER, the file of the trusted signers, only signed runs start.
     """
-    home, keys = Path(os.environ["FLWR_HOME"]), os.environ.get(SITES)
+    try:
+        configure_logs()
+        serve_metrics(Path("runs") / "latest")
+    except UserError as error:
+        sys.exit(str(error))
+    home = Path(os.environ["FLWR_HOME"])
     token, superexec_secret = secrets.token_urlsafe(32), secrets.token_bytes(32)
     write_connection(home, sys.argv[1:], token)
     write_secret(home / SUPEREXEC_SECRET, superexec_secret)
+    keys, signers = (
+        Path(given) if (given := os.environ.get(name)) else None for name in (SITES, SIGNER)
+    )
     strangers = Strangers()
-    folder = Path(keys) if keys else None
-    wrap_superlink_app(lambda create: gated(create, token, superexec_secret, strangers, folder))
+    wrap_superlink_app(
+        lambda create: gated(create, token, superexec_secret, strangers, keys, signers)
+    )
     serve_superlink(partial(serve, strangers))
     give_superexec_secret(home / SUPEREXEC_SECRET)
     allow_slow_starts()

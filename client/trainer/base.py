@@ -1,4 +1,4 @@
-"""What a plain and a private trainer have in common: restored networks, returned components."""
+"""The base of plain and private trainers: restored networks, returned components."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -187,7 +187,7 @@ class Trainer(ABC):
         received = dict(components)
         for name in {UNET, UNET_MOMENTS, EMA_UNET} & received.keys():
             received[name] = with_own(received[name], own)
-        if CONTROLS[UNET] in received:  # no other site's gradients correct the site's own weights
+        if CONTROLS[UNET] in received:  # own parameters are not averaged: no correction
             control = received[CONTROLS[UNET]]
             received[CONTROLS[UNET]] = {n: value for n, value in control.items() if n not in own}
         return received

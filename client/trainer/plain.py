@@ -160,7 +160,7 @@ class PlainTrainer(Trainer):
 
 
 def _controls(joint: JointUNet, components: Components) -> dict[str, ControlVariate]:
-    """What corrects the gradients of UNet and head, by record."""
+    """Control variates of UNet and head, by record."""
     unet, head = (components.get(CONTROLS[component], {}) for component in (UNET, HEAD))
     return {
         CONTROLS[UNET]: ControlVariate(joint.unet, unet),

@@ -1,7 +1,7 @@
 """The trainer of runs with differential privacy: charges the ledger first, then answers.
 
-Everything that depends on a patient and leaves is noised here; what a round's size would tell, such
-as the realised number of images or the time taken, is not sent.
+Every sent value that depends on a patient has noise. The size of a round is not sent: neither the
+realised number of images nor the time taken.
 """
 
 import json
@@ -14,6 +14,7 @@ from client import latent_cache
 from client.privacy_budget import charge, ledger_head
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
 from mediffusion_core.common.errors import RefusedError
+from mediffusion_core.common.files import write_durably
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
@@ -147,8 +148,20 @@ class PrivateTrainer(Trainer):
     def _counted(self) -> tuple[NoisedCounts, Plan]:
         """The site's noised counts, and the plan that follows from them.
 
-        They are drawn, charged and kept once a run.
+        Raises:
+            RefusedError: if the site's policy demands more noise than the run's target of ε needs.
         """
+        counts, plan = self._planned()
+        least = self.site.policy.min_noise_multiplier
+        if least is not None and plan.noise_multiplier < least:
+            raise RefusedError(
+                f"privacy.target_epsilon leads to a noise multiplier of "
+                f"{plan.noise_multiplier:.3g}, which is under {least:g}"
+            )
+        return counts, plan
+
+    def _planned(self) -> tuple[NoisedCounts, Plan]:
+        """Counts and plan, which are drawn, charged and kept once a run."""
         site = self.site
         path = site.folder / PLAN
         if path.is_file():
@@ -162,7 +175,5 @@ class PrivateTrainer(Trainer):
         counts = noised_counts(units, labelled, noise)
         plan = Plan.of(site.settings, counts.units)
         kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept))
-        temporary.replace(path)
+        write_durably(path, json.dumps(kept).encode())
         return counts, plan

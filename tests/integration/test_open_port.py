@@ -30,7 +30,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from deployment.federation_file import FederationFile
 from deployment.provision import Kits
-from deployment.superlink import SITES
+from mediffusion_core.messaging.site_keys import SITES
 
 MB = 1e6
 ALLOWED = 100 * MB
@@ -44,7 +44,7 @@ ACTIVATE = "/v1/fleet/activate-node"
 def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
     folder = tmp_path_factory.mktemp("kits")
     (folder / "federation.yaml").write_text(
-        "name: open\nserver: {host: localhost}\nsites: [site]\n"
+        "name: open\nserver: {host: localhost}\nsites: [site]\nmake_site_keys: true\n"
     )
     made = Kits(FederationFile.read(folder / "federation.yaml"), folder / "open")
     list(made.make())

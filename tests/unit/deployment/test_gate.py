@@ -170,14 +170,14 @@ OTHER_PRIVATE, OTHER_PUBLIC = generate_key_pairs()
     ],
 )
 def test_a_caller_without_a_proof_is_refused_before_its_body_is_read(
-    path: str, headers: dict[str, str], capsys: pytest.CaptureFixture[str]
+    path: str, headers: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caller = Caller()
     assert caller.asks(path, headers) == 401
     assert (caller.reached, caller.received, caller.is_known) == (None, 0, False)
     # Else the server would read on.
     assert (b"connection", b"close") in caller.sent[0]["headers"]
-    assert f"refused {path} to 127.0.0.1: no proof" in capsys.readouterr().err
+    assert f"refused {path} to 127.0.0.1: no proof" in caplog.text
 
 
 @pytest.mark.parametrize(
