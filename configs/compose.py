@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.quoting import as_meant, quoted, rejoined
+from configs.quoting import as_meant, is_text, quoted, rejoined
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.readers import require_reader
 from mediffusion_core.settings import (
@@ -78,19 +78,13 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
         return settings
     given = settings.model_dump(mode="json")
     known = known_keys(given)
-    config = OmegaConf.create(given)
-    try:
-        for override in rejoined(overrides):
-            _check_override(override)
-            key, _, value = override.partition("=")
-            if key not in known:
-                raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
-            OmegaConf.update(config, key, _parsed(f"{key}={as_meant(key, value)}", override))
-        mapping = OmegaConf.to_container(config, resolve=False)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
-    assert isinstance(mapping, dict)
-    changed = checked({str(key): value for key, value in mapping.items()})
+    for override in rejoined(overrides):
+        _check_override(override)
+        key = override.partition("=")[0]
+        if key not in known:
+            raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
+        _enter(given, override)
+    changed = checked(given)
     require_reader(changed.data.source)
     return changed
 
@@ -152,8 +146,8 @@ def _parsed(meant: str, override: str) -> Any:
     """The value that Hydra reads in an override.
 
     Raises:
-        UserError: in the words of the override that was given, not of Hydra's lexer; and for a
-            value with an interpolation, which may be written with escapes.
+        UserError: in the words of the override that was given, not of Hydra's lexer; and for an
+            interpolation in a value that is no text. It may be written with escapes.
     """
     try:
         parsed = OverridesParser.create().parse_override(meant)
@@ -163,7 +157,7 @@ def _parsed(meant: str, override: str) -> Any:
             f"{override}: this value can't be read; allowed are numbers, true, false, null, words, "
             "lists such as [1,2], and other text in single quotation marks"
         ) from None
-    if any(INTERPOLATION in text for text in _texts(value)):
+    if not is_text(_key(override)) and any(INTERPOLATION in text for text in _texts(value)):
         raise _interpolation_refused(override)
     return value
 
@@ -180,34 +174,48 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _interpolation_refused(override: str) -> UserError:
-    return UserError(f"{override}: settings allow no interpolation {INTERPOLATION}...}}")
+    return UserError(f"{override}: only text may hold {INTERPOLATION}")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
 
 
 def _is_entry(override: str) -> bool:
-    """Whether an override gives a value for one of the user's own names."""
-    key = override.partition("=")[0].lstrip("+")
-    return any(key.startswith(f"{mapping}.") for mapping in MAPPINGS)
+    """Whether an override gives a text, or a value for one of the user's own names."""
+    key = _key(override)
+    return is_text(key) or any(key.startswith(f"{mapping}.") for mapping in MAPPINGS)
 
 
 def _enter(composed: dict[str, Any], override: str) -> None:
-    """Sets the value of a name, which may have any characters, in a composed mapping."""
-    key, _, value = override.partition("=")
-    mapping = next(one for one in MAPPINGS if key.lstrip("+").startswith(f"{one}."))
-    group, name = mapping.split(".")
-    composed[group][name][key.lstrip("+").removeprefix(f"{mapping}.")] = _parsed(
-        f"x={value}", override
-    )
+    """Sets a value in a composed mapping, past OmegaConf.
+
+    Texts and names may have any characters there.
+
+    Raises:
+        UserError: if the value can't be read, or another override set its group to a value.
+    """
+    key, value = _key(override), override.partition("=")[2]
+    own = next((one for one in MAPPINGS if key.startswith(f"{one}.")), "")
+    folders = own.split(".") if own else key.split(".")[:-1]
+    for folder in folders:
+        composed = composed.setdefault(folder, {})
+        if not isinstance(composed, dict):
+            raise UserError(f"{override}: {folder} holds no settings")
+    name = key.removeprefix(".".join((*folders, "")))
+    composed[name] = _parsed(f"x={as_meant(key, value)}", override)
 
 
 def _check_override(override: str) -> None:
     """Refuses an override that Hydra would explain at length, or that is no setting of a run.
 
     A site composes overrides that a server sent. An interpolation would read the site's
-    environment, and could take minutes. Hydra's own settings name folders and programs.
+    environment, and could take minutes; in a text it is taken as it stands. Hydra's own settings
+    name folders and programs.
     """
-    if INTERPOLATION in override:
-        raise _interpolation_refused(override)
     key, equals, value = override.partition("=")
+    if INTERPOLATION in key or (INTERPOLATION in value and not is_text(_key(override))):
+        raise _interpolation_refused(override)
     if not equals:
         raise UserError(
             f"override {override!r} is not of the form key=value (a value with blanks needs "

@@ -42,6 +42,11 @@ def as_meant(key: str, value: str) -> str:
     return f"[{','.join(item if _is_quoted(item) else quoted(item) for item in items)}]"
 
 
+def is_text(key: str) -> bool:
+    """Whether a setting, by its dotted name, is text, a path or a list of texts."""
+    return key in _kinds()
+
+
 def rejoined(overrides: Sequence[str]) -> list[str]:
     """The overrides with lists in one piece that a shell has split at their blanks."""
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""Settings hold no interpolation: else a server could ask for a site's environment or its time."""
+"""No setting is interpolated: else a server could ask for a site's environment or its time."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.messaging import protocol
 
 SECRET = "7301"
+REFERENCE = "${oc.env:SECRET}"
 ESCAPED = r"$\{oc.env\:SECRET\}"
 """What Hydra's grammar reads as the text of an interpolation."""
 
@@ -24,9 +25,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "seed=${oc.env:SECRET}",
         f"seed={ESCAPED}",
-        "data.root=${oc.env:SECRET}",
-        "data.root='${oc.env:SECRET}'",
-        "data.classes=[a,'${oc.env:SECRET}']",
+        "~data.root=${oc.env:SECRET}",
+        "evaluation.every='${oc.env:SECRET}'",
         f"model.unet.channels=[1,{ESCAPED}]",
         "data=${oc.env:SECRET}",
         f"data={ESCAPED}",
@@ -52,10 +52,21 @@ def test_an_interpolation_is_refused_in_one_line(override: str) -> None:
     assert SECRET not in str(refused.value)
 
 
-def test_an_escaped_interpolation_in_a_text_is_that_text() -> None:
-    given = [f"data.root={ESCAPED}", f"data.classes=[a,{ESCAPED}]"]
+@pytest.mark.parametrize("text", [REFERENCE, ESCAPED, "/d/${HOME}", "/d/\\${x", "${seed}", "${${"])
+def test_an_interpolation_in_a_text_is_that_text(text: str) -> None:
+    given = [f"data.root={text}", f"data.classes=['{text}',b]", f'+data.columns.image="{text}"']
     data = compose("config", ["data=folder", *given]).data
-    assert (data.root, data.classes) == (Path(ESCAPED), ("a", ESCAPED))
+    assert (data.root, data.classes, data.columns.image) == (Path(text), (text, "b"), text)
+
+
+def test_a_text_of_a_group_that_is_none_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match="columns holds no settings"):
+        compose("config", ["data=folder", "data.columns=null", "data.columns.image=a"])
+
+
+def test_the_last_of_several_texts_counts() -> None:
+    given = ["data.root=/a", f"data.root={REFERENCE}", "data.root=/b"]
+    assert compose("config", ["data=folder", *given]).data.root == Path("/b")
 
 
 @pytest.mark.parametrize("opened", ["${", r"$\{", "${oc.env:${"])
@@ -66,7 +77,7 @@ def test_nested_interpolations_are_not_parsed(opened: str) -> None:
 
 def test_a_chain_of_references_that_grows_at_each_step_is_refused() -> None:
     links = [f"data.labelled_fraction_by_site.s{n}={'${.s' + str(n + 1) + '}'}" for n in range(40)]
-    with pytest.raises(UserError, match="interpolation"):
+    with pytest.raises(UserError, match="only text may hold"):
         compose("config", links)
 
 
@@ -81,13 +92,15 @@ def test_a_server_learns_no_variable_of_a_sites_environment(
         assert reply.content.config_records[protocol.FAILURE]["code"] == "data"
 
 
-def test_a_models_settings_are_not_resolved_when_they_are_changed() -> None:
+@pytest.mark.parametrize("text", [REFERENCE, "/d/${x", "$\\{x"])
+def test_a_models_settings_are_not_resolved_when_they_are_changed(text: str) -> None:
     settings = compose("config", ["data=folder", "data.root=/data"])
-    data = settings.data.model_copy(update={"root": Path("${oc.env:SECRET}")})
+    data = settings.data.model_copy(update={"root": Path(text)})
     changed = change(settings.model_copy(update={"data": data}), ["evaluation.every=2"])
-    assert changed.data.root == Path("${oc.env:SECRET}")
-    with pytest.raises(UserError, match="interpolation"):
-        change(settings, ["seed=${oc.env:SECRET}"])
+    assert changed.data.root == Path(text)
+    assert change(settings, [f"data.root={text}"]).data.root == Path(text)
+    with pytest.raises(UserError, match="only text may hold"):
+        change(settings, [f"seed={REFERENCE}"])
 
 
 @pytest.mark.parametrize(
