@@ -151,11 +151,13 @@ def _parsed(meant: str, override: str) -> Any:
     """
     try:
         parsed = OverridesParser.create().parse_override(meant)
+        if parsed.is_sweep_override():  # which `1,2` without brackets is
+            raise HydraException
         value = None if parsed.is_delete() else parsed.value()
     except (HydraException, OmegaConfBaseException, RecursionError):
         raise UserError(
-            f"{override}: this value can't be read; allowed are numbers, true, false, null, words, "
-            "lists such as [1,2], and other text in single quotation marks"
+            f"{override}: this value can't be read; allowed are numbers such as 0.5, true, false, "
+            "null, words, lists such as [1,2], and other text in single quotation marks"
         ) from None
     if not is_text(_key(override)) and any(INTERPOLATION in text for text in _texts(value)):
         raise _interpolation_refused(override)
