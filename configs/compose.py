@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.quoting import as_meant, quoted, rejoined
+from configs.quoting import as_meant, is_text, quoted, rejoined
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.readers import require_reader
 from mediffusion_core.settings import (
@@ -33,6 +33,8 @@ __all__ = ["change", "compose", "flatten", "groups", "quoted", "split"]
 FOLDER = Path(__file__).resolve().parent
 MAPPINGS = ("data.labelled_fraction_by_site", "data.uncertain_by_finding")
 """Settings whose keys are names of the user's own."""
+INTERPOLATION = "${"
+"""Beginning of a reference to another setting or to the environment, in OmegaConf's grammar."""
 
 # The files start from the models' defaults, so that Hydra knows every setting and its kind.
 ConfigStore.instance().store(name="base", node=defaults(Settings, required=MISSING))
@@ -48,8 +50,8 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
     Raises:
         UserError: one line that names the mistake.
     """
-    if not (FOLDER / f"{config_name}.yaml").is_file():
-        names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    if config_name not in names:
         raise UserError(f"no configuration {config_name!r}; allowed: {', '.join(names)}")
     overrides = rejoined(overrides)
     for override in overrides:
@@ -76,19 +78,13 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
         return settings
     given = settings.model_dump(mode="json")
     known = known_keys(given)
-    config = OmegaConf.create(given)
-    try:
-        for override in rejoined(overrides):
-            _check_override(override)
-            key, _, value = override.partition("=")
-            if key not in known:
-                raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
-            OmegaConf.update(config, key, _parsed(f"{key}={as_meant(key, value)}", override))
-        mapping = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
-    assert isinstance(mapping, dict)
-    changed = checked({str(key): value for key, value in mapping.items()})
+    for override in rejoined(overrides):
+        _check_override(override)
+        key = override.partition("=")[0]
+        if key not in known:
+            raise UserError(f"unknown setting {key}{did_you_mean(key, known)}")
+        _enter(given, override)
+    changed = checked(given)
     require_reader(changed.data.source)
     return changed
 
@@ -122,7 +118,7 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
             composed = hydra_compose(config_name, overrides=list(overrides))
-        mapping = OmegaConf.to_container(composed, resolve=True)
+        mapping = OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, config_name, overrides)) from None
     missing = sorted(OmegaConf.missing_keys(composed))
@@ -137,7 +133,7 @@ def _for_hydra(override: str) -> list[str]:
     name, _, value = override.partition("=")
     key = name.lstrip("+~")
     if key in MAPPINGS:
-        _parsed(override, override)
+        _parsed(f"x={value}", override)
         # Hydra would merge the mapping into that of the file, and keep names that are not there.
         return [f"~{key}", f"++{key}={value}"]
     meant = f"{name}={as_meant(key, value)}"
@@ -150,46 +146,85 @@ def _parsed(meant: str, override: str) -> Any:
     """The value that Hydra reads in an override.
 
     Raises:
-        UserError: in the words of the override that was given, not of Hydra's lexer.
+        UserError: in the words of the override that was given, not of Hydra's lexer; and for an
+            interpolation in a value that is no text. It may be written with escapes.
     """
     try:
         parsed = OverridesParser.create().parse_override(meant)
-        if parsed.is_delete():
-            return None
-        if not parsed.is_sweep_override():  # which `1,2` without brackets is
-            return parsed.value()
-    except (HydraException, OmegaConfBaseException):
-        pass
-    raise UserError(
-        f"{override}: this value can't be read; allowed are numbers such as 0.5, true, false, "
-        "null, words, lists such as [1,2], and other text in single quotation marks"
-    )
+        if parsed.is_sweep_override():  # which `1,2` without brackets is
+            raise HydraException
+        value = None if parsed.is_delete() else parsed.value()
+    except (HydraException, OmegaConfBaseException, RecursionError):
+        raise UserError(
+            f"{override}: this value can't be read; allowed are numbers such as 0.5, true, false, "
+            "null, words, lists such as [1,2], and other text in single quotation marks"
+        ) from None
+    if not is_text(_key(override)) and any(INTERPOLATION in text for text in _texts(value)):
+        raise _interpolation_refused(override)
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All keys and values in a value."""
+    if isinstance(value, dict):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    else:
+        yield str(value)
+
+
+def _interpolation_refused(override: str) -> UserError:
+    return UserError(f"{override}: only text may hold {INTERPOLATION}")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
 
 
 def _is_entry(override: str) -> bool:
-    """Whether an override gives a value for one of the user's own names."""
-    key = override.partition("=")[0].lstrip("+")
-    return any(key.startswith(f"{mapping}.") for mapping in MAPPINGS)
+    """Whether an override gives a text, or a value for one of the user's own names."""
+    key = _key(override)
+    return is_text(key) or any(key.startswith(f"{mapping}.") for mapping in MAPPINGS)
 
 
 def _enter(composed: dict[str, Any], override: str) -> None:
-    """Sets the value of a name, which may have any characters, in a composed mapping."""
-    key, _, value = override.partition("=")
-    mapping = next(one for one in MAPPINGS if key.lstrip("+").startswith(f"{one}."))
-    group, name = mapping.split(".")
-    composed[group][name][key.lstrip("+").removeprefix(f"{mapping}.")] = _parsed(
-        f"x={value}", override
-    )
+    """Sets a value in a composed mapping, past OmegaConf.
+
+    Texts and names may have any characters there.
+
+    Raises:
+        UserError: if the value can't be read, or another override set its group to a value.
+    """
+    key, value = _key(override), override.partition("=")[2]
+    own = next((one for one in MAPPINGS if key.startswith(f"{one}.")), "")
+    folders = own.split(".") if own else key.split(".")[:-1]
+    for folder in folders:
+        composed = composed.setdefault(folder, {})
+        if not isinstance(composed, dict):
+            raise UserError(f"{override}: {folder} holds no settings")
+    name = key.removeprefix(".".join((*folders, "")))
+    composed[name] = _parsed(f"x={as_meant(key, value)}", override)
 
 
 def _check_override(override: str) -> None:
-    """Refuses what Hydra would explain at length: no `=`, or an unknown choice of a group."""
+    """Refuses an override that Hydra would explain at length, or that is no setting of a run.
+
+    A site composes overrides that a server sent. An interpolation would read the site's
+    environment, and could take minutes; in a text it is taken as it stands. Hydra's own settings
+    name folders and programs.
+    """
     key, equals, value = override.partition("=")
+    if INTERPOLATION in key or (INTERPOLATION in value and not is_text(_key(override))):
+        raise _interpolation_refused(override)
     if not equals:
         raise UserError(
             f"override {override!r} is not of the form key=value (a value with blanks needs "
             "quotation marks, which the shell takes away: 'key=a value')"
         )
+    if key.lstrip("+~").startswith("hydra"):
+        raise UserError(f"unknown setting {key.lstrip('+~')}; fed-mediffusion settings lists all")
     choices = groups().get(key.lstrip("+~"))
     if choices is not None and value not in choices:
         hint = did_you_mean(value, choices)

@@ -16,15 +16,11 @@ from mediffusion_core.settings import Settings
 Kind = Literal["text", "path", "texts", "either"]
 """A setting that is text, a path, a list of texts, or text or such a list."""
 
-_VARIABLE = re.compile(r"(\\*)\$\{(?!oc\.env:)")
-"""Where OmegaConf would put in another setting's value; it does so for `oc.env` alone."""
-
 
 def quoted(text: str | Path) -> str:
     """A text or path as the value of a Hydra override, whatever characters it holds."""
-    plain = _VARIABLE.sub(lambda found: found[1] * 2 + "\\${", str(text))
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"),
-                     plain)  # fmt: skip
+                     str(text))  # fmt: skip
     return f"'{escaped}'"
 
 
@@ -53,6 +49,11 @@ def as_meant(key: str, value: str) -> str:
         return quoted(value)
     items = _items(value[1:-1] if is_list else value)
     return f"[{','.join(item if _is_quoted(item) else quoted(item) for item in items)}]"
+
+
+def is_text(key: str) -> bool:
+    """Whether a setting, by its dotted name, is text, a path or a list of texts."""
+    return key in _kinds()
 
 
 def rejoined(overrides: Sequence[str]) -> list[str]:

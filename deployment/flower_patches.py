@@ -6,7 +6,9 @@ or no such parameters.
 
 import inspect
 from collections.abc import Callable
-from types import ModuleType
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from flwr import __version__
@@ -20,6 +22,8 @@ from deployment.signing import BundleRefusedError, Settings
 
 Admit = Callable[[str, Run, Fab], Settings]
 """`deployment.admission.Admission.admit`: raises `BundleRefusedError` for a refused task."""
+SUPERLINK_COMMAND = "flwr.superlink.cli.flower_superlink"
+"""Module of the command; its package has a function of the same name."""
 START_LIMIT = 120
 """Seconds until a process's first heartbeat; Flower gives up a dead process after twice that."""
 
@@ -41,11 +45,35 @@ def wrap_superlink_app(wrap: Callable[[Callable[..., Any]], Callable[..., Any]])
     """Wraps Flower's factory of the SuperLink's web application.
 
     Flower serves the sites' interface and the interface that starts runs on one port, to any
-    caller.
+    caller, and reads a request of any length before it authenticates the caller.
     """
     import flwr.superlink.main as superlink
 
     _replace(superlink, "create_app", wrap)
+
+
+def serve_superlink(serve: Callable[..., None]) -> None:
+    """Serves the SuperLink's web application by another function than `uvicorn.run`.
+
+    Flower calls it with the application, address and certificates, and sets no limits.
+    """
+    command = import_module(SUPERLINK_COMMAND)
+    _existing(_existing(command, "uvicorn"), "run", "app", "host", "port")
+    _replace(command, "uvicorn", lambda _: SimpleNamespace(run=serve))
+
+
+def give_superexec_secret(file: Path) -> None:
+    """Starts the SuperExec, which starts ServerApps, with a secret.
+
+    Flower has such a secret for a SuperExec that the user starts, and ignores it for its own. Any
+    caller could then take over the tasks of a run.
+    """
+    command = import_module(SUPERLINK_COMMAND)
+
+    def with_secret(build: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        return lambda **options: [*build(**options), f"--superexec-auth-secret-file={file}"]
+
+    _replace(command, "_get_superexec_command", with_secret, "runtime_address", "parent_pid")
 
 
 def admit_tasks(admit: Admit) -> None:

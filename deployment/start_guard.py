@@ -1,9 +1,9 @@
 """The SuperLink starts only runs that a coordinator or a researcher has signed.
 
-Control, the interface of `flwr`, answers callers of the server's own machine alone, and has no
-login: each of them could start a run. Sites refuse a run that is not signed; with this check the
-server refuses it first, and its audit log says who started which run. Reading (`flwr list`,
-`flwr log`) takes no key, nor does `flwr stop`.
+Control, the interface of `flwr`, has one token for all users of the server's own machine: each of
+them could start a run. Sites refuse a run that is not signed; with this check the server refuses it
+first, and its audit log says who started which run. Reading (`flwr list`, `flwr log`) takes no key,
+nor does `flwr stop`.
 """
 
 from pathlib import Path
@@ -11,9 +11,11 @@ from pathlib import Path
 from flwr.common.serde import user_config_from_proto
 from flwr.proto.control_pb2 import StartRunRequest
 from google.protobuf.message import DecodeError
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployment.gate import CONTROL, with_body
 from deployment.signed_run import SignedRun
 from deployment.signers import read_signers
 from deployment.signing import BundleRefusedError, run_hash, settings_digest
@@ -21,8 +23,8 @@ from mediffusion_core.common.audit_log import AuditLog
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.logs import log
 
-START = "/v1/control/start-run"
-AUTOMATION = "/v1/control/start-automation"
+START = f"{CONTROL}start-run"
+AUTOMATION = f"{CONTROL}start-automation"
 """Starts runs later, without a signature of each."""
 
 
@@ -39,7 +41,7 @@ class SignedStarts:
         if scope["type"] != "http" or scope["path"] not in (START, AUTOMATION):
             await self._app(scope, receive, send)
             return
-        body = await _body(receive)
+        body = await Request(scope, receive).body()
         try:
             if scope["path"] == AUTOMATION:
                 raise BundleRefusedError("automations start runs that are not signed")
@@ -49,7 +51,7 @@ class SignedStarts:
             log.warning(f"refused to start a run: {reason}")
             await PlainTextResponse(reason, 403)(scope, receive, send)
             return
-        await self._app(scope, _again(body, receive), send)
+        await self._app(scope, with_body(body, receive), send)
 
     def _check(self, body: bytes) -> None:
         """Writes who starts which run into the audit log.
@@ -75,22 +77,3 @@ class SignedStarts:
                 bundle=signed.statement.bundle,
                 detail=run_hash(signed.statement.bundle, settings_digest(signed.settings)),
             )
-
-
-async def _body(receive: Receive) -> bytes:
-    parts, more = [], True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A receiver that has the body once more."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def received() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return received

@@ -1,113 +1,106 @@
-"""`python -m deployment.superlink`: Flower's SuperLink, restricted to its sites.
+"""`python -m deployment.superlink`: Flower's SuperLink, restricted to callers with a proof.
 
-Flower serves three interfaces on one port: Fleet for the sites, Control (`flwr run`, `flwr
-supernode register`) and Runtime for local processes. Only Fleet authenticates its callers. With
-Control, any caller could send code to all sites or register a key. Control and Runtime therefore
-answer local callers only: only users with commands at the server can start runs.
+`deployment.gate` admits requests: those of sites with a registered key, those of `flwr` with the
+control token, and those of a run's processes. The token is written to Flower's folder at each
+start, for its owner alone. So only users with commands at the server can start runs.
 """
 
-import ipaddress
 import os
+import secrets
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from fastapi import FastAPI
+from flwr.cli.constant import (
+    ACCESS_TOKEN_STORE_KEY,
+    AUTHN_TYPE_STORE_KEY,
+    REFRESH_TOKEN_STORE_KEY,
+)
+from flwr.common.constant import AuthnType
+from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
 from flwr.superlink.cli.flower_superlink import flower_superlink
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployment.admission import SIGNER
 from deployment.arguments import option_value
-from deployment.flower_patches import allow_slow_starts, wrap_superlink_app
+from deployment.certificates import write_secret
+from deployment.flower_patches import (
+    allow_slow_starts,
+    give_superexec_secret,
+    serve_superlink,
+    wrap_superlink_app,
+)
+from deployment.gate import Gate
 from deployment.metrics import serve_metrics
 from deployment.registry import watch
 from deployment.start_guard import SignedStarts
+from deployment.strangers import Strangers, serve
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.logs import configure_logs, log
+from mediffusion_core.common.logs import configure_logs
 from mediffusion_core.messaging.site_keys import SITES
 
-FLEET = "/v1/fleet/"
-"""Path prefix of the sites' interface. Flower checks their keys with --enable-supernode-auth."""
-HEALTH = "/health"
 CONNECTION = "deployment"
 """The name under which `flwr run . deployment` finds this SuperLink."""
+SUPEREXEC_SECRET = "superexec-secret"
+"""File in Flower's folder, for the process that starts ServerApps."""
 
 
-class LocalOnly:
-    """ASGI middleware: refuses callers on other machines, except for the sites' interface."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        """Takes the protected application."""
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes allowed requests on; answers others with 403 and logs them."""
-        if scope["type"] == "lifespan" or self._may_pass(scope):
-            await self._app(scope, receive, send)
-            return
-        log.warning(f"refused {scope['path']} to {_caller(scope)}")
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await PlainTextResponse("only from the server itself", 403)(scope, receive, send)
-
-    def _may_pass(self, scope: Scope) -> bool:
-        path = str(scope["path"])
-        return path.startswith(FLEET) or path == HEALTH or is_local(_caller(scope))
-
-
-def _caller(scope: Scope) -> str:
-    return str(scope["client"][0]) if scope.get("client") else ""
-
-
-def is_local(address: str) -> bool:
-    """Whether an IP address is one of the loopback interface."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
-def closed(
-    create_app: Callable[..., FastAPI], keys: Path | None = None, signers: Path | None = None
+def gated(
+    create_app: Callable[..., FastAPI],
+    token: str,
+    superexec_secret: bytes,
+    strangers: Strangers,
+    keys: Path | None = None,
+    signers: Path | None = None,
 ) -> Callable[..., FastAPI]:
-    """Wraps the factory of the SuperLink's web application with `LocalOnly`.
+    """Wraps the factory of the SuperLink's web application with the gate.
 
     Args:
         create_app: Flower's factory.
+        token: Of the callers of Control.
+        superexec_secret: Of the process that starts ServerApps.
+        strangers: The server's connections.
         keys: Folder of the sites' public keys, watched from the start on.
         signers: File of the trusted signers; with it only their runs start.
     """
 
     def create(*args: Any, **kwargs: Any) -> FastAPI:
         application = create_app(*args, **kwargs)
+        given = application.state.superexec_auth_secret  # by an option, for a SuperExec elsewhere
+        application.state.superexec_auth_secret = given or superexec_secret
+        state = application.state.linkstate_factory.state()
         if signers is not None:
             application.add_middleware(SignedStarts, signers=signers)
-        application.add_middleware(LocalOnly)  # outermost: before all of Flower's middleware
+        # Outermost: before all other middleware.
+        application.add_middleware(Gate, keys=state, token=token, strangers=strangers)
         if keys is not None:
-            watch(application.state.linkstate_factory.state(), keys)
+            watch(state, keys)
         return application
 
     return create
 
 
-def write_connection(home: Path, arguments: list[str]) -> None:
+def write_connection(home: Path, arguments: list[str], token: str) -> None:
     """Writes the connection with which a local `flwr` finds and trusts this SuperLink.
 
     Args:
         home: Flower's folder, `$FLWR_HOME`.
         arguments: Arguments of the SuperLink: port and CA are read.
+        token: Of the callers of Control. Flower's command line sends a stored access token.
     """
-    port = option_value(arguments, "--port") or "8000"
+    address = f"127.0.0.1:{option_value(arguments, '--port') or '8000'}"
     authority = option_value(arguments, "--ssl-ca-certfile")
     trust = {"root-certificates": authority} if authority else {"insecure": True}
-    connection = {"address": f"127.0.0.1:{port}", **trust}
     home.mkdir(parents=True, exist_ok=True)
-    written = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
-    (home / "config.toml").write_text(written)
+    connection = {"default": CONNECTION, CONNECTION: {"address": address, **trust}}
+    (home / "config.toml").write_text(tomli_w.dumps({"superlink": connection}))
+    store = FileCredentialStore(home / "credentials.yaml")
+    store.set(AUTHN_TYPE_STORE_KEY % address, AuthnType.OIDC.encode())
+    store.set(ACCESS_TOKEN_STORE_KEY % address, token.encode())
+    store.set(REFRESH_TOKEN_STORE_KEY % address, b"")
 
 
 def main() -> None:
@@ -121,11 +114,19 @@ def main() -> None:
         serve_metrics(Path("runs") / "latest")
     except UserError as error:
         sys.exit(str(error))
-    write_connection(Path(os.environ["FLWR_HOME"]), sys.argv[1:])
+    home = Path(os.environ["FLWR_HOME"])
+    token, superexec_secret = secrets.token_urlsafe(32), secrets.token_bytes(32)
+    write_connection(home, sys.argv[1:], token)
+    write_secret(home / SUPEREXEC_SECRET, superexec_secret)
     keys, signers = (
         Path(given) if (given := os.environ.get(name)) else None for name in (SITES, SIGNER)
     )
-    wrap_superlink_app(lambda create: closed(create, keys, signers))
+    strangers = Strangers()
+    wrap_superlink_app(
+        lambda create: gated(create, token, superexec_secret, strangers, keys, signers)
+    )
+    serve_superlink(partial(serve, strangers))
+    give_superexec_secret(home / SUPEREXEC_SECRET)
     allow_slow_starts()
     flower_superlink()
 

@@ -143,7 +143,7 @@ def test_a_site_can_neither_start_a_run_nor_register_a_key(federation: Federatio
     )
     for path in ("start-run", "register-node", "list-runs"):
         said = federation.inside("site-0", f'python -c "{script.format(path)}"').stderr
-        assert "HTTP Error 403" in said
+        assert "HTTP Error 401" in said
     assert "refused /v1/control/start-run to" in federation.logs("server")
 
 

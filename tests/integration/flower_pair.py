@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.cli.auth_plugin import OidcCliPlugin
 from flwr.cli.build import build_fab_from_disk
+from flwr.cli.cli_account_auth_interceptor import CliAccountAuthHttpInterceptor
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import run_from_proto, user_config_to_proto
 from flwr.proto.control_pb2 import StartRunRequest
@@ -28,12 +31,17 @@ from flwr.supercore.constant import (
     TaskType,
 )
 from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.protobuf.client import ProtobufClient
+from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
+from flwr.supercore.interceptors import (
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from deployment.superlink import SUPEREXEC_SECRET
 from simulations.engine.processes import read_process
 
 Client = TypeVar("Client", bound=ProtobufClient)
@@ -200,10 +208,11 @@ class Pair:
     port: int = field(default_factory=lambda: free_port())
     services: dict[str, Service] = field(default_factory=dict)
 
-    def start_server(self, **environment: str) -> None:
-        options = ["--insecure", "--isolation=process", f"--port={self.port}"]
-        self._start("server", "deployment.superlink", options, environment)
-        self.services["server"].wait_for("Uvicorn running")
+    def start_server(self, *options: str, isolation: str = "process", **environment: str) -> None:
+        """Starts the SuperLink; without options it speaks no TLS and takes any SuperNode."""
+        given = [*(options or ("--insecure",)), f"--isolation={isolation}", f"--port={self.port}"]
+        self._start("server", "deployment.superlink", given, environment)
+        self.services["server"].wait_for("startup complete")
 
     def start_site(self, name: str, *more: str, **environment: str) -> None:
         """Starts a SuperNode; code that it runs leaves its marks in the site's folder.
@@ -237,9 +246,9 @@ class Pair:
             override_config=user_config_to_proto(config),
             user_prompt="go",  # which Flower demands for an AgentApp
         )
-        self._client(ControlHttpClient).StartRun(request)
+        self._client(ControlHttpClient, self.control_token()).StartRun(request)
         kinds = AcquireTaskRequest(supported_task_types=list(TaskType))
-        token = self._client(RuntimeHttpClient).AcquireTask(kinds).token
+        token = self._client(RuntimeHttpClient, self._superexec_proof()).AcquireTask(kinds).token
         grid = HttpGrid(self.address, insecure=True, token=token)
         task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         grid.set_run(run_from_proto(task.run))
@@ -262,9 +271,26 @@ class Pair:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def _client(self, kind: type[Client]) -> Client:
+    def control_token(self) -> ProtobufClientInterceptor:
+        """Adds the token of the server's own `flwr`."""
+        plugin = OidcCliPlugin(self.address)
+        plugin.store = FileCredentialStore(self.flower_home / "credentials.yaml")
+        plugin.load_tokens()
+        return CliAccountAuthHttpInterceptor(plugin, lambda _: pytest.fail("not refreshed"))
+
+    @property
+    def flower_home(self) -> Path:
+        return self.folder / "server" / "flower"
+
+    def _superexec_proof(self) -> ProtobufClientInterceptor:
+        return SuperExecAuthHttpInterceptor(
+            master_secret=(self.flower_home / SUPEREXEC_SECRET).read_bytes(),
+            protected_methods={"/flwr.proto.Runtime/AcquireTask"},
+        )
+
+    def _client(self, kind: type[Client], proof: ProtobufClientInterceptor) -> Client:
         versions = RuntimeVersionHttpInterceptor(component_name="flwr")
-        return kind.from_server_address(self.address, True, None, interceptors=[versions])
+        return kind.from_server_address(self.address, True, None, interceptors=[versions, proof])
 
     def _start(
         self, name: str, module: str, options: list[str], environment: Mapping[str, str]

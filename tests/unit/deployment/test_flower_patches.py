@@ -1,6 +1,7 @@
 """Our changes within Flower: they fit the installed one, and say so where they do not."""
 
 import runpy
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +21,18 @@ from flwr.supercore.run import Run
 from deployment import flower_patches
 from deployment.signing import BundleRefusedError, Settings
 
+command = import_module(flower_patches.SUPERLINK_COMMAND)
 CHANGED = (
     (in_memory, "HEARTBEAT_DEFAULT_INTERVAL"),
     (sql, "HEARTBEAT_DEFAULT_INTERVAL"),
     (superlink, "create_app"),
+    (command, "uvicorn"),
     (factory, "InMemoryNodeState"),
     (loop, "_pull_and_store_message"),
     (loop, "_insert_message"),
     (runtime, "pull_task_input"),
     (runtime, "install_from_fab"),
+    (command, "_get_superexec_command"),
 )
 SETTINGS = {"overrides": "seed=1"}
 
@@ -50,6 +54,8 @@ def admit_none(*_: Any) -> Settings:
 def apply_all() -> None:
     flower_patches.allow_slow_starts()
     flower_patches.wrap_superlink_app(lambda create: create)
+    flower_patches.serve_superlink(print)
+    flower_patches.give_superexec_secret(Path("secret"))
     flower_patches.admit_tasks(admit_all)
     flower_patches.admit_clientapp(admit_all)
 
@@ -68,13 +74,32 @@ def test_a_flower_without_the_name_is_refused(
         apply_all()
 
 
-@pytest.mark.parametrize(("module", "name"), CHANGED[4:])
+@pytest.mark.parametrize(("module", "name"), CHANGED[5:])
 def test_a_flower_with_another_signature_is_refused(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:
     monkeypatch.setattr(module, name, lambda other: None)
     with pytest.raises(RuntimeError, match="does not take"):
         apply_all()
+
+
+def test_flower_serves_by_our_function_with_a_secret_for_its_superexec() -> None:
+    served: list[dict[str, Any]] = []
+    flower_patches.serve_superlink(lambda **options: served.append(options))
+    flower_patches.give_superexec_secret(Path("/home/secret"))
+    command.uvicorn.run(app="app", port=1)
+    assert served == [{"app": "app", "port": 1}]
+    started = command._get_superexec_command(
+        runtime_address="127.0.0.1:1",
+        runtime_certificates=None,
+        runtime_root_certificates_path=None,
+        parent_pid=1,
+        runtime_dependency_install=False,
+    )
+    assert started[-1] == "--superexec-auth-secret-file=/home/secret"
+    superexec = import_module("flwr.supercore.cli.flower_superexec")
+    parsed = superexec._parse_args().parse_args(started[1:])
+    assert parsed.superexec_auth_secret_file == "/home/secret"
 
 
 def node_state() -> Any:

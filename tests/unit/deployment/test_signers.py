@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from deployment.admission import Admission
 from deployment.signers import Role, Signer, read_signers, write_signers
 from deployment.signing import new_signer, read_signer
-from deployment.start_guard import AUTOMATION, START
-from deployment.superlink import closed
+from deployment.start_guard import AUTOMATION, START, SignedStarts
 from mediffusion_core.common.audit_log import AUDIT, read_lines
 from mediffusion_core.common.errors import UserError
 from simulations.cli.main import app
@@ -106,9 +105,9 @@ def test_coordinators_and_researchers_start_runs_at_a_site_and_auditors_do_not(
 
 
 def started(signers: Path, body: bytes, path: str = START) -> tuple[int, bytes]:
-    """Status and text of the answer to a local caller; where it is passed on, what Flower gets."""
-    create = lambda: FastAPI()  # noqa: E731
-    application = closed(create, signers=signers)()
+    """Status and text of the answer; where it is passed on, what Flower gets."""
+    application = FastAPI()
+    application.add_middleware(SignedStarts, signers=signers)
 
     async def answer(request: Request) -> dict[str, str]:
         return {"got": (await request.body()).hex()}
