@@ -44,7 +44,7 @@ class ComponentFolder:
         return sorted(path.stem for path in self.folder.glob("*.safetensors"))
 
     def damage(self) -> str | None:
-        """Reads every file; says what is not as it was written, None if nothing is."""
+        """Reads every file; names one that is not as it was written, None if all are sound."""
         try:
             written = (self.folder / SUMS).read_bytes()
             found = _sums(self.folder)
