@@ -51,20 +51,25 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
             expected = str(_instructions(message.content)["settings_hash"])
             if expected != site.settings.fingerprint():
                 raise _OtherSettingsError(f"{expected} at the server")
-            if protocol.LEDGER_HEAD in message.content.array_records:
-                privacy_budget.refuse_older_ledger(
-                    site, _state(message.content, protocol.LEDGER_HEAD)
-                )
-                del message.content[protocol.LEDGER_HEAD]
-            content = handler(site, message.content)
-            if site.settings.privacy.enabled:
-                content[protocol.LEDGER_HEAD] = _record(privacy_budget.ledger_head(site))
+            with site.held():
+                content = _handled(handler, site, message.content)
         except Exception as error:
             content = _failure(error, folder)
         content[protocol.ANSWERS_TO] = _answered(message)
         return Message(content, reply_to=message)
 
     return answer
+
+
+def _handled(handler: Handler, site: Site, content: RecordDict) -> RecordDict:
+    """The handler's reply; with differential privacy the ledger is checked first."""
+    if protocol.LEDGER_HEAD in content.array_records:
+        privacy_budget.refuse_older_ledger(site, _state(content, protocol.LEDGER_HEAD))
+        del content[protocol.LEDGER_HEAD]
+    reply = handler(site, content)
+    if site.settings.privacy.enabled:
+        reply[protocol.LEDGER_HEAD] = _record(privacy_budget.ledger_head(site))
+    return reply
 
 
 def _instructions(content: RecordDict) -> dict[str, object]:

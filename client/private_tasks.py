@@ -7,6 +7,8 @@ as the realised number of images or the time taken, is not sent.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from client import latent_cache
 from client.privacy_budget import charge
 from client.site import Site
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.files import replacing
+from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
@@ -32,7 +37,7 @@ from mediffusion_core.training.local_round import LocalRound
 
 Metrics = dict[str, float]
 
-PLAN = "privacy.json"
+PLAN, SUM = "privacy.json", "checksum"
 CERTAIN = 3
 """Standard deviations above 0 from which on a site is taken to have labels."""
 
@@ -142,7 +147,7 @@ def _counted(site: Site) -> tuple[NoisedCounts, Plan]:
     """The site's noised counts and what follows from them: drawn, paid for and kept once a run."""
     path = site.folder / PLAN
     if path.is_file():
-        kept = json.loads(path.read_text())
+        kept = _read_plan(path)
         counts = NoisedCounts(**kept["counts"])
         return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
     unit_of, count = _units(site)
@@ -152,7 +157,20 @@ def _counted(site: Site) -> tuple[NoisedCounts, Plan]:
     counts = noised_counts(count, labelled, noise)
     plan = Plan.of(site.settings, counts.units)
     kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(kept))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**kept, SUM: fingerprint(**kept)}))
     return counts, plan
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    """Counts and noise of the run, as they were written."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_bytes())
+        if kept.pop(SUM) != fingerprint(**kept):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{path} is damaged; remove it to let the run count the site anew, which is charged to "
+            "the ledger again"
+        ) from None
+    return kept

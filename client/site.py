@@ -3,12 +3,15 @@
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from flwr.app import Context
 
 from client.node_configuration import (
@@ -33,6 +36,9 @@ from mediffusion_core.settings import Settings
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
 from mediffusion_core.training.local_report import Progress
 
+PATIENCE = 60.0
+"""Seconds to wait for another process of the same site."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -54,6 +60,25 @@ class Site:
     def device(self) -> torch.device:
         """Where the site computes."""
         return resolve_device(self.settings.device)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Lets one process at a time work in the folder.
+
+        Where a site's program was killed and started again, its last process may still be there.
+
+        Raises:
+            UserError: if another process works there for longer than `PATIENCE`.
+        """
+        lock = FileLock(self.folder / "site.lock", timeout=PATIENCE)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"another process works in {self.folder}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def progress(self, stage: str, round_number: int) -> Progress:
         """A callback that keeps `progress.json` in the site's folder, at most twice a second."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from client import latent_cache, private_tasks
 from client.latent_cache import kept_latents, validation_latents
-from client.site import Site
+from client.site import Site, site_log
 from mediffusion_core.common.errors import RefusedError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.diffusion.process import DiffusionProcess
@@ -176,7 +176,8 @@ def joint_round(
     if settings.federation.local_normalisation and metrics["steps"]:
         values = {**trained[UNET], **trained[UNET_MOMENTS]}
         names = normalisation_names(joint.unet)
-        keep_own(site.folder, round_number, {name: values[name] for name in names})
+        own = {name: values[name] for name in names}
+        keep_own(site.folder, round_number, own, settings.run.keep_last)
     trained |= {name: control.mean_gradient() for name, control in controls.items()}
     return trained, metrics
 
@@ -209,7 +210,7 @@ def _own(site: Site, round_number: int) -> dict[str, Tensor]:
     """The site's own normalisation and its moments before a round; empty where it keeps none."""
     if not site.settings.federation.local_normalisation:
         return {}
-    return own_before(site.folder, round_number)
+    return own_before(site.folder, round_number, site_log(site.folder).warning)
 
 
 def validation_counts(
