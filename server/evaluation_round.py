@@ -16,7 +16,7 @@ from mediffusion_core.reporting.pictures import (
     save_reconstructions,
     save_sample_grid,
 )
-from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import EVALUATION, RunFolder
 from mediffusion_core.settings import Settings
 from server.checkpoints import selected_state
 from server.pooled import PooledValidation
@@ -98,7 +98,7 @@ class EvaluationRounds:
         selected = state.selection and selected_state(self._folder, state.selection)
         if state.selection and selected:
             number = state.selection.kept
-            evaluated = {line["round"]: line for line in history if line["stage"] == "judgement"}
+            evaluated = {line["round"]: line for line in history if line["stage"] == EVALUATION}
             temperature = evaluated[number]["calibration"]["temperature"]
             self._keep(self._model(selected, temperature), number)
 

@@ -56,7 +56,7 @@ class PooledValidation:
 
     @classmethod
     def nothing(cls, classes: Sequence[str]) -> Self:
-        """Where no site tells of its validation patients: NaN, and a temperature of 1."""
+        """The figures if no site sends counts of validation patients: NaN, and temperature 1."""
         figures: dict[str, Any] = {
             "auc_pooled": math.nan,
             "auc_pooled_interval": (math.nan, math.nan),

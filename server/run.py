@@ -23,7 +23,7 @@ from mediffusion_core.messaging.protocol import (
     UNET,
 )
 from mediffusion_core.reporting.pictures import save_curves, save_sites
-from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import EVALUATION, RunFolder
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.label_counts import LabelCounts
 from server.checkpoints import save_state
@@ -182,7 +182,7 @@ class FederatedRun:
         # The sites' patients also give the temperature of the model.
         pooled = self._validate()
         model, figures = self._evaluation.figures(self._state, number, pooled)
-        self._record("judgement", number, self._settings.federation.num_rounds, **figures)
+        self._record(EVALUATION, number, self._settings.federation.num_rounds, **figures)
         self._state.evaluated = number
         if number:
             self._state.selection = self._evaluation.select(

@@ -44,7 +44,7 @@ class ComponentFolder:
         return sorted(path.stem for path in self.folder.glob("*.safetensors"))
 
     def damage(self) -> str | None:
-        """Reads every file; names one that is not as it was written, None if all are sound."""
+        """Reads every file and names the first difference to the written checksums, else None."""
         try:
             written = (self.folder / SUMS).read_bytes()
             found = _sums(self.folder)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_OWNER_ALONE = 0o600
+
 
 def sync(path: Path) -> None:
     """Puts a file's bytes, or the names in a folder, on the disk."""
@@ -15,20 +17,38 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new file takes the place of another one, whole, and on the disk when the block ends.
+def unfinished(path: Path) -> Path:
+    """The file that a process leaves when it is killed while it replaces the given one."""
+    return path.with_name(f".{path.name}.new")
 
-    Two processes that replace the same file at once must take turns.
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Replaces a file in one piece; it is on the disk when the block ends.
+
+    Callers take turns: two at once would write one temporary file.
+
+    Args:
+        path: Of the file; its folder exists.
+        mode: Permissions of the new file, as far as the process's umask allows them.
 
     Yields:
-        The path to write the new file to.
+        The empty file to write to.
     """
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = unfinished(path)
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode)
     yield temporary
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces a file as `replacing`, readable by its owner alone, as is a folder that it makes."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with replacing(path, _OWNER_ALONE) as temporary:
+        temporary.write_bytes(content)
 
 
 def data_folder() -> Path:

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder with one safetensors file a component, a `state.json` and checksums of both
 (`mediffusion_core.common.component_folder`). It is written under a temporary name, flushed to disk
-and renamed, so a folder with a final name was complete; whether it still is, the checksums tell.
+and renamed, so a folder with a final name was complete. The checksums show later damage.
 """
 
 import re

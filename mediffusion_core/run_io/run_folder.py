@@ -11,8 +11,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.files import replacing, sync
+from mediffusion_core.common.files import replacing
 from mediffusion_core.settings import RunSettings, Settings
+
+EVALUATION = "judgement"
+"""The stage of an evaluation's lines; files of earlier runs have this name, so it stays."""
+STAGES = ("prepare", "census", "autoencoder", "latents", "joint", EVALUATION)
+"""Stages of a run in their order, as `metrics.jsonl` names them."""
 
 
 def run_path(settings: RunSettings, run_id: int) -> Path:
@@ -24,8 +29,8 @@ class RunFolder:
     """Paths and records of one run.
 
     `settings.json` (resolved), `metrics.jsonl`, `summary.json`, `plan.json`, `checkpoints/`,
-    `pictures/`, `model/` (what predict, sample and explain load) and `sites/` (in simulation,
-    what the sites keep to themselves).
+    `pictures/`, `model/` (for predict, sample and explain) and `sites/` (in simulation, the
+    sites' own folders).
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,11 +151,9 @@ class RunFolder:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON atomically; NaN and infinities become null. It is on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_finite(dict(value)), indent=2) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    text = json.dumps(_finite(dict(value)), indent=2) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

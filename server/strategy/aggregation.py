@@ -38,7 +38,7 @@ def weighted_mean(states: Sequence[StateDict], weights: Sequence[float]) -> dict
 
 
 def site_weight(metrics: Mapping[str, float], by: str, weighting: Weighting) -> float:
-    """What a site counts in a mean, for the images that it saw in its steps of a round.
+    """Weight of a site in a mean, from the images that it trained on in its steps of a round.
 
     `by` names the images that count; `steps` need be there only where they are weighed.
 
@@ -58,7 +58,7 @@ def aggregate(
 ) -> dict[str, Tensor] | None:
     """The mean of one component over the sites that trained it.
 
-    Autoencoder and UNet are weighted by the images a site saw, the head by its labelled images:
+    Autoencoder and UNet are weighted by the images a site trained on, the head by the labelled:
     a site without a label would otherwise average its untrained head in. None where no site counts.
     """
     weights = [site_weight(site, WEIGHTED_BY[component], weighting) for site in metrics]

@@ -76,7 +76,7 @@ class ClientLevelPrivacy:
         return means
 
     def spent(self) -> dict[str, Any]:
-        """What the run has cost a site so far: ε at δ, and of how many noised means."""
+        """The privacy cost of the run for a site so far: ε at δ, and the number of noised means."""
         rounds = len(self._path.read_text().split()) if self._path.exists() else 0
         charges = [Charge(1.0, self._noise, rounds)] if rounds else []
         return {
@@ -109,7 +109,7 @@ def _flat(components: Mapping[str, StateDict]) -> dict[Key, Tensor]:
 
 
 def _changes(before: Mapping[Key, Tensor], reply: Reply) -> dict[Key, Tensor]:
-    """What a site changed in the components that it trained."""
+    """Differences of the components that a site trained, after minus before."""
     return {
         (component, name): reply.components[component][name].double() - value
         for (component, name), value in before.items()

@@ -69,7 +69,7 @@ class Strategy:
             )
 
     def spent(self) -> dict[str, Any] | None:
-        """What client-level privacy has cost so far; None without it."""
+        """The cost of client-level privacy so far; None without it."""
         return self._client_level.spent() if self._client_level else None
 
     def _means(

@@ -146,7 +146,7 @@ class BaselineRun:
                 dataset.train(index),
                 self._task,
                 round_number=number,
-                # "rival" keeps the random numbers of published figures.
+                # This key keeps the random numbers of published figures.
                 seed=derive_seed(self._settings.seed, "rival", partition.site, number),
             )
             states.append(_copied(self._network.state_dict()))

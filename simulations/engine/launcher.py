@@ -3,8 +3,8 @@
 Where the launcher itself is killed, its guardian ends the others (`simulations.engine.guardian`).
 
 The SuperLink is started here rather than by ``flwr run``: the one which that command starts
-keeps the environment and the folder of its first run, outlives it, and serves whoever comes
-next. Ours has its own home, port and empty working folder, and ends with the run.
+keeps the environment and the folder of its first run, outlives it, and serves the next runs
+too. Ours has its own home, port and empty working folder, and ends with the run.
 """
 
 import json
@@ -52,12 +52,12 @@ _LOST_LIMIT = 10.0  # seconds a run may stay unfinished without its simulation p
 
 @dataclass(frozen=True)
 class Launch:
-    """What one simulated federation needs.
+    """Inputs of one simulated federation.
 
     Attributes:
         assemble: puts the Flower app, with its ``pyproject.toml``, into an empty folder.
         run_config: keys of the app's ``[tool.flwr.app.config]`` and what they become.
-        num_sites: number of simulated hospitals.
+        num_sites: number of simulated sites.
         cpus_per_site: CPU cores of one site; sites wait for each other where cores run out.
         run_folder: where server and sites write.
         log_file: receives all output of Flower, the server and the sites (appended).
@@ -91,8 +91,8 @@ class _StoppedError(Exception):
 def launch(launch: Launch, on_tick: Callable[[], None] | None = None) -> RunOutcome:
     """Run one federation to its end and end every process that it started.
 
-    SIGINT, SIGTERM and SIGHUP stop the run where this is called in the main thread; what was
-    written to the run folder stays. A run whose Ray took too long to start is tried once more.
+    SIGINT, SIGTERM and SIGHUP stop the run where this is called in the main thread; the
+    files in the run folder stay. A run whose Ray took too long to start is tried once more.
 
     Args:
         launch: the run.
@@ -166,7 +166,7 @@ class _Federation:
             status, details = self._wait_for_status(superlink, lost)
         except _StoppedError as stop:
             return RunOutcome(
-                "stopped", f"stopped by {stop}; what was written stays in {self.launch.run_folder}"
+                "stopped", f"stopped by {stop}; its files stay in {self.launch.run_folder}"
             )
         except _FailedError as error:
             return RunOutcome("failed", self._detail(str(error)))
@@ -288,7 +288,7 @@ class _Federation:
         time.sleep(seconds)
 
     def log_text(self) -> str:
-        """What this federation has logged."""
+        """The log of this federation."""
         with self.launch.log_file.open("rb") as file:
             file.seek(self.log_start)
             return file.read().decode(errors="replace")

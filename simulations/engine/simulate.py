@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from configs import compose, flatten, quoted
 from mediffusion_core.common.device import resolve_device
@@ -26,7 +24,7 @@ from simulations.engine.app_bundle import ROOT, assemble_app
 from simulations.engine.launcher import Launch, launch
 from simulations.engine.preparation import prepare_images
 from simulations.engine.progress import LiveView
-from simulations.results.figures import format_figure
+from simulations.engine.summary_table import summary_table
 
 LAUNCH = "launch.json"
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 130}
@@ -98,7 +96,7 @@ def _launch(
     with LiveView(folder, console) as view:
         outcome = launch(plan, view.refresh)
     if outcome.status == "completed":
-        console.print(_table(json.loads((folder / "summary.json").read_text())))
+        console.print(summary_table(settings, folder))
         console.print(f"memory of all processes at most: {outcome.peak_memory / 1e9:.1f} GB")
         console.print(f"report: {folder / 'report.html'}", highlight=False)
     else:
@@ -173,40 +171,3 @@ def read_launch(folder: Path) -> tuple[str, list[str]]:
         return str(written["config_name"]), [*overrides, f"run.folder={quoted(folder)}"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no run of simulate (no readable {LAUNCH})") from None
-
-
-def _table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="evaluation on the public test set", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("details")
-    low, high = (format_figure(bound) for bound in summary["auc_macro_interval"] or (None, None))
-    table.add_row("AUC, macro", format_figure(summary["auc_macro"]), f"95 % {low} to {high}")
-    pooled = format_figure(summary["auc_pooled"])
-    table.add_row("AUC, sites' own patients", pooled, "pooled from counts")
-    calibration = summary["calibration"]
-    before = format_figure(calibration["ece_uncalibrated"])
-    temperature = format_figure(calibration["temperature"], ".2f")
-    error = format_figure(calibration["ece"])
-    table.add_row("calibration error", error, f"{before} before temperature {temperature}")
-    fid, floor, untrained = (
-        format_figure(summary[name], ".1f") for name in ("fid", "fid_floor", "fid_untrained")
-    )
-    table.add_row("FID", fid, f"real {floor}, untrained {untrained}")
-    deviation = format_figure(summary["kid_std"], ".4f")
-    table.add_row("KID", format_figure(summary["kid"], ".4f"), f"± {deviation}")
-    for site, planned in summary.get("privacy", {}).get("sites", {}).items():
-        epsilon = format_figure(planned["epsilon"], ".2f")
-        table.add_row(f"ε of {site}", epsilon, f"noise {planned['noise_multiplier']:.2f}")
-    if client_level := summary.get("client_level"):
-        epsilon = format_figure(client_level["epsilon"], ".2f")
-        details = f"noise {client_level['noise_multiplier']:.2f}, "
-        details += f"{client_level['rounds']} noised means"
-        table.add_row("ε of a whole site", epsilon, details)
-    table.add_row("PSNR", format_figure(summary["psnr"], ".1f", " dB"), "reconstructions")
-    figures = summary["counterfactual"]
-    if figures:
-        details = f"{figures['eligible']} images, L1 {format_figure(figures['l1'])}"
-        flipped = format_figure(figures["flip_rate"], ".2f")
-        table.add_row("counterfactuals flipped", flipped, details)
-    return table

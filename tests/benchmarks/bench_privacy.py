@@ -1,4 +1,4 @@
-"""What a private step costs beside the plain one, in time and memory: one JSON line a figure.
+"""Time and memory of a private step beside the plain one: one JSON line a figure.
 
 python tests/benchmarks/bench_privacy.py
 
@@ -47,7 +47,8 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
         DiffusionProcess.of(settings.diffusion),
         torch.Generator().manual_seed(0),
     )
-    losses = UnitLosses(model, training, multi_label=True)
+    weights = (training.diffusion_weight, training.classification_weight)
+    losses = UnitLosses(model, weights, multi_label=True)
     single = mode == "ghost"
     gradients = PerSampleGradients(model, losses.single if single else losses.joint, mode)
     mechanism = Mechanism(BATCH / IMAGES, 1.0, 1.0, BATCH, PHYSICAL[mode])
@@ -56,7 +57,7 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
         for _ in range(STEPS):
             private_gradients(
                 gradients,
-                rows.single if single else lambda units: rows.joint(units, 1, losses.weights),
+                rows.single if single else lambda units: rows.joint(units, 1, weights),
                 mechanism,
                 IMAGES,
             )
@@ -82,7 +83,7 @@ def peak(name: str, overrides: tuple[str, ...]) -> float:
 def grown(name: str, overrides: tuple[str, ...]) -> float:
     run = side(name, overrides)
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is taken now
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory must not hide later allocations
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: see proc(5)
     before = megabytes("VmRSS")
     run()

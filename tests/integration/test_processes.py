@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from simulations.engine.processes import is_alive, marked_processes, noted_signals, run_to_end
+from simulations.engine.processes import (
+    interrupted_by_signals,
+    is_alive,
+    marked_processes,
+    noted_signals,
+    run_to_end,
+)
 
 # Notes each signal, and needs a while to end, as a run does.
 CHILD = """#!{python}
@@ -53,6 +59,26 @@ def test_a_signal_that_is_ignored_stays_ignored(ignored: signal.Signals) -> None
         signal.raise_signal(signal.SIGTERM)
     assert received == [signal.SIGTERM]
     assert signal.getsignal(ignored) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_interrupts_and_later_ones_do_not(number: signal.Signals) -> None:
+    """`nohup` and a shell's background leave signals ignored, so each gets its handler here."""
+    heeded = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, heeded)
+    try:
+        finished = False
+        with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+            try:
+                signal.raise_signal(number)
+            finally:
+                if number != signal.SIGINT:
+                    signal.raise_signal(number)
+                finished = True
+        assert finished
+        assert signal.getsignal(number) == heeded
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_command_that_ends_by_itself_gives_its_output_and_status() -> None:

@@ -13,7 +13,8 @@ from helpers.messages import sent
 from helpers.power_loss import LOSSES, Loss, cut_short
 from torch import Tensor
 
-from client import private_tasks, site
+from client import site
+from client.trainer.private import PLAN
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.sealed_tensors import load_tensors, save_tensors
@@ -134,7 +135,7 @@ def test_damaged_counts_are_not_drawn_again_without_the_site(
         return len(Ledger.open(folder / "ledger", begin=False).entries())
 
     assert code() is None and code() is None and charged() == 1
-    plan = folder / private_tasks.PLAN
+    plan = folder / PLAN
     content, draw = plan.read_bytes(), random.Random(0)
     for _ in range(20):
         flip(plan, draw)

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and what stands there after it was cut short."""
+"""The files of a run, and their state after the process was killed."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_records_are_lines_and_numbers_that_are_none_become_null(tmp_path: Path)
     ]
 
 
-def test_a_torn_last_line_is_not_read_and_is_dropped_on_the_way_back(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_not_read_and_is_dropped_on_rewind(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.rewrite([])
     for number in range(3):
@@ -117,7 +117,7 @@ def test_a_run_goes_on_where_no_link_can_be_made(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_with_the_same_id_are_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / f".latest.{os.getpid()}").symlink_to("gone")
     RunFolder(tmp_path / "run").point_latest()
@@ -159,7 +159,7 @@ def test_only_one_process_at_a_time_writes_to_a_folder(
     assert subprocess.run(command, capture_output=True, text=True).stdout == "entered\n"
 
 
-def test_a_run_lives_where_it_was_told_to_or_by_its_number(tmp_path: Path) -> None:
+def test_a_run_has_the_given_folder_or_one_by_its_id(tmp_path: Path) -> None:
     assert run_path(RunSettings(folder=tmp_path), 3) == tmp_path
     assert run_path(RunSettings(), 3) == Path.cwd() / "runs" / "flwr-3"
 
@@ -196,7 +196,9 @@ def test_a_saved_model_decides_as_before(
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(5))
 
 
-def test_a_saved_model_looks_through_the_same_noise(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_a_saved_model_classifies_with_the_same_noise(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
     chosen = [
         compose("config", (*tiny, f"evaluation.noise_levels={at}")) for at in ("[0.0,0.2]", "[0.0]")
     ]

@@ -54,7 +54,7 @@ ROUND = 1
 
 @dataclass
 class Honest:
-    """What a real site answers to each kind of message."""
+    """A real site's answer to each kind of message."""
 
     settings: Settings
     contract: ReplyContract
@@ -340,7 +340,7 @@ def test_hostile_reply_that_raises_anything_sets_its_site_aside(
 
 
 class OneHostile(SitesHere):
-    """Three sites, the second of which answers what it likes from a message on."""
+    """Three sites; the second sends tampered answers from a given message on."""
 
     tampers: Mapping[str, Tamper]
 

@@ -1,4 +1,4 @@
-"""A federation within one process, and what it is held against."""
+"""A federation within one process, and its baselines."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def overrides(tiny: tuple[str, ...], tmp_path: Path) -> list[str]:
     return [*tiny, *SHORT, *stored]
 
 
-def test_a_single_site_trains_and_is_judged_on_everyones_patients(overrides: list[str]) -> None:
+def test_a_single_site_trains_and_is_evaluated_on_all_sites_patients(overrides: list[str]) -> None:
     folder = run_in_process("config", [*overrides, "federation.only_site=site-1"])
     summary = json.loads((folder.path / "summary.json").read_text())
     assert summary["status"] == "completed"

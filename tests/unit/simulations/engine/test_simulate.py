@@ -1,6 +1,5 @@
-"""What `fed-mediffusion simulate` does before and after the run itself."""
+"""`fed-mediffusion simulate` before and after the run itself."""
 
-import json
 import shutil
 import threading
 from collections.abc import Sequence
@@ -156,7 +155,7 @@ def test_a_mistake_in_the_data_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_resumed_cannot_be_changed(tmp_path: Path) -> None:
+def test_a_resumed_run_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="takes no settings"):
         simulate("config", ["seed=2"], tmp_path)
 
@@ -167,25 +166,3 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path, text: str | No
         (tmp_path / "launch.json").write_text(text)
     with pytest.raises(UserError, match="holds no run of simulate"):
         simulate("config", [], tmp_path)
-
-
-def test_figures_that_could_not_be_measured_are_shown_as_such() -> None:
-    """A test set too small for any bootstrap: null in `summary.json`, after a whole run."""
-    golden = json.loads((Path(__file__).parents[3] / "golden" / "tiny_run.json").read_text())
-    summary = {
-        "auc_macro": None,
-        "auc_macro_interval": [None, None],
-        "auc_pooled": None,
-        "calibration": {"temperature": 1.0, "ece": None, "ece_uncalibrated": None},
-        "fid": golden["fid"],
-        "fid_floor": golden["fid_floor"],
-        "fid_untrained": None,
-        "kid": None,
-        "kid_std": None,
-        "psnr": 20.0,
-        "counterfactual": {"flip_rate": None, "eligible": 0, "l1": 0.1},
-    }
-    console = Console(width=200)
-    with console.capture() as shown:
-        console.print(module._table(summary))
-    assert "not measured" in shown.get()

@@ -40,7 +40,9 @@ def test_memory_grows_by_the_replies(tiny: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "int8"])
-def test_a_run_moves_what_was_said(tiny: tuple[str, ...], tmp_path: Path, compression: str) -> None:
+def test_a_run_sends_the_predicted_number_of_bytes(
+    tiny: tuple[str, ...], tmp_path: Path, compression: str
+) -> None:
     places = (f"run.folder='{tmp_path / 'run'}'", f"data.store='{tmp_path / 'store'}'")
     short = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")
     overrides = (*tiny, *short, *places, f"federation.compression={compression}")

@@ -90,7 +90,7 @@ def test_a_paired_interval_is_narrow_where_methods_err_on_the_same_patients() ->
     assert high == pytest.approx(0.05, abs=1e-6)
 
 
-def test_a_comparison_pairs_seeds_and_says_what_was_not_run(
+def test_a_comparison_pairs_seeds_and_names_cells_without_results(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rich.console import Console
