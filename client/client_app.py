@@ -59,17 +59,8 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
             expected = str(_instructions(message.content)["settings_hash"])
             if expected != site.settings.fingerprint():
                 raise _OtherSettingsError(f"{expected} at the server")
-            if protocol.LEDGER_HEAD in message.content.array_records:
-                privacy_budget.refuse_older_ledger(
-                    site, _state(message.content, protocol.LEDGER_HEAD)
-                )
-                del message.content[protocol.LEDGER_HEAD]
-            content = handler(trainer, message.content)
-            kind = message.metadata.message_type
-            refuse_undeclared(kind, content, site.settings.privacy.enabled)
-            if tip := trainer.ledger_tip():
-                content[protocol.LEDGER_HEAD] = _record(tip)
-            latent_cache.forget_after(site, kind, _round(message.content))
+            with site.held():
+                content = _handled(handler, trainer, message)
         except Exception as error:
             content = _failure(error, site)
         try:
@@ -80,6 +71,20 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
         return Message(content, reply_to=message)
 
     return answer
+
+
+def _handled(handler: Handler, trainer: Trainer, message: Message) -> RecordDict:
+    """The handler's declared reply and the ledger's tip; an older ledger is refused first."""
+    site, content, kind = trainer.site, message.content, message.metadata.message_type
+    if protocol.LEDGER_HEAD in content.array_records:
+        privacy_budget.refuse_older_ledger(site, _state(content, protocol.LEDGER_HEAD))
+        del content[protocol.LEDGER_HEAD]
+    reply = handler(trainer, content)
+    refuse_undeclared(kind, reply, site.settings.privacy.enabled)
+    if tip := trainer.ledger_tip():
+        reply[protocol.LEDGER_HEAD] = _record(tip)
+    latent_cache.forget_after(site, kind, _round(content))
+    return reply
 
 
 def _instructions(content: RecordDict) -> dict[str, object]:

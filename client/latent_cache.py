@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from client.site import Site
+from client.site import Site, site_log
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.sealed_tensors import load_tensors, save_tensors
 from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT
@@ -63,7 +62,7 @@ def encode(site: Site, codec_weights: StateDict, seed_for: Callable[[str], int])
     images = _digest_of_images(site)
     digests = {IMAGES: images, CODEC: _digest(site, codec_weights, images)}
     path = site.folder / LATENTS
-    if path.is_file() and _kept_of(path, CODEC) == digests[CODEC]:
+    if _are_kept(path, digests, site):
         return
     codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
     codec.load_state_dict(dict(codec_weights))
@@ -100,19 +99,17 @@ def encode(site: Site, codec_weights: StateDict, seed_for: Callable[[str], int])
         latents["unlabelled_views"] = random_views(
             unlabelled, strong, "unlabelled views", plain=False
         )
-    temporary = path.with_suffix(".tmp")
-    save_file(latents, temporary, digests)
-    temporary.replace(path)
+    save_tensors(path, latents, digests)
 
 
 def kept_latents(site: Site) -> LatentSet:
     """The latents that `encode` kept, with the labels of the site's training images.
 
     Raises:
-        UserError: if images, patients or labels are others than those that were encoded.
+        UserError: if images, patients or labels are others than those that were encoded, or the
+            latents are damaged.
     """
-    _refuse_others(site)
-    kept = load_file(site.folder / LATENTS)
+    kept = _load(site)
     return LatentSet(
         kept["train"],
         kept["views"],
@@ -129,10 +126,7 @@ def validation_latents(site: Site) -> Tensor:
     Raises:
         UserError: as `kept_latents`.
     """
-    _refuse_others(site)
-    with safe_open(site.folder / LATENTS, "pt") as file:
-        latents: Tensor = file.get_tensor("validation")
-    return latents
+    return _load(site, ("validation",))["validation"]
 
 
 def forget_after(site: Site, kind: str, round_number: int) -> None:
@@ -148,11 +142,25 @@ def forget_after(site: Site, kind: str, round_number: int) -> None:
         (site.folder / LATENTS).unlink(missing_ok=True)
 
 
-def _refuse_others(site: Site) -> None:
-    """Else latents would go with the labels, and be charged to the patients, of other images."""
-    if _kept_of(site.folder / LATENTS, IMAGES) != _digest_of_images(site):
+def _are_kept(path: Path, digests: Mapping[str, str], site: Site) -> bool:
+    """Whether the latents of these images and this codec are there and sound."""
+    if not path.is_file():
+        return False
+    try:
+        return load_tensors(path)[1] == digests
+    except UserError as error:
+        site_log(site.folder).warning("%s; the images are encoded again", error)
+        return False
+
+
+def _load(site: Site, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Latents, unless they would go with labels, or be charged to patients, of other images."""
+    path = site.folder / LATENTS
+    latents, digests = load_tensors(path, names)
+    if digests.get(IMAGES) != _digest_of_images(site):
         raise UserError("the site's images or labels are not those that were encoded")
-    (site.folder / LATENTS).touch()  # files that are in use do not expire
+    path.touch()  # files that are in use do not expire
+    return latents
 
 
 def _digest(site: Site, weights: StateDict, images: str) -> str:
@@ -173,9 +181,3 @@ def _digest_of_images(site: Site) -> str:
         sha.update(json.dumps([names, site.dataset.groups(images.rows)]).encode())
         sha.update(images.targets.numpy().tobytes())
     return sha.hexdigest()
-
-
-def _kept_of(path: Path, digest: str) -> str | None:
-    with safe_open(path, "pt") as file:
-        metadata: dict[str, str] = file.metadata() or {}
-    return metadata.get(digest)

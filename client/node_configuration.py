@@ -39,8 +39,9 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
     """
     if FOLDER not in node:
         return settings
+    run = RunSettings(keep_last=settings.run.keep_last)
     if SITE_FILE in node:  # which says all that follows
-        return settings.model_copy(update={"run": RunSettings()})
+        return settings.model_copy(update={"run": run})
     root = Path(str(node[DATA_ROOT])) if DATA_ROOT in node else None
     data = settings.data
     if root is None and data.source != "phantom":
@@ -50,7 +51,7 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
     ledger = {"ledger": Path(str(node[FOLDER])) / LEDGER, "ledger_heads": None}
     return settings.model_copy(
         update={
-            "run": RunSettings(),
+            "run": run,
             "device": str(node.get(DEVICE, settings.device)),
             "data": data.model_copy(update={"root": root, "store": None}),
             "privacy": settings.privacy.model_copy(update=ledger),

@@ -3,12 +3,15 @@
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from flwr.app import Context
 
 from client.node_configuration import (
@@ -24,6 +27,7 @@ from client.site_policy import open_own
 from configs.compose import compose, split
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.files import replacing
 from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
     open_federated_dataset,
@@ -33,6 +37,8 @@ from mediffusion_core.settings import Settings
 from mediffusion_core.settings.site_policy import SitePolicy
 from mediffusion_core.training.local_report import Progress
 
+PATIENCE = 60.0
+"""Seconds to wait for another process of the same site."""
 SIMULATED = SitePolicy(require_privacy=False, keep_latents=3650)
 """The policy of a site without a site file."""
 
@@ -58,6 +64,25 @@ class Site:
         """Where the site computes."""
         return resolve_device(self.settings.device)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Lets one process at a time work in the folder.
+
+        Where a site's program was killed and started again, its last process may still be there.
+
+        Raises:
+            UserError: if another process works there for longer than `PATIENCE`.
+        """
+        lock = FileLock(self.folder / "site.lock", timeout=PATIENCE)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"another process works in {self.folder}") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def progress(self, stage: str, round_number: int) -> Progress:
         """A callback that keeps `progress.json` in the site's folder, at most twice a second."""
         path = self.folder / "progress.json"
@@ -71,9 +96,8 @@ class Site:
             last = now
             entry = {"site": self.name, "stage": stage, "round": round_number, "time": now}
             entry |= {"step": step, "steps": steps, "loss": loss}
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(entry))
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(entry))
 
         return report
 

@@ -12,11 +12,13 @@ from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.models import LatentCodec
 from mediffusion_core.reporting.pictures import (
     save_counterfactual_panel,
+    save_curves,
     save_reconstructions,
     save_sample_grid,
 )
-from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import EVALUATION, RunFolder
 from mediffusion_core.settings import Settings
+from server.checkpoints import selected_state
 from server.pooled import PooledValidation
 from server.selection import Evaluated, Selection, select
 from server.state import RunState
@@ -33,13 +35,13 @@ class EvaluationRounds:
         self._evaluator = evaluator
         self._folder = folder
         self._device = device
+        self._reconstructions = folder.pictures / "reconstructions.png"
 
     def reconstruction(self, state: RunState) -> float:
         """The autoencoder's PSNR in dB on test images; draws some of them."""
         codec: LatentCodec = state.codec(self._settings).to(self._device)
         psnr, shown = self._evaluator.reconstruction(codec)
-        path = self._folder.pictures / "reconstructions.png"
-        save_reconstructions(shown.images, shown.made, shown.psnr.numpy(), path)
+        save_reconstructions(shown.images, shown.made, shown.psnr.numpy(), self._reconstructions)
         return psnr
 
     def figures(
@@ -53,8 +55,7 @@ class EvaluationRounds:
             pooled: The model's validation, which also gives its temperature.
         """
         evaluator = self._evaluator
-        classes, multi_label = evaluator.classes, evaluator.multi_label
-        model = state.model(self._settings, classes, multi_label, self._device, pooled.temperature)
+        model = self._model(state, pooled.temperature)
         pictures = self._pictures(number)
         pictures.mkdir(parents=True, exist_ok=True)
         generation, samples = evaluator.generation(model)
@@ -80,10 +81,36 @@ class EvaluationRounds:
         auc = pooled.figures["auc_pooled"] if classifies else nan
         selected = select(selection, Evaluated(number, auc, pooled.draws.tolist()))
         if selected.kept == number:
-            model.save(self._folder.model)
-            for picture in self._pictures(number).iterdir():
-                shutil.copyfile(picture, self._folder.pictures / picture.name)
+            self._keep(model, number)
         return selected
+
+    def put_back(self, state: RunState) -> None:
+        """Makes the folder's model and pictures those of a run that continues.
+
+        An evaluation whose round was not saved may have replaced them, and a run that was set back
+        has none.
+        """
+        if state.autoencoder_rounds and not self._reconstructions.exists():
+            self.reconstruction(state)
+        history, curves = self._folder.history(), self._folder.pictures / "curves.png"
+        if state.evaluated >= 0 and not curves.exists():
+            save_curves(history, curves)
+        selected = state.selection and selected_state(self._folder, state.selection)
+        if state.selection and selected:
+            number = state.selection.kept
+            evaluated = {line["round"]: line for line in history if line["stage"] == EVALUATION}
+            temperature = evaluated[number]["calibration"]["temperature"]
+            self._keep(self._model(selected, temperature), number)
+
+    def _model(self, state: RunState, temperature: float) -> TrainedModel:
+        classes, multi_label = self._evaluator.classes, self._evaluator.multi_label
+        return state.model(self._settings, classes, multi_label, self._device, temperature)
+
+    def _keep(self, model: TrainedModel, number: int) -> None:
+        """Writes a round's model and pictures to where a run has those that are selected."""
+        model.save(self._folder.model)
+        for picture in self._pictures(number).glob("*.png"):
+            shutil.copyfile(picture, self._folder.pictures / picture.name)
 
     def _pictures(self, number: int) -> Path:
         return self._folder.pictures / "rounds" / f"{number:04d}"

@@ -26,6 +26,7 @@ from mediffusion_core.reporting.pictures import save_curves, save_sites
 from mediffusion_core.run_io.run_folder import EVALUATION, RunFolder
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.label_counts import LabelCounts
+from server.checkpoints import save_state
 from server.evaluation_round import EvaluationRounds
 from server.latent_scale import latent_scale
 from server.messages import Reply, SiteError
@@ -64,6 +65,7 @@ class FederatedRun:
 
     def execute(self) -> dict[str, Any]:
         """Runs the remaining rounds, and returns the figures of the selected model."""
+        self._evaluation.put_back(self._state)
         self._take_census()
         while self._state.autoencoder_rounds < self._settings.autoencoder_rounds:
             self._autoencoder_round()
@@ -232,7 +234,7 @@ class FederatedRun:
 
     def _save(self, stage: str) -> None:
         self._state.seconds = self._elapsed()
-        self._state.save(self._folder, self._settings.fingerprint(), stage)
+        save_state(self._state, self._folder, self._settings, stage)
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._begun, 3)

@@ -22,11 +22,12 @@ from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, run_path, write_json
 from mediffusion_core.settings import Settings
 from server.audit import RunAudit
+from server.checkpoints import restore_state
 from server.flower_sites import FlowerSites
 from server.reply_contract import ReplyContract
 from server.run import FederatedRun
 from server.sites import Sites
-from server.state import fresh_state, restore_state
+from server.state import fresh_state
 
 app = ServerApp()
 
@@ -81,7 +82,7 @@ def _run(
     federation = settings.federation
     plan = {"autoencoder": settings.autoencoder_rounds, "joint": federation.num_rounds}
     write_json(folder.path / "plan.json", plan)
-    restored = restore_state(folder, settings.fingerprint())
+    restored = restore_state(folder, settings)
     dataset = open_federated_dataset(settings)
     store = dataset.store
     run = FederatedRun(

@@ -1,50 +1,30 @@
-"""Where a run stands: everything that its continuation needs, and how a checkpoint stores it."""
+"""Where a run stands: everything that its continuation needs."""
 
-import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.inference.joint_model import TrainedModel, build_joint, restore_joint
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
-    AUTOENCODING,
     EMA,
     HEAD,
     HEAD_MOMENTS,
-    JOINT,
     UNET,
     UNET_MOMENTS,
 )
 from mediffusion_core.models import Autoencoder, LatentCodec
-from mediffusion_core.run_io.checkpoints import (
-    newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.adam_moments import fresh_moments
 from server.messages import Census
 from server.public_model import PublicModel
-from server.selection import Evaluated, Selection
-
-log = logging.getLogger(__name__)
+from server.selection import Selection
 
 StateDict = Mapping[str, Tensor]
-
-LATENT_SCALE = "latent_scale"
-SERVER, CONTROL, LEDGER = "server_", "control_", "ledger_"
-"""Before a name in a checkpoint: optimizer memory of a component, the sites' gradients of a
-component as `SITE/PARAMETER`, and a site's ledger tip."""
-KEPT = 2
-"""Checkpoints."""
 
 
 @dataclass
@@ -85,24 +65,6 @@ class RunState:
         """The named components as they go to the sites: weights, or averages by `EMA` + name."""
         averages = {EMA + name: average for name, average in self.averages.items()}
         return {name: (self.weights | averages)[name] for name in names}
-
-    def save(self, folder: RunFolder, settings_hash: str, stage: str) -> None:
-        """Writes a checkpoint and drops those that are no longer needed."""
-        rounds = self.autoencoder_rounds if stage == AUTOENCODER else self.joint_rounds
-        self.saved += 1
-        state = {
-            "settings_hash": settings_hash,
-            "history": folder.history(),
-            "autoencoder_rounds": self.autoencoder_rounds,
-            "joint_rounds": self.joint_rounds,
-            "selection": asdict(self.selection) if self.selection else None,
-            "judged": self.evaluated,
-            "census": self.census,
-            "seconds": self.seconds,
-        }
-        components = stored(self)
-        save_checkpoint(folder.checkpoints, self.saved, stage, rounds, components, state)
-        prune_checkpoints(folder.checkpoints, KEPT)
 
     def model(
         self,
@@ -151,80 +113,3 @@ def fresh_state(settings: Settings, num_classes: int) -> RunState:
         HEAD_MOMENTS: fresh_moments(joint.head),
     }
     return RunState(weights=weights, averages=averages, latent_scale=latent_scale)
-
-
-def restore_state(folder: RunFolder, settings_hash: str) -> RunState | None:
-    """The state after the newest sound checkpoint, None where there is none; drops later metrics.
-
-    A checkpoint holds the lines of `metrics.jsonl` up to it, so a damaged file is mended.
-
-    Raises:
-        UserError: if the checkpoint was written under other settings, or all are damaged.
-    """
-    newest = newest_checkpoint(folder.checkpoints, log.warning)
-    if newest is None:
-        folder.rewrite([])
-        return None
-    state = newest.state
-    if state["settings_hash"] != settings_hash:
-        raise UserError(
-            f"checkpoint {newest.folder.name} was written under other settings "
-            f"(hash {state['settings_hash']}, now {settings_hash})"
-        )
-    folder.rewrite(state["history"])
-    restored = from_stored({name: newest.load(name) for name in newest.components()})
-    restored.autoencoder_rounds = state["autoencoder_rounds"]
-    restored.joint_rounds = state["joint_rounds"]
-    restored.selection = _selection(state["selection"])
-    restored.evaluated = state["judged"]
-    restored.census = state.get("census", {})
-    restored.saved = newest.number
-    restored.seconds = state["seconds"]
-    return restored
-
-
-def stored(state: RunState) -> dict[str, StateDict]:
-    """The components of a checkpoint by name; `from_stored` reads them."""
-    scale = {} if state.latent_scale is None else {LATENT_SCALE: state.latent_scale}
-    controls = {
-        CONTROL + component: {
-            f"{site}/{name}": value for site, one in sites.items() for name, value in one.items()
-        }
-        for component, sites in state.controls.items()
-    }
-    return {
-        **state.weights,
-        **{EMA + name: average for name, average in state.averages.items()},
-        **scale,
-        **{SERVER + name: memory for name, memory in state.optimizer_memory.items()},
-        **controls,
-        **{LEDGER + site: tip for site, tip in state.ledger_tips.items()},
-    }
-
-
-def from_stored(components: Mapping[str, StateDict]) -> RunState:
-    """The state that `stored` made these components of, without its counters."""
-
-    def after(prefix: str) -> dict[str, StateDict]:
-        return {n.removeprefix(prefix): c for n, c in components.items() if n.startswith(prefix)}
-
-    return RunState(
-        weights={name: components[name] for name in (*AUTOENCODING, *JOINT)},
-        averages=after(EMA),
-        latent_scale=components.get(LATENT_SCALE),
-        optimizer_memory=after(SERVER),
-        controls={name: _by_site(kept) for name, kept in after(CONTROL).items()},
-        ledger_tips=after(LEDGER),
-    )
-
-
-def _by_site(kept: StateDict) -> dict[str, StateDict]:
-    sites: dict[str, dict[str, Tensor]] = {}
-    for key, value in kept.items():
-        site, _, name = key.rpartition("/")  # no parameter's name has a slash
-        sites.setdefault(site, {})[name] = value
-    return dict(sites)
-
-
-def _selection(saved: Mapping[str, Any] | None) -> Selection | None:
-    return Selection(saved["kept"], Evaluated(**saved["highest"])) if saved else None

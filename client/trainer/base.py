@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from client.site import Site
+from client.site import Site, site_log
 from mediffusion_core.inference.joint_model import restore_joint
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
@@ -158,7 +158,8 @@ class Trainer(ABC):
         if settings.federation.local_normalisation and metrics["steps"]:
             values = {**trained[UNET], **trained[UNET_MOMENTS]}
             names = normalisation_names(joint.unet)
-            keep_own(self.site.folder, round_number, {name: values[name] for name in names})
+            own = {name: values[name] for name in names}
+            keep_own(self.site.folder, round_number, own, settings.run.keep_last)
         return trained | others, metrics
 
     def _restored(self, unet: StateDict, head: StateDict) -> JointUNet:
@@ -177,7 +178,7 @@ class Trainer(ABC):
         """The site's own normalisation and its moments before a round; empty if it keeps none."""
         if not self.site.settings.federation.local_normalisation:
             return {}
-        return own_before(self.site.folder, round_number)
+        return own_before(self.site.folder, round_number, site_log(self.site.folder).warning)
 
     def _with_own_normalisation(
         self, components: Components, round_number: int

@@ -6,6 +6,8 @@ realised number of images nor the time taken.
 
 import json
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,9 @@ from torch import Tensor
 from client import latent_cache
 from client.privacy_budget import charge, ledger_head
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
-from mediffusion_core.common.errors import RefusedError
+from mediffusion_core.common.errors import RefusedError, UserError
 from mediffusion_core.common.files import write_durably
+from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
@@ -30,7 +33,7 @@ from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.privacy.units import UnitIndex, numbered
 
-PLAN = "privacy.json"
+PLAN, SUM = "privacy.json", "checksum"
 CERTAIN = 3
 """Standard deviations above 0 from which on a site is taken to have labels."""
 
@@ -165,7 +168,7 @@ class PrivateTrainer(Trainer):
         site = self.site
         path = site.folder / PLAN
         if path.is_file():
-            kept = json.loads(path.read_text())
+            kept = _read_plan(path)
             counts = NoisedCounts(**kept["counts"])
             return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
         unit_of, units = self.units()
@@ -175,5 +178,19 @@ class PrivateTrainer(Trainer):
         counts = noised_counts(units, labelled, noise)
         plan = Plan.of(site.settings, counts.units)
         kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
-        write_durably(path, json.dumps(kept).encode())
+        write_durably(path, json.dumps({**kept, SUM: fingerprint(**kept)}).encode())
         return counts, plan
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    """Counts and noise of the run, as they were written."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_bytes())
+        if kept.pop(SUM) != fingerprint(**kept):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{path} is damaged; remove it to let the run count the site anew, which is charged to "
+            "the ledger again"
+        ) from None
+    return kept

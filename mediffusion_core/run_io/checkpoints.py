@@ -6,7 +6,7 @@ and renamed, so a folder with a final name was complete. The checksums show late
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from torch import Tensor
 
 from mediffusion_core.common.component_folder import ComponentFolder, remove_folder, write_folder
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.settings import Settings
+
+JOINT_STAGE = "joint"
+"""The stage whose rounds have a selected one."""
 
 _NAME = re.compile(r"(?P<number>\d{6})-(?P<stage>[a-z]+)-(?P<round>\d+)")
 
@@ -32,6 +36,15 @@ class Checkpoint(ComponentFolder):
     number: int
     stage: str
     round_number: int
+
+    @property
+    def name(self) -> str:
+        """Stage and round, for example `joint-3`."""
+        return f"{self.stage}-{self.round_number}"
+
+    def remove(self) -> None:
+        """Removes its folder."""
+        remove_folder(self.folder)
 
 
 def save_checkpoint(
@@ -68,18 +81,30 @@ def list_checkpoints(root: Path) -> list[Checkpoint]:
     return found
 
 
-def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
+def resumable_checkpoints(root: Path, settings: Settings) -> list[Checkpoint]:
+    """The checkpoints from which a run can continue, oldest first.
+
+    All, or with `federation.local_normalisation` the newest alone: the sites keep their own values
+    of no more rounds.
+    """
+    kept = list_checkpoints(root)
+    return kept[-settings.run.keep_last :] if settings.federation.local_normalisation else kept
+
+
+def newest_checkpoint(
+    checkpoints: Sequence[Checkpoint], report: Callable[[str], None]
+) -> Checkpoint | None:
     """The newest checkpoint whose files are as they were written; None where there is none at all.
 
     Args:
-        root: Folder that holds all of a run's checkpoints.
+        checkpoints: Of one run, oldest first.
         report: Takes one line, which names the damaged checkpoints that are newer.
 
     Raises:
         UserError: if all are damaged.
     """
     damaged: list[str] = []
-    for checkpoint in reversed(list_checkpoints(root)):
+    for checkpoint in reversed(checkpoints):
         damage = checkpoint.damage()
         if damage is None:
             if damaged:
@@ -92,13 +117,7 @@ def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint |
         damaged.append(f"checkpoint {checkpoint.folder.name} ({damage})")
     if damaged:
         raise UserError(
-            f"all checkpoints in {root} are damaged: {', '.join(damaged)}; start the run anew in "
-            "another run.folder"
+            f"all checkpoints in {checkpoints[0].folder.parent} are damaged: {', '.join(damaged)}; "
+            "start the run anew in another run.folder"
         )
     return None
-
-
-def prune_checkpoints(root: Path, keep_last: int) -> None:
-    """Removes all but the newest `keep_last` checkpoints."""
-    for checkpoint in list_checkpoints(root)[:-keep_last]:
-        remove_folder(checkpoint.folder)

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.files import sync
+from mediffusion_core.common.files import replacing
 from mediffusion_core.settings import RunSettings, Settings
 
 EVALUATION = "judgement"
@@ -125,12 +125,9 @@ class RunFolder:
 
     def rewrite(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Replaces all lines of `metrics.jsonl`; they are on disk when this returns."""
-        temporary = self.metrics.with_suffix(".tmp")
         lines = (json.dumps(entry) + "\n" for entry in history)
-        temporary.write_text("".join(lines), encoding="utf-8")
-        sync(temporary)
-        temporary.replace(self.metrics)
-        sync(self.path)
+        with replacing(self.metrics) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`."""
@@ -154,11 +151,9 @@ class RunFolder:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON atomically; NaN and infinities become null. It is on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_finite(dict(value)), indent=2) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    text = json.dumps(_finite(dict(value)), indent=2) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -29,10 +29,12 @@ in them."""
 
 
 class RunSettings(StrictModel):
-    """The place of a run, on each machine its own."""
+    """The place of a run on each machine, and how many checkpoints are kept there."""
 
     folder: Path | None = None
     """Folder to which the run is written. None: `runs/<time>`."""
+    keep_last: Annotated[int, Field(ge=1, le=100)] = 2
+    """The newest checkpoints that are kept, 1 to 100; those of selected rounds are kept as well."""
 
 
 class Settings(StrictModel):

@@ -7,23 +7,21 @@ other parameters. It still sends its own, and the server averages them, since th
 and a new site need a whole model. The model evaluated there is not the site's.
 
 The site's folder has one file for each round. A resumed run may ask for an earlier round than the
-site's last one, so several files are kept, and the newest before the round is used.
+site's last one, so several files are kept, and the newest sound one before the round is used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.sealed_tensors import load_tensors, save_tensors
 from mediffusion_core.messaging.moment_names import MEAN, SQUARE
 
 StateDict = Mapping[str, Tensor]
 
 FILES = "normalisation-{:06d}.safetensors"
-KEPT = 3
-"""Enough for a resume from the older of the server's two checkpoints, where the site had also
-finished a round after the newer one."""
 
 
 def normalisation_names(module: nn.Module) -> set[str]:
@@ -37,22 +35,38 @@ def normalisation_names(module: nn.Module) -> set[str]:
     return parameters | {name + end for name in parameters for end in (MEAN, SQUARE)}
 
 
-def keep_own(folder: Path, round_number: int, own: StateDict) -> None:
-    """Writes a site's own values after a round, and removes files that no resume can need."""
+def keep_own(folder: Path, round_number: int, own: StateDict, keep_last: int) -> None:
+    """Writes a site's own values after a round, and removes files that no resume can need.
+
+    Args:
+        folder: The site's.
+        round_number: Of the joint stage.
+        own: Values and moments by name.
+        keep_last: How many rounds the server can go back.
+    """
     path = folder / FILES.format(round_number)
-    temporary = path.with_suffix(".tmp")
-    save_file({name: value.contiguous() for name, value in own.items()}, temporary)
-    temporary.replace(path)
+    save_tensors(path, own)
     files = _files(folder)
     later = [file for file in files if file > path]  # of an abandoned resume
-    for file in [*later, *files[: -KEPT - len(later)]]:
+    # One more, since the site may finish a round that the server then does not.
+    for file in [*later, *files[: -keep_last - 1 - len(later)]]:
         file.unlink()
 
 
-def own_before(folder: Path, round_number: int) -> dict[str, Tensor]:
-    """A site's own values after its newest round before the given one; empty if there is none."""
+def own_before(
+    folder: Path, round_number: int, report: Callable[[str], object]
+) -> dict[str, Tensor]:
+    """A site's own values after its newest round before the given one; empty if there is none.
+
+    A damaged file is passed over, and `report` takes a line that names it.
+    """
     earlier = [file for file in _files(folder) if file < folder / FILES.format(round_number)]
-    return dict(load_file(earlier[-1])) if earlier else {}
+    for file in reversed(earlier):
+        try:
+            return load_tensors(file)[0]
+        except UserError as error:
+            report(f"{error}; an earlier round's are used")
+    return {}
 
 
 def with_own(sent: StateDict, own: StateDict) -> dict[str, Tensor]:

@@ -4,9 +4,11 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from mediffusion_core.common.files import unfinished
+
 LATENTS = "latents.safetensors"
-UNFINISHED = "latents.tmp"
-"""What a process that was killed while it encoded leaves."""
+UNFINISHED = unfinished(Path(LATENTS)).name
+"""The file of a process that was killed while it encoded."""
 LEFT_OVER = 7
 """Days after which files of a run that did not end are deleted, where they stay until its end."""
 DAY = 24 * 60 * 60

@@ -14,16 +14,25 @@ commands = typer.Typer()
     epilog="Examples:\n\n"
     "fed-mediffusion simulate\n\n"
     "fed-mediffusion simulate experiment=isic2019_4centres data.root=PATH\n\n"
-    "fed-mediffusion simulate --resume runs/latest"
+    "fed-mediffusion simulate --resume runs/latest\n\n"
+    "fed-mediffusion simulate --resume runs/latest --at 8"
 )
 def simulate(
     overrides: Overrides = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the run in this folder where it stopped.")
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROUND",
+            help="With --resume: continue from this kept round of the joint stage, or from "
+            "autoencoder-N; later results are set aside.",
+        ),
+    ] = None,
     config_name: ConfigName = "config",
 ) -> None:
     """Train across simulated sites with `flwr run`. The last line printed is the run folder."""
     from simulations.engine.simulate import simulate as run
 
-    raise typer.Exit(run(config_name, overrides or [], resume))
+    raise typer.Exit(run(config_name, overrides or [], resume, at))

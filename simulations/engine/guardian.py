@@ -26,7 +26,7 @@ _PAUSE = 0.1  # seconds between two looks
 
 
 @contextmanager
-def guarded(temporary: Path | None = None) -> Iterator[str]:
+def guarded(temporary: Path) -> Iterator[str]:
     """Gives a marker. Processes that carry it end with the block, or with this process.
 
     Args:
@@ -36,9 +36,8 @@ def guarded(temporary: Path | None = None) -> Iterator[str]:
         The value of `MARKER_VARIABLE` for the environment of the processes.
     """
     marker = uuid.uuid4().hex
-    folders = [str(temporary)] if temporary else []
     guardian = subprocess.Popen(
-        [sys.executable, "-m", "simulations.engine.guardian", marker, *folders],
+        [sys.executable, "-m", "simulations.engine.guardian", marker, str(temporary)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         # Ctrl-C and the end of the terminal are not for it.
@@ -66,13 +65,12 @@ def end_all(marker: str) -> None:
 
 def main() -> None:
     """Waits for the end of the process at the other end of standard input, then does its work."""
-    marker, *folders = sys.argv[1:]
+    marker, temporary = sys.argv[1:]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
     end_all(marker)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from configs import compose, flatten, quoted
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation import build_extractor
-from mediffusion_core.run_io.checkpoints import newest_checkpoint
+from mediffusion_core.run_io.checkpoints import newest_checkpoint, resumable_checkpoints
 from mediffusion_core.run_io.provenance import COMMIT_VARIABLE, current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, write_json
+from mediffusion_core.run_io.set_back import set_back
 from mediffusion_core.settings import Settings
 from simulations.engine.app_bundle import ROOT, assemble_app
 from simulations.engine.launcher import Launch, launch
@@ -29,13 +30,16 @@ LAUNCH = "launch.json"
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 130}
 
 
-def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) -> int:
+def simulate(
+    config_name: str, overrides: Sequence[str], resume: Path | None, at: str | None = None
+) -> int:
     """Runs one federation and returns the exit status.
 
     Args:
         config_name: Name of a file in `configs/`, without `.yaml`.
         overrides: Changes of its settings.
         resume: Folder of a run to continue, with its own settings.
+        at: An earlier round to continue from, as `set_back` takes it.
 
     Raises:
         UserError: for a mistake in the settings or the data, or a run whose checkpoints are all
@@ -46,6 +50,8 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
         if overrides:
             raise UserError("--resume continues a run as it is; it takes no settings to change")
         config_name, overrides = read_launch(resume.resolve())
+    elif at is not None:
+        raise UserError(f"--at {at} needs --resume RUN, the run that continues from there")
     settings = compose(config_name, overrides)
     _check(settings)
     prepare_images(settings, console)
@@ -56,8 +62,12 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
     with RunFolder(folder).launched():
         # Another process may have used the folder while the images were prepared.
         RunFolder(folder).refuse_others(settings)
+        if at is not None:
+            aside = set_back(RunFolder(folder), at, settings)
+            console.print(f"later results are set aside in {aside}", markup=False, highlight=False)
         # The server does so again, and its log says the same.
-        newest_checkpoint(RunFolder(folder).checkpoints, partial(console.print, markup=False))
+        kept = resumable_checkpoints(RunFolder(folder).checkpoints, settings)
+        newest_checkpoint(kept, partial(console.print, markup=False))
         written = {"config_name": config_name, "overrides": list(overrides)}
         write_json(folder / LAUNCH, written)
         return _launch(settings, config_name, overrides, folder, console)

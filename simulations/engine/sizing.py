@@ -20,7 +20,8 @@ from mediffusion_core.messaging.protocol import (
     UNET,
 )
 from mediffusion_core.settings import Settings
-from server.state import fresh_state, stored
+from server.checkpoints import stored
+from server.state import fresh_state
 
 StateDict = Mapping[str, Tensor]
 

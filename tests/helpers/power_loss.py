@@ -1,15 +1,17 @@
 """Processes that end at a chosen file operation, as by SIGKILL or by a loss of power."""
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 Loss = Literal["nothing", "contents", "names"]
 LOSSES: tuple[Loss, ...] = ("nothing", "contents", "names")
-"""What is lost beside the process: nothing (SIGKILL); the contents of files that were not flushed;
-and also the new names of files and folders where the folder above was not flushed."""
+"""Losses beside the process: nothing (SIGKILL); the contents of files that were not flushed; and
+also the new names of files and folders where the folder above was not flushed."""
 
 _OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 
@@ -21,34 +23,37 @@ def cut_short(moment: int, act: Callable[[], object], root: Path, loss: Loss = "
         moment: Number of file operations that are done.
         act: What to do.
         root: Folder in which something is lost.
-        loss: What is lost.
+        loss: One of `LOSSES`.
 
     Returns:
         Whether the process was cut short.
     """
     root.mkdir(parents=True, exist_ok=True)
+    replaced = Path(tempfile.mkdtemp(dir=root.parent))
     pid = os.fork()
     if pid == 0:
         try:
-            _Disk(moment, root.resolve(), loss).watch()
+            _Disk(moment, root.resolve(), replaced, loss).watch()
             act()
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
     _, status = os.waitpid(pid, 0)
+    shutil.rmtree(replaced)
     code = os.waitstatus_to_exitcode(status)
     assert code in (0, 9), f"exit status {code}"
     return code == 9
 
 
 class _Disk:
-    """What is on the disk for good, as the process that was forked goes on."""
+    """Keeps account of the files and names that are on the disk for good."""
 
-    def __init__(self, moment: int, root: Path, loss: Loss) -> None:
+    def __init__(self, moment: int, root: Path, replaced: Path, loss: Loss) -> None:
         self._left, self._root, self._loss = moment, root, loss
         self._flushed = set(self._files())
-        self._renames: list[tuple[str, str]] = []
+        self._replaced = replaced
+        self._renames: list[tuple[str, str, Path]] = []
         self._fsync = os.fsync
 
     def watch(self) -> None:
@@ -77,7 +82,10 @@ class _Disk:
         self._renames = [one for one in self._renames if os.path.dirname(one[1]) != name]
 
     def _rename(self, old: str, new: str) -> None:
-        self._renames.append((old, new))
+        before = self._replaced / str(len(list(self._replaced.iterdir())))
+        if os.path.isfile(new):
+            os.link(new, before)
+        self._renames.append((old, new, before))
         for name in [one for one in self._flushed if one == old or one.startswith(f"{old}/")]:
             self._flushed.discard(name)
             self._flushed.add(new + name.removeprefix(old))
@@ -88,9 +96,11 @@ class _Disk:
         for name in self._files():
             if name not in self._flushed:
                 os.truncate(name, 0)
-        for old, new in reversed(self._renames if self._loss == "names" else []):
+        for old, new, before in reversed(self._renames if self._loss == "names" else []):
             if os.path.exists(new) and not os.path.exists(old):
                 os.rename(new, old)
+                if before.exists():
+                    os.rename(before, new)
 
     def _files(self) -> list[str]:
         return [str(path) for path in self._root.rglob("*") if path.is_file()]

@@ -16,9 +16,11 @@ import torch
 from integration.processes import LIMIT, Command, start, workers
 
 from configs.compose import compose
+from mediffusion_core.common.component_folder import ComponentFolder, read_folder
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.set_back import set_back
 from simulations.engine.in_process import run_in_process
 from simulations.engine.processes import marked_processes, send_signal
 
@@ -281,6 +283,10 @@ def assert_same_end(folder: RunFolder, expected_folder: RunFolder) -> None:
     expected = list_checkpoints(expected_folder.checkpoints)[-1]
     found = list_checkpoints(folder.checkpoints)[-1]
     assert found.folder.name == expected.folder.name
+    assert_same_arrays(found, expected)
+
+
+def assert_same_arrays(found: ComponentFolder, expected: ComponentFolder) -> None:
     assert found.components() == expected.components() != []
     for component in expected.components():
         tensors = expected.load(component)
@@ -350,6 +356,18 @@ def test_the_state_of_server_and_sites_is_restored(
     for one, other in zip(*own, strict=True):
         assert (one.parent.name, one.name) == (other.parent.name, other.name)
         assert one.read_bytes() == other.read_bytes()
+
+    # Set back by a round, the run ends so once more. Only rounds 3 and 4 are evaluated.
+    overrides = [*tiny, *chosen, store, f"run.folder='{broken.path}'"]
+    assert (broken.model / "state.json").exists()
+    set_back(broken, "3", compose("config", overrides))
+    assert not broken.model.exists()
+    run_in_process("config", overrides)
+    assert_same_end(broken, whole)
+    assert untimed(broken.history()) == untimed(whole.history())
+    assert_same_arrays(read_folder(broken.model), read_folder(whole.model))
+    pictures = [sorted(path.name for path in one.pictures.iterdir()) for one in (broken, whole)]
+    assert pictures[0] == pictures[1]
 
 
 def test_a_mistake_is_one_line_and_costs_no_run(temporary: Path, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from mediffusion_core.common.component_folder import (
 )
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.run_io.checkpoints import (
+    Checkpoint,
     list_checkpoints,
     newest_checkpoint,
-    prune_checkpoints,
     save_checkpoint,
 )
 
@@ -39,11 +39,15 @@ def nothing(line: str) -> None:
     raise AssertionError(line)
 
 
+def newest(root: Path, report: Callable[[str], None] = nothing) -> Checkpoint | None:
+    return newest_checkpoint(list_checkpoints(root), report)
+
+
 def test_a_checkpoint_holds_every_tensor_as_it_was(tmp_path: Path) -> None:
     state = {"settings_hash": "abc", "best": {"round": 2, "auc_pooled": 0.7}, "seconds": 1.5}
     saved = save_checkpoint(tmp_path, 7, "joint", 3, components(), state)
     [found] = list_checkpoints(tmp_path)
-    assert found == saved == newest_checkpoint(tmp_path, nothing)
+    assert found == saved == newest(tmp_path)
     assert (found.number, found.stage, found.round_number) == (7, "joint", 3)
     assert found.components() == ["head", "unet"]
     assert found.state == {"stage": "joint", "round": 3, **state}
@@ -55,19 +59,19 @@ def test_a_checkpoint_holds_every_tensor_as_it_was(tmp_path: Path) -> None:
             assert torch.equal(loaded[key], tensor)
 
 
-def test_checkpoints_are_listed_by_age_and_the_oldest_go(tmp_path: Path) -> None:
+def test_checkpoints_are_listed_by_age(tmp_path: Path) -> None:
     for number in (2, 10, 9, 100_000):
         save_checkpoint(tmp_path, number, "joint", number, components(), {})
-    assert [one.number for one in list_checkpoints(tmp_path)] == [2, 9, 10, 100_000]
-    prune_checkpoints(tmp_path, 2)
-    assert [one.number for one in list_checkpoints(tmp_path)] == [10, 100_000]
-    prune_checkpoints(tmp_path, 5)
-    assert len(list_checkpoints(tmp_path)) == 2
+    kept = list_checkpoints(tmp_path)
+    assert [one.name for one in kept] == ["joint-2", "joint-9", "joint-10", "joint-100000"]
+    kept[1].remove()
+    assert [one.number for one in list_checkpoints(tmp_path)] == [2, 10, 100_000]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "absent") == []
-    assert newest_checkpoint(tmp_path / "absent", nothing) is None
+    assert newest(tmp_path / "absent") is None
 
 
 def test_what_a_killed_process_leaves_is_no_checkpoint(tmp_path: Path) -> None:
@@ -111,12 +115,12 @@ def test_every_flipped_bit_and_every_cut_file_is_recognised(tmp_path: Path) -> N
             del broken[draw.randrange(len(broken)) :]
         file.write_bytes(broken)
         lines: list[str] = []
-        assert newest_checkpoint(tmp_path, lines.append) == older, file
+        assert newest(tmp_path, lines.append) == older, file
         [line] = lines
         assert line.startswith("damaged: checkpoint 000002-joint-2 (") and "\n" not in line
         assert line.endswith("continues from checkpoint 000001-joint-1, after joint round 1")
         file.write_bytes(content)
-    assert newest_checkpoint(tmp_path, nothing) == newer
+    assert newest(tmp_path) == newer
 
 
 def remove(file: Path) -> None:
@@ -152,11 +156,11 @@ def test_damage_is_named(
     with pytest.raises(
         UserError, match=r"^all checkpoints in .* are damaged: .*another run\.folder"
     ):
-        newest_checkpoint(tmp_path, nothing)
+        newest(tmp_path)
 
 
 def test_a_file_more_is_damage_too(tmp_path: Path) -> None:
-    """A component that nobody wrote would be loaded with the others."""
+    """It would be loaded with the components that were saved."""
     checkpoint = save_checkpoint(tmp_path, 1, "joint", 1, components(), {})
     (checkpoint.folder / "extra.safetensors").write_bytes(b"")
     assert checkpoint.damage() == "SHA256SUMS is not as it was written"
@@ -189,17 +193,17 @@ def test_cut_short_at_any_moment_a_checkpoint_is_whole_or_absent(
         root = tmp_path / str(moment)
         older = save_checkpoint(root, 1, "joint", 1, components(1), {})
 
-        def save(root: Path = root) -> None:
+        def save(root: Path = root, older: Checkpoint = older) -> None:
             save_checkpoint(root, 2, "joint", 2, components(2), {})
-            prune_checkpoints(root, 1)
+            older.remove()
 
         cut = cut_short(moment, save, root, loss)
-        newest = newest_checkpoint(root, nothing)
-        assert newest is not None and is_whole(newest, newest.number)
-        assert cut or list_checkpoints(root) == [newest] != [older]
-        found.add(newest.number)
+        taken = newest(root)
+        assert taken is not None and is_whole(taken, taken.number)
+        assert cut or list_checkpoints(root) == [taken] != [older]
+        found.add(taken.number)
         save_checkpoint(root, 3, "joint", 3, components(3), {})
-        assert not list(root.glob(".*"))  # what the cut left behind
+        assert not list(root.glob(".*"))  # left behind by the cut
         if not cut:
             break
     assert found == {1, 2}

@@ -17,7 +17,13 @@ from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.serialization import FORMAT, unpack
 from mediffusion_core.models import Autoencoder, LatentCodec
 from mediffusion_core.training.adam_moments import fresh_moments
-from mediffusion_core.training.fedbn import keep_own, normalisation_names, own_before, with_own
+from mediffusion_core.training.fedbn import (
+    FILES,
+    keep_own,
+    normalisation_names,
+    own_before,
+    with_own,
+)
 from server.strategy.aggregation import weighted_mean
 
 Weights = Mapping[str, Tensor]
@@ -36,28 +42,41 @@ def test_the_names_are_those_of_normalisation_layers_and_their_moments() -> None
 
 @given(
     rounds=st.sets(st.integers(1, 12), min_size=1),
-    back=st.integers(0, 1),
+    back=st.integers(0, 3),
+    keep_last=st.integers(1, 3),
 )
 def test_a_continuation_finds_the_newest_round_before_it(
-    rounds: set[int], back: int, tmp_path_factory: pytest.TempPathFactory
+    rounds: set[int], back: int, keep_last: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """However many rounds a site was not drawn for, and also where the newest must be done anew."""
     folder = tmp_path_factory.mktemp("site")
     order = sorted(rounds)
     for number in order:
-        keep_own(folder, number, value(number))
-    assert len(list(folder.iterdir())) <= 3
-    asked = order[-1] + 1 - back
+        keep_own(folder, number, value(number), keep_last)
+    assert len(list(folder.iterdir())) <= keep_last + 1
+    asked = order[-1] + 1 - min(back, keep_last)
     earlier = [number for number in order if number < asked]
-    assert own_before(folder, asked) == (value(earlier[-1]) if earlier else {})
+    assert own_before(folder, asked, pytest.fail) == (value(earlier[-1]) if earlier else {})
+
+
+def test_a_damaged_file_is_passed_over_and_named(tmp_path: Path) -> None:
+    for number in (4, 5):
+        keep_own(tmp_path, number, value(number), 2)
+    content = bytearray((tmp_path / FILES.format(5)).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / FILES.format(5)).write_bytes(content)
+    lines: list[str] = []
+    assert own_before(tmp_path, 6, lines.append) == value(4)
+    [line] = lines
+    assert "normalisation-000005.safetensors is damaged" in line
 
 
 def test_rounds_of_a_continuation_that_was_given_up_are_forgotten(tmp_path: Path) -> None:
     for number in (4, 5, 6):
-        keep_own(tmp_path, number, value(number))
-    keep_own(tmp_path, 5, value(50))
-    assert own_before(tmp_path, 7) == own_before(tmp_path, 6) == value(50)
-    assert own_before(tmp_path, 5) == value(4)
+        keep_own(tmp_path, number, value(number), 2)
+    keep_own(tmp_path, 5, value(50), 2)
+    assert own_before(tmp_path, 7, pytest.fail) == own_before(tmp_path, 6, pytest.fail) == value(50)
+    assert own_before(tmp_path, 5, pytest.fail) == value(4)
 
 
 def test_only_the_sites_own_values_replace_the_global_ones() -> None:

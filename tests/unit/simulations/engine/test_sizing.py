@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from configs.compose import compose
 from mediffusion_core.messaging.protocol import AUTOENCODING, HEAD, JOINT, UNET
 from mediffusion_core.messaging.serialization import pack
-from server.state import fresh_state, stored
+from server.checkpoints import stored
+from server.state import fresh_state
 from simulations.cli.main import app
 from simulations.engine.in_process import run_in_process
 from simulations.engine.sizing import Sizes
