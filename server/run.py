@@ -1,7 +1,7 @@
 """The rounds of one run, from census to the last evaluation; every round ends with a checkpoint."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,10 +29,10 @@ from mediffusion_core.training.label_counts import LabelCounts
 from server.evaluation_round import EvaluationRounds
 from server.latent_scale import latent_scale
 from server.messages import Reply, SiteError
-from server.pooled import PooledValidation
+from server.pooled import PooledValidation, ValidationSums
 from server.sites import Sites
 from server.state import RunState
-from server.strategy.scaffold import corrections, remembered
+from server.strategy.scaffold import corrections
 from server.strategy.strategy import Strategy, asked_of
 from server.summary import losses, summary
 
@@ -111,13 +111,15 @@ class FederatedRun:
         state = self._state
         number, total = state.autoencoder_rounds + 1, self._settings.autoencoder_rounds
         joined = self._start_round()
+        gathered = self._strategy.gather(AUTOENCODER, number, AUTOENCODING, state)
         replies = self._ask(
             protocol.TRAIN_AUTOENCODER,
             number,
             state.shared(AUTOENCODING),
             self._participants(AUTOENCODER, number),
+            take=gathered.take,
         )
-        self._strategy.step(AUTOENCODER, number, AUTOENCODING, state, replies)
+        self._strategy.step(gathered, state)
         state.autoencoder_rounds = number
         psnr = self._evaluation.reconstruction(state)
         self._record("autoencoder", number, total, psnr=psnr, **losses(replies), **joined)
@@ -159,9 +161,9 @@ class FederatedRun:
         self._encode(sites)
         sites = [site for site in sites if site in self._encoded]
         own = corrections(state.controls, sites)
-        replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own)
-        self._strategy.step("joint", number, JOINT, state, replies)
-        state.controls = remembered(state.controls, replies)
+        gathered = self._strategy.gather("joint", number, JOINT, state)
+        replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own, gathered.take)
+        self._strategy.step(gathered, state)
         self._strategy.average(state, number)
         state.joint_rounds = number
         self._record("joint", number, rounds, **losses(replies), **joined)
@@ -195,8 +197,9 @@ class FederatedRun:
         averages = {name: self._state.averages[name] for name in (UNET, HEAD)}
         self._encode(self._sites.sites)
         number = self._state.joint_rounds
-        replies = self._ask(protocol.EVALUATE, number, averages, self._encoded)
-        return PooledValidation.of(replies, self._classes)
+        sums = ValidationSums(self._classes)
+        self._ask(protocol.EVALUATE, number, averages, self._encoded, take=sums.take)
+        return sums.pooled()
 
     def _ask(
         self,
@@ -205,13 +208,14 @@ class FederatedRun:
         components: Mapping[str, StateDict],
         sites: Collection[str] | None = None,
         own: Mapping[str, Mapping[str, StateDict]] | None = None,
+        take: Callable[[Reply], None] | None = None,
     ) -> list[Reply]:
         """Asks the sites; where the run is private, the tips of their ledgers go along."""
         given = {site: dict(records) for site, records in (own or {}).items()}
         for site in self._sites.sites:
             if site in self._state.ledger_tips:
                 given.setdefault(site, {})[LEDGER_HEAD] = self._state.ledger_tips[site]
-        replies = self._sites.ask(kind, number, components, sites, given)
+        replies = self._sites.ask(kind, number, components, sites, given, take)
         self._state.ledger_tips |= _ledger_tips(replies)
         return replies
 

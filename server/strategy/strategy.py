@@ -1,20 +1,32 @@
 """From the sites' replies of a round to the next global weights, component by component."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.messaging.protocol import AUTOENCODER, CONTROLS, HEAD, UNET
 from mediffusion_core.settings import Settings
 from server.messages import Reply
 from server.state import RunState
-from server.strategy.aggregation import aggregate, moving_average
+from server.strategy.aggregation import MeanOfReplies, moving_average
 from server.strategy.client_level import ClientLevelPrivacy
+from server.strategy.scaffold import remembered
 from server.strategy.server_optimizers import server_step
 
 StateDict = Mapping[str, Tensor]
+
+
+class Means(Protocol):
+    """The means of one round, reply by reply."""
+
+    def take(self, reply: Reply) -> None:
+        """Adds a reply."""
+
+    def means(self) -> Mapping[str, StateDict]:
+        """The means by component, to be taken once."""
 
 
 class Strategy:
@@ -31,24 +43,31 @@ class Strategy:
             sites = asked_of(settings, settings.num_participants)
             self._client_level = ClientLevelPrivacy(federation.client_level, sites, folder)
 
-    def step(
-        self,
-        stage: str,
-        round_number: int,
-        names: Collection[str],
-        state: RunState,
-        replies: Sequence[Reply],
-    ) -> None:
-        """Steps to the mean of the replies. A component that no site trained stays as it is.
+    def gather(
+        self, stage: str, round_number: int, names: Collection[str], state: RunState
+    ) -> "Gathering":
+        """What takes the replies of a round.
 
         Args:
             stage: Of the round.
             round_number: From 1.
             names: The components that the stage trains.
-            state: Of the run; its weights and optimizer memory are replaced.
-            replies: To the round.
+            state: Of the run, as the sites are sent it.
         """
-        for component, mean in self._means(stage, round_number, names, state, replies).items():
+        if self._client_level is not None:
+            # Of the weights alone: moments have no noise.
+            sent = {name: state.weights[name] for name in names if name in self._optimizers}
+            return Gathering(self._client_level.gather(stage, round_number, sent))
+        return Gathering(MeanOfReplies(names, self._weighting))
+
+    def step(self, gathered: "Gathering", state: RunState) -> None:
+        """Steps to the mean of the replies. A component that no site trained stays as it is.
+
+        Args:
+            gathered: All replies of the round.
+            state: Of the run; weights, optimizer memory and control variates are replaced.
+        """
+        for component, mean in gathered.means.means().items():
             if component not in self._optimizers:
                 state.weights[component] = mean
                 continue
@@ -60,6 +79,7 @@ class Strategy:
             )
             if memory:
                 state.optimizer_memory[component] = memory
+        state.controls = remembered(state.controls, gathered.controls)
 
     def average(self, state: RunState, round_number: int) -> None:
         """Moves the averages of UNet and head towards the weights after a joint round."""
@@ -72,26 +92,22 @@ class Strategy:
         """What client-level privacy has cost so far; None without it."""
         return self._client_level.spent() if self._client_level else None
 
-    def _means(
-        self,
-        stage: str,
-        round_number: int,
-        names: Collection[str],
-        state: RunState,
-        replies: Sequence[Reply],
-    ) -> Mapping[str, StateDict]:
-        """The means of a stage's components; with client-level privacy of its weights alone."""
-        if self._client_level is not None:
-            sent = {name: state.weights[name] for name in names if name in self._optimizers}
-            return self._client_level.means(stage, round_number, sent, replies)
-        metrics = [reply.metrics for reply in replies]
-        means = {
-            name: aggregate(
-                name, [reply.components[name] for reply in replies], metrics, self._weighting
-            )
-            for name in names
-        }
-        return {name: mean for name, mean in means.items() if mean is not None}
+
+class Gathering:
+    """The replies of one round, taken one by one: their means, and what is kept of each site."""
+
+    def __init__(self, means: Means) -> None:
+        """Takes what makes the means."""
+        self.means = means
+        self.controls: list[Reply] = []
+        """Each site's control variates; nothing where the run has none."""
+
+    def take(self, reply: Reply) -> None:
+        """Takes a reply; its weights and moments are not kept."""
+        self.means.take(reply)
+        controls = {n: s for n, s in reply.components.items() if n in CONTROLS.values()}
+        if controls:
+            self.controls.append(replace(reply, components=controls))
 
 
 def asked_of(settings: Settings, sites: int) -> int:

@@ -70,9 +70,14 @@ class Sizes:
             checkpoint=_bytes(components, components),
         )
 
-    def memory(self, sites: int) -> int:
-        """Bytes at the server in a joint round: its state, and every reply, encoded and decoded."""
-        return self.checkpoint + sites * (self.joint_up + self.decoded)
+    @property
+    def memory(self) -> int:
+        """Bytes at the server in a joint round, for any number of sites.
+
+        Its state, the encoded message, one reply encoded and decoded, and the sums of all replies,
+        which are three times as wide as a reply.
+        """
+        return self.checkpoint + self.joint_down + self.joint_up + 4 * self.decoded
 
     def traffic(self, settings: Settings) -> int:
         """Bytes that one site receives and sends in a run."""
@@ -118,7 +123,7 @@ def print_sizing(
             str(count),
             _size(traffic),
             f"{traffic / speed:.0f}",
-            _size(sizes.memory(count)),
+            _size(sizes.memory),
             _size(sizes.checkpoint),
         )
     console.print(server)

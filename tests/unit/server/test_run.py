@@ -1,6 +1,6 @@
 """What the server makes of a judgement, with sites that are asked in this process."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ class Recording(SitesHere):
         components: Mapping[str, Mapping[str, Tensor]],
         sites: Collection[str] | None = None,
         own: Mapping[str, Mapping[str, Mapping[str, Tensor]]] | None = None,
+        take: Callable[[Reply], None] | None = None,
     ) -> list[Reply]:
         self.sent.append((kind, dict(components)))
-        return super().ask(kind, round_number, components, sites, own)
+        return super().ask(kind, round_number, components, sites, own, take)
 
 
 CPU = torch.device("cpu")
@@ -134,13 +135,25 @@ def test_a_site_that_is_away_is_left_out_and_taken_in_again(
     whole, away = sites.ask, {protocol.ENCODE: 2, protocol.TRAIN_JOINT: 1}
     asked: list[tuple[str, list[str]]] = []
 
-    def ask(kind: str, number: int, components: Any, names: Any = None, own: Any = None) -> Any:
+    def ask(
+        kind: str,
+        number: int,
+        components: Any,
+        names: Any = None,
+        own: Any = None,
+        take: Callable[[Reply], None] | None = None,
+    ) -> Any:
         asked.append((kind, sorted(sites.sites if names is None else names)))
-        replies = whole(kind, number, components, names, own)
-        if away.get(kind, 0):
-            away[kind] -= 1
-            return [reply for reply in replies if reply.site != "site-1"]
-        return replies
+        left_out = {"site-1"} if away.get(kind, 0) > 0 else set()
+        away[kind] = away.get(kind, 0) - 1
+
+        def take_others(reply: Reply) -> None:
+            if take is not None and reply.site not in left_out:
+                take(reply)
+
+        given = take and take_others
+        replies = whole(kind, number, components, names, own, given)
+        return [reply for reply in replies if reply.site not in left_out]
 
     monkeypatch.setattr(sites, "ask", ask)
     run.execute()

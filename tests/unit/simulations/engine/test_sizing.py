@@ -33,11 +33,6 @@ def test_a_teacher_goes_to_the_sites_and_does_not_come_back(tiny: tuple[str, ...
     assert sizes.joint_down == sizes.joint_up + sizes.evaluation
 
 
-def test_memory_grows_by_the_replies(tiny: tuple[str, ...]) -> None:
-    sizes = Sizes.of(compose("config", tiny), 5)
-    assert sizes.memory(30) - sizes.memory(3) == 27 * 2 * sizes.joint_up
-
-
 @pytest.mark.parametrize("compression", ["none", "int8"])
 def test_a_run_moves_what_was_said(tiny: tuple[str, ...], tmp_path: Path, compression: str) -> None:
     places = (f"run.folder='{tmp_path / 'run'}'", f"data.store='{tmp_path / 'store'}'")
