@@ -25,15 +25,15 @@ from mediffusion_core.messaging.protocol import (
 from mediffusion_core.reporting.pictures import save_curves, save_sites
 from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
-from mediffusion_core.training.label_counts import LabelCounts
 from server.evaluation_round import EvaluationRounds
+from server.label_counts import label_counts
 from server.latent_scale import latent_scale
 from server.messages import Reply, SiteError
-from server.pooled import PooledValidation, ValidationSums
+from server.pooled import CappedValidationSums, PooledValidation, ValidationSums
 from server.sites import Sites
 from server.state import RunState
-from server.strategy.scaffold import corrections
-from server.strategy.strategy import Strategy, asked_of
+from server.strategy.gathering import Gathering
+from server.strategy.strategy import SPOOL, Strategy
 from server.summary import losses, summary
 
 StateDict = Mapping[str, Tensor]
@@ -119,10 +119,10 @@ class FederatedRun:
             self._participants(AUTOENCODER, number),
             take=gathered.take,
         )
-        self._strategy.step(gathered, state)
+        told = self._step(protocol.TRAIN_AUTOENCODER, gathered, replies)
         state.autoencoder_rounds = number
         psnr = self._evaluation.reconstruction(state)
-        self._record("autoencoder", number, total, psnr=psnr, **losses(replies), **joined)
+        self._record("autoencoder", number, total, psnr=psnr, **told, **joined)
         self._save(AUTOENCODER)
 
     def _share_latent_scale(self) -> None:
@@ -160,22 +160,33 @@ class FederatedRun:
         sites = self._participants("joint", number)
         self._encode(sites)
         sites = [site for site in sites if site in self._encoded]
-        own = corrections(state.controls, sites)
+        own = self._strategy.corrections(state, sites)
         gathered = self._strategy.gather("joint", number, JOINT, state)
         replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own, gathered.take)
-        self._strategy.step(gathered, state)
+        told = self._step(protocol.TRAIN_JOINT, gathered, replies)
         self._strategy.average(state, number)
         state.joint_rounds = number
-        self._record("joint", number, rounds, **losses(replies), **joined)
+        self._record("joint", number, rounds, **told, **joined)
         if number % self._settings.evaluation.every == 0 or number == rounds:
             self._evaluate(number)
         self._save("joint")
+
+    def _step(self, kind: str, gathered: Gathering, replies: Sequence[Reply]) -> dict[str, Any]:
+        """Steps to the aggregate of a round; returns what the round's record says of its sites."""
+        aggregated = self._strategy.step(gathered, self._state)
+        for site, reason in sorted(aggregated.set_aside.items()):
+            self._sites.set_aside(site, kind, reason)
+        counted = [reply for reply in replies if reply.site not in aggregated.set_aside]
+        robust = {"aggregated": aggregated.sites, "tolerated": aggregated.tolerated}
+        return {**losses(counted), **{name: value for name, value in robust.items() if value}}
 
     def _label_counts(self) -> dict[str, StateDict]:
         """How often each class occurs at all sites, where the objective needs it."""
         if not self._settings.training.joint.needs_label_counts:
             return {}
-        return {LABEL_COUNTS: LabelCounts.of_census(self._state.census.values()).arrays()}
+        census = self._state.census.values()
+        malicious = self._settings.federation.num_malicious_sites
+        return {LABEL_COUNTS: label_counts(census, malicious).arrays()}
 
     def _evaluate(self, number: int) -> None:
         """Evaluates the averaged global model, and selects it by the sites' own patients."""
@@ -197,7 +208,12 @@ class FederatedRun:
         averages = {name: self._state.averages[name] for name in (UNET, HEAD)}
         self._encode(self._sites.sites)
         number = self._state.joint_rounds
-        sums = ValidationSums(self._classes)
+        malicious = self._settings.federation.num_malicious_sites
+        sums = (
+            CappedValidationSums(self._classes, malicious, self._folder.path / SPOOL)
+            if malicious
+            else ValidationSums(self._classes)
+        )
         self._ask(protocol.EVALUATE, number, averages, self._encoded, take=sums.take)
         return sums.pooled()
 
@@ -224,7 +240,7 @@ class FederatedRun:
         sites = self._sites.sites
         seed = derive_seed(self._settings.seed, "participants", stage, number)
         order = torch.randperm(len(sites), generator=torch.Generator().manual_seed(seed))
-        chosen = order[: asked_of(self._settings, len(sites))]
+        chosen = order[: self._settings.federation.asked_of(len(sites))]
         return [sites[index] for index in chosen.tolist()]
 
     def _record(self, stage: str, number: int, rounds: int, **figures: Any) -> None:

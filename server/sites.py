@@ -72,6 +72,10 @@ class Sites(ABC):
         taken, self._set_aside = self._set_aside, []
         return taken
 
+    def set_aside(self, site: str, kind: str, reason: str) -> None:
+        """Names a site whose reply was taken and does not count after all."""
+        self._set_aside.append(SetAside(site, kind, reason))
+
     def census(self) -> list[Reply]:
         """Waits for the sites, and asks each for its name and its counts.
 

@@ -30,6 +30,9 @@ AUTOENCODER_MOMENTS = "autoencoder_moments"
 UNET_MOMENTS = "unet_moments"
 HEAD_MOMENTS = "head_moments"
 
+MOMENTS = {AUTOENCODER: AUTOENCODER_MOMENTS, UNET: UNET_MOMENTS, HEAD: HEAD_MOMENTS}
+"""The record of each component's moments."""
+
 EMA = "ema_"
 """Prefix of a component's name: the server's moving average of the global weights."""
 EMA_UNET = EMA + UNET

@@ -1,14 +1,12 @@
 """Averaging the sites' weights, each component by what it was trained on."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mediffusion_core.messaging.protocol import WEIGHTED_BY
 from mediffusion_core.settings import Weighting
-from server.messages import Reply
 
 StateDict = Mapping[str, Tensor]
 
@@ -109,34 +107,6 @@ def site_weight(metrics: Mapping[str, float], by: str, weighting: Weighting) -> 
     steps, and still a mean of states, so that moments are averaged alike.
     """
     return metrics[by] / max(metrics["steps"], 1.0) if weighting == "steps" else metrics[by]
-
-
-class MeanOfReplies:
-    """The mean of each component over the sites that trained it, reply by reply.
-
-    Autoencoder and UNet are weighted by the images a site saw, the head by its labelled images:
-    a site without a label would otherwise average its untrained head in.
-    """
-
-    def __init__(self, components: Collection[str], weighting: Weighting) -> None:
-        """Takes the names of the components, and how a site's images weight it."""
-        self._weighting = weighting
-        self._running = {component: RunningMean() for component in components}
-
-    def take(self, reply: Reply) -> None:
-        """Adds a site's reply."""
-        for component, running in self._running.items():
-            weight = site_weight(reply.metrics, WEIGHTED_BY[component], self._weighting)
-            running.add(reply.components[component], weight)
-
-    def means(self) -> dict[str, StateDict]:
-        """The means, to be taken once; without the components that no site trained."""
-        means: dict[str, StateDict] = {}
-        for component, running in self._running.items():
-            mean = running.mean()
-            if mean is not None:
-                means[component] = mean
-        return means
 
 
 def moving_average(

@@ -28,6 +28,7 @@ from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
 from mediffusion_core.privacy.dp_sgd.randomness import normal
 from mediffusion_core.settings import ClientLevelSettings
 from server.messages import Reply
+from server.strategy.gathering import Aggregated
 
 StateDict = Mapping[str, Tensor]
 
@@ -106,7 +107,7 @@ class NoisedMeans:
         for key, change in changes.items():
             self._sums[key] += factor * change
 
-    def means(self) -> dict[str, StateDict]:
+    def aggregated(self) -> Aggregated:
         """The noised means, to be taken once; on the disk as spent when this returns."""
         self._charge()
         means: dict[str, dict[str, Tensor]] = {}
@@ -115,7 +116,7 @@ class NoisedMeans:
             noised = total + self._deviation * normal(total.shape)
             mean = before.double() + noised / self._participants
             means.setdefault(component, {})[name] = mean.to(before.dtype)
-        return dict(means)
+        return Aggregated(dict(means))
 
 
 Key = tuple[str, str]

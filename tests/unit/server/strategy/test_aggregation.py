@@ -15,12 +15,12 @@ from mediffusion_core.settings import Weighting
 from server.messages import Reply
 from server.strategy.aggregation import (
     TOGETHER,
-    MeanOfReplies,
     RunningMean,
     mean_metric,
     moving_average,
     weighted_mean,
 )
+from server.strategy.gathering import MeanOfReplies
 
 VALUES = st.floats(-1e3, 1e3, width=32)
 SITES = st.lists(
@@ -49,7 +49,7 @@ def aggregate(
     gathered = MeanOfReplies([component], weighting)
     for number, (one, metric) in enumerate(zip(states, seen, strict=True)):
         gathered.take(Reply(f"site-{number}", {component: one}, metric))
-    return gathered.means().get(component)
+    return gathered.aggregated().components.get(component)
 
 
 @given(SITES)

@@ -42,7 +42,7 @@ def means(
     gathered = hidden.gather("joint", number, sent)
     for one in replies:
         gathered.take(one)
-    return gathered.means()
+    return gathered.aggregated().components
 
 
 def reply(change: tuple[float, ...], site: str = "labelled") -> Reply:
