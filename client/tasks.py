@@ -19,7 +19,7 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.inference.joint_model import logits_of, restore_joint
+from mediffusion_core.inference.joint_model import logits_of, restore_classifier, restore_joint
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
@@ -232,7 +232,7 @@ def validation_counts(
     settings, multi_label = site.settings, site.dataset.store.multi_label
     images = site.dataset.validation(site.index)
     unet = with_own(unet, _own(site, round_number + 1))
-    joint = restore_joint(settings, images.targets.shape[1], unet, head)
+    joint = restore_classifier(settings, images.targets.shape[1], unet, head)
     joint.to(site.device).eval()
     latents = validation_latents(site)
     logits = images.targets  # (0, C) where the site has no labelled validation patients

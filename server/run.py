@@ -22,6 +22,7 @@ from mediffusion_core.messaging.protocol import (
     LEDGER_HEAD,
     UNET,
 )
+from mediffusion_core.models import encoder_half
 from mediffusion_core.reporting.pictures import save_curves, save_sites
 from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
@@ -205,7 +206,8 @@ class FederatedRun:
         """Figures of the averaged model over all sites' validation patients."""
         if self._settings.privacy.enabled or self._settings.federation.client_level.enabled:
             return PooledValidation.nothing(self._classes)
-        averages = {name: self._state.averages[name] for name in (UNET, HEAD)}
+        average = self._state.averages
+        sent = {UNET: encoder_half(average[UNET]), HEAD: average[HEAD]}
         self._encode(self._sites.sites)
         number = self._state.joint_rounds
         malicious = self._settings.federation.num_malicious_sites
@@ -214,7 +216,7 @@ class FederatedRun:
             if malicious
             else ValidationSums(self._classes)
         )
-        self._ask(protocol.EVALUATE, number, averages, self._encoded, take=sums.take)
+        self._ask(protocol.EVALUATE, number, sent, self._encoded, take=sums.take)
         return sums.pooled()
 
     def _ask(

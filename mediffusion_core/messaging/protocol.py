@@ -19,8 +19,8 @@ TRAIN_JOINT = "train.joint"
 """Server sends `JOINT`; site trains it on its latents and replies with the same components. With
 `training.joint.control_variates` both messages also have the components of `CONTROLS`."""
 EVALUATE = "evaluate.joint"
-"""Server sends UNet and head; site replies with sums over its validation patients: confusion
-counts, and losses at several temperatures."""
+"""Server sends head and encoder half of the UNet; site replies with sums over its validation
+patients: confusion counts, and losses at several temperatures."""
 
 AUTOENCODER = "autoencoder"
 UNET = "unet"

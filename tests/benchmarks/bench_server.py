@@ -2,7 +2,7 @@
 
 python tests/benchmarks/bench_server.py
 
-A round of the joint stage: the server checks and aggregates replies of about 50 MB, which are made
+A round of the joint stage: the server checks and aggregates replies of about 40 MB, which are made
 here. Each side is a process of its own. Memory is the peak over the round, beyond what the process
 had before.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from configs.compose import compose
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.moment_names import MEAN, SQUARE, STEPS
-from mediffusion_core.messaging.protocol import JOINT, TRAIN_JOINT
+from mediffusion_core.messaging.protocol import HEAD, JOINT, TRAIN_JOINT, UNET
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.schedule import local_steps
 from server.messages import Reply, array_records, size_of
@@ -35,7 +35,13 @@ StateDict = Mapping[str, Tensor]
 
 CLASSES, IMAGES = 5, 1000
 FEW, MANY = 3, 40
-SIDES: dict[str, tuple[str, ...]] = {"mean": ()}
+MODEL = ("model=tiny", "model.unet.channels=[32,64,128,128]")
+ROBUST = ("federation.num_malicious_sites=1", "federation.norm_bound=10")
+SIDES = {
+    "mean": (),
+    "median": (*ROBUST, *(f"federation.server.{one}.aggregation=median" for one in (UNET, HEAD))),
+    "krum": (*ROBUST, *(f"federation.server.{one}.aggregation=krum" for one in (UNET, HEAD))),
+}
 """By rule of aggregation, its settings."""
 
 
@@ -105,7 +111,9 @@ def _trained(name: str, value: Tensor, steps: int, generator: torch.Generator) -
 
 def side(rule: str, number: int, folder: Path) -> None:
     """Prints the MB of a round of so many sites, and those of a reply."""
-    overrides = ["model=tiny32", "data.image_size=32", "federation.min_sites=1", *SIDES[rule]]
+    sites_there = f"data.phantom.patients_per_site={[IMAGES] * MANY}".replace(" ", "")
+    planned = (f"federation.num_sites={MANY}", "federation.min_sites=1", sites_there)
+    overrides = [*MODEL, *planned, *SIDES[rule]]
     settings = compose("config", overrides)
     state = fresh_state(settings, CLASSES)
     strategy, sites = Strategy(settings, folder), MadeSites(number, settings, state.weights)

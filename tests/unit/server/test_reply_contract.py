@@ -1,7 +1,6 @@
 """A site's reply counts only if it keeps the contract of its message."""
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
+from helpers.attacks import Always, Attack, run_with
 from helpers.malformed import (
     MALFORMED,
     Tamper,
@@ -38,13 +38,10 @@ from mediffusion_core.messaging.protocol import (
     TRAIN_JOINT,
 )
 from mediffusion_core.run_io.checkpoints import list_checkpoints
-from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
 from server.messages import BudgetSpentError, Census, RefusedReplyError, refuse_failure
 from server.reply_contract import Asked, ReplyContract
-from server.server_app import serve
 from server.state import fresh_state
-from simulations.engine.in_process import SitesHere
 
 ROUND = 1
 
@@ -132,39 +129,9 @@ def test_hostile_reply_that_raises_anything_sets_its_site_aside(
 
     monkeypatch.setattr(ReplyContract, "read", raising)
     tampers = {TRAIN_JOINT: on_config("raise", any=1)}
-    _, summary = run_with(shortest, tmp_path, tampers)
+    _, summary = run_with(shortest, tmp_path, Always(tampers))
     told = [(one["site"], one["kind"], one["reason"]) for one in summary["set_aside"]]
     assert told == [("site-1", TRAIN_JOINT, "sent a reply that cannot be checked")]
-
-
-class OneHostile(SitesHere):
-    """Three sites, the second of which answers what it likes from a message on."""
-
-    tampers: Mapping[str, Tamper]
-
-    def _answer(
-        self, kind: str, round_number: int, index: int, records: Mapping[str, ArrayRecord]
-    ) -> RecordDict:
-        content = super()._answer(kind, round_number, index, records)
-        if index == 1 and kind in self.tampers:
-            self.tampers[kind](content)
-        return content
-
-
-def run_with(
-    overrides: tuple[str, ...], folder: Path, tampers: Mapping[str, Tamper]
-) -> tuple[RunFolder, dict[str, Any]]:
-    given = (*overrides, f"data.store={folder / 'store'}", f"run.folder={folder / 'run'}")
-    settings = compose("config", given)
-
-    def connect(contract: ReplyContract) -> SitesHere:
-        sites = OneHostile("config", given, settings, contract)
-        sites.tampers = tampers
-        return sites
-
-    run_folder = RunFolder(folder / "run")
-    serve(connect, settings, run_folder)
-    return run_folder, json.loads((run_folder.path / "summary.json").read_text())
 
 
 def test_hostile_reply_leaves_the_run_as_if_its_site_had_failed(
@@ -179,7 +146,7 @@ def test_hostile_reply_leaves_the_run_as_if_its_site_had_failed(
     failing = dict.fromkeys(hostile, on_config(FAILURE, code="internal", id="0123abcd"))
     folders = []
     for name, tampers in (("hostile", hostile), ("failing", failing)):
-        folder, summary = run_with(shortest, tmp_path / name, tampers)
+        folder, summary = run_with(shortest, tmp_path / name, Always(tampers))
         assert summary["status"] == "completed"
         assert {one["site"] for one in summary["set_aside"]} == {"site-1"}
         assert {one["kind"] for one in summary["set_aside"]} == set(hostile)
@@ -222,5 +189,5 @@ def test_honest_sites_are_never_set_aside(
     shortest: tuple[str, ...], tmp_path: Path, changes: tuple[str, ...]
 ) -> None:
     rounds = ("federation.num_rounds=3", "evaluation.every=3")
-    _, summary = run_with((*shortest, *rounds, *changes), tmp_path, {})
+    _, summary = run_with((*shortest, *rounds, *changes), tmp_path, Attack())
     assert summary["status"] == "completed" and summary["set_aside"] == []

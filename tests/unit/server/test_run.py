@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.attacks import Changes, run_with
 from torch import Tensor
 
 from configs.compose import compose
@@ -166,3 +167,25 @@ def test_a_site_that_is_away_is_left_out_and_taken_in_again(
     lines = [line for line in folder.history() if line["stage"] == "joint"]
     assert sorted(lines[0]["sites"]) == both
     assert sorted(lines[1]["sites"]) == all_three
+
+
+def test_a_site_beyond_the_norm_bound_is_named_and_the_run_goes_on(
+    shortest: tuple[str, ...], tmp_path: Path
+) -> None:
+    robust = (
+        "federation.num_malicious_sites=1",
+        "federation.norm_bound=3",
+        "federation.server.unet.aggregation=median",
+    )
+    attack = Changes(lambda change: -1000 * change)
+    folder, summary = run_with((*shortest, *robust), tmp_path, attack)
+    assert summary["status"] == "completed"
+    aside = {one["kind"]: (one["site"], one["reason"]) for one in summary["set_aside"]}
+    assert aside.keys() == {protocol.TRAIN_AUTOENCODER, protocol.TRAIN_JOINT}
+    for site, reason in aside.values():
+        assert site == "site-1" and "times the median of the round" in reason
+    [joint] = [line for line in folder.history() if line["stage"] == "joint"]
+    assert joint["aggregated"] == {"unet": ["site-0", "site-2"], "head": ["site-0"]}
+    assert joint["tolerated"] == {"unet": 0}
+    assert sorted(joint["sites"]) == ["site-0", "site-2"]
+    assert not (folder.path / "replies").exists()
