@@ -3,18 +3,25 @@
 An exception leaves the site as a code and a random id; its text stays in the site's own log.
 """
 
-import sys
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import latent_cache, privacy_budget, tasks
+from client import audit, latent_cache, privacy_budget
+from client.declared_content import refuse_undeclared
 from client.site import Site, open_site, site_log
-from mediffusion_core.common.errors import BudgetSpent, LedgerError, RefusedError, UserError
+from client.trainer import Components, Metrics, StateDict, Trainer, trainer_of
+from mediffusion_core.common.errors import (
+    AuditError,
+    BudgetSpent,
+    LedgerError,
+    RefusedError,
+    UserError,
+)
+from mediffusion_core.common.logs import log
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import arrived, change, method_of
 from mediffusion_core.messaging.omission import left_out, unchanged, with_zero_moments, without
@@ -24,7 +31,7 @@ from mediffusion_core.settings import Compression
 
 app = ClientApp()
 
-Handler = Callable[[Site, RecordDict], RecordDict]
+Handler = Callable[[Trainer, RecordDict], RecordDict]
 
 
 class _OtherSettingsError(Exception):
@@ -33,6 +40,7 @@ class _OtherSettingsError(Exception):
 
 CODES: Mapping[type[Exception], str] = {
     BudgetSpent: protocol.BUDGET,
+    AuditError: "audit",
     RefusedError: "refused",
     WrongGradientError: "gradients",
     _OtherSettingsError: "settings",
@@ -45,10 +53,10 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
     """Wraps a handler: checks settings and ledger, and lets no error text out."""
 
     def answer(message: Message, context: Context) -> Message:
-        folder: Path | None = None
+        site: Site | None = None
         try:
             site = open_site(context)
-            folder = site.folder
+            trainer = trainer_of(site)
             expected = str(_instructions(message.content)["settings_hash"])
             if expected != site.settings.fingerprint():
                 raise _OtherSettingsError(f"{expected} at the server")
@@ -57,11 +65,18 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
                     site, _state(message.content, protocol.LEDGER_HEAD)
                 )
                 del message.content[protocol.LEDGER_HEAD]
-            content = handler(site, message.content)
-            if site.settings.privacy.enabled:
-                content[protocol.LEDGER_HEAD] = _record(privacy_budget.ledger_head(site))
+            content = handler(trainer, message.content)
+            kind = message.metadata.message_type
+            refuse_undeclared(kind, content, site.settings.privacy.enabled)
+            if tip := trainer.ledger_tip():
+                content[protocol.LEDGER_HEAD] = _record(tip)
+            latent_cache.forget_after(site, kind, _round(message.content))
         except Exception as error:
-            content = _failure(error, folder)
+            content = _failure(error, site)
+        try:
+            audit.write_answer(message, context.run_id, site, content)
+        except Exception as error:
+            content = _failure(error, site)
         content[protocol.ANSWERS_TO] = _answered(message)
         return Message(content, reply_to=message)
 
@@ -79,27 +94,30 @@ def _answered(message: Message) -> ConfigRecord:
     return ConfigRecord({**protocol.answered(kind, _instructions(message.content))})
 
 
-def _failure(error: Exception, folder: Path | None) -> RecordDict:
+def _failure(error: Exception, site: Site | None) -> RecordDict:
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "internal")
     if isinstance(error, LedgerError):
         code = error.code
     identity = uuid.uuid4().hex[:8]
-    site_log(folder).error("%s %s\n%s", identity, error, traceback.format_exc())
-    if folder is None:
-        print(f"{identity} {error}", file=sys.stderr)
+    try:
+        if site is not None:
+            site_log(site.folder).error("%s %s\n%s", identity, error, traceback.format_exc())
+        else:
+            log.error("%s %s", identity, error)
+    except OSError:  # Flower would send the text of an error that is raised here
+        log.error("%s %s", identity, error)
     return RecordDict({protocol.FAILURE: ConfigRecord({"code": code, "id": identity})})
 
 
-def _state(content: RecordDict, component: str, method: Compression = "none") -> tasks.StateDict:
+def _state(content: RecordDict, component: str, method: Compression = "none") -> StateDict:
     # The message's own bytes are let go of as they are decoded.
     state = unpack(content.array_records[component].pop(FORMAT).data)
     came = {name: value for name, value in state.items() if name not in left_out(state)}
     return arrived(came, method_of(component, method))
 
 
-def _components(site: Site, content: RecordDict) -> dict[str, tasks.StateDict]:
-    """All that came with a message of training."""
-    method = site.settings.federation.compression
+def _components(content: RecordDict, method: Compression) -> dict[str, StateDict]:
+    """All components of a message of training."""
     came = {name: _state(content, name, method) for name in content.array_records}
     for weights, moments in protocol.MOMENTS.items():
         if moments in came:
@@ -107,24 +125,25 @@ def _components(site: Site, content: RecordDict) -> dict[str, tasks.StateDict]:
     return came
 
 
-def _record(state: tasks.StateDict) -> ArrayRecord:
+def _record(state: StateDict) -> ArrayRecord:
     return ArrayRecord({FORMAT: Array(*pack(state))})
 
 
 def _trained(
-    site: Site,
-    sent: Mapping[str, tasks.StateDict],
-    trained: Mapping[str, tasks.StateDict],
-    metrics: Mapping[str, float],
+    trainer: Trainer,
+    content: RecordDict,
+    train: Callable[[Components, int], tuple[dict[str, StateDict], Metrics]],
 ) -> RecordDict:
     """The answer to a message of training: weights by the run's compression, allowed metrics."""
-    method = site.settings.federation.compression
+    method = trainer.site.settings.federation.compression
+    sent = _components(content, method)
+    trained, metrics = train(sent, _round(content))
     records = {}
     for component, state in trained.items():
         before = sent[component] if component in protocol.COMPRESSED else {}
         travelling = change(state, before, method_of(component, method))
         records[component] = _record(without(travelling, unchanged(state, before)))
-    allowed = protocol.allowed(metrics, site.allowed_metrics)
+    allowed = protocol.allowed(metrics, trainer.site.policy.allowed_metrics)
     return RecordDict({**records, protocol.METRICS: MetricRecord({**allowed})})
 
 
@@ -134,55 +153,50 @@ def _round(content: RecordDict) -> int:
 
 @app.query("census")
 @_answer
-def census(site: Site, content: RecordDict) -> RecordDict:
+def census(trainer: Trainer, content: RecordDict) -> RecordDict:
     """Replies with the site's name and its counts."""
     return RecordDict(
         {
-            protocol.IDENTITY: ConfigRecord({"site": site.name}),
-            protocol.METRICS: MetricRecord({**tasks.census(site)}),
+            protocol.IDENTITY: ConfigRecord({"site": trainer.site.name}),
+            protocol.METRICS: MetricRecord({**trainer.census()}),
         }
     )
 
 
 @app.train("autoencoder")
 @_answer
-def train_autoencoder(site: Site, content: RecordDict) -> RecordDict:
+def train_autoencoder(trainer: Trainer, content: RecordDict) -> RecordDict:
     """Replies with the autoencoder and its moments after a local round."""
-    sent = _components(site, content)
-    trained, metrics = tasks.autoencoder_round(site, sent, _round(content))
-    return _trained(site, sent, trained, metrics)
+    return _trained(trainer, content, trainer.autoencoder_round)
 
 
 @app.query("latents")
 @_answer
-def latents(site: Site, content: RecordDict) -> RecordDict:
+def latents(trainer: Trainer, content: RecordDict) -> RecordDict:
     """Replies with sums over the site's latents."""
-    sums = tasks.latent_sums(site, _state(content, protocol.AUTOENCODER))
+    sums = trainer.latent_sums(_state(content, protocol.AUTOENCODER))
     return RecordDict({protocol.COUNTS: _record(sums)})
 
 
 @app.query("encode")
 @_answer
-def encode(site: Site, content: RecordDict) -> RecordDict:
+def encode(trainer: Trainer, content: RecordDict) -> RecordDict:
     """Keeps the site's latents for the joint stage; the reply is empty."""
-    latent_cache.encode(site, _state(content, protocol.AUTOENCODER))
+    trainer.encode(_state(content, protocol.AUTOENCODER))
     return RecordDict()
 
 
 @app.train("joint")
 @_answer
-def train_joint(site: Site, content: RecordDict) -> RecordDict:
+def train_joint(trainer: Trainer, content: RecordDict) -> RecordDict:
     """Replies with UNet, head and their moments after a local round."""
-    sent = _components(site, content)
-    trained, metrics = tasks.joint_round(site, sent, _round(content))
-    return _trained(site, sent, trained, metrics)
+    return _trained(trainer, content, trainer.joint_round)
 
 
 @app.evaluate("joint")
 @_answer
-def evaluate(site: Site, content: RecordDict) -> RecordDict:
+def evaluate(trainer: Trainer, content: RecordDict) -> RecordDict:
     """Replies with confusion counts and losses, summed over the site's validation patients."""
-    counts = tasks.validation_counts(
-        site, _state(content, protocol.UNET), _state(content, protocol.HEAD), _round(content)
-    )
+    unet, head = (_state(content, component) for component in (protocol.UNET, protocol.HEAD))
+    counts = trainer.validation_counts(unet, head, _round(content))
     return RecordDict({protocol.COUNTS: _record(counts)})

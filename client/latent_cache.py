@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,19 +12,18 @@ from torch import Tensor
 
 from client.site import Site
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT
 from mediffusion_core.models import Autoencoder, channel_sums, untrained_codec
-from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
+from mediffusion_core.training.latent_files import LATENTS
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
 
 StateDict = Mapping[str, Tensor]
 
-LATENTS = "latents.safetensors"
 IMAGES, CODEC = "images", "codec"
-"""Digests beside the latents: of what was encoded, and of that with the codec and the settings."""
+"""Digests beside the latents: of the encoded images, and of these with codec and settings."""
 SUMMED = 128
 UNLABELLED_VIEWS = 2
 """Random views of each unlabelled image that are kept for consistency training."""
@@ -48,11 +47,16 @@ def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
     return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
 
 
-def encode(site: Site, codec_weights: StateDict) -> None:
+def encode(site: Site, codec_weights: StateDict, seed_for: Callable[[str], int]) -> None:
     """Encodes the site's images and keeps the latents in its folder.
 
     A second call with the same codec, images, labels and settings finds them there and does
     nothing; an image that became readable since, or a corrected label, makes all of them anew.
+
+    Args:
+        site: Whose images.
+        codec_weights: Of the codec.
+        seed_for: The seed of random views, by their purpose.
     """
     settings = site.settings
     train, validation = site.dataset.train(site.index), site.dataset.validation(site.index)
@@ -82,11 +86,7 @@ def encode(site: Site, codec_weights: StateDict) -> None:
             images,
             views=count,
             augmentation=settings.data.augmentation,
-            # Views are drawn one image after the other, so that with a seed that others know an
-            # image more would change the views of those behind it.
-            seed=secret_seed()
-            if settings.privacy.enabled
-            else derive_seed(settings.seed, purpose, site.name),
+            seed=seed_for(purpose),
             plain=plain,
             on_batch=on_batch,
         )
@@ -135,10 +135,24 @@ def validation_latents(site: Site) -> Tensor:
     return latents
 
 
+def forget_after(site: Site, kind: str, round_number: int) -> None:
+    """Deletes the latents after the last message of a run, where the policy keeps them no longer.
+
+    A site that was not asked in the last round keeps them until they expire.
+    """
+    settings = site.settings
+    validated = not (settings.privacy.enabled or settings.federation.client_level.enabled)
+    last = EVALUATE if validated else TRAIN_JOINT
+    ended = kind == last and round_number == settings.federation.num_rounds
+    if ended and site.policy.keep_latents == "run":
+        (site.folder / LATENTS).unlink(missing_ok=True)
+
+
 def _refuse_others(site: Site) -> None:
     """Else latents would go with the labels, and be charged to the patients, of other images."""
     if _kept_of(site.folder / LATENTS, IMAGES) != _digest_of_images(site):
         raise UserError("the site's images or labels are not those that were encoded")
+    (site.folder / LATENTS).touch()  # files that are in use do not expire
 
 
 def _digest(site: Site, weights: StateDict, images: str) -> str:
@@ -152,7 +166,7 @@ def _digest(site: Site, weights: StateDict, images: str) -> str:
 
 
 def _digest_of_images(site: Site) -> str:
-    """Of which images the site trains and validates on, in order, their patients and labels."""
+    """Digest of the site's training and validation images: ids in order, patients and labels."""
     sha = hashlib.sha256()
     for images in (site.dataset.train(site.index), site.dataset.validation(site.index)):
         names = [site.dataset.store.image_ids[row] for row in images.rows]

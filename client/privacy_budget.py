@@ -27,6 +27,15 @@ def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
     _ledger(site).charge(_names(site), cost, stage, run, round_number)
 
 
+def spent(site: Site) -> float:
+    """The largest ε of a patient over all entries, at the δ of the run.
+
+    Raises:
+        LedgerError: if the ledger is not to be trusted.
+    """
+    return _ledger(site).worst(site.settings.privacy.target_delta)
+
+
 def refuse_older_ledger(site: Site, head: Mapping[str, Tensor]) -> None:
     """Refuses a ledger that is older than the tip that the server holds.
 

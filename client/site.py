@@ -30,20 +30,23 @@ from mediffusion_core.data.partitioning.federated_dataset import (
 )
 from mediffusion_core.run_io.run_folder import run_path
 from mediffusion_core.settings import Settings
-from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
+from mediffusion_core.settings.site_policy import SitePolicy
 from mediffusion_core.training.local_report import Progress
+
+SIMULATED = SitePolicy(require_privacy=False, keep_latents=3650)
+"""The policy of a site without a site file."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One simulated hospital: number `index` of the partition."""
+    """One site: its settings, and its images, client number `index` of the federated dataset."""
 
     settings: Settings
     dataset: FederatedDataset
     index: int
     folder: Path
-    allowed_metrics: frozenset[str] = ALLOWED_METRICS
-    """Metrics that its own policy lets leave."""
+    policy: SitePolicy = SIMULATED
+    """The site's limits on runs."""
 
     @property
     def name(self) -> str:
@@ -83,7 +86,7 @@ def open_site(context: Context) -> Site:
     """
     config, node = context.run_config, context.node_config
     own = tuple((key, node[key]) for key in (FOLDER, SITE_FILE, DATA_ROOT, DEVICE) if key in node)
-    settings, dataset, metrics = _opened(str(config["config-name"]), str(config["overrides"]), own)
+    settings, dataset, policy = _opened(str(config["config-name"]), str(config["overrides"]), own)
     torch.set_num_threads(own_threads(settings, node))
     index = 0 if SITE_FILE in node else int(node["partition-id"])
     if index >= len(dataset.clients):
@@ -91,24 +94,28 @@ def open_site(context: Context) -> Site:
     shared = run_path(settings.run, context.run_id)
     folder = (own_folder(settings, node) or shared) / "sites" / dataset.clients[index].site
     folder.mkdir(parents=True, exist_ok=True)
-    return Site(settings, dataset, index, folder, metrics)
+    return Site(settings, dataset, index, folder, policy)
 
 
 @lru_cache(maxsize=1)
 def _opened(
     config_name: str, overrides: str, own: tuple[tuple[str, Any], ...]
-) -> tuple[Settings, FederatedDataset, frozenset[str]]:
+) -> tuple[Settings, FederatedDataset, SitePolicy]:
     node = dict(own)
     settings = own_settings(compose(config_name, split(overrides)), node)
     if SITE_FILE in node:
         return open_own(settings, Path(node[SITE_FILE]))
-    return settings, open_federated_dataset(settings), ALLOWED_METRICS
+    return settings, open_federated_dataset(settings), SIMULATED
 
 
-def site_log(folder: Path | None) -> logging.Logger:
-    """The site's own log, in its folder where it has one; error texts stay here."""
+def site_log(folder: Path) -> logging.Logger:
+    """The site's own log, in its folder; error texts stay here.
+
+    Raises:
+        OSError: if it can't be opened.
+    """
     logger = logging.getLogger(f"fed-mediffusion.site.{folder}")
-    if folder and not logger.handlers:
+    if not logger.handlers:
         handler = logging.FileHandler(folder / "site.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)

@@ -1,7 +1,9 @@
 """The images of a deployed site, and the limits that its site file sets for a run."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mediffusion_core.common.errors import RefusedError, UserError
 from mediffusion_core.data.partitioning.federated_dataset import (
@@ -11,10 +13,12 @@ from mediffusion_core.data.partitioning.federated_dataset import (
 from mediffusion_core.messaging.protocol import WEIGHTED_BY
 from mediffusion_core.privacy.ledger.site_ledger import ledger_places
 from mediffusion_core.settings import Settings
+from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.settings.site_file import SiteFile
+from mediffusion_core.settings.site_policy import Bounds, SitePolicy
 
 
-def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset, frozenset[str]]:
+def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset, SitePolicy]:
     """Opens the images of a site file, prepared and split by the run's settings.
 
     The site file sets where the images lie and how they are read. The run sets their size, the
@@ -26,7 +30,7 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
 
     Returns:
         The run's settings with the site's device, ledger and limit of ε; the images as those of
-        the only site; and the metrics that may leave.
+        the only site; and the site policy.
 
     Raises:
         RefusedError: if the run asks for more than the site agrees to.
@@ -62,38 +66,26 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
     (client,) = dataset.clients
     clients = (replace(client, site=file.name),)
     dataset = replace(dataset, clients=clients, centres=clients)
-    return agreed, dataset, file.policy.allowed_metrics
+    return agreed, dataset, file.policy
 
 
 def _agreed(settings: Settings, file: SiteFile) -> Settings:
     """The run's settings with the site's device and ledger, and within what the site agrees to."""
     policy, privacy = file.policy, settings.privacy
+    _refuse_settings(settings, policy)
     weighing = {*WEIGHTED_BY.values()}
     if settings.federation.weighting == "steps":
         weighing.add("steps")
     if kept_back := weighing - policy.allowed_metrics:
         names = " and ".join(sorted(kept_back))
         raise RefusedError(f"policy.allowed_metrics lacks {names}, which weigh this site's reply")
-    private = policy.max_epsilon is not None or policy.min_noise_multiplier is not None
-    if private and not privacy.enabled:
-        raise RefusedError("this site takes part in no run without differential privacy")
-    if policy.max_epsilon is not None and privacy.target_delta > policy.target_delta:
+    if privacy.enabled:
+        _refuse_less_privacy(privacy, policy)
+    elif policy.require_privacy:
         raise RefusedError(
-            f"privacy.target_delta {privacy.target_delta} is more than {policy.target_delta} here"
+            "privacy.enabled is false; this site takes part in no run without differential privacy "
+            "unless its file says policy.require_privacy = false"
         )
-    if policy.max_epsilon is not None and privacy.unit == "image":
-        raise RefusedError(
-            "policy.max_epsilon bounds what a patient spends; privacy.unit=image would charge a "
-            "patient of several images for one"
-        )
-    # With a target of ε the site would have to take whatever noise leads there.
-    noises = {
-        "privacy.noise_multiplier": privacy.noise_multiplier or 0.0,
-        "privacy.release_noise": privacy.release_noise,
-    }
-    for name, noise in noises.items():
-        if noise < (policy.min_noise_multiplier or 0.0):
-            raise RefusedError(f"{name} is under {policy.min_noise_multiplier}")
     limits = [limit for limit in (policy.max_epsilon, privacy.max_epsilon) if limit is not None]
     places = dict(zip(("folder", "head"), ledger_places(file), strict=True))
     for name, place in places.items():
@@ -107,3 +99,41 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
     return settings.model_copy(
         update={"device": policy.device, "privacy": privacy.model_copy(update=own)}
     )
+
+
+def _refuse_settings(settings: Settings, policy: SitePolicy) -> None:
+    """Refuses a run with a setting that the site does not allow."""
+    given = settings.model_dump(mode="json")
+    for name, allowed in policy.allowed_settings.items():
+        value: Any = given
+        for part in name.split("."):
+            value = value[part]
+        if isinstance(allowed, Bounds):
+            low = -math.inf if allowed.min is None else allowed.min
+            high = math.inf if allowed.max is None else allowed.max
+            fits, said = isinstance(value, int | float) and low <= value <= high, f"{low} to {high}"
+        else:
+            fits, said = value in allowed, ", ".join(map(str, allowed))
+        if not fits:
+            raise RefusedError(f"{name} is {value}; policy.allowed_settings allows {said}")
+
+
+def _refuse_less_privacy(privacy: PrivacySettings, policy: SitePolicy) -> None:
+    """Refuses a private run that protects less than the site's policy."""
+    if policy.max_epsilon is not None and privacy.target_delta > policy.target_delta:
+        raise RefusedError(
+            f"privacy.target_delta {privacy.target_delta} is more than {policy.target_delta} here"
+        )
+    if policy.max_epsilon is not None and privacy.unit == "image":
+        raise RefusedError(
+            "policy.max_epsilon bounds what a patient spends; privacy.unit=image would charge a "
+            "patient of several images for one"
+        )
+    noises = {
+        "privacy.noise_multiplier": privacy.noise_multiplier,
+        "privacy.release_noise": privacy.release_noise,
+    }
+    for name, noise in noises.items():
+        # The noise for a target of ε follows from the plan, which `PrivateTrainer` checks.
+        if noise is not None and noise < (policy.min_noise_multiplier or 0.0):
+            raise RefusedError(f"{name} is under {policy.min_noise_multiplier}")

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.quoting import as_meant, quoted, rejoined
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.readers import require_reader
 from mediffusion_core.settings import (
     Settings,
     checked,
@@ -45,7 +46,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
         overrides: Hydra overrides such as `data=isic2019` or `seed=3`.
 
     Raises:
-        UserError: one line that names what is wrong.
+        UserError: one line that names the mistake.
     """
     if not (FOLDER / f"{config_name}.yaml").is_file():
         names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -58,7 +59,9 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
     composed = _to_mapping(config_name, [part for one in others for part in _for_hydra(one)])
     for entry in entries:
         _enter(composed, entry)
-    return validate(composed)
+    settings = validate(composed)
+    require_reader(settings.data.source)
+    return settings
 
 
 def change(settings: Settings, overrides: Sequence[str]) -> Settings:
@@ -67,9 +70,9 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
     They may be those of a model, which name no place of a site's own, as a run's do.
 
     Raises:
-        UserError: one line that names what is wrong.
+        UserError: one line that names the mistake.
     """
-    if not overrides:  # nor is what was settled before some refusal refused now
+    if not overrides:  # settings of an earlier version may fail checks that were added since
         return settings
     given = settings.model_dump(mode="json")
     known = known_keys(given)
@@ -85,7 +88,9 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
     except OmegaConfBaseException as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     assert isinstance(mapping, dict)
-    return checked({str(key): value for key, value in mapping.items()})
+    changed = checked({str(key): value for key, value in mapping.items()})
+    require_reader(changed.data.source)
+    return changed
 
 
 def flatten(overrides: Sequence[str]) -> str:
@@ -128,7 +133,7 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _for_hydra(override: str) -> list[str]:
-    """What a user means and Hydra's grammar has no place for: text that is not quoted, names."""
+    """Overrides of Hydra's grammar for one by a user, who may leave out quotation marks."""
     name, _, value = override.partition("=")
     key = name.lstrip("+~")
     if key in MAPPINGS:
@@ -187,7 +192,7 @@ def _check_override(override: str) -> None:
 
 
 def _one_line(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
-    """Names the override that does not fit, and what was perhaps meant."""
+    """One line that names the override with the mistake and suggests the nearest key."""
     known = known_keys(_to_mapping(config_name, [])) if overrides else []
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")

@@ -1,4 +1,4 @@
-"""What a user writes as the value of a setting, in the grammar of Hydra's overrides."""
+"""Quotes the value that a user gives a setting, for the grammar of Hydra's overrides."""
 
 import re
 import types
@@ -25,12 +25,12 @@ def quoted(text: str | Path) -> str:
 def as_meant(key: str, value: str) -> str:
     """A value with the quotation marks that Hydra's grammar asks for and users leave out.
 
-    Only values of settings that are text, paths or lists of texts change; `null`, and what is
-    quoted already, stay as they are. `~` is the user's home.
+    Only values of settings that are text, paths or lists of texts change; `null` and quoted
+    values stay as they are. `~` is the user's home.
 
     Args:
         key: dotted name of a setting.
-        value: what was given for it.
+        value: the given value.
     """
     kind = _kinds().get(key)
     if kind is None or value == "null" or _is_quoted(value):

@@ -6,15 +6,14 @@ expire.
 """
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from deployment.signing import BundleRefusedError, Sha256, Whole
-from mediffusion_core.common.files import data_folder, sync
+from deployment.site_record import SiteRecord
+from mediffusion_core.common.files import data_folder
 
 PLACE = "FED_MEDIFFUSION_ACCEPTED_VERSIONS"
 """Environment variable with the path of the record."""
@@ -29,7 +28,7 @@ class Accepted(BaseModel):
     bundle: Sha256
 
 
-_RECORD = TypeAdapter(dict[Sha256, Accepted])
+_FORM = TypeAdapter(dict[Sha256, Accepted])
 """The last accepted version of each signer."""
 
 
@@ -55,20 +54,13 @@ class AcceptedVersions:
             BundleRefusedError: for a lower version, for the same version with another bundle, and
                 if the record can't be read or written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock"):
-                accepted = self.read()
-                before = accepted.get(signer)
-                if before == offered:
-                    return
-                if before is not None:
-                    _refuse_older(before, offered)
-                self._write(accepted | {signer: offered})
-        except OSError as error:
-            raise BundleRefusedError(
-                f"the site's record of accepted versions can't be used: {error.strerror}"
-            ) from None
+
+        def accepted(before: dict[str, Accepted]) -> dict[str, Accepted]:
+            if signer in before and before[signer] != offered:
+                _refuse_older(before[signer], offered)
+            return before | {signer: offered}
+
+        self._record.change({}, accepted)
 
     def read(self) -> dict[str, Accepted]:
         """The last accepted version of each signer; empty without a file.
@@ -77,21 +69,11 @@ class AcceptedVersions:
             OSError: if the file can't be read.
             BundleRefusedError: if the file is no such record.
         """
-        try:
-            return _RECORD.validate_json(self.path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except ValidationError:
-            raise BundleRefusedError("the site's record of accepted versions is damaged") from None
+        return self._record.read({})
 
-    def _write(self, accepted: dict[str, Accepted]) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_RECORD.dump_json(accepted))
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, self.path)
-        sync(self.path.parent)
+    @property
+    def _record(self) -> SiteRecord[dict[str, Accepted]]:
+        return SiteRecord(self.path, _FORM, "accepted versions")
 
 
 def _refuse_older(before: Accepted, offered: Accepted) -> None:

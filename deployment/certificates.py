@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from deployment.passphrase import Passphrase, encryption
+from mediffusion_core.common.errors import UserError
 
 AUTHORITY_DAYS = 3650
 SKEW = datetime.timedelta(minutes=5)
@@ -65,9 +67,9 @@ def new_server(
     return key, builder.sign(authority_key, hashes.SHA384())
 
 
-def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as an unencrypted PEM file, which the file's mode protects."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+def private_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A private key as a PEM file; without a passphrase the file's mode protects it."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption(passphrase))
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:
@@ -76,17 +78,31 @@ def certificate_pem(certificate: x509.Certificate) -> bytes:
 
 
 def new_site_key() -> tuple[bytes, bytes]:
-    """A site's private and public key (NIST P-384) in OpenSSH's format, which Flower reads."""
+    """A site's private and public key (NIST P-384) in OpenSSH's format, which Flower reads.
+
+    Flower reads no encrypted key.
+    """
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    return private, public + b"\n"
+    return private, public_line(key.public_key())
 
 
-def read_authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """Key and certificate of the authority in a folder of `provision`."""
-    key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+def public_line(key: ec.EllipticCurvePublicKey) -> bytes:
+    """A site's public key as a line in OpenSSH's format."""
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
+
+
+def read_authority(
+    folder: Path, passphrase: Passphrase | None = None
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """Key and certificate of the authority in a folder of `provision`.
+
+    Raises:
+        UserError: if the key can't be read, or the passphrase is wrong.
+    """
+    key = (passphrase or Passphrase()).load(folder / "ca.key")
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UserError(f"{folder / 'ca.key'} holds no key of an authority")
     return key, x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
 
 

@@ -5,18 +5,24 @@ image this program replaces Flower's.
 """
 
 import sys
+from dataclasses import replace
 
 from flwr.supernode.cli import flwr_clientapp
 
 from deployment.admission import Admission
 from deployment.flower_patches import admit_clientapp
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.logs import configure_logs
+from mediffusion_core.common.parent import end_with_parent
 
 
 def main() -> None:
-    """Runs Flower's program behind the site's admission."""
+    """Runs Flower's program behind the site's admission; it ends with the SuperNode."""
+    end_with_parent()
     try:
-        admit_clientapp(Admission.of_environment().admit)
+        configure_logs()
+        # The SuperNode has written to the audit log that the run is admitted.
+        admit_clientapp(replace(Admission.of_environment(), audit=None).admit)
     except UserError as error:
         sys.exit(str(error))
     flwr_clientapp()

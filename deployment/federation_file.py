@@ -6,10 +6,12 @@ from typing import Annotated, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from deployment.signers import Role
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings.base import StrictModel
+from mediffusion_core.settings.site_file import NAME
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
 class ServerAddress(StrictModel):
@@ -20,6 +22,15 @@ class ServerAddress(StrictModel):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
 
 
+class TrustedSigner(StrictModel):
+    """A person whom the sites trust beside the coordinator, with a key of their own."""
+
+    name: Name
+    role: Role
+    key: Path
+    """File of the public key, beside the federation file."""
+
+
 class FederationFile(StrictModel):
     """Name, server and sites of a federation."""
 
@@ -27,6 +38,11 @@ class FederationFile(StrictModel):
     server: ServerAddress
     sites: Annotated[tuple[Name, ...], Field(min_length=1)]
     certificate_days: Annotated[int, Field(ge=1, le=825)] = 365
+    signers: tuple[TrustedSigner, ...] = ()
+    """Trusted signers beside the coordinator whose key `provision` makes."""
+    make_site_keys: bool = False
+    """Whether the coordinator makes the sites' private keys, for trials; else each site makes its
+    own."""
 
     @model_validator(mode="after")
     def _sites_differ(self) -> Self:
@@ -34,6 +50,8 @@ class FederationFile(StrictModel):
             raise ValueError("two sites have one name")
         if "server" in self.sites:
             raise ValueError("no site may be called server")
+        if len({signer.name for signer in self.signers}) < len(self.signers):
+            raise ValueError("two signers have one name")
         return self
 
     @classmethod
@@ -49,10 +67,14 @@ class FederationFile(StrictModel):
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(f"federation file {path}: {reason}") from None
         try:
-            return cls.model_validate(content)
+            given = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
             where = f"{key}: " if key else ""
             raise UserError(f"federation file {path}: {where}{message}") from None
+        signers = tuple(
+            one.model_copy(update={"key": path.parent / one.key}) for one in given.signers
+        )
+        return given.model_copy(update={"signers": signers})

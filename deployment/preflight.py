@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from deployment.accepted_versions import AcceptedVersions
 from deployment.admission import TRUST, UNSIGNED, Admission
-from deployment.signing import BundleRefusedError, read_signer
+from deployment.signers import read_signers
+from deployment.signing import BundleRefusedError
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.checks.inspection import Finding, Grade
 
@@ -150,8 +151,8 @@ def _coordinator(signer: Path | None) -> Finding:
         if signer is not None and admission.trusts_server:
             raise UserError(f"{UNSIGNED} is set beside {signer}")
         if signer is not None:
-            read_signer(signer)
-            return _finding("ok", check, str(signer))
+            trusted = ", ".join(map(str, read_signers(signer)))
+            return _finding("ok", check, f"{signer}: {trusted}")
     except UserError as error:
         return _finding("error", check, str(error))
     except OSError as error:

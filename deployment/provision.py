@@ -3,13 +3,16 @@
 Existing files stay unchanged. Run the command again after a site was added.
 
     authority/          for the coordinator: ca.key, signer.key and their public keys
-    server/             for the server: key, certificate, compose file, and sites/SITE.pub
+    server/             for the server: key, certificate, compose file, signers.pem, sites/SITE.pub
     kits/SITE/          for one site
     revoked/            public keys of revoked sites
+
+A site makes its own key, and sends a signing request: the coordinator never has a site's private
+key. With `make_site_keys` in the federation file, for trials on one machine, kits have keys.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
@@ -17,7 +20,10 @@ from cryptography import x509
 
 from deployment import certificates
 from deployment.federation_file import FederationFile
-from deployment.signing import new_signer
+from deployment.passphrase import Passphrase
+from deployment.signers import Role, Signer, write_signers
+from deployment.signing import new_signer, read_signer
+from deployment.site_request import Request, read_request
 from mediffusion_core.common.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -27,36 +33,84 @@ LOCAL_NAMES = ("server", "localhost", "127.0.0.1")
 
 @dataclass(frozen=True)
 class Kits:
-    """The folder of one federation."""
+    """The folder of one federation.
+
+    Attributes:
+        federation: Its file.
+        folder: Of all keys and kits.
+        passphrase: Of the coordinator's keys.
+        encrypt: Whether new keys of the coordinator are encrypted with it.
+    """
 
     federation: FederationFile
     folder: Path
+    passphrase: Passphrase = field(default_factory=Passphrase)
+    encrypt: bool = False
 
     def make(self) -> Iterator[str]:
-        """Makes all missing keys and kits; yields one line for each."""
+        """Makes all missing keys and kits; yields one line for each.
+
+        Raises:
+            UserError: if the passphrase can't be had or is wrong, or a signer's key can't be read.
+        """
         if not (self._authority / "ca.key").is_file():
             self._make_authority()
             yield f"made the authority of {self.federation.name}, for the coordinator alone"
         if not (self._server / "server.key").is_file():
             yield self._make_server()
+        signers = self._signers()
+        if _replaced(self._server / "signers.pem", signers):
+            yield "wrote the trusted signers of the server"
         for site in self.federation.sites:
+            if not (self._kit(site) / "compose.yaml").is_file():
+                yield self._make_kit(site)
+            if _replaced(self._kit(site) / "signer.pem", signers):
+                yield f"wrote the trusted signers of {site}; send it {self._kit(site)}/signer.pem"
             if self._is_revoked(site):
                 yield f"{site} is revoked, --renew {site} lets it in again"
-            elif not (self._kit(site) / "node.key").is_file():
-                yield self._make_kit(site)
+            elif not self._key_of(site).is_file():
+                if self.federation.make_site_keys:
+                    yield self._make_key(site)
+                else:
+                    yield f"{site} has no key at the server yet; --request FILE adds it"
 
-    def renew(self, name: str) -> Iterator[str]:
-        """Makes a new key for one site, or a new key and certificate for the server.
+    def renew(self, name: str, request: Path | None = None) -> Iterator[str]:
+        """Replaces the key of one site, or the key and certificate of the server.
+
+        Args:
+            name: A site, or `server`.
+            request: File of the site's new signing request.
 
         Raises:
-            UserError: if the federation has no site of that name.
+            UserError: if the federation has no site of that name, or the request is missing, not
+                the site's or wrong.
         """
         if name == "server":
             yield self._make_server()
             return
         self._known(name)
+        if request is None and not self.federation.make_site_keys:
+            raise UserError(f"{name} makes its own key; --renew {name} needs its new --request")
+        given = None if request is None else read_request(request)
+        if given is not None and given.name != name:
+            raise UserError(f"{request} is the request of {given.name}, not of {name}")
         (self._revoked / f"{name}.pub").unlink(missing_ok=True)
-        yield self._make_kit(name)
+        yield self._make_key(name) if given is None else self._register(given)
+
+    def add(self, request: Path) -> Iterator[str]:
+        """Registers the key of a site's signing request.
+
+        Raises:
+            UserError: if the request is wrong, the site is unknown or revoked, or it has a key.
+        """
+        given = read_request(request)
+        self._known(given.name)
+        if self._is_revoked(given.name) or self._key_of(given.name).is_file():
+            state = "is revoked" if self._is_revoked(given.name) else "has a key already"
+            raise UserError(
+                f"{given.name} {state}; --renew {given.name} --request {request} replaces its key"
+            )
+        yield self._register(given)
 
     def revoke(self, site: str) -> Iterator[str]:
         """Revokes one site: moves its key out of the server's folder.
@@ -65,7 +119,7 @@ class Kits:
             UserError: if the site is unknown, has no key at the server, or is the last one.
         """
         self._known(site)
-        key = self._keys / f"{site}.pub"
+        key = self._key_of(site)
         if not key.is_file():
             raise UserError(f"{site} has no key at the server")
         if len(list(self._keys.glob("*.pub"))) == 1:
@@ -93,6 +147,9 @@ class Kits:
     def _kit(self, site: str) -> Path:
         return self.folder / "kits" / site
 
+    def _key_of(self, site: str) -> Path:
+        return self._keys / f"{site}.pub"
+
     def _is_revoked(self, site: str) -> bool:
         return (self._revoked / f"{site}.pub").is_file()
 
@@ -102,18 +159,21 @@ class Kits:
             raise UserError(f"no site {site} in this federation; there are {names}")
 
     def _make_authority(self) -> None:
+        given = None
+        if self.encrypt:
+            given = self.passphrase.read("for ca.key and signer.key", confirm=True)
         self._authority.mkdir(parents=True, mode=0o700, exist_ok=True)
         key, certificate = certificates.new_authority(self.federation.name)
-        private, public = new_signer()
+        private, public = new_signer(given)
         (self._authority / "ca.pem").write_bytes(certificates.certificate_pem(certificate))
         (self._authority / "signer.pem").write_bytes(public)
         certificates.write_secret(self._authority / "signer.key", private)
         # Written last: `make` takes the authority as complete once this file exists.
-        certificates.write_secret(self._authority / "ca.key", certificates.private_pem(key))
+        certificates.write_secret(self._authority / "ca.key", certificates.private_pem(key, given))
 
     def _make_server(self) -> str:
         self._keys.mkdir(parents=True, exist_ok=True)
-        key, authority = certificates.read_authority(self._authority)
+        key, authority = certificates.read_authority(self._authority, self.passphrase)
         hosts = list(dict.fromkeys((self.federation.server.host, *LOCAL_NAMES)))
         days = self.federation.certificate_days
         server_key, certificate = certificates.new_server(key, authority, hosts, days)
@@ -126,23 +186,38 @@ class Kits:
     def _make_kit(self, site: str) -> str:
         kit = self._kit(site)
         kit.mkdir(parents=True, mode=0o700, exist_ok=True)
-        private, public = certificates.new_site_key()
-        for name, source in (("ca.pem", "ca.pem"), ("signer.pem", "signer.pem")):
-            (kit / name).write_bytes((self._authority / source).read_bytes())
+        (kit / "ca.pem").write_bytes((self._authority / "ca.pem").read_bytes())
         certificate = x509.load_pem_x509_certificate((self._server / "server.pem").read_bytes())
         filled = {"site": site, "until": _until(certificate)}
-        for template, name in (
-            ("README.md", "README.md"),
-            ("site.compose.yaml", "compose.yaml"),
-            ("site.toml", "site.toml"),
-        ):
-            self._fill(template, kit / name, filled)
-        certificates.write_secret(kit / "node.key", private)
-        # Renamed into place: the server must never read a partial key.
-        temporary = self._keys / f".{site}.tmp"
-        temporary.write_bytes(public)
-        temporary.replace(self._keys / f"{site}.pub")
+        self._fill("README.md", kit / "README.md", filled)
+        self._fill("site.toml", kit / "site.toml", filled)
+        # Written last: `make` takes the kit as complete once this file exists.
+        self._fill("site.compose.yaml", kit / "compose.yaml", filled)
         return f"made the kit of {site}: {kit}"
+
+    def _signers(self) -> bytes:
+        """The coordinator, and the signers of the federation file."""
+        own = read_signer(self._authority / "signer.pem")
+        listed = [
+            Signer(one.name, one.role, read_signer(one.key)) for one in self.federation.signers
+        ]
+        return write_signers([Signer(self.federation.name, Role.COORDINATOR, own), *listed])
+
+    def _make_key(self, site: str) -> str:
+        private, public = certificates.new_site_key()
+        certificates.write_secret(self._kit(site) / "node.key", private)
+        return self._register(Request(site, public))
+
+    def _register(self, request: Request) -> str:
+        """Gives the server a site's key, which no other site may have."""
+        for other in self._keys.glob("*.pub"):
+            if other.read_bytes() == request.public and other.stem != request.name:
+                raise UserError(f"{request.name} has the key of {other.stem}")
+        # Renamed into place: the server must never read a partial key.
+        temporary = self._keys / f".{request.name}.tmp"
+        temporary.write_bytes(request.public)
+        temporary.replace(self._key_of(request.name))
+        return f"registered {request.name}, key {request.fingerprint}"
 
     def _fill(self, template: str, path: Path, values: Mapping[str, str]) -> None:
         """Writes a file from its template, unless the file exists: a user may have edited it."""
@@ -156,6 +231,14 @@ class Kits:
         }
         text = Template((TEMPLATES / template).read_text(encoding="utf-8"))
         path.write_text(text.substitute(known | dict(values)), encoding="utf-8")
+
+
+def _replaced(path: Path, content: bytes) -> bool:
+    """Writes a file unless it has the content; returns whether it was written."""
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    path.write_bytes(content)
+    return True
 
 
 def _until(certificate: x509.Certificate) -> str:

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.audit_log import AuditLog
+from mediffusion_core.common.errors import AuditError, UserError
+from mediffusion_core.common.logs import log
+from mediffusion_core.messaging.site_keys import read_keys
 
 PERIOD = 2.0
 """Seconds between two reads of the folder."""
@@ -50,27 +49,6 @@ class Nodes(Protocol):
 
     def delete_node(self, owner_aid: str, node_id: int) -> None:
         """Revokes a node's key."""
-
-
-def read_keys(folder: Path) -> dict[str, bytes]:
-    """Public keys in a folder, `SITE.pub`, by site.
-
-    Raises:
-        UserError: for a file that is no public key, and for a folder without keys. A revocation
-            cannot be undone, and a folder that is not mounted must not revoke all sites.
-    """
-    keys = {}
-    for path in sorted(folder.glob("*.pub")):
-        try:
-            key = load_ssh_public_key(path.read_bytes())
-        except (OSError, ValueError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise UserError(f"{path.name} is no public key of a site")
-        keys[path.stem] = public_key_to_bytes(key)
-    if not keys:
-        raise UserError(f"no key in {folder}")
-    return keys
 
 
 def synchronise(nodes: Nodes, keys: Mapping[str, bytes]) -> list[str]:
@@ -115,6 +93,16 @@ def _follow(nodes: Nodes, folder: Path) -> None:
             changes = [f"sites: nothing is changed: {type(error).__name__}"]
         for change in changes:
             if change not in said:
-                print(change, flush=True)
+                _tell(change)
         said = changes
         pause.wait(PERIOD)
+
+
+def _tell(change: str) -> None:
+    log.info(change)
+    audit = AuditLog.of_environment()
+    try:
+        if audit is not None:
+            audit.append("sites", at="server", change=change.removeprefix("sites: "))
+    except AuditError as error:  # must not end the thread that revokes keys
+        log.error(f"sites: {error}")

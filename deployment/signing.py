@@ -20,14 +20,13 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
     load_pem_public_key,
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deployment.passphrase import Passphrase, encryption
 from mediffusion_core.common.errors import UserError
 
 PURPOSE = b"fed-mediffusion signed run\0"
@@ -64,18 +63,13 @@ class Statement(BaseModel):
     settings: Sha256
     version: Whole
 
-    def signed_by(self, key_file: Path) -> str:
+    def signed_by(self, key_file: Path, passphrase: Passphrase | None = None) -> str:
         """The statement and its signature, as text for the run's configuration.
 
         Raises:
-            UserError: if the file holds no Ed25519 private key.
+            UserError: if the file holds no Ed25519 private key, or the passphrase is wrong.
         """
-        try:
-            key = load_pem_private_key(key_file.read_bytes(), password=None)
-        except OSError as error:
-            raise UserError(f"{key_file}: {error.strerror}") from None
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
+        key = (passphrase or Passphrase()).load(key_file)
         if not isinstance(key, Ed25519PrivateKey):
             raise UserError(f"{key_file} holds no signing key")
         text = _canonical(self.model_dump())
@@ -104,27 +98,41 @@ def settings_digest(run_config: Settings) -> str:
     return hashlib.sha256(_canonical(covered)).hexdigest()
 
 
-def new_signer() -> tuple[bytes, bytes]:
+def run_hash(bundle: str, settings: str) -> str:
+    """The hash by which a site approves a run: of its bundle's and its settings' SHA-256."""
+    return hashlib.sha256(_canonical({"bundle": bundle, "settings": settings})).hexdigest()
+
+
+def new_signer(passphrase: bytes | None = None) -> tuple[bytes, bytes]:
     """A coordinator's private and public key as PEM (Ed25519, RFC 8032)."""
     key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption(passphrase))
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return private, public
 
 
 def read_signer(key_file: Path) -> Ed25519PublicKey:
-    """A coordinator's public key.
+    """A signer's public key.
 
     Raises:
         OSError: if the file can't be read.
-        UserError: if the file holds no public key of a coordinator.
+        UserError: if the file holds no such key.
+    """
+    return public_key(key_file.read_bytes(), key_file)
+
+
+def public_key(pem: bytes, file: Path) -> Ed25519PublicKey:
+    """A signer's public key, from a file.
+
+    Raises:
+        UserError: if the bytes are no such key.
     """
     try:
-        key = load_pem_public_key(key_file.read_bytes())
+        key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise UserError(f"{key_file} is no public key of a coordinator")
+        raise UserError(f"{file} is no public key of a signer")
     return key
 
 

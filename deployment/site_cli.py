@@ -38,6 +38,55 @@ def check_site_file(
     raise typer.Exit(check_site(file, image_size, 3 if colour else 1))
 
 
+@site.command(epilog="Example: fed-mediffusion site request st-anna --folder kit")
+def request(
+    name: Annotated[str, typer.Argument(help="Name of the site in the federation.")],
+    folder: Annotated[Path, typer.Option(help="Folder of the new files.")] = Path(),
+) -> None:
+    """Make the site's private key, node.key, and its signing request for the coordinator."""
+    from deployment.site_request import make_request
+
+    file, made = make_request(name, folder)
+    print(f"key {made.fingerprint}; tell it the coordinator by telephone, and send the file")
+    print(file)
+
+
+@site.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion site approve 3f2a... --days 30\n\n"
+    "fed-mediffusion site approve app.fab --withdraw"
+)
+def approve(
+    run: Annotated[
+        str, typer.Argument(help="Hash of a run, or an app bundle: its file or its SHA-256.")
+    ],
+    days: Annotated[
+        int | None, typer.Option(min=1, max=3650, help="End of the approval; by default none.")
+    ] = None,
+    withdraw: Annotated[bool, typer.Option(help="Withdraw the approval.")] = False,
+) -> None:
+    """Approve a run, or all runs of a bundle, where policy.approval is required."""
+    from deployment.approval_commands import approve_run, withdraw_approval
+
+    print(withdraw_approval(run) if withdraw else approve_run(run, days))
+
+
+@site.command(epilog="Example: fed-mediffusion site pending")
+def pending() -> None:
+    """Show the runs that wait for approval, with their settings."""
+    from deployment.approval_commands import pending_runs
+
+    print("\n".join(pending_runs()) or "no run waits for approval")
+
+
+@site.command(epilog="Example: fed-mediffusion site approvals")
+def approvals() -> None:
+    """Show the approved runs and bundles."""
+    from deployment.approval_commands import approved_runs
+
+    print("\n".join(approved_runs()) or "no run is approved")
+
+
 @site.command(epilog="Example: fed-mediffusion site messages docs/privacy/messages.md")
 def messages(
     document: Annotated[

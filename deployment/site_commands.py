@@ -63,10 +63,17 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 def _policy(site: SiteFile) -> str:
     policy = site.policy
+    needed = "privacy required" if policy.require_privacy else "runs without privacy allowed"
     epsilon = "no limit of ε" if policy.max_epsilon is None else f"ε at most {policy.max_epsilon:g}"
     noise = policy.min_noise_multiplier
     least = "no least noise" if noise is None else f"noise multiplier at least {noise:g}"
-    return f"{epsilon}, {least}, {len(policy.allowed_metrics)} metrics may leave"
+    approval = "each run" if policy.approval == "required" else "no run"
+    kept = policy.keep_latents
+    return (
+        f"{needed}, {epsilon}, {least}, {len(policy.allowed_metrics)} metrics may leave, "
+        f"{len(policy.allowed_settings)} settings are bounded, {approval} needs approval, latents "
+        f"stay {'until the run ends' if kept == 'run' else f'{kept} days'}"
+    )
 
 
 def _data(source: Source, image_size: int, channels: int) -> str:

@@ -19,15 +19,21 @@ from flwr.superlink.cli.flower_superlink import flower_superlink
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployment.admission import SIGNER
+from deployment.arguments import option_value
 from deployment.flower_patches import allow_slow_starts, wrap_superlink_app
+from deployment.metrics import serve_metrics
 from deployment.registry import watch
+from deployment.start_guard import SignedStarts
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.logs import configure_logs, log
+from mediffusion_core.messaging.site_keys import SITES
 
 FLEET = "/v1/fleet/"
 """Path prefix of the sites' interface. Flower checks their keys with --enable-supernode-auth."""
 HEALTH = "/health"
 CONNECTION = "deployment"
 """The name under which `flwr run . deployment` finds this SuperLink."""
-SITES = "FED_MEDIFFUSION_SITES"
 
 
 class LocalOnly:
@@ -42,7 +48,7 @@ class LocalOnly:
         if scope["type"] == "lifespan" or self._may_pass(scope):
             await self._app(scope, receive, send)
             return
-        print(f"refused {scope['path']} to {_caller(scope)}", file=sys.stderr)
+        log.warning(f"refused {scope['path']} to {_caller(scope)}")
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -65,16 +71,21 @@ def is_local(address: str) -> bool:
         return False
 
 
-def closed(create_app: Callable[..., FastAPI], keys: Path | None = None) -> Callable[..., FastAPI]:
+def closed(
+    create_app: Callable[..., FastAPI], keys: Path | None = None, signers: Path | None = None
+) -> Callable[..., FastAPI]:
     """Wraps the factory of the SuperLink's web application with `LocalOnly`.
 
     Args:
         create_app: Flower's factory.
         keys: Folder of the sites' public keys, watched from the start on.
+        signers: File of the trusted signers; with it only their runs start.
     """
 
     def create(*args: Any, **kwargs: Any) -> FastAPI:
         application = create_app(*args, **kwargs)
+        if signers is not None:
+            application.add_middleware(SignedStarts, signers=signers)
         application.add_middleware(LocalOnly)  # outermost: before all of Flower's middleware
         if keys is not None:
             watch(application.state.linkstate_factory.state(), keys)
@@ -90,8 +101,8 @@ def write_connection(home: Path, arguments: list[str]) -> None:
         home: Flower's folder, `$FLWR_HOME`.
         arguments: Arguments of the SuperLink: port and CA are read.
     """
-    port = _value(arguments, "--port") or "8000"
-    authority = _value(arguments, "--ssl-ca-certfile")
+    port = option_value(arguments, "--port") or "8000"
+    authority = option_value(arguments, "--ssl-ca-certfile")
     trust = {"root-certificates": authority} if authority else {"insecure": True}
     connection = {"address": f"127.0.0.1:{port}", **trust}
     home.mkdir(parents=True, exist_ok=True)
@@ -99,23 +110,22 @@ def write_connection(home: Path, arguments: list[str]) -> None:
     (home / "config.toml").write_text(written)
 
 
-def _value(arguments: list[str], option: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-        if argument == option and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return None
-
-
 def main() -> None:
     """Starts the SuperLink with the options of `flower-superlink`.
 
-    With SuperNode authentication, $FED_MEDIFFUSION_SITES is the folder of the sites' keys.
+    With SuperNode authentication, $FED_MEDIFFUSION_SITES is the folder of the sites' keys. With
+    $FED_MEDIFFUSION_SIGNER, the file of the trusted signers, only signed runs start.
     """
+    try:
+        configure_logs()
+        serve_metrics(Path("runs") / "latest")
+    except UserError as error:
+        sys.exit(str(error))
     write_connection(Path(os.environ["FLWR_HOME"]), sys.argv[1:])
-    keys = os.environ.get(SITES)
-    wrap_superlink_app(lambda create: closed(create, Path(keys) if keys else None))
+    keys, signers = (
+        Path(given) if (given := os.environ.get(name)) else None for name in (SITES, SIGNER)
+    )
+    wrap_superlink_app(lambda create: closed(create, keys, signers))
     allow_slow_starts()
     flower_superlink()
 

@@ -20,7 +20,9 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 from configs.compose import FOLDER, compose, groups
+from mediffusion_core.messaging.failure_codes import FAILURES
 from mediffusion_core.settings import Settings
+from server.outcomes import MEANINGS
 from simulations.cli.main import app
 
 DOCS = Path(__file__).resolve().parent
@@ -54,7 +56,11 @@ def _fill(nav: list[Any], listed: dict[str, list[str]]) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages."""
-    pages = {"reference/settings.md": settings_page(), "reference/commands.md": commands_page()}
+    pages = {
+        "reference/settings.md": settings_page(),
+        "reference/commands.md": commands_page(),
+        "reference/error-codes.md": error_codes_page(),
+    }
     for path, content in {**pages, **api_pages()}.items():
         files.append(File.generated(config, path, content=content))
     return files
@@ -96,7 +102,7 @@ def settings_page() -> str:
         _table(
             ["group", "choices"], [[f"`{name}`", _listed(ones)] for name, ones in groups().items()]
         ),
-        "## Run",
+        "## Top level",
         *_section(schema, schema["$defs"], defaults, _comments(), ""),
     ]
     return "\n\n".join(parts) + "\n"
@@ -130,12 +136,12 @@ def _listed(names: list[Any]) -> str:
 
 
 def _type(field: Schema) -> str:
-    """What a value may be, in words."""
+    """The allowed values of a setting, in words."""
     if "anyOf" in field:
         return " or ".join(_type(choice) for choice in field["anyOf"])
     if choices := field.get("enum"):
         return _listed(choices)
-    limits = [f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field]
+    limits = [f"{sign} {field[name]:.12g}" for name, sign in LIMITS.items() if name in field]
     kind = "path" if field.get("format") == "path" else field.get("type", "any")
     if kind == "array":
         items = field.get("items") or field["prefixItems"][-1]
@@ -147,7 +153,7 @@ def _type(field: Schema) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return _cell(value)
+        return value
     return json.dumps(value, ensure_ascii=False).replace('"', "")
 
 
@@ -204,7 +210,7 @@ def _command(command: Any, name: str) -> Iterator[str]:
         option = parameter.param_type_name == "option"
         names = ", ".join(parameter.opts) if option else parameter.make_metavar(context)
         default = "" if parameter.default in (None, ()) else f"`{_shown(str(parameter.default))}`"
-        rows.append([f"`{_cell(names)}`", default, _cell(_help(command, parameter.name))])
+        rows.append([f"`{names}`", default, _cell(_help(command, parameter.name))])
     if rows:
         yield _table(["argument or option", "default", "meaning"], rows)
 
@@ -213,6 +219,31 @@ def _help(command: Any, name: str) -> str:
     # Of the function, since Typer below 0.21 loses that of arguments under Click 8.5.
     hint = get_type_hints(command.callback, include_extras=True)[name]
     return next((said.help for said in get_args(hint) if hasattr(said, "help")), None) or ""
+
+
+# Error codes
+
+
+def error_codes_page() -> str:
+    """The failure codes of sites, and the outcomes at the server."""
+    failures = [[f"`{code}`", one.meaning, one.remedy] for code, one in sorted(FAILURES.items())]
+    outcomes = [[f"`{code.value}`", meaning] for code, meaning in MEANINGS.items()]
+    parts = [
+        "# Error codes",
+        "This page is generated from the code.",
+        "## Codes of a site",
+        "A site answers with a code and a random id; the text of the error stays in its own log, "
+        "`site.log` in the site's folder of the run, or the log of its container before that "
+        "folder exists.",
+        _table(["code", "meaning", "what to do"], failures),
+        "## Outcomes at the server",
+        "`set_aside` in `metrics.jsonl` and the audit log say what became of a message to a site.",
+        _table(["outcome", "meaning"], outcomes),
+        "## Exit status of commands",
+        "0 for success; 1 where a check, a ledger or an audit log failed, or a run did not "
+        "complete; 2 for a mistake, with one line that names it; 130 for a run that was stopped.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 # API
@@ -225,7 +256,7 @@ def api_pages() -> dict[str, str]:
     for package in sorted(path.parent for path in (ROOT / CORE).glob("*/__init__.py")):
         modules = [path for path in sorted(package.rglob("*.py")) if path.name != "__init__.py"]
         names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules]
-        blocks = "\n\n".join(f"## `{name}`\n\n::: {name}" for name in names)
+        blocks = "\n\n".join(f"::: {name}" for name in names)
         doc = _docstring(package / "__init__.py")
         pages[f"reference/api/{package.name}.md"] = f"# `{package.name}`\n\n{doc}\n\n{blocks}\n"
         lines.append(f"- [`{package.name}`]({package.name}.md): {doc.splitlines()[0]}")
@@ -248,4 +279,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """Escapes `|`, except in code, where the backslash would show."""
+    return re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""One message to each of several sites, and what comes back before a deadline.
+"""Sends a message to each of several sites and collects the replies until a deadline.
 
 A site that goes is asked again when it is back, and a round ends without it where enough others
 have answered. A late reply to an earlier message is never read.
@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from server.sites import Receive
+from server.messages import RefusedReplyError
+from server.outcomes import Outcome
+from server.sites import Answer, Receive
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ GONE = {
 }
 """Flower's words for a site that went with a message or a reply; any other error is the site's."""
 PAUSE = 1.0
-"""Seconds between two looks at who is there and what has come."""
+"""Seconds between two polls of the connected nodes and the replies."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ def collect(
         silent = {one.node for one in asked.values()}
         fresh = sorted((missing & there.keys()) - silent)
         ids = grid.push_messages([message(node) for node in fresh]) if fresh else ()
-        # One that Flower did not take has no id, and is sent again at the next look.
+        # One that Flower did not take has no id, and is sent again at the next poll.
         asked |= {
             sent: Waiting(node, there[node]) for sent, node in zip(ids, fresh, strict=False) if sent
         }
-        for node, content in pulled(grid, asked):
+        for node, content in received(grid, asked):
             counted += receive(node, content)
             missing.discard(node)
         now = time.monotonic()
@@ -84,11 +86,11 @@ def collect(
     return missing
 
 
-def pulled(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, RecordDict | str]]:
+def received(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, Answer]]:
     """The replies that have come, each with the node that was asked; takes them off `asked`.
 
-    One message at a time, since one reply that cannot be read must not lose others. What a reply
-    says of its sender is written by the sender, so the message that it was pulled for counts.
+    One message at a time, so that an unreadable reply does not lose others. The sender writes the
+    sender's number in a reply, so the node is taken from the message that was sent instead.
 
     Yields:
         A node, and the content of its reply or why there is none. A site that went is asked again.
@@ -96,24 +98,26 @@ def pulled(grid: Grid, asked: dict[str, Waiting]) -> Iterator[tuple[int, RecordD
     for sent in list(asked):
         try:
             replies = list(grid.pull_messages({sent}))
-            content = [_content(reply) for reply in replies]
+            content: list[Answer | None] = [_content(reply) for reply in replies]
         except Exception as error:  # Flower reads what a site wrote
             log.warning("a reply cannot be read: %s", error)
-            content = ["sent a reply that Flower cannot read"]
+            unread = "sent a reply that Flower cannot read"
+            content = [RefusedReplyError(unread, Outcome.UNREADABLE)]
         if content:
             node = asked.pop(sent).node
             if content[0] is not None:
                 yield node, content[0]
 
 
-def _content(reply: Message) -> RecordDict | str | None:
-    """What a reply holds, or why nothing; None where the site went."""
+def _content(reply: Message) -> Answer | None:
+    """The content of a reply, or the reason why it has none; None if the site left."""
     if not reply.has_error():
         return reply.content
     if reply.error.code in GONE:
         return None
     reason = reply.error.reason if reply.error.code == ErrorCode.INVALID_FAB else ""
-    return f"was lost (Flower's code {reply.error.code}) {ascii(reason)[1:-1][:200]}".rstrip()
+    lost = f"was lost (Flower's code {reply.error.code}) {ascii(reason)[1:-1][:200]}"
+    return RefusedReplyError(lost.rstrip(), Outcome.LOST)
 
 
 def still_waiting(asked: Mapping[str, Waiting], there: Mapping[int, str]) -> dict[str, Waiting]:

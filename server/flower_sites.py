@@ -8,14 +8,18 @@ with each silence.
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from mediffusion_core.messaging import protocol
+from mediffusion_core.messaging.site_keys import fingerprint, read_keys
 from mediffusion_core.settings import Settings
-from server.dispatch import Waiting, collect, pulled, still_waiting
-from server.messages import Reply, SiteError, request
+from server.audit import RunAudit
+from server.dispatch import Waiting, collect, received, still_waiting
+from server.messages import RefusedReplyError, Reply, SiteError, request
+from server.outcomes import Outcome
 from server.reply_contract import ReplyContract
 from server.sites import Receive, Records, Sites
 
@@ -28,10 +32,23 @@ AFTER_FAILURE = 10.0
 class FlowerSites(Sites):
     """The sites of one run, reached by Flower."""
 
-    def __init__(self, grid: Grid, settings: Settings, contract: ReplyContract) -> None:
-        """Takes Flower's grid, the run's settings, and the contract that replies must keep."""
+    def __init__(
+        self,
+        grid: Grid,
+        settings: Settings,
+        contract: ReplyContract,
+        audit: RunAudit,
+        keys: Path | None = None,
+    ) -> None:
+        """Takes Flower's grid, the run's settings, the contract of replies, and the run's audit.
+
+        With the folder of the registered sites' keys a name belongs to its key.
+        """
         super().__init__(settings, contract)
         self._grid = grid
+        self._audit = audit
+        self._keys = keys
+        self._round = 0
         self._hash = settings.fingerprint()
         self._expected = settings.num_participants
         self._timeout = settings.federation.round_timeout
@@ -64,7 +81,7 @@ class FlowerSites(Sites):
         replies: list[Reply] = []
         self._joining = still_waiting(self._joining, there)
         self._spent &= there.keys()
-        for node, content in pulled(self._grid, self._joining):
+        for node, content in received(self._grid, self._joining):
             if not self._count(protocol.CENSUS, node, content, self._admit, replies.append):
                 self._not_before[node] = now + AFTER_FAILURE
         known = {*self._nodes.values(), *self._spent, *(one.node for one in self._joining.values())}
@@ -98,20 +115,40 @@ class FlowerSites(Sites):
         def message(node: int) -> Message:
             return self._message(kind, round_number, node, records[node])
 
+        self._round = round_number
         waits = (needed, self._timeout, self._grace)
         for node in sorted(collect(self._grid, records.keys(), message, receive, *waits)):
-            receive(node, "sent no reply in time")
+            receive(node, RefusedReplyError("sent no reply in time", Outcome.SILENT))
             self._nodes.pop(self._name(node), None)
             self._silences[node] += 1
             pause = self._timeout * (2 ** self._silences[node] - 2)
             self._not_before[node] = time.monotonic() + pause
 
+    def _note(self, kind: str, node: int, site: str, outcome: Outcome) -> None:
+        """Writes the outcome of a message into the audit log."""
+        if not self._audit.kept:
+            return
+        keys = {one.node_id: one.public_key for one in self._grid.get_nodes()}
+        self._audit.write(
+            "reply",
+            site=site,
+            key=fingerprint(keys.get(node, b"")),
+            kind=kind,
+            round=0 if kind == protocol.CENSUS else self._round,
+            outcome=outcome,
+        )
+
     def _may_have(self, node: int, name: str) -> bool:
-        """A registered key takes part under its own name alone, and a name belongs to one node."""
-        there = {one.node_id: one.name for one in self._grid.get_nodes()}
-        registered = there.get(node, "")
+        """A name belongs to its registered key, or without keys to the node that came first.
+
+        Flower authenticates the key of each node, and tells it to the ServerApp.
+        """
+        there = {one.node_id: one for one in self._grid.get_nodes()}
+        if self._keys is not None:
+            return node in there and read_keys(self._keys).get(name) == there[node].public_key
+        called = there[node].name if node in there else ""  # by `flwr supernode register`
         holder = self._nodes.get(name, node)
-        return registered in ("", name) and (holder == node or holder not in there)
+        return called in ("", name) and (holder == node or holder not in there)
 
     def _message(
         self, kind: str, round_number: int, node: int, records: Mapping[str, ArrayRecord]

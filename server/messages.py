@@ -13,6 +13,7 @@ from mediffusion_core.messaging.omission import without, zero_moments
 from mediffusion_core.messaging.protocol import MOMENTS
 from mediffusion_core.messaging.serialization import FORMAT, pack
 from mediffusion_core.settings import Compression
+from server.outcomes import Outcome
 
 StateDict = Mapping[str, Tensor]
 Census = Mapping[str, int | list[int]]
@@ -28,6 +29,11 @@ class SiteError(Exception):
 class RefusedReplyError(Exception):
     """A reply that does not count. The text says why, and repeats nothing that the site wrote."""
 
+    def __init__(self, text: str, code: Outcome = Outcome.CONTRACT) -> None:
+        """Takes the text, and the code of the reason."""
+        super().__init__(text)
+        self.code = code
+
 
 class BudgetSpentError(Exception):
     """A site takes part no more: its patients have spent what it allows."""
@@ -35,9 +41,9 @@ class BudgetSpentError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What one site sent back, checked by the reply contract and decoded once.
+    """The reply of one site, checked by the reply contract and decoded once.
 
-    `traffic` says how many bytes of arrays the site received with the message, and sent.
+    `traffic` counts the bytes of arrays that the site received with the message, and sent.
     """
 
     site: str
@@ -50,7 +56,7 @@ class Reply:
 def request(
     settings_hash: str, round_number: int, records: Mapping[str, ArrayRecord]
 ) -> RecordDict:
-    """What the server sends to a site, whatever carries it."""
+    """The content of a message to a site, for Flower and in-process runs alike."""
     instructions = ConfigRecord({"settings_hash": settings_hash, "round": round_number})
     return RecordDict({protocol.INSTRUCTIONS: instructions, **records})
 
@@ -92,5 +98,5 @@ def refuse_failure(content: RecordDict, private: bool) -> None:
     if not (FAILURE_CODE.fullmatch(code) and FAILURE_ID.fullmatch(identity)):
         raise RefusedReplyError("failed, with a code that no site uses")
     raise RefusedReplyError(
-        f"failed: code {code}, id {identity}; the text is in that site's site.log"
+        f"failed: code {code}, id {identity}; the text is in that site's site.log", Outcome.FAILED
     )

@@ -42,7 +42,7 @@ class PooledValidation:
 
     @classmethod
     def nothing(cls, classes: Sequence[str]) -> Self:
-        """Where no site tells of its validation patients: NaN, and a temperature of 1."""
+        """The figures if no site sends counts of validation patients: NaN, and temperature 1."""
         figures: dict[str, Any] = {
             "auc_pooled": math.nan,
             "auc_pooled_interval": (math.nan, math.nan),
@@ -53,7 +53,7 @@ class PooledValidation:
 
 
 class ValidationSums:
-    """Adds up what the sites answer to an evaluation, reply by reply."""
+    """Adds up the sites' answers to an evaluation, reply by reply."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         """Takes the names of the classes."""

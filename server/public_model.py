@@ -17,7 +17,7 @@ StateDict = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class PublicModel:
-    """What a run starts from.
+    """The base model that a run starts from.
 
     Attributes:
         weights: Autoencoder and UNet, and the head where it has as many classes.

@@ -58,7 +58,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one site can do in one round of training."""
+    """Upper bounds of one site's work in one round of training."""
 
     settings: Settings
     steps: int

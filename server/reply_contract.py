@@ -1,4 +1,4 @@
-"""What a site's reply may hold: every reply is checked before the server uses any of it.
+"""The contract of a site's reply: every reply is checked before the server uses any of it.
 
 A site may be broken, outdated or hostile. Its reply is compared with what the server already has:
 the components that it sent, the settings, the kind and round of its message, and the site's own

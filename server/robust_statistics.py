@@ -1,6 +1,6 @@
-"""Sums and means over sites that no few of them decide.
+"""Robust statistics over sites: a few false sites cannot move them without bound.
 
-Every function takes what the sites sent and f, the number of sites that may be malicious.
+f is the number of sites that may be malicious.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def middle(sites: int) -> int:
-    """How many of so many values the median leaves out at each end."""
+    """Number of values that the median of so many leaves out at each end."""
     return (sites - 1) // 2
 
 

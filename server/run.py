@@ -24,7 +24,7 @@ from mediffusion_core.messaging.protocol import (
 )
 from mediffusion_core.models import encoder_half
 from mediffusion_core.reporting.pictures import save_curves, save_sites
-from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import EVALUATION, RunFolder
 from mediffusion_core.settings import Settings
 from server.evaluation_round import EvaluationRounds
 from server.label_counts import label_counts
@@ -103,7 +103,7 @@ class FederatedRun:
         return named
 
     def _start_round(self) -> dict[str, Any]:
-        """Lets newcomers take part; returns what the round's record says of them."""
+        """Lets newcomers take part; returns their names for the round's record."""
         newcomers = self._sites.newcomers()
         self._let_in(newcomers)
         return {"joined": [reply.site for reply in newcomers]} if newcomers else {}
@@ -173,10 +173,10 @@ class FederatedRun:
         self._save("joint")
 
     def _step(self, kind: str, gathered: Gathering, replies: Sequence[Reply]) -> dict[str, Any]:
-        """Steps to the aggregate of a round; returns what the round's record says of its sites."""
+        """Steps to the aggregate of a round; returns losses and sites for the round's record."""
         aggregated = self._strategy.step(gathered, self._state)
         for site, reason in sorted(aggregated.set_aside.items()):
-            self._sites.set_aside(site, kind, reason)
+            self._sites.exclude(site, kind, reason)
         counted = [reply for reply in replies if reply.site not in aggregated.set_aside]
         robust = {"aggregated": aggregated.sites, "tolerated": aggregated.tolerated}
         return {**losses(counted), **{name: value for name, value in robust.items() if value}}
@@ -194,7 +194,7 @@ class FederatedRun:
         # The sites' patients also give the temperature of the model.
         pooled = self._validate()
         model, figures = self._evaluation.figures(self._state, number, pooled)
-        self._record("judgement", number, self._settings.federation.num_rounds, **figures)
+        self._record(EVALUATION, number, self._settings.federation.num_rounds, **figures)
         self._state.evaluated = number
         if number:
             self._state.selection = self._evaluation.select(

@@ -21,7 +21,7 @@ class Evaluated:
     auc: float
     """Pooled macro AUC; nan where no site has labelled validation patients."""
     draws: list[float]
-    """The same of each bootstrap, in which every model sees the same patients."""
+    """The pooled macro AUC in each bootstrap; all models are evaluated on the same patients."""
 
 
 @dataclass(frozen=True)

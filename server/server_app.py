@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +11,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from configs.compose import compose, split
 from mediffusion_core.common.device import resolve_device
+from mediffusion_core.common.logs import configure_logs
+from mediffusion_core.common.parent import end_with_parent
 from mediffusion_core.data.ground_truth import patients_without
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.evaluation.evaluator import Evaluator
+from mediffusion_core.messaging.site_keys import SITES
 from mediffusion_core.reporting.report import write_report
 from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, run_path, write_json
 from mediffusion_core.settings import Settings
+from server.audit import RunAudit
 from server.flower_sites import FlowerSites
 from server.reply_contract import ReplyContract
 from server.run import FederatedRun
@@ -31,12 +36,17 @@ ERROR = "error.txt"
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs the federation that the run's configuration describes."""
+    configure_logs()
+    end_with_parent()
     config = context.run_config
     settings = compose(str(config["config-name"]), split(str(config["overrides"])))
     # While the server evaluates, the sites wait, so it may use every core.
     torch.set_num_threads(os.cpu_count() or 1)
     folder = RunFolder(run_path(settings.run, context.run_id))
-    serve(lambda contract: FlowerSites(grid, settings, contract), settings, folder)
+    keys = Path(os.environ[SITES]) if os.environ.get(SITES) else None
+    audit = RunAudit(str(context.run_id), settings.fingerprint())
+    with audit.started(folder.path.name):
+        serve(lambda contract: FlowerSites(grid, settings, contract, audit, keys), settings, folder)
 
 
 def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder) -> None:
@@ -48,19 +58,21 @@ def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder:
         folder: Of the run.
 
     Raises:
+        UserError: if another process writes to the folder.
         Exception: whatever ended the run early; the summary then names it.
     """
-    folder.create(settings)
-    folder.point_latest()
-    try:
-        figures = _run(connect, settings, folder)
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
-        folder.summarise({"status": "failed", "error": text, **_identity(settings)})
-        raise
-    folder.summarise({"status": "completed", **figures, **_identity(settings)})
-    write_report(folder.path)
+    with folder.held():
+        folder.create(settings)
+        folder.point_latest()
+        try:
+            figures = _run(connect, settings, folder)
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
+            folder.summarise({"status": "failed", "error": text, **_identity(settings)})
+            raise
+        folder.summarise({"status": "completed", **figures, **_identity(settings)})
+        write_report(folder.path)
 
 
 def _run(

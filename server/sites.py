@@ -25,14 +25,16 @@ from server.messages import (
     array_records,
     size_of,
 )
+from server.outcomes import Outcome
 from server.reply_contract import Asked, ReplyContract
 
 StateDict = Mapping[str, Tensor]
 Records = Mapping[int, Mapping[str, ArrayRecord]]
 """By node, the arrays that it is sent."""
-Receive = Callable[[int, RecordDict | str], bool]
-"""Takes a node, and the content of its reply or the reason why there is none. Returns whether the
-reply counts."""
+Answer = RecordDict | RefusedReplyError
+"""The content of a reply, or the reason why there is none."""
+Receive = Callable[[int, Answer], bool]
+"""Takes a node and its answer. Returns whether it counts."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class SetAside:
     site: str
     kind: str
     reason: str
+    code: Outcome
 
 
 log = logging.getLogger(__name__)
@@ -72,9 +75,10 @@ class Sites(ABC):
         taken, self._set_aside = self._set_aside, []
         return taken
 
-    def set_aside(self, site: str, kind: str, reason: str) -> None:
-        """Names a site whose reply was taken and does not count after all."""
-        self._set_aside.append(SetAside(site, kind, reason))
+    def exclude(self, site: str, kind: str, reason: str) -> None:
+        """Sets aside a reply that kept the contract and is too far from the others."""
+        self._set_aside.append(SetAside(site, kind, reason, Outcome.BOUND))
+        self._note(kind, self._nodes[site], site, Outcome.BOUND)
 
     def census(self) -> list[Reply]:
         """Waits for the sites, and asks each for its name and its counts.
@@ -85,7 +89,7 @@ class Sites(ABC):
         nodes = self._wait()
         replies: list[Reply] = []
 
-        def receive(node: int, content: RecordDict | str) -> bool:
+        def receive(node: int, content: Answer) -> bool:
             return self._count(protocol.CENSUS, node, content, self._admit, replies.append)
 
         self._exchange(protocol.CENSUS, 0, {node: {} for node in nodes}, receive, self._minimum)
@@ -146,7 +150,7 @@ class Sites(ABC):
                 reply = replace(reply, components=tip)
             replies.append(reply)
 
-        def receive(node: int, content: RecordDict | str) -> bool:
+        def receive(node: int, content: Answer) -> bool:
             return self._count(kind, node, content, read, keep)
 
         self._exchange(kind, round_number, records, receive, needed)
@@ -187,9 +191,11 @@ class Sites(ABC):
         """
         name, census, head = self._contract.census(content)
         if not self._may_have(node, name):
-            raise RefusedReplyError(f"took the name {name}, which is another site's")
+            raise RefusedReplyError(f"took the name {name}, which is another site's", Outcome.NAME)
         if self._full and name not in self._census:
-            raise RefusedReplyError("came after all sites that client-level privacy is planned for")
+            raise RefusedReplyError(
+                "came after all sites that client-level privacy is planned for", Outcome.LATE
+            )
         self._nodes[name], self._census[name] = node, census
         return Reply(name, head, census=census)
 
@@ -197,30 +203,35 @@ class Sites(ABC):
         self,
         kind: str,
         node: int,
-        content: RecordDict | str,
+        content: Answer,
         read: Callable[[int, RecordDict], Reply],
         keep: Callable[[Reply], None],
     ) -> bool:
-        """Keeps a node's reply where it counts, or sets its site aside."""
-        name = self._name(node)
+        """Keeps a node's reply if it counts, or sets its site aside."""
+        name, outcome, reason = self._name(node), Outcome.COUNTED, ""
         try:
-            if isinstance(content, str):
-                raise RefusedReplyError(content)
+            if isinstance(content, RefusedReplyError):
+                raise content
             reply = read(node, content)
         except BudgetSpentError:
-            self._set_aside.append(SetAside(name, kind, "has spent its privacy budget"))
+            outcome, reason = Outcome.BUDGET, "has spent its privacy budget"
             self._nodes.pop(name, None)
             self._spent.add(node)
-            return True
         except RefusedReplyError as error:
-            self._set_aside.append(SetAside(name, kind, str(error)))
-            return False
+            outcome, reason = error.code, str(error)
         except Exception:  # whatever a site sends must not end the run
             log.exception("a reply of %s to %s cannot be checked", name, kind)
-            self._set_aside.append(SetAside(name, kind, "sent a reply that cannot be checked"))
-            return False
-        keep(reply)
-        return True
+            outcome, reason = Outcome.UNCHECKED, "sent a reply that cannot be checked"
+        if outcome is Outcome.COUNTED:
+            keep(reply)
+            name = self._name(node)  # a census gives it
+        else:
+            self._set_aside.append(SetAside(name, kind, reason, outcome))
+        self._note(kind, node, name, outcome)
+        return outcome in (Outcome.COUNTED, Outcome.BUDGET)
+
+    def _note(self, kind: str, node: int, site: str, outcome: Outcome) -> None:  # noqa: B027
+        """Takes the outcome of a message to a site. Sites in this process keep no audit log."""
 
     def _needed(self, kind: str, asked: int) -> int:
         """How many replies must count, so that the run keeps its minimum of sites.

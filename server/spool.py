@@ -26,7 +26,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder; what another round left in it when it was killed is deleted."""
+        """Makes the folder; deletes the files of a round that was killed."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self._folder = folder

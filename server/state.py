@@ -1,5 +1,6 @@
 """Where a run stands: everything that its continuation needs, and how a checkpoint stores it."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from mediffusion_core.messaging.protocol import (
 )
 from mediffusion_core.models import Autoencoder, LatentCodec
 from mediffusion_core.run_io.checkpoints import (
-    list_checkpoints,
+    newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
@@ -33,6 +34,8 @@ from mediffusion_core.training.adam_moments import fresh_moments
 from server.messages import Census
 from server.public_model import PublicModel
 from server.selection import Evaluated, Selection
+
+log = logging.getLogger(__name__)
 
 StateDict = Mapping[str, Tensor]
 
@@ -89,7 +92,7 @@ class RunState:
         self.saved += 1
         state = {
             "settings_hash": settings_hash,
-            "metrics_lines": len(folder.history()),
+            "history": folder.history(),
             "autoencoder_rounds": self.autoencoder_rounds,
             "joint_rounds": self.joint_rounds,
             "selection": asdict(self.selection) if self.selection else None,
@@ -151,23 +154,24 @@ def fresh_state(settings: Settings, num_classes: int) -> RunState:
 
 
 def restore_state(folder: RunFolder, settings_hash: str) -> RunState | None:
-    """The state after the newest checkpoint, None where there is none; drops later metrics.
+    """The state after the newest sound checkpoint, None where there is none; drops later metrics.
+
+    A checkpoint holds the lines of `metrics.jsonl` up to it, so a damaged file is mended.
 
     Raises:
-        UserError: if the checkpoint was written under other settings.
+        UserError: if the checkpoint was written under other settings, or all are damaged.
     """
-    checkpoints = list_checkpoints(folder.checkpoints)
-    if not checkpoints:
-        folder.rewind(0)
+    newest = newest_checkpoint(folder.checkpoints, log.warning)
+    if newest is None:
+        folder.rewrite([])
         return None
-    newest = checkpoints[-1]
     state = newest.state
     if state["settings_hash"] != settings_hash:
         raise UserError(
             f"checkpoint {newest.folder.name} was written under other settings "
             f"(hash {state['settings_hash']}, now {settings_hash})"
         )
-    folder.rewind(state["metrics_lines"])
+    folder.rewrite(state["history"])
     restored = from_stored({name: newest.load(name) for name in newest.components()})
     restored.autoencoder_rounds = state["autoencoder_rounds"]
     restored.joint_rounds = state["joint_rounds"]

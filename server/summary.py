@@ -1,4 +1,4 @@
-"""What a run reports: the losses of a round, and the figures of its summary."""
+"""The losses of a round, and the figures of a run's summary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.privacy.accounting.accountant import epsilon
 from mediffusion_core.privacy.accounting.plan import Plan
+from mediffusion_core.run_io.run_folder import EVALUATION
 from mediffusion_core.settings import Settings
 from server.messages import Reply
 from server.state import RunState
@@ -45,7 +46,7 @@ def summary(
         history: The lines of its `metrics.jsonl`.
         census: Counts by site.
     """
-    evaluated = {line["round"]: line for line in history if line["stage"] == "judgement"}
+    evaluated = {line["round"]: line for line in history if line["stage"] == EVALUATION}
     assert state.selection is not None
     selected = evaluated[state.selection.kept]
     not_figures = {"stage", "round", "rounds", "time", "set_aside"}

@@ -1,4 +1,4 @@
-"""What several folders of tests share: the smallest federation that does everything."""
+"""Fixtures of several folders of tests: the smallest federation that does everything."""
 
 import os
 import shutil
@@ -107,7 +107,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
-    """Overrides of three hospitals of 60 phantom patients, the last one without a label."""
+    """Overrides of three sites of 60 phantom patients, the last one without a label."""
     return TINY
 
 

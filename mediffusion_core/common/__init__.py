@@ -1,1 +1,1 @@
-"""What every room needs: errors, files, hashes, devices."""
+"""Errors, files, hashes and devices, for all other packages of the core."""

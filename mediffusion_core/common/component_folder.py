@@ -1,5 +1,10 @@
-"""A folder of weights: one safetensors file a component, and a `state.json`."""
+"""A folder of weights: one safetensors file a component, a `state.json`, and checksums of both.
 
+`SHA256SUMS` has the form of the program sha256sum, so `sha256sum --check SHA256SUMS` checks a
+folder, too. It is written after all other files are on the disk.
+"""
+
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,18 +15,25 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.files import sync
 
 StateDict = dict[str, Tensor]
 
+STATE, SUMS = "state.json", "SHA256SUMS"
+
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint on disk."""
+class ComponentFolder:
+    """Weights and their state, as `write_folder` wrote them."""
 
     folder: Path
-    number: int
-    state: dict[str, Any]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The content of `state.json`."""
+        state: dict[str, Any] = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        return state
 
     def load(self, component: str) -> StateDict:
         """The tensors of one component."""
@@ -31,31 +43,92 @@ class Checkpoint:
         """Names of the components it holds."""
         return sorted(path.stem for path in self.folder.glob("*.safetensors"))
 
+    def damage(self) -> str | None:
+        """Reads every file and names the first difference to the written checksums, else None."""
+        try:
+            written = (self.folder / SUMS).read_bytes()
+            found = _sums(self.folder)
+        except FileNotFoundError:
+            return f"{SUMS} is missing"
+        except OSError as error:
+            return f"{Path(error.filename or self.folder).name} cannot be read ({error.strerror})"
+        return None if written == found else _difference(written, found)
+
 
 def write_folder(
     final: Path, components: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> None:
     """Writes components and `state.json` into a folder that appears whole or not at all."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(".*.new"):
-        shutil.rmtree(leftover)  # of a process that was killed here
+    _clear_leftovers(final.parent)
     temporary = final.with_name(f".{final.name}.new")
     temporary.mkdir()
     for name, tensors in components.items():
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         save_file(contiguous, temporary / f"{name}.safetensors")
-    (temporary / "state.json").write_text(json.dumps(state, indent=2))
-    for path in [*temporary.iterdir(), temporary]:
+    (temporary / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+    sums = _sums(temporary)
+    for path in temporary.iterdir():
         sync(path)
-    replaced = final.with_name(f".{final.name}.old")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        final.rename(replaced)
+    (temporary / SUMS).write_bytes(sums)
+    for path in (temporary / SUMS, temporary):
+        sync(path)
+    replaced = _hide(final) if final.exists() else None
     temporary.rename(final)
     sync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced:
+        shutil.rmtree(replaced)
 
 
-def read_folder(folder: Path) -> Checkpoint:
-    """Opens a folder written by `write_folder`."""
-    return Checkpoint(folder, 0, json.loads((folder / "state.json").read_text()))
+def remove_folder(folder: Path) -> None:
+    """Removes a folder; killed on the way, it leaves the whole folder, or none of that name."""
+    shutil.rmtree(_hide(folder))
+
+
+def read_folder(folder: Path) -> ComponentFolder:
+    """Opens a folder written by `write_folder`; one from before there were checksums as it is.
+
+    Raises:
+        UserError: if a file is not as it was written.
+    """
+    found = ComponentFolder(folder)
+    if (folder / SUMS).exists() and (damage := found.damage()):
+        raise UserError(f"{folder} is damaged: {damage}")
+    return found
+
+
+def _sums(folder: Path) -> bytes:
+    """A line for every file: its SHA-256 and its name."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.name != SUMS:
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    return "".join(lines).encode(errors="surrogateescape")
+
+
+def _difference(written: bytes, found: bytes) -> str:
+    """The first file whose checksum is not the written one."""
+    before, now = _by_name(written), _by_name(found)
+    differing = (name for name in sorted(before) if before[name] != now.get(name))
+    name = next(differing, SUMS)
+    return f"{name} is {'not as it was written' if name in {*now, SUMS} else 'missing'}"
+
+
+def _by_name(sums: bytes) -> dict[str, str]:
+    lines = (line.partition("  ") for line in sums.decode(errors="replace").split("\n"))
+    return {name: digest for digest, _, name in lines if name}
+
+
+def _hide(folder: Path) -> Path:
+    """Renames a folder, so that nothing reads it any more."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    return folder.rename(hidden)
+
+
+def _clear_leftovers(parent: Path) -> None:
+    """Removes what processes left that were killed while they wrote or removed a folder."""
+    for leftover in (*parent.glob(".*.new"), *parent.glob(".*.old")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A user's mistake: one line that names it and says what is allowed."""
+    """A user's mistake: one line that names it and the allowed values."""
 
 
 class LedgerError(UserError):
@@ -12,6 +12,10 @@ class LedgerError(UserError):
         """Takes the code and the line for the person at the site."""
         super().__init__(f"{text} [{code}]")
         self.code = code
+
+
+class AuditError(UserError):
+    """An audit log that can't be written or fails verification. The text may not leave a site."""
 
 
 class BudgetSpent(UserError):  # noqa: N818 (it names a state of the site, not a fault)

@@ -2,7 +2,7 @@
 
 `read_source` reads a data set's tables, `prepare` decodes its images once into a memory-mapped
 store, `partition` deals the store to sites, splits and labels. A new data set is one reader
-module and one line in `readers.READERS`.
+module, its name in `readers.READERS`, and a file in `configs/data`.
 """
 
 from mediffusion_core.data.dataset import Move, Source

@@ -23,7 +23,7 @@ def read_image(path: Path, window: Window | None) -> NDArray[np.uint8]:
     """Reads a JPEG, PNG, TIFF, WebP or DICOM file: uint8, grey (H, W) or colour (H, W, 3).
 
     Args:
-        path: the file; its content decides what it is, before its name does.
+        path: the file; its format follows from its content first, then from its name.
         window: `data.window`, for DICOM and for grey values beyond 8 bits.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every reader returns: one description of a data set, with its images still on disk."""
+"""The return value of every reader: a description of a data set, its images still on disk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as its reader sees it; N images, C classes.
+    """A data set as its reader describes it; N images, C classes.
 
     Attributes:
         name: the reader's name, as in `data.source`.

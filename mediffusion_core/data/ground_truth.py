@@ -1,4 +1,4 @@
-"""What is known of an image beside its labels: where a finding is, and the patient without it."""
+"""Ground truth of an image beside its labels: the region of a finding, the patient without it."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ def _redrawn(
 
 
 def finding_regions(settings: Settings, dataset: FederatedDataset) -> Where | None:
-    """Where findings are, at the size of the prepared images; None where nobody has marked them.
+    """Regions of findings, at the size of the prepared images; None if the data set has no marks.
 
     In phantoms each finding has its own pixels; of other images the marks of the data set are
     taken: the boxes of that finding, or the lesion, whatever it is.

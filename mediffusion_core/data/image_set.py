@@ -51,7 +51,7 @@ class ImageSet:
 
     @property
     def unlabelled(self) -> Tensor:
-        """Positions of the images of which nothing is known, (u,)."""
+        """Positions of the images without any label, (u,)."""
         return unlabelled_positions(self.targets)
 
 

@@ -24,8 +24,8 @@ _BEFORE = re.compile(rf"(?:{_WORDS})[ _.\-]+(.+)$")
 def find_masks(images: Sequence[str], classes: Sequence[str] = ()) -> list[str]:
     """The masks among some pictures.
 
-    A picture is a mask where a folder says so (`masks/`), or where its own name does
-    (`benign (1)_mask.png`) and the image that it would be of is there too.
+    A picture is a mask if its folder has the name of one (`masks/`), or if its own name has
+    (`benign (1)_mask.png`) and the image that the mask would belong to exists.
 
     Args:
         images: relative paths, `/` between their parts.
@@ -53,7 +53,7 @@ def _stem(path: str) -> str:
 
 
 def _images_of(path: str) -> list[str]:
-    """What the image may be called that a picture is a mask of, if its name says it is one."""
+    """Names that the image of a mask may have; empty if the picture's name is not a mask's."""
     stem = PurePosixPath(path).stem
     found = [match[1]] if (match := _BEFORE.fullmatch(stem.lower())) else []
     while match := _AFTER.fullmatch(stem) or _AFTER.fullmatch(stem.lower()):

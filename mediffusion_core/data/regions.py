@@ -23,7 +23,7 @@ Masks = tuple[list[str], NDArray[np.uint8], tuple[int, int]]
 """M image names, their packed masks (M, ⌈H·W/8⌉), and (H, W)."""
 
 DAMAGED = (KeyError, OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises for a file that is no `.npz`, or a broken one."""
+"""Errors that numpy raises for a broken `.npz`, or for a file of another kind."""
 
 
 def fill_boxes(boxes: Iterable[Box], side: float, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -51,7 +51,7 @@ def packed_masks(path: Path, names: Sequence[str]) -> Regions:
 
     Args:
         path: the file. Each process reads it when it is first asked for a mask.
-        names: N images; names that only the file knows are left out.
+        names: N images; further names in the file are left out.
 
     Returns:
         Index of an image, and a finding that it does not ask for, to the image's mask, bool (H, W),

@@ -31,7 +31,7 @@ class DiffusionProcess:
     alphas_cumprod: Tensor
     """ᾱ (T,)."""
     prediction: Prediction
-    """What the network is trained to predict."""
+    """Target of the network: the noise, the velocity or the clean latent."""
 
     @classmethod
     def of(cls, settings: DiffusionSettings) -> Self:
@@ -82,7 +82,7 @@ class DiffusionProcess:
         return (latents - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
 
     def target(self, clean: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """What the network should predict of z_t: ε, z_0, or v_t = √ᾱ_t ε - √(1 - ᾱ_t) z_0.
+        """Target of the network for z_t: ε, z_0, or v_t = √ᾱ_t ε - √(1 - ᾱ_t) z_0.
 
         v is defined in arXiv 2202.00512, appendix D.
         """

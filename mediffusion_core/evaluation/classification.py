@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 _NEARLY_UNIFORM_WITHIN = 6.0
@@ -275,6 +274,8 @@ def _mann_whitney(positives: np.ndarray, negatives: np.ndarray) -> float:
     pairs = len(positives) * len(negatives)
     if not pairs:
         return float("nan")
+    from scipy.stats import mannwhitneyu  # takes a second, at every site
+
     # The method concerns the p-value, which is not used; this one is the cheapest.
     return float(mannwhitneyu(positives, negatives, method="asymptotic").statistic) / pairs
 

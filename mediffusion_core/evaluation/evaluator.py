@@ -132,7 +132,7 @@ class Evaluator:
     def of_dataset(
         cls, settings: Settings, dataset: FederatedDataset, truth: Truth | None = None
     ) -> Self:
-        """On the public test set that was split off the hospitals' images.
+        """The evaluator on the public test set, a share of the images of all sites.
 
         Raises:
             UserError: as the constructor.

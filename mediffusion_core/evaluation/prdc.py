@@ -1,8 +1,8 @@
 """Precision, recall, density and coverage of samples.
 
 A set's manifold is the union of balls around its points. Each ball's radius is the distance to the
-k-th nearest other point of the set. The package `prdc` computes the same with scikit-learn; it has
-had no release since 2020, takes one k for all four figures and prints at each call.
+k-th nearest other point of the set. The package `prdc` computes the same with scikit-learn; its
+latest version is of 2020, takes one k for all four figures and prints at each call.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mediffusion_core.common.component_folder import read_folder, write_folder
+from mediffusion_core.common.component_folder import STATE, read_folder, write_folder
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.counterfactuals.baselines.mediffusion import mediffusion_latents
@@ -229,19 +229,20 @@ class TrainedModel:
         """Opens a folder written by `save`.
 
         Raises:
-            UserError: if there is no model in the folder.
+            UserError: if there is no model in the folder, or it is damaged.
         """
-        if not (folder / "state.json").is_file():
+        if not (folder / STATE).is_file():
             raise UserError(f"no trained model in {folder}; has the run finished an evaluation?")
         saved = read_folder(folder)
-        settings = Settings.model_validate(saved.state["settings"])
-        classes = tuple(saved.state["classes"])
+        state = saved.state
+        settings = Settings.model_validate(state["settings"])
+        classes = tuple(state["classes"])
         codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
         codec.load_state_dict(saved.load(AUTOENCODER))
         joint = restore_joint(settings, len(classes), saved.load(UNET), saved.load(HEAD))
-        multi_label = bool(saved.state["multi_label"])
+        multi_label = bool(state["multi_label"])
         # Models that were written before there was a temperature have none.
-        temperature = float(saved.state.get("temperature", 1.0))
+        temperature = float(state.get("temperature", 1.0))
         return cls(settings, classes, multi_label, codec.to(device), joint.to(device), temperature)
 
 

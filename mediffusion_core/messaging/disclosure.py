@@ -26,12 +26,13 @@ from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
 class Answer:
     """A site's reply to one kind of message, with `privacy` off and on.
 
-    The tables of docs/privacy/messages.md come from here. A test compares them with real replies.
+    The tables of docs/privacy/messages.md come from here. A site refuses to send anything else.
 
     Attributes:
         name: Of the message, in the tables.
         records: All records that the reply may have, beside those of `WITH_ANY`.
-        fields: All names that its metrics and counts may have.
+        fields: All names that its metrics and counts may have with privacy off.
+        private_fields: The same with differential privacy.
         content: Content with privacy off.
         risk: Information about patients in that content, for the server and other sites.
         protection: Protection with privacy off.
@@ -42,12 +43,16 @@ class Answer:
     name: str
     records: frozenset[str]
     fields: frozenset[str]
+    private_fields: frozenset[str]
     content: str
     risk: str
     protection: str
     private: str
     charge: str
 
+
+PRIVATE_METRICS = frozenset({"images_seen", "labelled_seen", "steps"})
+"""Metrics of a private round: they follow from noised counts and the settings."""
 
 ANSWERS = {
     CENSUS: Answer(
@@ -57,6 +62,7 @@ ANSWERS = {
             {"images", "train", "labelled", "validation", "test", "patients"}
             | {"per_class", "known_per_class"}
         ),
+        private_fields=frozenset({"train", "labelled"}),
         content="the site's name; numbers of images, labelled images and patients by split and "
         "class; if the objective needs it, the number of images with a known label of each class",
         risk="a patient with a rare finding: a count of one reveals the presence. Two censuses "
@@ -70,6 +76,7 @@ ANSWERS = {
         name="autoencoder round",
         records=frozenset({*AUTOENCODING, METRICS}),
         fields=ALLOWED_METRICS,
+        private_fields=PRIVATE_METRICS,
         content="weights of the autoencoder and Adam's moments; allow-listed metrics",
         risk="every training patient: an attacker can reconstruct images from a change of "
         "weights, best after few steps, and more easily from moments, which average few gradients. "
@@ -83,6 +90,7 @@ ANSWERS = {
         name="latent census",
         records=frozenset({COUNTS}),
         fields=frozenset({"total", "squares", "count"}),
+        private_fields=frozenset({"total", "squares", "count"}),
         content="sum and sum of squares of the latents per channel, and the number of latents",
         risk="a patient whose images differ strongly from all others; two latent censuses "
         "reveal patients who came between them",
@@ -95,6 +103,7 @@ ANSWERS = {
         name="encoding",
         records=frozenset(),
         fields=frozenset(),
+        private_fields=frozenset(),
         content="nothing",
         risk="the approximate number of images, by the time of the reply",
         protection="nothing is sent",
@@ -105,6 +114,7 @@ ANSWERS = {
         name="joint round",
         records=frozenset({*JOINT, *CONTROLS.values(), METRICS}),
         fields=ALLOWED_METRICS,
+        private_fields=PRIVATE_METRICS,
         content="weights of UNet and classifier, and Adam's moments of both; with "
         "`training.joint.control_variates` the mean gradient of both over the round; allow-listed "
         "metrics",
@@ -120,6 +130,7 @@ ANSWERS = {
         name="validation",
         records=frozenset({COUNTS}),
         fields=frozenset({"counts", "bootstraps", "temperature_losses"}),
+        private_fields=frozenset(),
         content="confusion counts per threshold, for all patients and for seeded bootstraps over "
         "patients; the sum of losses at each of 81 temperatures",
         risk="every validation patient: counts at about 4,000 thresholds reveal single scores "
@@ -129,7 +140,7 @@ ANSWERS = {
         charge="nothing",
     ),
 }
-"""By kind of message. A new kind, record or field must be listed here before it may leave."""
+"""By kind of message. A site sends no record and no field that is not listed here."""
 
 
 WITH_ANY = {

@@ -1,7 +1,7 @@
-"""Tensors that say nothing are not sent; an empty tensor stands in the place of each.
+"""Unchanged weights and zero moments are not sent; an empty tensor stands in the place of each.
 
-A site leaves out weights and moments that it left as they came: those of a classifier without
-labels, or of layers that are not trained. The server leaves out moments that are all zero: before
+A site leaves out weights and moments that it did not change: those of a classifier without labels,
+or of layers that are not trained. The server leaves out moments that are all zero: before
 the first round, and of such layers.
 """
 
@@ -21,7 +21,7 @@ EMPTY = torch.Size([0])
 
 
 def unchanged(after: StateDict, before: StateDict) -> set[str]:
-    """Names of the tensors that a site left as they were."""
+    """Names of the tensors that a site did not change."""
     return {n for n, value in after.items() if n in before and torch.equal(value.cpu(), before[n])}
 
 
@@ -31,7 +31,7 @@ def zero_moments(state: StateDict) -> set[str]:
 
 
 def without(travelling: StateDict, names: Collection[str]) -> dict[str, Tensor]:
-    """A component as it travels, whatever its compression, without what the names stand for."""
+    """A compressed component with an empty tensor in the place of each of the named ones."""
     return {
         name: value.new_empty(0) if name.removesuffix(SCALE) in names else value
         for name, value in travelling.items()
@@ -46,12 +46,12 @@ def left_out(travelling: StateDict) -> set[str]:
 def replied(
     before: StateDict, travelling: StateDict, layout: Layout, method: Compression
 ) -> dict[str, Tensor]:
-    """A component that a site sent back: that of the server, changed where the site changed it.
+    """Decompresses a component of a reply; a tensor that was left out stays as the server has it.
 
     Args:
         before: The component as the server has it.
-        travelling: What came.
-        layout: Names, shapes and types of what may come.
+        travelling: The component of the reply.
+        layout: Names, shapes and types that it may have.
         method: Its compression.
     """
     absent = left_out(travelling)
@@ -64,7 +64,7 @@ def with_zero_moments(moments: StateDict, weights: StateDict) -> dict[str, Tenso
     """Decompressed moments as the server has them: zeros in the shapes of their weights.
 
     Args:
-        moments: What came, without what is left out.
+        moments: Of the message, without those left out.
         weights: Of the same component.
     """
     whole = dict(moments)

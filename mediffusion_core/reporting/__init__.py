@@ -1,1 +1,1 @@
-"""What people look at: charts, pictures, reports and cards."""
+"""Charts, pictures, reports and cards."""

@@ -25,8 +25,9 @@ from mediffusion_core.reporting.style import (
     new_figure,
     save_figure,
 )
+from mediffusion_core.run_io.run_folder import EVALUATION
 
-EVALUATED = frozenset({"joint", "judgement"})
+EVALUATED = frozenset({"joint", EVALUATION})
 NAMED_CLASSES = 8
 """More thin lines than this carry no name of their own."""
 

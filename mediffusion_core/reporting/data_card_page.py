@@ -35,7 +35,7 @@ td.some { color: var(--muted); }
   </dl>
 </header>
 
-<h2>What was looked at</h2>
+<h2>Checks</h2>
 <div class="box"><ul class="findings">
 {% for finding in findings %}
   <li><span class="grade {{ finding.grade }}">{{ finding.grade }}</span><span>{{ finding.text }}</span></li>

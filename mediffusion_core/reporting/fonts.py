@@ -1,5 +1,6 @@
 """Fonts for names in any script: matplotlib's, those of packages, those of the system."""
 
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,11 @@ def families() -> list[str]:
     """Families of fonts in the order in which matplotlib looks for a character."""
     found = ["DejaVu Sans"]
     for path in of_packages():
+        before = len(fontManager.ttflist)
         fontManager.addfont(path)
+        # They have one weight, which stands in for bold: matplotlib would warn at every title.
+        bold = [replace(font, weight=700) for font in fontManager.ttflist[before:]]
+        fontManager.ttflist.extend(bold)
         found.append(FontProperties(fname=path).get_name())
     there = {font.name for font in fontManager.ttflist}
     return list(dict.fromkeys([*found, *(name for name in SYSTEM if name in there)]))

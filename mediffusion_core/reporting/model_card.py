@@ -1,17 +1,11 @@
-"""The model card of an exported pipeline: what it is for, what made it, how good it is."""
+"""The model card of an exported pipeline: its use, its training and its figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mediffusion_core.reporting.report import (
-    NOT_MEASURED,
-    count,
-    interval,
-    largest_epsilon,
-    measured,
-    number,
-    percent,
-)
+from mediffusion_core.reporting.formats import NOT_MEASURED, count, interval, measured, number
+from mediffusion_core.reporting.headline import headline
+from mediffusion_core.reporting.report import largest_epsilon
 from mediffusion_core.run_io.provenance import shorten
 from mediffusion_core.settings import Settings
 
@@ -24,8 +18,8 @@ NOT_PRIVATE = (
 PRIVATE = (
     "Trained with differential privacy (DP-SGD): for one {unit} more or less at a site, the "
     "planned rounds of this run spend at most ε = {epsilon} at δ = {delta}, the largest of its "
-    "sites. A round that was made again, or an earlier run on the same patients, stands in the "
-    "sites' own ledgers and not here. Figures on the public test set are computed from its images "
+    "sites. Repeated rounds and other runs on the same patients are counted in the sites' own "
+    "ledgers and not here. Figures on the public test set are computed from its images "
     "as they are, which no budget covers."
 )
 
@@ -140,7 +134,7 @@ def model_card(
         data=_data(summary, settings),
         privacy=_privacy(summary, settings),
         temperature=number(_inside(summary, "calibration").get("temperature"), 2),
-        figures=_table(("figure", "value", "95 %, or beside it"), _figures(summary)),
+        figures=_table(("figure", "value", "beside it"), headline(summary)),
         per_class=_table(("class", "AUC", "95 %", "positives in the test set"), _classes(summary)),
         extractor=extractor,
         comparable="" if extractor == "inception" else ", which compare with nothing published",
@@ -151,7 +145,7 @@ def model_card(
 
 
 def _purpose(settings: Settings) -> tuple[str, tuple[str, ...]]:
-    """What a model is for, by what of it was trained, and the lines of code that do it."""
+    """Uses of a model, which follow from its trained parts, and example code for each."""
     joint = settings.training.joint
     if joint.trains_both_halves:
         return WHOLE, (DRAW, CLASSIFY, EXPLAIN)
@@ -195,37 +189,8 @@ def _data(summary: Mapping[str, Any], settings: Settings) -> str:
 
 
 def _numbers(census: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """What the sites say of one count; with differential privacy some counts are not sent."""
+    """One count of each site that sent it; with differential privacy some counts are not sent."""
     return [value for one in census if (value := measured(one.get(key))) is not None]
-
-
-def _figures(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    changed, calibration = _inside(summary, "counterfactual"), _inside(summary, "calibration")
-    floor, untrained = (number(summary.get(f"fid_{name}"), 1) for name in ("floor", "untrained"))
-    rows = [
-        (
-            "macro AUC",
-            number(summary.get("auc_macro")),
-            interval(summary.get("auc_macro_interval")),
-        ),
-        (
-            "macro AUC, pooled over the sites' validation patients",
-            number(summary.get("auc_pooled")),
-            interval(summary.get("auc_pooled_interval")),
-        ),
-        ("calibration error", number(calibration.get("ece")), ""),
-        ("Brier score", number(calibration.get("brier")), ""),
-        ("FID", number(summary.get("fid"), 1), f"floor {floor}, untrained {untrained}"),
-        ("KID", number(summary.get("kid"), 4), f"± {number(summary.get('kid_std'), 4)}"),
-        ("reconstruction", number(summary.get("psnr"), 1, " dB"), ""),
-        (
-            "counterfactuals that flip the model",
-            percent(changed.get("flip_rate")),
-            f"of {count(changed.get('eligible'))}",
-        ),
-        ("change of other classes", number(changed.get("off_target"), 4), "mean, probability"),
-    ]
-    return [row if row[1] != NOT_MEASURED else (row[0], row[1], "") for row in rows]
 
 
 def _classes(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -240,7 +205,7 @@ def _classes(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

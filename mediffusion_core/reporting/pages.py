@@ -1,4 +1,4 @@
-"""What the project's HTML pages have in common: how they are rendered, and how they look."""
+"""Rendering and style of the project's HTML pages."""
 
 from jinja2 import Environment, StrictUndefined
 

@@ -1,31 +1,37 @@
 """The report of a run: one HTML page beside the run's files, readable from disk, offline."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.reporting.formats import (
+    NOT_MEASURED,
+    count,
+    duration,
+    interval,
+    measured,
+    number,
+    percent,
+)
+from mediffusion_core.reporting.headline import headline
 from mediffusion_core.reporting.pages import render_page
 from mediffusion_core.reporting.report_page import PAGE
 from mediffusion_core.run_io.provenance import shorten
-
-NOT_MEASURED = "not measured"
+from mediffusion_core.run_io.run_folder import EVALUATION, STAGES
 
 CAPTIONS = {
     "samples": "Images drawn from the global model.",
     "reconstructions": "Images above, what the autoencoder makes of them below, PSNR under each.",
-    "counterfactuals": "What the same image would look like with another finding. Difference: "
+    "counterfactuals": "The same image, changed to have another finding. Difference: "
     "counterfactual minus source on one scale, blue darker, brown brighter. Probabilities are "
     "the model's own, before and after.",
     "curves": "Losses, reconstruction, AUC, FID and KID over the rounds.",
-    "sites": "What each site holds: images by use, and images per class.",
+    "sites": "Images of each site, by use and per class.",
 }
 """File name (without a suffix such as `_round_5`) to caption, in the order of the page."""
-
-STAGES = ("prepare", "census", "autoencoder", "latents", "joint", "judgement")
 
 
 def write_report(folder: Path) -> Path:
@@ -50,7 +56,7 @@ def write_report(folder: Path) -> Path:
         title=str(summary.get("experiment") or folder.resolve().name),
         status=str(summary.get("status") or "unknown"),
         facts=[*_facts(summary), ("Privacy", _privacy(summary, settings))],
-        cards=_cards(summary),
+        cards=headline(summary),
         classes=_classes(summary),
         sites=_sites(summary),
         set_aside=_set_aside(summary),
@@ -65,54 +71,6 @@ def write_report(folder: Path) -> Path:
     target = folder / "report.html"
     target.write_text(page, encoding="utf-8")
     return target
-
-
-def measured(value: Any) -> float | None:
-    """The value as a float, or None where it is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def number(value: Any, digits: int = 3, unit: str = "") -> str:
-    """A figure with fixed digits, or "not measured"."""
-    value = measured(value)
-    return (
-        NOT_MEASURED
-        if value is None
-        else f"{value:.{digits}f}{unit}".replace("-", "\N{MINUS SIGN}")
-    )
-
-
-def percent(value: Any) -> str:
-    """A share in [0, 1] as a percentage, or "not measured"."""
-    value = measured(value)
-    return NOT_MEASURED if value is None else f"{100 * value:.0f} %"
-
-
-def count(value: Any) -> str:
-    """A whole number with separators, or "not measured"."""
-    value = measured(value)
-    return NOT_MEASURED if value is None else f"{value:,.0f}"
-
-
-def duration(seconds: Any) -> str:
-    """Seconds as hours, minutes and seconds, or "not measured"."""
-    value = measured(seconds)
-    if value is None:
-        return NOT_MEASURED
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def interval(bounds: Any, digits: int = 3) -> str:
-    """A 95 % interval such as `0.801 to 0.845`; empty where there is none."""
-    if not isinstance(bounds, Sequence) or len(bounds) != 2 or None in map(measured, bounds):
-        return ""
-    return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}"
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -143,66 +101,14 @@ def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     promises = []
     if units.get("enabled"):
         epsilon, delta = number(largest_epsilon(summary), 2), units.get("target_delta")
-        promises.append(f"ε {epsilon} for one {units.get('unit')} at δ {delta}")
+        promises.append(
+            f"ε {epsilon} for one {units.get('unit')} at δ {delta}, for the planned rounds of this "
+            "run; each site's ledger also counts repeated rounds and other runs"
+        )
     if sites.get("noise_multiplier"):
         epsilon = number(_inside(summary, "client_level").get("epsilon"), 2)
         promises.append(f"ε {epsilon} for a whole site at δ {sites.get('target_delta')}")
     return "; ".join(promises) or "no differential privacy"
-
-
-def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    moved, calibration = _inside(summary, "counterfactual"), _inside(summary, "calibration")
-
-    def intervals(key: str) -> str:
-        text = interval(summary.get(key))
-        return f"95 % interval {text}" if text else ""
-
-    def noted(**values: str) -> str:
-        return ", ".join(f"{k} {v}" for k, v in values.items() if v != NOT_MEASURED)
-
-    spread = measured(summary.get("kid_std"))
-    return [
-        _card("AUC, test", number(summary.get("auc_macro")), intervals("auc_macro_interval")),
-        _card(
-            "AUC, sites pooled",
-            number(summary.get("auc_pooled")),
-            intervals("auc_pooled_interval"),
-        ),
-        _card(
-            "Calibration error, test",
-            number(calibration.get("ece")),
-            noted(
-                uncalibrated=number(calibration.get("ece_uncalibrated")),
-                temperature=number(calibration.get("temperature"), 2),
-            ),
-        ),
-        _card(
-            "Brier score, test",
-            number(calibration.get("brier")),
-            noted(uncalibrated=number(calibration.get("brier_uncalibrated"))),
-        ),
-        _card(
-            "FID",
-            number(summary.get("fid"), 1),
-            noted(
-                floor=number(summary.get("fid_floor"), 1),
-                untrained=number(summary.get("fid_untrained"), 1),
-            ),
-        ),
-        _card(
-            "KID", number(summary.get("kid"), 4), f"± {spread:.4f}" if spread is not None else ""
-        ),
-        _card("Reconstruction PSNR", number(summary.get("psnr"), 1, " dB"), "autoencoder"),
-        _card(
-            "Counterfactuals that flip",
-            percent(moved.get("flip_rate")),
-            noted(of=count(moved.get("eligible"))),
-        ),
-    ]
-
-
-def _card(name: str, value: str, note: str) -> dict[str, str]:
-    return {"name": name, "value": value, "note": "" if value == NOT_MEASURED else note}
 
 
 def _classes(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -244,8 +150,8 @@ def _set_aside(summary: Mapping[str, Any]) -> list[list[str]]:
 def _counterfactual(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
         ("Images", count(figures.get("count")), "test images that were changed"),
-        ("To be flipped", count(figures.get("eligible")), "not seen as the class from the start"),
-        ("Flip rate", percent(figures.get("flip_rate")), "of those reached the class asked for"),
+        ("To be flipped", count(figures.get("eligible")), "not classified as the target before"),
+        ("Flip rate", percent(figures.get("flip_rate")), "of those classified as the target after"),
         ("Change in the image", number(figures.get("l1"), 4), "mean |difference|, range 0 to 1"),
         (
             "Change in other classes",
@@ -273,7 +179,7 @@ def _stages(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _evaluations(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    by_round = {line["round"]: line for line in history if line.get("stage") == "judgement"}
+    by_round = {line["round"]: line for line in history if line.get("stage") == EVALUATION}
     return [
         [
             count(index),

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and the export for others."""
+"""The files of a run, and the export of its model."""

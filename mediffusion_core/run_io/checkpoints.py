@@ -1,21 +1,37 @@
 """Checkpoints: the contract between a run and its continuation.
 
-A checkpoint is a folder with one safetensors file a component and a `state.json`. It is written
-under a temporary name, flushed to disk and renamed, so a folder with a final name is complete.
+A checkpoint is a folder with one safetensors file a component, a `state.json` and checksums of both
+(`mediffusion_core.common.component_folder`). It is written under a temporary name, flushed to disk
+and renamed, so a folder with a final name was complete. The checksums show later damage.
 """
 
-import json
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mediffusion_core.common.component_folder import Checkpoint, write_folder
+from mediffusion_core.common.component_folder import ComponentFolder, remove_folder, write_folder
+from mediffusion_core.common.errors import UserError
 
 _NAME = re.compile(r"(?P<number>\d{6})-(?P<stage>[a-z]+)-(?P<round>\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint(ComponentFolder):
+    """A checkpoint on disk, whose files may be damaged.
+
+    Attributes:
+        number: Counts checkpoints upwards; the largest is the newest.
+        stage: Name of the stage that had just run a round.
+        round_number: That round.
+    """
+
+    number: int
+    stage: str
+    round_number: int
 
 
 def save_checkpoint(
@@ -39,22 +55,50 @@ def save_checkpoint(
     final = root / f"{number:06d}-{stage}-{round_number}"
     whole = {"stage": stage, "round": round_number, **state}
     write_folder(final, components, whole)
-    return Checkpoint(final, number, whole)
+    return Checkpoint(final, number, stage, round_number)
 
 
 def list_checkpoints(root: Path) -> list[Checkpoint]:
-    """All complete checkpoints, oldest first."""
+    """All checkpoints, oldest first; none of their files is read."""
     found = []
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        match = _NAME.fullmatch(folder.name)
-        if match and (folder / "state.json").is_file():
-            state = json.loads((folder / "state.json").read_text())
-            found.append(Checkpoint(folder, int(match["number"]), state))
+        if match := _NAME.fullmatch(folder.name):
+            number, stage, round_number = match.groups()
+            found.append(Checkpoint(folder, int(number), stage, int(round_number)))
     return found
+
+
+def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose files are as they were written; None where there is none at all.
+
+    Args:
+        root: Folder that holds all of a run's checkpoints.
+        report: Takes one line, which names the damaged checkpoints that are newer.
+
+    Raises:
+        UserError: if all are damaged.
+    """
+    damaged: list[str] = []
+    for checkpoint in reversed(list_checkpoints(root)):
+        damage = checkpoint.damage()
+        if damage is None:
+            if damaged:
+                report(
+                    f"damaged: {', '.join(damaged)}; the run continues from checkpoint "
+                    f"{checkpoint.folder.name}, after {checkpoint.stage} round "
+                    f"{checkpoint.round_number}"
+                )
+            return checkpoint
+        damaged.append(f"checkpoint {checkpoint.folder.name} ({damage})")
+    if damaged:
+        raise UserError(
+            f"all checkpoints in {root} are damaged: {', '.join(damaged)}; start the run anew in "
+            "another run.folder"
+        )
+    return None
 
 
 def prune_checkpoints(root: Path, keep_last: int) -> None:
     """Removes all but the newest `keep_last` checkpoints."""
-    checkpoints = list_checkpoints(root)
-    for checkpoint in checkpoints[: max(0, len(checkpoints) - keep_last)]:
-        shutil.rmtree(checkpoint.folder)
+    for checkpoint in list_checkpoints(root)[:-keep_last]:
+        remove_folder(checkpoint.folder)

@@ -21,7 +21,7 @@ def current_commit() -> str | None:
         return named
     file = Path(__file__).resolve()
     try:
-        # A package that is installed inside somebody else's repository is no part of it.
+        # A package may be installed inside another project's repository, without being tracked.
         _git(file.parent, "ls-files", "--error-unmatch", file.name)
         commit = _git(file.parent, "rev-parse", "HEAD")
         changed = _git(file.parent, "status", "--porcelain", "-uno")

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.files import sync
 from mediffusion_core.settings import RunSettings, Settings
+
+EVALUATION = "judgement"
+"""The stage of an evaluation's lines; files of earlier runs have this name, so it stays."""
+STAGES = ("prepare", "census", "autoencoder", "latents", "joint", EVALUATION)
+"""Stages of a run in their order, as `metrics.jsonl` names them."""
 
 
 def run_path(settings: RunSettings, run_id: int) -> Path:
@@ -23,8 +29,8 @@ class RunFolder:
     """Paths and records of one run.
 
     `settings.json` (resolved), `metrics.jsonl`, `summary.json`, `plan.json`, `checkpoints/`,
-    `pictures/`, `model/` (what predict, sample and explain load) and `sites/` (in simulation,
-    what the sites keep to themselves).
+    `pictures/`, `model/` (for predict, sample and explain) and `sites/` (in simulation, the
+    sites' own folders).
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,13 +71,33 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from running in the folder, which is made where missing.
+        """Keeps other processes from writing to the folder, which is made where missing.
+
+        The process that writes holds the lock, so it lasts until the last write, also where what
+        started that process was killed.
 
         Raises:
             UserError: if another process holds it.
         """
+        with self._locked("run.lock"):
+            yield
+
+    @contextmanager
+    def launched(self) -> Iterator[None]:
+        """Keeps other launchers out of the folder while one starts a process that writes.
+
+        Raises:
+            UserError: if another launcher or a process that writes holds the folder.
+        """
+        with self._locked("launch.lock"):
+            with self.held():
+                pass
+            yield
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / "run.lock", timeout=0)
+        lock = FileLock(self.path / name, timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -97,14 +123,14 @@ class RunFolder:
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def rewind(self, lines: int) -> None:
-        """Keeps the first lines of `metrics.jsonl` and drops the rest, which will be run again."""
-        if not self.metrics.is_file():
-            return
-        kept = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+    def rewrite(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Replaces all lines of `metrics.jsonl`; they are on disk when this returns."""
         temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
+        lines = (json.dumps(entry) + "\n" for entry in history)
+        temporary.write_text("".join(lines), encoding="utf-8")
+        sync(temporary)
         temporary.replace(self.metrics)
+        sync(self.path)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`."""
@@ -127,10 +153,12 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON atomically; NaN and infinities become null."""
+    """Writes JSON atomically; NaN and infinities become null. It is on disk when this returns."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(_finite(dict(value)), indent=2) + "\n", encoding="utf-8")
+    sync(temporary)
     temporary.replace(path)
+    sync(path.parent)
 
 
 def _finite(value: Any) -> Any:

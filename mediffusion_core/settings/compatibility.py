@@ -19,7 +19,7 @@ class Conflict:
     reason: str
     """Why it is refused."""
     allowed: str
-    """What to set instead."""
+    """The allowed setting."""
 
 
 WITH_DP_SGD: tuple[Conflict, ...] = (
@@ -122,7 +122,7 @@ def refuse_conflicts(settings: "Settings") -> None:
     """Checks that no setting voids the guarantees of privacy that the run asks for.
 
     Raises:
-        ValueError: naming the first such setting, the reason, and what is allowed.
+        ValueError: naming the first such setting, the reason, and the allowed values.
     """
     if settings.privacy.enabled:
         _refuse(settings, WITH_DP_SGD, "privacy.enabled=true")

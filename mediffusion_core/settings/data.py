@@ -63,8 +63,8 @@ class TableSettings(StrictModel):
 class DataSettings(TableSettings):
     """Which images a run uses, how they are split, and which sites have labels."""
 
-    source: Literal["phantom", "isic2019", "medmnist", "chestxray14", "chexpert", "folder", "dicom"]
-    """The reader."""
+    source: str
+    """The reader, by its name in `mediffusion_core.data.readers.READERS`."""
     root: Path | None = None
     """Folder or file of the data set. Every source but `phantom` needs it."""
     image_size: Annotated[int, Field(ge=8, le=1024)]
@@ -87,7 +87,7 @@ class DataSettings(TableSettings):
     labelled_sites: Count | None = None
     """How many sites have labels. None: all."""
     labels_at: Literal["sites", "server"] = "sites"
-    """Who holds the labelled images."""
+    """Holder of the labelled images: the sites, or the server alone."""
     use_unlabelled: bool = True
     """Whether unlabelled images train the networks."""
     test_fraction: Share = 0.2

@@ -14,7 +14,7 @@ Solver = Literal["ddim", "dpmsolver++"]
 
 
 class CounterfactualSettings(StrictModel):
-    """Guided counterfactuals: noise level, guidance, search, and what is preserved.
+    """Guided counterfactuals: noise level, guidance, search and preserved regions.
 
     The search makes up to `num_candidates` candidates. With inversion strength and scale rise to
     their values over the candidates. An image is done when its target has the probability
@@ -70,7 +70,7 @@ class CounterfactualSettings(StrictModel):
 
 
 class EvaluationSettings(StrictModel):
-    """What the server evaluates, and how often."""
+    """The server's evaluations: their figures, sizes and intervals."""
 
     every: Count = 8
     """Joint rounds between two evaluations, at least 1. The last round is always evaluated."""

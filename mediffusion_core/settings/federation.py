@@ -7,23 +7,23 @@ from pydantic import Field, model_validator
 from mediffusion_core.settings.base import Count, Fraction, NonNegative, Positive, StrictModel
 
 Aggregation = Literal["mean", "median", "trimmed_mean", "krum", "multi_krum"]
-"""How the sites' weights become one: their weighted mean, the median or trimmed mean of each value
+"""Aggregate of the sites' weights: their weighted mean, the median or trimmed mean of each value
 (arXiv 1803.01498), or the weights of one or several sites that Krum selects (arXiv 1703.02757)."""
 
 
 class ServerOptimizer(StrictModel):
     """Aggregation of one component, and the server's optimizer (arXiv 1909.06335, 2003.00295).
 
-    The optimizer's gradient is the difference of the component's weights and what the sites'
-    weights were aggregated to.
+    The optimizer's gradient is the difference of the component's weights and the aggregate of the
+    sites' weights.
     """
 
     former_names: ClassVar[dict[str, str]] = {"adaptivity": "tau"}
 
     aggregation: Aggregation = "mean"
-    """How the sites' weights become one: by their weighted mean, by a median or trimmed mean of
-    each value (arXiv 1803.01498), or by selection (Krum and Multi-Krum, arXiv 1703.02757). All but
-    the mean need `federation.num_malicious_sites`."""
+    """Aggregate of the sites' weights: their weighted mean, the median or trimmed mean of each
+    value (arXiv 1803.01498), or the weights of the sites that Krum or Multi-Krum selects
+    (arXiv 1703.02757). All but the mean need `federation.num_malicious_sites`."""
     method: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
     """The algorithm. The fields below hold for those that use them."""
     learning_rate: Positive = 1.0

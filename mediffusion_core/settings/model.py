@@ -138,5 +138,5 @@ class DiffusionSettings(StrictModel):
     timesteps: Annotated[int, Field(ge=2)] = 1000
     """Number of noise levels T, at least 2."""
     prediction: Prediction = "v_prediction"
-    """What the network predicts, by diffusers' name. From the velocity the clean latent follows
+    """Target of the network, by diffusers' name. From the velocity the clean latent follows
     without a division by √ᾱ_t, which helps networks that were trained briefly."""

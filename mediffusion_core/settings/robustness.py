@@ -1,4 +1,4 @@
-"""Settings of robust aggregation that promise nothing."""
+"""Checks that the settings of robust aggregation have an effect."""
 
 from typing import TYPE_CHECKING
 

@@ -25,8 +25,8 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "federation": {"round_timeout", "grace_period", "min_sites", "max_images"},
     "privacy": {"public_model", "ledger", "ledger_heads", "max_epsilon"},
 }
-"""Settings outside the hash: paths, devices, waiting times and limits. None of them changes what a
-site computes."""
+"""Settings outside the hash: places, devices, waiting times and limits. Server and sites may differ
+in them."""
 
 
 class RunSettings(StrictModel):
@@ -56,7 +56,7 @@ class Settings(StrictModel):
     federation: FederationSettings = FederationSettings()
     """Sites, rounds and aggregation."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """What the server evaluates, and how often."""
+    """The server's evaluations."""
     privacy: PrivacySettings = PrivacySettings()
     """Differential privacy."""
 

@@ -1,16 +1,20 @@
-"""The site file: a hospital's data and its limits, on the hospital's own disk."""
+"""The site file: a site's data and limits, on the site's own disk."""
 
 import stat
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import DataSettings, TableSettings, did_you_mean
-from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
-from mediffusion_core.settings.base import Positive, StrictModel
+from mediffusion_core.settings.base import StrictModel
+from mediffusion_core.settings.site_policy import SitePolicy
+from mediffusion_core.settings.validation import setting_names
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+"""Pattern of the names of sites and signers, in all files of a federation."""
 
 
 class SiteData(TableSettings):
@@ -25,30 +29,6 @@ class SiteData(TableSettings):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return _refuse_relative(path)
-
-
-class SitePolicy(StrictModel):
-    """The site's limits. The site refuses a run that asks for more."""
-
-    max_epsilon: Positive | None = None
-    """Largest ε of a patient over all runs, above 0. None: no limit."""
-    target_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    """The δ of that ε, above 0 and below 1."""
-    min_noise_multiplier: Positive | None = None
-    """Smallest noise multiplier of a step or release, above 0 (arXiv 1607.00133). None: no
-    limit."""
-    allowed_metrics: frozenset[str] = ALLOWED_METRICS
-    """Metrics that may leave the site."""
-    device: Literal["auto", "cpu"] | Annotated[str, Field(pattern=r"^cuda(:\d+)?$")] = "auto"
-    """Where the site computes: `auto`, `cpu`, `cuda` or `cuda:N`."""
-
-    @field_validator("allowed_metrics")
-    @classmethod
-    def _known(cls, metrics: frozenset[str]) -> frozenset[str]:
-        for metric in sorted(metrics - ALLOWED_METRICS):
-            hint = did_you_mean(metric, sorted(ALLOWED_METRICS))
-            raise ValueError(f"{metric} is not a metric that a site may send{hint}")
-        return metrics
 
 
 class SiteLedger(StrictModel):
@@ -66,9 +46,9 @@ class SiteLedger(StrictModel):
 
 
 class SiteFile(StrictModel):
-    """One hospital."""
+    """Data, limits and ledger of one site."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """Name of the site: letters, digits, `_`, `.` and `-`, at most 63."""
     data: SiteData
     """The site's images and labels."""
@@ -120,19 +100,8 @@ def _one_line(error: ValidationError) -> str:
     first: Any = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{did_you_mean(key, _keys(SiteFile))}"
+        return f"unknown key {key}{did_you_mean(key, setting_names(SiteFile))}"
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    found = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found += _keys(inner, f"{prefix}{name}.")
-        else:
-            found.append(f"{prefix}{name}")
-    return found

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings.compatibility import require_public_model
@@ -15,7 +15,7 @@ def validate(composed: Mapping[str, Any]) -> Settings:
     """Checks the settings of a run that is to be started.
 
     Raises:
-        UserError: naming the first key that is wrong, its value, and what is allowed.
+        UserError: naming the first wrong key, its value, and the allowed values.
     """
     settings = checked(composed)
     try:
@@ -29,7 +29,7 @@ def checked(composed: Mapping[str, Any]) -> Settings:
     """Checks the settings of a run that is to be started, or has ended.
 
     Raises:
-        UserError: naming the first key that is wrong, its value, and what is allowed.
+        UserError: naming the first wrong key, its value, and the allowed values.
     """
     try:
         settings = Settings.model_validate(composed)
@@ -79,6 +79,18 @@ def known_keys(composed: Mapping[str, Any], unknown: str = "", prefix: str = "")
         elif name != unknown:
             names.append(name)
     return names
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all fields of a model and of the models within it."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += setting_names(inner, f"{prefix}{name}.")
+        else:
+            found.append(f"{prefix}{name}")
+    return found
 
 
 def did_you_mean(given: str, allowed: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What some settings of the joint stage need beyond the weights that are trained."""
+"""Inputs of the joint stage beyond the trained weights, which some settings need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mediffusion_core.training.scaffold import ControlVariate
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """What the server sends to a round of the joint stage beside the weights, where it does."""
+    """Inputs of a round of the joint stage beside the weights, as far as the server sends them."""
 
     label_counts: LabelCounts | None = None
     """Of all sites: for logit adjustment and adaptive thresholds."""

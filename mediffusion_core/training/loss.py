@@ -38,7 +38,7 @@ class JointBatch:
     """τ · log π (C,), added to the logits in the losses (arXiv 2007.07314, eq. 10)."""
 
     def figures(self) -> dict[str, float]:
-        """What a round reports beside the losses: the share of images with a pseudo-label."""
+        """Metrics of a round beside the losses: the share of images with a pseudo-label."""
         if "consistency_loss" not in self.labelled:
             return {}
         labels = self.labelled["consistency_loss"].targets
@@ -48,13 +48,14 @@ class JointBatch:
 def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -> dict[str, Tensor]:
     """The parts of the joint objective, each a scalar, from one pass of the network.
 
-    L = w · 1/B Σ ‖f(z_t, t) - target‖² + λ · 1/B_l Σ ℓ(head(z_t', t'), y)
+    L = w · 1/B Σ ‖f(z_t, t) - target‖² / chw + λ · 1/B_l Σ ℓ(head(z_t', t'), y)
       + λ λ_u · 1/B_u Σ ℓ(head(strong view), pseudo-label)
 
     (arXiv 2411.09434, eq. 6; there w = 1, t' = 0 for all rows, and there is no third part.) The
     third part is FixMatch's, arXiv 2001.07685, eq. 4. ℓ is the cross-entropy, binary if the classes
     are independent. `total_loss` weights the parts. All sums are divided by the fixed batch size,
-    not by the number of rows or labels in a batch.
+    not by the number of rows or labels in a batch. With differential privacy the objective is that
+    of `privacy.dp_sgd.joint_rows.UnitLosses`, with one divisor for both parts.
     """
     rows: list[Denoising | LabelledRows] = [*batch.labelled.values()]
     if batch.denoising:

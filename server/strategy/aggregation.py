@@ -1,4 +1,4 @@
-"""Averaging the sites' weights, each component by what it was trained on."""
+"""Averaging the sites' weights, each component by the images that it was trained on."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ TOGETHER = 1 << 16
 class RunningMean:
     """Σ w_k θ_k / Σ w_k of one component, one site after another (FedAvg, arXiv 1602.05629).
 
-    A sum is a float64, and a float32 with what its additions rounded off (TwoSum: Knuth, The Art of
+    A sum is a float64, and a float32 with its rounding errors (TwoSum: Knuth, The Art of
     Computer Programming, volume 2, section 4.2.2, theorem B). So the order in which sites answer
     does not change the mean. It takes 12 bytes a value for any number of sites.
     """
@@ -51,7 +51,7 @@ class RunningMean:
                 _add(total.view(-1), lost.view(-1), state[name].flatten(), weight)
 
     def mean(self) -> dict[str, Tensor] | None:
-        """The mean, in the sites' types; None where no site counts. The sums are let go of."""
+        """The mean, in the sites' types; None where no site counts. Deletes the sums."""
         weight = math.fsum(self._weights)
         if not weight:
             return None
@@ -97,7 +97,7 @@ def weighted_mean(states: Sequence[StateDict], weights: Sequence[float]) -> dict
 
 
 def site_weight(metrics: Mapping[str, float], by: str, weighting: Weighting) -> float:
-    """What a site counts in a mean, for the images that it saw in its steps of a round.
+    """Weight of a site in a mean, from the images that it trained on in its steps of a round.
 
     `by` names the images that count; `steps` need be there only where they are weighed.
 

@@ -48,7 +48,7 @@ class ClientLevelPrivacy:
         self._path = folder / FILE
 
     def gather(self, stage: str, round_number: int, sent: Mapping[str, StateDict]) -> "NoisedMeans":
-        """What makes the noised means of one round.
+        """The sums of one round, for its noised means.
 
         Args:
             stage: Its name.
@@ -60,7 +60,7 @@ class ClientLevelPrivacy:
         return NoisedMeans(sent, self._bound, deviation, self._participants, charge)
 
     def spent(self) -> dict[str, Any]:
-        """What the run has cost a site so far: ε at δ, and of how many noised means."""
+        """The privacy cost of the run for a site so far: ε at δ, and the number of noised means."""
         rounds = len(self._path.read_text().split()) if self._path.exists() else 0
         charges = [Charge(1.0, self._noise, rounds)] if rounds else []
         return {
@@ -91,7 +91,7 @@ class NoisedMeans:
         participants: int,
         charge: Callable[[], None],
     ) -> None:
-        """Takes what was sent, C, σ C, m, and what puts the cost on the disk."""
+        """Takes the weights as sent, C, σ C, m, and the function that writes the cost to disk."""
         self._before = _flat(sent)
         self._bound, self._deviation, self._participants = bound, deviation, participants
         self._charge = charge
@@ -132,7 +132,7 @@ def _flat(components: Mapping[str, StateDict]) -> dict[Key, Tensor]:
 
 
 def _changes(before: Mapping[Key, Tensor], reply: Reply) -> dict[Key, Tensor]:
-    """What a site changed in the components that it trained, in double precision."""
+    """Differences of the components that a site trained, after minus before, in float64."""
     return {
         (component, name): reply.components[component][name].double() - value.double()
         for (component, name), value in before.items()

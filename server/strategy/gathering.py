@@ -1,4 +1,4 @@
-"""The replies of one round, and what they become."""
+"""Takes the replies of one round and aggregates them."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,11 @@ StateDict = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Aggregated:
-    """What the replies of a round became.
+    """The result of a round.
 
     Attributes:
         components: The aggregate of each component that a site trained.
-        sites: By component, the sites that it was made of; None where all that trained it were.
+        sites: By component, the sites in its aggregate; None for all that trained it.
         set_aside: By site, why its reply does not count.
         tolerated: By component, how many malicious sites it tolerates, where the replies were too
             few for those that the run assumes.
@@ -44,14 +44,14 @@ class Aggregator(Protocol):
         """Adds a reply."""
 
     def aggregated(self) -> Aggregated:
-        """What the replies become; to be called once, after the last of them."""
+        """The result; to be called once, after the last reply."""
 
 
 class MeanOfReplies:
     """The mean of each component over the sites that trained it, reply by reply.
 
-    Autoencoder and UNet are weighted by the images a site saw, the head by its labelled images:
-    a site without a label would otherwise average its untrained head in.
+    Autoencoder and UNet are weighted by the images a site trained on, the head by the labelled:
+    a site without a label would otherwise add its untrained head.
     """
 
     def __init__(self, components: Collection[str], weighting: Weighting) -> None:
@@ -76,10 +76,10 @@ class MeanOfReplies:
 
 
 class Gathering:
-    """Takes each reply of a round, and keeps of it what the next round needs."""
+    """Takes each reply of a round, and keeps its control variates for the next one."""
 
     def __init__(self, aggregator: Aggregator) -> None:
-        """Takes what aggregates the replies."""
+        """Takes the aggregator of weights and moments."""
         self._aggregator = aggregator
         self._controls: list[Reply] = []
 
@@ -91,7 +91,7 @@ class Gathering:
             self._controls.append(replace(reply, components=controls))
 
     def aggregated(self) -> Aggregated:
-        """What the replies become; to be called once."""
+        """The result; to be called once."""
         return self._aggregator.aggregated()
 
     def remembered(self, before: Controls, aggregated: Aggregated) -> Nested:

@@ -1,6 +1,6 @@
-"""Aggregation that f malicious sites do not decide.
+"""Robust aggregation against f malicious sites.
 
-All replies of a round are needed before the first value can be aggregated. They wait on the disk.
+It needs all replies of a round at once, and keeps them on the disk.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ class RobustAggregator:
                     self._spool.write(reply.site, name, reply.components[name])
 
     def aggregated(self) -> Aggregated:
-        """What the replies become, to be called once; the files are deleted."""
+        """The result; to be called once. Deletes the files."""
         ordered = {c: dict(sorted(weights.items())) for c, weights in self._weights.items()}
         changes = {c: self._changes(c, list(sites)) for c, sites in ordered.items() if sites}
         set_aside = self._beyond_bound(changes)
@@ -89,7 +89,7 @@ class RobustAggregator:
         return Changes(sites, products)
 
     def _beyond_bound(self, changes: Mapping[str, Changes]) -> dict[str, str]:
-        """By site, why it is set aside. Of two sites none can be told from the median."""
+        """By site, why it is set aside. Two sites are equally far from their median."""
         bound, reasons = self._federation.norm_bound, dict[str, str]()
         for component, one in changes.items():
             if bound is None or len(one.sites) < 3:
@@ -112,7 +112,7 @@ class RobustAggregator:
         return made
 
     def _too_few(self, choices: Mapping[str, Choice]) -> dict[str, int]:
-        """By component, how many malicious sites are tolerated where those are too few."""
+        """By component, the number of tolerated malicious sites where it is less than f."""
         malicious = self._federation.num_malicious_sites
         return {
             component: choice.tolerated
@@ -151,7 +151,7 @@ def _rule(federation: FederationSettings, component: str) -> Aggregation:
 
 
 def _keep_adams_bound(moments: Mapping[str, Tensor]) -> None:
-    """Raises second moments to what the first ones need; both were trimmed value by value."""
+    """Raises second moments that are too small for the first ones; both were trimmed by value."""
     for name, mean in moments.items():
         if name.endswith(MEAN):
             square = moments[name.removesuffix(MEAN) + SQUARE]

@@ -1,4 +1,4 @@
-"""The rules by which the sites of a component become one."""
+"""The rules of robust aggregation: sites and weights of a component's aggregate."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from server.robust_statistics import capped, krum_scores, middle, trimmed_mean
 
 @dataclass(frozen=True)
 class Changes:
-    """Inner products of what the sites changed in a component's weights, each as one vector."""
+    """Inner products of the sites' changes of a component's weights, each as one vector."""
 
     sites: list[str]
     products: Tensor
@@ -32,7 +32,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which sites make a component, and how.
+    """The sites in the aggregate of a component, and their weights.
 
     Attributes:
         shares: Of each site in their weighted mean, in order.
@@ -55,7 +55,7 @@ class Choice:
 def choose(
     rule: Aggregation, malicious: int, weights: Mapping[str, float], changes: Changes | None = None
 ) -> Choice:
-    """How a component is made of the sites that trained it, at least one.
+    """Applies a rule to the sites that trained a component, at least one.
 
     mean          weights, each cut to at most 1 / (2 f + 1) of their sum
     median        of each value (arXiv 1803.01498)

@@ -6,10 +6,9 @@ follows by summing. A site that is not drawn in a round keeps its weight in c, w
 
     c = Σ w_k c_k / Σ w_k    over all sites that have sent one, weighted by the images it saw,
 
-so that the sites' corrections c - c_k cancel in the component's mean; with robust aggregation it is
-formed as the component is. (The paper adds each round's
-changes to c by |S| / N, which is that sum for equal weights.) The price: checkpoints hold the
-component once more for each site.
+so that the sites' corrections c - c_k cancel in the component's mean. Robust aggregation forms c as
+it forms the component. (The paper adds each round's changes to c by |S| / N, which is that sum for
+equal weights.) The price: checkpoints hold the component once more for each site.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,7 +25,7 @@ StateDict = Mapping[str, Tensor]
 Controls = Mapping[str, Mapping[str, StateDict]]
 """By component and site, the site's mean gradient of its last round, and its `WEIGHT`."""
 Nested = dict[str, dict[str, StateDict]]
-"""The same to keep, or by site and record what is for a site alone."""
+"""The same to keep; or by site and record, the components for a site alone."""
 WEIGHT = "site_weight"
 """In a parameter's place: how much the site counts in the mean."""
 

@@ -40,7 +40,7 @@ class Strategy:
     def gather(
         self, stage: str, round_number: int, names: Collection[str], state: RunState
     ) -> Gathering:
-        """What takes the replies of a round.
+        """An object that takes the replies of a round.
 
         Args:
             stage: Of the round.
@@ -92,5 +92,5 @@ class Strategy:
             )
 
     def spent(self) -> dict[str, Any] | None:
-        """What client-level privacy has cost so far; None without it."""
+        """The cost of client-level privacy so far; None without it."""
         return self._client_level.spent() if self._client_level else None

@@ -34,6 +34,7 @@ UNSUPPORTED: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
     ("federation.compression", lambda s: s.federation.compression != "none"),
     ("federation.local_normalisation", lambda s: s.federation.local_normalisation),
     ("federation.server", lambda s: s.federation.server != ServerSettings()),
+    ("federation.num_malicious_sites", lambda s: bool(s.federation.num_malicious_sites)),
 )
 """Settings of the joint network's federation that baselines do not have."""
 
@@ -146,7 +147,7 @@ class BaselineRun:
                 dataset.train(index),
                 self._task,
                 round_number=number,
-                # "rival" keeps the random numbers of published figures.
+                # This key keeps the random numbers of published figures.
                 seed=derive_seed(self._settings.seed, "rival", partition.site, number),
             )
             states.append(_copied(self._network.state_dict()))

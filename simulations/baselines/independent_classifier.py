@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mediffusion_core.common.component_folder import read_folder, write_folder
+from mediffusion_core.common.component_folder import STATE, read_folder, write_folder
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.partitioning.federated_dataset import (
@@ -49,7 +49,7 @@ def independent_classifier(
     pooled = with_all_labels(settings)
     folder = run / FOLDER / _inputs_hash(pooled, dataset)
     channels, classes = settings.data.channels, dataset.store.classes
-    if not (folder / "state.json").is_file():
+    if not (folder / STATE).is_file():
         _train(pooled, dataset, folder, console)
     saved = read_folder(folder)
     network = build_resnet(channels, len(classes), RECIPE.stem_stride, widths=NARROW)

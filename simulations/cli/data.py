@@ -7,7 +7,7 @@ import typer
 
 from simulations.cli.arguments import ConfigName, Overrides
 
-data = typer.Typer(help="Prepare a data set, say what is wrong with it, and show it.")
+data = typer.Typer(help="Prepare a data set, check it, and show it.")
 
 
 @data.command(epilog="Example: fed-mediffusion data prepare data=isic2019 data.root=PATH")
@@ -22,7 +22,7 @@ def prepare(overrides: Overrides = None, config_name: ConfigName = "config") -> 
     epilog="Example: fed-mediffusion data check data=folder data.root=PATH data.table=labels.csv"
 )
 def check(overrides: Overrides = None, config_name: ConfigName = "config") -> None:
-    """Say what is right and wrong with a data set. The last line is ready or not ready."""
+    """Check a data set. The last line is ready or not ready."""
     from simulations.cli.data_commands import check_data
 
     raise typer.Exit(check_data(config_name, overrides or []))

@@ -1,4 +1,4 @@
-"""`fed-mediffusion data`: prepare a data set, say what is wrong with it, and show it."""
+"""`fed-mediffusion data`: prepare a data set, check it, and show it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def prepare_data(config_name: str, overrides: Sequence[str]) -> Path:
 
 
 def check_data(config_name: str, overrides: Sequence[str]) -> int:
-    """Prints what is right and what is wrong with a data set; 1 where it will not do, else 0.
+    """Prints the results of the checks of a data set; returns 1 if one failed, else 0.
 
     Raises:
         UserError: for a mistake in the settings.

@@ -1,4 +1,4 @@
-"""What a finished run's model does for a user: predict, sample, explain."""
+"""Commands on the model of a finished run: predict, sample, explain."""
 
 import csv
 import json
@@ -119,7 +119,7 @@ def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 
 def draw_samples(run: Path, output: Path, count: int, steps: int, seed: int, device: str) -> Path:
-    """Draws images into a folder: one PNG each, and `grid.png` of up to 64 of them."""
+    """Draws images into a folder, one PNG each, and up to 64 of them into `<folder>_grid.png`."""
     model = _load(run, device)
     images = model.sample(count, steps, seed)
     output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,9 @@ def draw_samples(run: Path, output: Path, count: int, steps: int, seed: int, dev
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(
             output / f"seed-{seed}_{number:05d}.png"
         )
-    save_sample_grid(images[:64], output / "grid.png")
+    # Beside the folder: `predict` takes every picture in it for an image.
+    folder = output.resolve()
+    save_sample_grid(images[:64], folder.with_name(f"{folder.name}_grid.png"))
     return output
 
 
@@ -147,14 +149,14 @@ def explain_image(
     before = model.classify(pixels)
     if not model.multi_label and int(before.argmax()) == chosen[0]:
         raise UserError(
-            f"the model already sees {targets[0]} in {image.name}; choose another class"
+            f"the model already predicts {targets[0]} for {image.name}; choose another class"
         )
-    wish = target_for(chosen, before, model.multi_label)
-    made = make_counterfactuals(model, pixels, wish, model.settings.evaluation.counterfactual)
+    target = target_for(chosen, before, model.multi_label)
+    made = make_counterfactuals(model, pixels, target, model.settings.evaluation.counterfactual)
     named = model.classes[int(before.argmax())]
-    changes = zip(targets, wish.present[0].tolist(), strict=True)
+    changes = zip(targets, target.present[0].tolist(), strict=True)
     asked = (
-        ", ".join(f"{'add' if is_added else 'remove'} {target}" for target, is_added in changes)
+        ", ".join(f"{'add' if is_added else 'remove'} {name}" for name, is_added in changes)
         if model.multi_label
         else f"{named} → {targets[0]}"
     )

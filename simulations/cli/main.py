@@ -2,6 +2,7 @@
 
 import typer
 
+from deployment.audit_cli import audit
 from deployment.commands import add_commands
 from deployment.entry import run as run_app
 from deployment.site_cli import site
@@ -33,6 +34,7 @@ for commands in (
     app.add_typer(commands)
 app.add_typer(data, name="data")
 app.add_typer(site, name="site")
+app.add_typer(audit, name="audit")
 app.add_typer(study, name="study")
 
 

@@ -23,7 +23,7 @@ def simulate(
     ] = None,
     config_name: ConfigName = "config",
 ) -> None:
-    """Train across simulated hospitals with `flwr run`. The last line printed is the run folder."""
+    """Train across simulated sites with `flwr run`. The last line printed is the run folder."""
     from simulations.engine.simulate import simulate as run
 
     raise typer.Exit(run(config_name, overrides or [], resume))

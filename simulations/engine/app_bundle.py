@@ -1,34 +1,19 @@
 """The Flower app for ``flwr run``, assembled from the packages beside this one."""
 
-import atexit
 import shutil
-import tempfile
 import tomllib
 from pathlib import Path
 
-from simulations.engine.temporary import temporary_root
-
 APP_PACKAGES = ("client", "configs", "mediffusion_core", "server")
-
-
-def app_folder() -> Path:
-    """Assembles the Flower app in a temporary folder that is removed at exit.
-
-    It is the same for a checkout and an installed wheel. ``flwr run`` does not get a checkout
-    itself, because Flower walks every file below it, virtual environment included, before it
-    applies ``.gitignore``.
-
-    Raises:
-        FileNotFoundError: as `assemble_app`.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="fedmed-app-", dir=temporary_root()))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    assemble_app(Path(__file__).resolve().parents[2], folder)
-    return folder
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, or the folder of installed packages."""
 
 
 def assemble_app(root: Path, folder: Path) -> None:
     """Copies the app's ``pyproject.toml`` and packages from `root` into an empty folder.
+
+    ``flwr run`` does not get a checkout itself, because Flower walks every file below it, virtual
+    environment included, before it applies ``.gitignore``.
 
     The ``pyproject.toml`` is that of `root` in a repository, or the copy in the wheel's package
     ``simulations``.

@@ -1,4 +1,4 @@
-"""What Flower's output says went wrong."""
+"""The reason for a failed run, from Flower's output."""
 
 import re
 
@@ -48,7 +48,7 @@ def ray_did_not_start(log_text: str) -> bool:
 
 
 def refusal(log_text: str) -> str | None:
-    """What ``flwr`` says in its last box, on one line; None where there is no box."""
+    """The text of the last box that ``flwr`` printed, on one line; None if there is no box."""
     boxes = _REFUSAL.findall(_ANSI.sub("", log_text))
     return " ".join(boxes[-1].replace("│", " ").split()) if boxes else None
 

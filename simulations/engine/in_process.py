@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from flwr.app import ArrayRecord, Context, Message, Metadata, RecordDict
+from flwr.app.message import make_message
 from torch import Tensor
 
 from client.client_app import app
@@ -30,7 +31,7 @@ FIRST_SITE = 2
 
 
 def run_in_process(config_name: str, overrides: Sequence[str]) -> RunFolder:
-    """Runs a federation to its end, or what is left of it.
+    """Runs a federation to its end; resumes the run whose checkpoints stand in the folder.
 
     Args:
         config_name: Name of a file in `configs/`, without `.yaml`.
@@ -47,8 +48,7 @@ def run_in_process(config_name: str, overrides: Sequence[str]) -> RunFolder:
     if settings.run.folder is None:
         raise UserError("a run in this process needs a run.folder")
     folder = RunFolder(settings.run.folder)
-    with folder.held():
-        serve(lambda c: SitesHere(config_name, overrides, settings, c), settings, folder)
+    serve(lambda c: SitesHere(config_name, overrides, settings, c), settings, folder)
     return folder
 
 
@@ -129,11 +129,11 @@ def _order(
     # Records of its own for each site, which takes the arrays out of them as it decodes them.
     own = {name: ArrayRecord(dict(record)) for name, record in records.items()}
     content = request(settings_hash, round_number, own)
-    return Message(content, metadata=metadata)
+    return make_message(metadata, content=content)
 
 
 def answer(message: Message, index: int, num_sites: int, run_config: Mapping[str, str]) -> Message:
-    """What the ClientApp of one site replies."""
+    """The reply of one site's ClientApp."""
     context = Context(
         run_id=RUN,
         node_id=FIRST_SITE + index,

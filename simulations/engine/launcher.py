@@ -1,8 +1,10 @@
 """Runs one simulated federation through ``flwr run`` and leaves no process behind (Linux).
 
+Where the launcher itself is killed, its guardian ends the others (`simulations.engine.guardian`).
+
 The SuperLink is started here rather than by ``flwr run``: the one which that command starts
-keeps the environment and the folder of its first run, outlives it, and serves whoever comes
-next. Ours has its own home, port and empty working folder, and ends with the run.
+keeps the environment and the folder of its first run, outlives it, and serves the next runs
+too. Ours has its own home, port and empty working folder, and ends with the run.
 """
 
 import json
@@ -17,7 +19,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ import tomli_w
 
 from simulations.engine.flower_environment import flower_environment
 from simulations.engine.flower_log import ERROR_PREFIX, error_line, ray_did_not_start, refusal
+from simulations.engine.guardian import guarded
 from simulations.engine.processes import (
     is_alive,
     marked_processes,
@@ -50,18 +52,18 @@ _LOST_LIMIT = 10.0  # seconds a run may stay unfinished without its simulation p
 
 @dataclass(frozen=True)
 class Launch:
-    """What one simulated federation needs.
+    """Inputs of one simulated federation.
 
     Attributes:
-        app: folder of the Flower app, the one that holds its ``pyproject.toml``.
+        assemble: puts the Flower app, with its ``pyproject.toml``, into an empty folder.
         run_config: keys of the app's ``[tool.flwr.app.config]`` and what they become.
-        num_sites: number of simulated hospitals.
+        num_sites: number of simulated sites.
         cpus_per_site: CPU cores of one site; sites wait for each other where cores run out.
         run_folder: where server and sites write.
         log_file: receives all output of Flower, the server and the sites (appended).
     """
 
-    app: Path
+    assemble: Callable[[Path], object]
     run_config: Mapping[str, str]
     num_sites: int
     cpus_per_site: float
@@ -89,8 +91,8 @@ class _StoppedError(Exception):
 def launch(launch: Launch, on_tick: Callable[[], None] | None = None) -> RunOutcome:
     """Run one federation to its end and end every process that it started.
 
-    SIGINT, SIGTERM and SIGHUP stop the run where this is called in the main thread; what was
-    written to the run folder stays. A run whose Ray took too long to start is tried once more.
+    SIGINT, SIGTERM and SIGHUP stop the run where this is called in the main thread; the
+    files in the run folder stay. A run whose Ray took too long to start is tried once more.
 
     Args:
         launch: the run.
@@ -112,15 +114,13 @@ def _attempt(
     """One federation from its start to its end, and whether it failed before Ray had started."""
     (launch.run_folder / ERROR_FILE).unlink(missing_ok=True)
     base = Path(tempfile.mkdtemp(prefix="fedmed-", dir=temporary_root()))
-    try:
-        federation = _Federation(launch, base, log, received, on_tick)
+    with guarded(base) as marker:
+        federation = _Federation(launch, base, marker, log, received, on_tick)
         try:
             outcome = replace(federation.follow(), peak_memory=federation.peak_memory)
             return outcome, ray_did_not_start(federation.log_text())
         finally:
             federation.end()
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
 
 
 def concurrent_sites(num_sites: int, cpus_per_site: float, cores: int) -> int:
@@ -134,10 +134,10 @@ class _Federation:
 
     launch: Launch
     base: Path
+    marker: str
     log: BinaryIO
     received: list[int]
     on_tick: Callable[[], None] | None
-    marker: str = field(default_factory=lambda: uuid.uuid4().hex)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     peak_memory: int = 0
     memory_read: float = 0.0
@@ -145,10 +145,10 @@ class _Federation:
     def __post_init__(self) -> None:
         self.log_start = self.launch.log_file.stat().st_size
         self.port = _free_port()
-        self.work = self.base / "work"
-        self.work.mkdir()
-        home = self.base / "home"
-        home.mkdir()
+        self.work, self.app, home = (self.base / name for name in ("work", "app", "home"))
+        for folder in (self.work, self.app, home):
+            folder.mkdir()
+        self.launch.assemble(self.app)
         connection = {"address": f"127.0.0.1:{self.port}", "insecure": True}
         config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
         (home / "config.toml").write_text(tomli_w.dumps(config))
@@ -166,7 +166,7 @@ class _Federation:
             status, details = self._wait_for_status(superlink, lost)
         except _StoppedError as stop:
             return RunOutcome(
-                "stopped", f"stopped by {stop}; what was written stays in {self.launch.run_folder}"
+                "stopped", f"stopped by {stop}; its files stay in {self.launch.run_folder}"
             )
         except _FailedError as error:
             return RunOutcome("failed", self._detail(str(error)))
@@ -234,9 +234,8 @@ class _Federation:
             f"num-supernodes={self.launch.num_sites} client-resources-num-cpus=1 "
             f"init-args-num-cpus={at_once}"
         )
-        app = str(self.launch.app.resolve())
         options = ("--run-config", str(self.run_config), "--federation-config", resources)
-        submission = self._start("flwr", "run", app, _CONNECTION, "--stream", *options)
+        submission = self._start("flwr", "run", str(self.app), _CONNECTION, "--stream", *options)
         simulation: int | None = None
         lost_since: float | None = None
         while submission.poll() is None:
@@ -289,7 +288,7 @@ class _Federation:
         time.sleep(seconds)
 
     def log_text(self) -> str:
-        """What this federation has logged."""
+        """The log of this federation."""
         with self.launch.log_file.open("rb") as file:
             file.seek(self.log_start)
             return file.read().decode(errors="replace")

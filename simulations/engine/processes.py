@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mediffusion_core.common.parent import tied
+
 MARKER_VARIABLE = "FED_MEDIFFUSION_LAUNCH"
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**28),  # above the moments of a network, packed as one block
@@ -71,14 +73,14 @@ def run_to_end(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Runs a command and returns its output and exit status.
 
     The first SIGINT, SIGTERM or SIGHUP is sent on to the command; this function then waits for the
-    command's end.
+    command's end. Where this process is killed, so is the command.
 
     Raises:
         KeyboardInterrupt: after the end of a command to which a signal was sent on.
     """
     with noted_signals() as received:
         child = subprocess.Popen(
-            command,
+            tied(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-STAGES = ("prepare", "census", "autoencoder", "latents", "joint", "judgement")
+from mediffusion_core.run_io.run_folder import STAGES
 
 _NOT_FIGURES = frozenset({"stage", "round", "rounds", "time", "step", "steps"})
 _RECENT_ROUNDS = 10

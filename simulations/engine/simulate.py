@@ -6,24 +6,24 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from configs import compose, flatten, quoted
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation import build_extractor
+from mediffusion_core.run_io.checkpoints import newest_checkpoint
 from mediffusion_core.run_io.provenance import COMMIT_VARIABLE, current_commit
-from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import RunFolder, write_json
 from mediffusion_core.settings import Settings
-from simulations.engine.app_bundle import app_folder
+from simulations.engine.app_bundle import ROOT, assemble_app
 from simulations.engine.launcher import Launch, launch
 from simulations.engine.preparation import prepare_images
 from simulations.engine.progress import LiveView
-from simulations.results.figures import format_figure
+from simulations.engine.summary_table import summary_table
 
 LAUNCH = "launch.json"
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 130}
@@ -38,7 +38,8 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
         resume: Folder of a run to continue, with its own settings.
 
     Raises:
-        UserError: for a mistake in the settings or the data, before a process is started.
+        UserError: for a mistake in the settings or the data, or a run whose checkpoints are all
+            damaged, before a process is started.
     """
     console = Console(soft_wrap=True)
     if resume is not None:
@@ -52,11 +53,13 @@ def simulate(config_name: str, overrides: Sequence[str], resume: Path | None) ->
     folder = (settings.run.folder or _new_folder()).resolve()
     if resume is None:
         overrides = [*_without_folder(overrides), *_absolute_paths(settings, folder)]
-    with RunFolder(folder).held():
+    with RunFolder(folder).launched():
         # Another process may have used the folder while the images were prepared.
         RunFolder(folder).refuse_others(settings)
+        # The server does so again, and its log says the same.
+        newest_checkpoint(RunFolder(folder).checkpoints, partial(console.print, markup=False))
         written = {"config_name": config_name, "overrides": list(overrides)}
-        (folder / LAUNCH).write_text(json.dumps(written, indent=2) + "\n")
+        write_json(folder / LAUNCH, written)
         return _launch(settings, config_name, overrides, folder, console)
 
 
@@ -73,7 +76,7 @@ def _launch(
 ) -> int:
     os.environ.setdefault(COMMIT_VARIABLE, current_commit() or "unknown")
     plan = Launch(
-        app=app_folder(),
+        assemble=partial(assemble_app, ROOT),
         run_config={"config-name": config_name, "overrides": flatten(overrides)},
         num_sites=settings.num_participants,
         cpus_per_site=settings.federation.cpus_per_site,
@@ -83,7 +86,7 @@ def _launch(
     with LiveView(folder, console) as view:
         outcome = launch(plan, view.refresh)
     if outcome.status == "completed":
-        console.print(_table(json.loads((folder / "summary.json").read_text())))
+        console.print(summary_table(settings, folder))
         console.print(f"memory of all processes at most: {outcome.peak_memory / 1e9:.1f} GB")
         console.print(f"report: {folder / 'report.html'}", highlight=False)
     else:
@@ -158,40 +161,3 @@ def read_launch(folder: Path) -> tuple[str, list[str]]:
         return str(written["config_name"]), [*overrides, f"run.folder={quoted(folder)}"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no run of simulate (no readable {LAUNCH})") from None
-
-
-def _table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="evaluation on the public test set", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("details")
-    low, high = (format_figure(bound) for bound in summary["auc_macro_interval"] or (None, None))
-    table.add_row("AUC, macro", format_figure(summary["auc_macro"]), f"95 % {low} to {high}")
-    pooled = format_figure(summary["auc_pooled"])
-    table.add_row("AUC, sites' own patients", pooled, "pooled from counts")
-    calibration = summary["calibration"]
-    before = format_figure(calibration["ece_uncalibrated"])
-    temperature = format_figure(calibration["temperature"], ".2f")
-    error = format_figure(calibration["ece"])
-    table.add_row("calibration error", error, f"{before} before temperature {temperature}")
-    fid, floor, untrained = (
-        format_figure(summary[name], ".1f") for name in ("fid", "fid_floor", "fid_untrained")
-    )
-    table.add_row("FID", fid, f"real {floor}, untrained {untrained}")
-    deviation = format_figure(summary["kid_std"], ".4f")
-    table.add_row("KID", format_figure(summary["kid"], ".4f"), f"± {deviation}")
-    for site, planned in summary.get("privacy", {}).get("sites", {}).items():
-        epsilon = format_figure(planned["epsilon"], ".2f")
-        table.add_row(f"ε of {site}", epsilon, f"noise {planned['noise_multiplier']:.2f}")
-    if client_level := summary.get("client_level"):
-        epsilon = format_figure(client_level["epsilon"], ".2f")
-        details = f"noise {client_level['noise_multiplier']:.2f}, "
-        details += f"{client_level['rounds']} noised means"
-        table.add_row("ε of a whole site", epsilon, details)
-    table.add_row("PSNR", format_figure(summary["psnr"], ".1f", " dB"), "reconstructions")
-    figures = summary["counterfactual"]
-    if figures:
-        details = f"{figures['eligible']} images, L1 {format_figure(figures['l1'])}"
-        flipped = format_figure(figures["flip_rate"], ".2f")
-        table.add_row("counterfactuals flipped", flipped, details)
-    return table

@@ -1,1 +1,1 @@
-"""Tables of results, from what is on disk."""
+"""Tables of results, from files on disk."""

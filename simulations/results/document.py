@@ -29,7 +29,7 @@ PAGES = Path("docs/results")
 """Holds a page for each section, of the section's name, below the project's folder."""
 SUMMARY = "results"
 """The section of README.md, which has some columns of the table of runs."""
-SUMMARY_COLUMNS = ("command", "macro AUC (95 %)", "FID; untrained; real", "flipped", "min")
+SUMMARY_COLUMNS = ("command", "macro AUC (95 %)", "FID; untrained; real", "flipped", "minutes")
 RUN_COLUMNS = (*SUMMARY_COLUMNS[:3], "PSNR", *SUMMARY_COLUMNS[3:], "made by")
 LABELS = "Methods at shares of labels, `"
 """Begins the tables of a study of labels; its command follows."""
@@ -180,13 +180,13 @@ def _labels_tables(study: Path) -> str:
         "are paired bootstraps over lesions or patients at these seeds; minutes of one core, "
         "evaluation included):",
         "",
-        "| method | labels | macro AUC | seeds | against joint (95 %) | FID | ECE | min |",
+        "| method | labels | macro AUC | seeds | against joint (95 %) | FID | ECE | minutes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(f"| {' | '.join(row_cells(row))} |" for row in results["rows"]),
         "",
         '<details markdown="1"><summary>Each run</summary>',
         "",
-        "| method | labels | macro AUC | min | made by |",
+        "| method | labels | macro AUC | minutes | made by |",
         "| --- | --- | --- | --- | --- |",
         *(f"| {' | '.join(_run_cells(run))} |" for run in results["runs"] if run["seconds"]),
         "",

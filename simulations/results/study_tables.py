@@ -143,7 +143,7 @@ def _study(folder: Path, holding: str) -> Figures:
 
 
 def read_study(study: Path) -> dict[str, Any]:
-    """What a finished study has left in its folder, or in the `results.json` that is named.
+    """Results of a finished study, from its folder or its `results.json`.
 
     Raises:
         UserError: it is not there, or no JSON.

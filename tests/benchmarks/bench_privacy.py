@@ -1,4 +1,4 @@
-"""What a private step costs beside the plain one, in time and memory: one JSON line a figure.
+"""Time and memory of a private step beside the plain one: one JSON line a figure.
 
 python tests/benchmarks/bench_privacy.py
 
@@ -45,7 +45,8 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
         DiffusionProcess.of(settings.diffusion),
         torch.Generator().manual_seed(0),
     )
-    losses = UnitLosses(model, training, multi_label=True)
+    weights = (training.diffusion_weight, training.classification_weight)
+    losses = UnitLosses(model, weights, multi_label=True)
     single = mode == "ghost"
     gradients = PerSampleGradients(model, losses.single if single else losses.joint, mode)
     mechanism = Mechanism(BATCH / IMAGES, 1.0, 1.0, BATCH, PHYSICAL[mode])
@@ -54,7 +55,7 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
         for _ in range(STEPS):
             private_gradients(
                 gradients,
-                rows.single if single else lambda units: rows.joint(units, 1, losses.weights),
+                rows.single if single else lambda units: rows.joint(units, 1, weights),
                 mechanism,
                 IMAGES,
             )

@@ -1,4 +1,4 @@
-"""What a step and a federation cost beside what they are held against: one JSON line a figure.
+"""Time of a step and of a federation beside their baselines: one JSON line a figure.
 
 python tests/benchmarks/bench_training.py
 
@@ -161,7 +161,7 @@ def bench_federation() -> None:
 def run_training(folder: Path, kind: str) -> float:
     """Seconds of both stages' rounds of one run, as its records say, each with its checkpoint.
 
-    Encoding and judgement are left out, but for the PSNR after each autoencoder round.
+    Encoding and evaluation are left out, but for the PSNR after each autoencoder round.
     """
     overrides = [
         "data.phantom.patients_per_site=[800,800,800,800]",

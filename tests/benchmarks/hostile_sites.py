@@ -1,4 +1,4 @@
-"""What one hostile site of four costs, for 24 kinds of it: one JSON line a run.
+"""AUC of a run with one hostile site of four, for 24 kinds of it: one JSON line a run.
 
 python tests/benchmarks/hostile_sites.py [KIND ...]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 def grown_by(run: Callable[[], object]) -> float:
     """MB that this process takes at the peak of a call, beyond what it had before."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is taken now
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory must not hide later allocations
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: see proc(5)
     before = _megabytes("VmRSS")
     run()

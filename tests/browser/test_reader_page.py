@@ -58,7 +58,7 @@ def page() -> str:
 def visited(
     folder: Path, choices: dict[str, str], reader: str, agrees: bool = False
 ) -> dict[str, str]:
-    """What the page has done after a reader has made the choices and pressed the button.
+    """The state of the page after a reader has made the choices and pressed the button.
 
     Args:
         folder: Of the page, and of what the browser keeps from one visit to the next.
@@ -106,7 +106,7 @@ def answers(side_of_ours: bool) -> dict[str, str]:
     }
 
 
-def test_what_a_reader_clicks_is_scored(tmp_path: Path) -> None:
+def test_the_answers_of_a_reader_are_scored(tmp_path: Path) -> None:
     given = visited(tmp_path, answers(side_of_ours=True), "Dr. Ada / 1")
     assert given["file"] == "answers-Dr_Ada_1.json" and "asked" not in given
     saved = tmp_path / given["file"]

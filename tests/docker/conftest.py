@@ -10,7 +10,7 @@ from docker_engine import Federation, build_images, has_engine, signed
 from docker_kits import new_kits
 
 from deployment.provision import Kits
-from mediffusion_core.common.component_folder import Checkpoint
+from mediffusion_core.common.component_folder import ComponentFolder
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from simulations.engine.in_process import run_in_process
 
@@ -80,7 +80,7 @@ def must_be_simulated(tmp_path: Path) -> Callable[[Path, tuple[str, ...]], None]
     return compare
 
 
-def must_be_equal(found: Checkpoint, expected: Checkpoint) -> float:
+def must_be_equal(found: ComponentFolder, expected: ComponentFolder) -> float:
     """The largest difference of two checkpoints' weights, which is at most 1e-5."""
     largest = 0.0
     assert found.components() == expected.components()

@@ -11,6 +11,7 @@ from deployment.provision import Kits
 def new_kits(folder: Path) -> Kits:
     """A federation's keys, for containers' user to read."""
     content = {"name": "chest", "server": {"host": "server", "port": 8000}, "sites": SITES}
+    content["make_site_keys"] = True
     made = Kits(FederationFile.model_validate(content), folder / "chest")
     list(made.make())
     give_to_containers(made.folder)

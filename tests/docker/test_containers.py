@@ -33,7 +33,7 @@ def run_folder(
     overrides: tuple[str, ...],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """What a run of both stages left at the server."""
+    """The files of a run of both stages at the server."""
     federation.wait_until_all_are_there()
     moved = federation.received("site-0")
     folder = federation.start(sign(flatten(overrides)))
@@ -90,7 +90,7 @@ def test_a_site_has_no_program_of_flowers_but_those_it_starts(images: None) -> N
 
 
 @pytest.mark.short
-def test_the_image_lists_what_it_is_made_of(images: None) -> None:
+def test_the_image_lists_its_packages(images: None) -> None:
     for target in ("server", "site"):
         image = f"fed-mediffusion-{target}:{TAG}"
         read = ("--entrypoint", "cat", image, "/opt/venv/sbom.cdx.json")
@@ -126,7 +126,7 @@ def test_a_site_finds_no_way_out_but_to_the_server(federation: Federation) -> No
     assert "unreachable" in federation.inside("site-0", script).stderr
 
 
-def test_preflight_says_that_a_site_may_join(federation: Federation) -> None:
+def test_preflight_passes_at_a_configured_site(federation: Federation) -> None:
     command = "fed-mediffusion-site preflight --server server:8000"
     found = federation.inside("site-0", command).stdout
     grades = {line[9:27].strip(): line[:8].strip() for line in found.splitlines()}
@@ -150,7 +150,7 @@ def test_a_site_can_neither_start_a_run_nor_register_a_key(federation: Federatio
 def stranger(
     federation: Federation, folder: Path, authority: Path, *options: str, server: str = "server"
 ) -> str:
-    """What a SuperNode with a key of its own says when it is not let in, or does not go in."""
+    """The output of a SuperNode with a key of its own that is refused, or refuses the server."""
     private, _ = new_site_key()
     write_secret(folder / "node.key", private)
     give_to_containers(folder)
@@ -228,7 +228,7 @@ def test_a_server_with_an_expired_certificate_is_refused_by_a_site(
     assert "certificate has expired" in said, said
 
 
-@pytest.mark.parametrize("signed_by", ["nobody", "a stranger"])
+@pytest.mark.parametrize("signed_by", ["no signer", "a stranger"])
 def test_an_unsigned_bundle_is_refused_at_the_sites(
     federation: Federation,
     overrides: tuple[str, ...],

@@ -113,7 +113,7 @@ def test_a_run_goes_on_after_the_server_was_restarted(run: Run) -> None:
 
 
 def test_a_run_goes_on_after_every_process_was_killed(run: Run) -> None:
-    """As where a machine loses its power: nobody is told, and the engine starts all again."""
+    """Kills all processes at once, as a loss of power does; the engine starts them again."""
     done = run.wait_for_a_round()
     processes = [str(run.federation.process(service)) for service in ("server", *SITES)]
     image = ("--entrypoint", "python", f"fed-mediffusion-site:{TAG}")
@@ -168,7 +168,7 @@ def charged(federation: Federation, site: str) -> list[str]:
     return federation.inside(site, f'python -c "{script}"').stdout.split()
 
 
-def test_what_was_charged_is_kept_when_a_site_is_killed(
+def test_charges_survive_the_kill_of_a_site(
     federation: Federation, overrides: tuple[str, ...], sign: Callable[[str], str]
 ) -> None:
     """The round that was lost is charged, and so is the one that took its place."""

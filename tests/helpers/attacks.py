@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -12,7 +13,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from client import tasks
+from client import latent_cache
 from configs.compose import compose
 from helpers.malformed import State, Tamper, on_arrays
 from mediffusion_core.evaluation.calibration import TEMPERATURES
@@ -48,7 +49,7 @@ class Answered:
         sent: The components that the site was sent.
         content: Of the answer.
         first: The arrays of the first site's honest answer.
-        census: What the site claims to have.
+        census: Counts that the site claims.
         settings: Of the run.
     """
 
@@ -68,7 +69,7 @@ class Answered:
 
 
 class Attack:
-    """What a false site answers. As it stands, it is honest."""
+    """The answers of a false site. The base class is honest."""
 
     def training(self) -> AbstractContextManager[Any]:
         """Within it, the site makes its honest answer."""
@@ -139,13 +140,13 @@ class FlippedLabels(Attack):
     """Trains on the opposite of each label."""
 
     def training(self) -> AbstractContextManager[Any]:
-        kept = tasks.kept_latents
+        kept = latent_cache.kept_latents
 
         def flipped(site: Any) -> Any:
             latents = kept(site)
             return replace(latents, targets=1 - latents.targets)
 
-        return patch.object(tasks, "kept_latents", flipped)
+        return patch.object(latent_cache, "kept_latents", flipped)
 
 
 class HugeCounts(Changes):
@@ -235,27 +236,25 @@ class OneHostile(SitesHere):
 
     attack: Attack
     settings: Settings
+    _first: Records = MappingProxyType({})
 
     def _exchange(
         self, kind: str, round_number: int, records: Any, receive: Any, needed: int
     ) -> None:
-        self._honest: list[RecordDict] = []
+        self._first: Records = {}
         super()._exchange(kind, round_number, records, receive, needed)
 
     def _answer(self, kind: str, round_number: int, index: int, records: Records) -> RecordDict:
         if index != 1:
             content = super()._answer(kind, round_number, index, records)
             if index == 0 and kind in TRAINING:
-                copied = {n: ArrayRecord(dict(r)) for n, r in content.array_records.items()}
-                self._honest.append(RecordDict({**copied}))
+                self._first = {n: ArrayRecord(dict(r)) for n, r in content.array_records.items()}
             return content
         with self.attack.training():
             content = super()._answer(kind, round_number, index, records)
         census = self._census.get("site-1", {})
         sent = {name: unpack(record[FORMAT].data) for name, record in records.items()}
-        answered = Answered(
-            kind, round_number, sent, content, getattr(self, "_honest", []), census, self.settings
-        )
+        answered = Answered(kind, round_number, sent, content, self._first, census, self.settings)
         self.attack.falsify(answered)
         return content
 

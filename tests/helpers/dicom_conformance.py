@@ -1,4 +1,4 @@
-"""What is shown of pydicom's published test files, beside what pydicom and DCMTK show of them.
+"""Compares our pixels of pydicom's published test files with those of pydicom and DCMTK.
 
 `python tests/helpers/dicom_conformance.py` prints the table of the documentation.
 """
@@ -96,7 +96,7 @@ def _difference(ours: np.ndarray, theirs: np.ndarray | None) -> float | None:
 
 
 def by_pydicom(path: Path) -> np.ndarray:
-    """What pydicom's own functions make of a file, in grey levels."""
+    """Grey levels of a file from pydicom's own functions."""
     import pydicom
     from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
@@ -125,7 +125,7 @@ def by_pydicom(path: Path) -> np.ndarray:
 
 
 def _rescaled_range(dataset: Any) -> tuple[float, float]:
-    """What pydicom scales a windowed image onto: all that the bits can hold, rescaled."""
+    """The range that pydicom scales a windowed image to: that of the bits, rescaled."""
     if dataset.get("ModalityLUTSequence"):
         return 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     bits = int(dataset.BitsStored)
@@ -137,7 +137,7 @@ def _rescaled_range(dataset: Any) -> tuple[float, float]:
 
 
 def by_dcmtk(path: Path) -> np.ndarray | None:
-    """What DCMTK's command shows, with the same lookup table, window or range; None where nothing.
+    """The output of DCMTK's command with the same lookup table, window or range; None if it fails.
 
     Overlays are no part of the image.
     """
@@ -169,15 +169,15 @@ def table(rows: list[Row]) -> str:
     """The table of the documentation: files by outcome, and each that differs with its reason."""
     shown = [row for row in rows if row.refused is None]
     equal = [row for row in shown if row.from_pydicom == 0]
-    judged = [row for row in shown if row.from_dcmtk is not None]
-    near = [row for row in judged if (row.from_dcmtk or 0) <= 1]
+    compared = [row for row in shown if row.from_dcmtk is not None]
+    near = [row for row in compared if (row.from_dcmtk or 0) <= 1]
     lines = [
         "| files | how many |",
         "| --- | --- |",
         f"| of pydicom and pydicom-data | {len(rows)} |",
         f"| shown | {len(shown)} |",
         f"| of these equal to pydicom, value by value | {len(equal)} |",
-        f"| of these that DCMTK can show | {len(judged)} |",
+        f"| of these that DCMTK can show | {len(compared)} |",
         f"| of those within one grey level of DCMTK | {len(near)} |",
         f"| refused, with the reasons below | {len(rows) - len(shown)} |",
         "",

@@ -34,6 +34,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from simulations.engine.processes import read_process
+
 Client = TypeVar("Client", bound=ProtobufClient)
 ROOT = Path(__file__).parents[2]
 MARKS = "TEST_MARKS"
@@ -176,7 +178,7 @@ class Sent:
     received: dict[str, str] = field(default_factory=dict)
 
     def answers(self) -> dict[str, str]:
-        """What each site answered, by its name; waits for all."""
+        """The answer of each site, by its name; waits for all."""
         deadline = time.monotonic() + PATIENCE
         while self.waited_for:
             assert time.monotonic() < deadline, self.received
@@ -198,21 +200,35 @@ class Pair:
     port: int = field(default_factory=lambda: free_port())
     services: dict[str, Service] = field(default_factory=dict)
 
-    def start_server(self) -> None:
+    def start_server(self, **environment: str) -> None:
         options = ["--insecure", "--isolation=process", f"--port={self.port}"]
-        self._start("server", "deployment.superlink", options, {})
+        self._start("server", "deployment.superlink", options, environment)
         self.services["server"].wait_for("Uvicorn running")
 
-    def start_site(self, name: str, **environment: str) -> None:
-        """Starts a SuperNode; code that it runs leaves its marks in the site's folder."""
+    def start_site(self, name: str, *more: str, **environment: str) -> None:
+        """Starts a SuperNode; code that it runs leaves its marks in the site's folder.
+
+        Args:
+            name: Of the site.
+            more: Options of the SuperNode.
+            environment: Of its processes.
+        """
         (self.folder / name / "marks").mkdir(parents=True)
         environment = {MARKS: str(self.folder / name / "marks"), **environment}
         options = ["--insecure", f"--superlink={self.address}", f"--port={free_port()}"]
-        self._start(name, "deployment.supernode", options, environment)
+        self._start(name, "deployment.supernode", [*options, *more], environment)
         self.services[name].wait_for("SuperNode ID")
 
     def marks(self, site: str) -> set[str]:
         return {mark.name for mark in (self.folder / site / "marks").iterdir()}
+
+    def programs(self, site: str) -> set[str]:
+        """Names of the programs that a SuperNode started and that still run."""
+        mark = f"{MARKS}={self.folder / site / 'marks'}".encode()
+        pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+        own = [pid for pid in pids if mark in read_process(pid, "environ").split(b"\0")]
+        commands = (read_process(pid, "cmdline").split(b"\0") for pid in own)
+        return {Path(command[1].decode()).name for command in commands if len(command) > 1}
 
     def start_run(self, bundle: bytes, **config: str) -> "Sent":
         """Starts a run, and sends each site a message in its name."""

@@ -1,7 +1,6 @@
 """Starting `fed-mediffusion` as a user does, and finding and ending what it starts."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from simulations.engine.processes import (
     MARKER_VARIABLE,
     marked_processes,
     read_process,
-    send_signal,
 )
 
 LIMIT = 600.0  # seconds, six times what a run takes alone; then it has failed
@@ -50,18 +48,16 @@ class Command:
         self.wait_until(look)
         return found[0]
 
-    def kill_everything(self) -> str:
-        """SIGKILL to the command and all that it started; returns the marker."""
+    def kill(self) -> None:
+        """SIGKILL to the command alone; fails unless all that it started soon ends, too."""
         marker = self.marker()
+        assert len(marked_processes(marker)) > 3
         self.process.kill()
+        self.process.wait()
         deadline = time.monotonic() + 30
         while alive := marked_processes(marker):
-            assert time.monotonic() < deadline
-            for pid in alive:
-                send_signal(pid, signal.SIGKILL)
+            assert time.monotonic() < deadline, [_command_line(pid) for pid in alive]
             time.sleep(0.05)
-        self.process.wait()
-        return marker
 
     def _marker_of(self, pid: int) -> str | None:
         """The marker of a process that is a child of the command."""

@@ -62,7 +62,7 @@ def spend(ledger: Ledger, overrides: list[str], site: int, charge: Charge) -> No
     ledger.charge(patients, charge, "joint", "an earlier run", 1)
 
 
-def test_a_private_federation_costs_what_it_promises_and_goes_on_without_spent_sites(
+def test_a_private_federation_costs_the_planned_epsilon_and_continues_without_spent_sites(
     overrides: list[str], tmp_path: Path
 ) -> None:
     ledgers = {site: Ledger.open(tmp_path / "ledgers" / f"site-{site}") for site in range(3)}
@@ -97,7 +97,7 @@ def test_a_private_federation_costs_what_it_promises_and_goes_on_without_spent_s
 
 
 def test_compression_costs_no_privacy(overrides: list[str], tmp_path: Path) -> None:
-    """What is rounded has its noise already."""
+    """The noise is added before the weights are rounded."""
     short = ("federation.num_rounds=1", "evaluation.every=1", "federation.compression=int8")
     kept = f"privacy.ledger='{tmp_path / 'ledgers'}'"
     folder = run_in_process("config", [*overrides, *short, kept])
@@ -285,7 +285,7 @@ def test_a_ledger_older_than_the_servers_knowledge_is_refused(
 def test_a_ledger_set_back_while_the_run_was_down_is_refused(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server remembers over its own restart, and tells the site before it believes it."""
+    """The server keeps the ledger's tip over its own restart, and compares it before a round."""
     ledger, older = tmp_path / "run" / "sites" / "site-0" / "ledger", tmp_path / "older"
     head = ledger.with_name("ledger.head")
     joint_round = FederatedRun._joint_round

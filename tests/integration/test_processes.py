@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from simulations.engine.processes import noted_signals, run_to_end
+from simulations.engine.processes import (
+    interrupted_by_signals,
+    is_alive,
+    marked_processes,
+    noted_signals,
+    run_to_end,
+)
 
 # Notes each signal, and needs a while to end, as a run does.
 CHILD = """#!{python}
@@ -55,6 +61,26 @@ def test_a_signal_that_is_ignored_stays_ignored(ignored: signal.Signals) -> None
     assert signal.getsignal(ignored) == signal.SIG_IGN
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_interrupts_and_later_ones_do_not(number: signal.Signals) -> None:
+    """`nohup` and a shell's background leave signals ignored, so each gets its handler here."""
+    heeded = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, heeded)
+    try:
+        finished = False
+        with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+            try:
+                signal.raise_signal(number)
+            finally:
+                if number != signal.SIGINT:
+                    signal.raise_signal(number)
+                finished = True
+        assert finished
+        assert signal.getsignal(number) == heeded
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_command_that_ends_by_itself_gives_its_output_and_status() -> None:
     code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
     done = run_to_end([sys.executable, "-c", code])
@@ -79,6 +105,68 @@ def test_a_study_that_is_stopped_lets_its_run_end_first(
     os.killpg(study.pid, number)
     assert study.wait(timeout=30) == 130
     assert (tmp_path / "ended").read_text() == number.name
+
+
+# Starts a process in a session of its own, which starts another one there, and waits.
+LAUNCHER = """
+import os, subprocess, sys, time
+from pathlib import Path
+from simulations.engine.guardian import guarded
+
+folder = Path(sys.argv[1])
+nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+innermost = "import time; open('started', 'w').close(); time.sleep(600)"
+(folder / "temporary").mkdir()
+with guarded(folder / "temporary") as marker:
+    (folder / "marker").write_text(marker)
+    environment = os.environ | {"FED_MEDIFFUSION_LAUNCH": marker}
+    command = [sys.executable, "-c", nested, innermost]
+    subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+    if sys.argv[2] == "wait":
+        time.sleep(600)
+    while not (folder / "started").exists():
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("end", ["kill", "wait"])
+def test_what_a_killed_launcher_started_ends_with_it(tmp_path: Path, end: str) -> None:
+    """So it does where the launcher just ends."""
+    arguments = [str(tmp_path), "end" if end == "wait" else "wait"]
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, *arguments])
+    if end == "kill":
+        wait_for(tmp_path / "started", launcher)
+        marker = (tmp_path / "marker").read_text()
+        assert len(marked_processes(marker)) == 2
+        launcher.kill()
+    launcher.wait(timeout=60)
+    marker = (tmp_path / "marker").read_text()
+    deadline = time.monotonic() + 30
+    while marked_processes(marker) or (tmp_path / "temporary").exists():
+        assert end == "kill" and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_command_is_killed_with_what_runs_it(tmp_path: Path) -> None:
+    code = (
+        "import os, time; from pathlib import Path; "
+        f"Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid())); "
+        f"Path({str(tmp_path)!r}, 'started').touch(); time.sleep(600)"
+    )
+    program = (
+        "import sys; from simulations.engine.processes import run_to_end; "
+        "run_to_end([sys.executable, '-c', sys.argv[1]])"
+    )
+    study = subprocess.Popen([sys.executable, "-c", program, code])
+    wait_for(tmp_path / "started", study)
+    pid = int((tmp_path / "pid").read_text())
+    assert is_alive(pid)
+    study.kill()
+    study.wait()
+    deadline = time.monotonic() + 30
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:

@@ -30,18 +30,37 @@ LOSSES = ("loss", "diffusion_loss", "classification_loss", "psnr")
 
 
 @dataclass
-class Finished:
-    """A run that has ended."""
+class Attempt:
+    """One start of the command that has ended."""
 
-    folder: RunFolder
     status: int
     marker: str
     out: str
     err: str
 
+    @classmethod
+    def of(cls, command: Command, marker: str) -> "Attempt":
+        """Waits for the end of the command."""
+        status = command.wait()
+        return cls(status, marker, command.out.read_text(), command.err.read_text())
+
+
+@dataclass
+class Finished:
+    """A run that lost a site, then its launcher, and was resumed to its end."""
+
+    folder: RunFolder
+    broken: Attempt
+    status_when_broken: str
+    resumed: Attempt
+
     @property
     def summary(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder.path / "summary.json").read_text()))
+        return summary_of(self.folder)
+
+
+def summary_of(folder: RunFolder) -> dict[str, Any]:
+    return dict(json.loads((folder.path / "summary.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +72,33 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def whole(
     tiny: tuple[str, ...], store: str, temporary: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Finished:
-    """A run that nothing disturbs, in a folder of its own choice."""
-    folder = tmp_path_factory.mktemp("whole")
-    command = start(["simulate", *tiny, store], folder, temporary)
-    marker = command.marker()
-    status = command.wait()
-    out, err = command.out.read_text(), command.err.read_text()
-    assert status == 0, out + err
-    return Finished(RunFolder(Path(out.splitlines()[-1])), status, marker, out, err)
+    """A run by Flower's processes, killed twice and resumed, in a folder of its own choice."""
+    place = tmp_path_factory.mktemp("whole")
+    latest = place / "runs" / "latest"
+    command = start(["simulate", *tiny, store], place, temporary)
+    command.wait_until(lambda: latest.exists() and checkpoint(RunFolder(latest), "autoencoder-1"))
+    broken = Attempt.of(command, end_a_site(command))
+    folder = RunFolder(latest.resolve())
+    status = summary_of(folder)["status"]
+
+    command = start(["simulate", "--resume", str(latest)], place / "killed", temporary)
+    command.wait_until(lambda: checkpoint(folder, "joint-1"))
+    command.kill()
+    assert not checkpoint(folder, "joint-3")
+
+    command = start(["simulate", "--resume", str(latest)], place / "resumed", temporary)
+    resumed = Attempt.of(command, command.marker())
+    assert resumed.status == 0, resumed.out + resumed.err
+    return Finished(folder, broken, status, resumed)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny: tuple[str, ...], store: str, tmp_path_factory: pytest.TempPathFactory
+) -> RunFolder:
+    """The same run in one process, without a disturbance."""
+    place = tmp_path_factory.mktemp("undisturbed") / "run"
+    return run_in_process("config", [*tiny, store, f"run.folder='{place}'"])
 
 
 def untimed(value: Any) -> Any:
@@ -70,9 +108,9 @@ def untimed(value: Any) -> Any:
     return [untimed(item) for item in value] if isinstance(value, list) else value
 
 
-def figures(run: Finished) -> dict[str, Any]:
-    """What is held against the golden file: counts, losses and figures of judgement."""
-    history, summary = run.folder.history(), run.summary
+def figures(folder: RunFolder) -> dict[str, Any]:
+    """The values to compare with the golden file: counts, losses and evaluations."""
+    history, summary = folder.history(), summary_of(folder)
     joint = [line for line in history if line["stage"] == "joint"]
     return {
         "stages": [[line["stage"], line["round"]] for line in history],
@@ -132,17 +170,27 @@ def test_the_server_alone_may_hold_the_labels(
 
 
 def test_the_run_gives_the_golden_figures(whole: Finished, request: pytest.FixtureRequest) -> None:
-    found = figures(whole)
+    found = figures(whole.folder)
     if request.config.getoption("--write-golden"):
         GOLDEN.write_text(json.dumps({"command": COMMAND, **found}, indent=1) + "\n")
     compare(found, json.loads(GOLDEN.read_text()))
 
 
-def test_one_process_gives_what_flowers_processes_give(
-    whole: Finished, tiny: tuple[str, ...], store: str, tmp_path: Path
+def test_killed_and_resumed_a_run_by_flower_equals_one_in_one_process(
+    whole: Finished, undisturbed: RunFolder
 ) -> None:
-    folder = run_in_process("config", [*tiny, store, f"run.folder='{tmp_path / 'run'}'"])
-    compare(figures(Finished(folder, 0, "", "", "")), figures(whole))
+    assert_same_end(whole.folder, undisturbed)
+    compare(figures(undisturbed), figures(whole.folder))
+    trained = [
+        [untimed(line) for line in folder.history() if line["stage"] in STAGES]
+        for folder in (whole.folder, undisturbed)
+    ]
+    assert trained[0] == trained[1]
+
+
+def test_a_run_that_lost_a_site_says_how_to_go_on(whole: Finished) -> None:
+    assert (whole.broken.status, whole.status_when_broken) == (1, "failed")
+    assert "--resume" in whole.broken.out + whole.broken.err
 
 
 def test_the_run_learns(whole: Finished) -> None:
@@ -193,16 +241,18 @@ def test_pictures_and_report_are_there(whole: Finished) -> None:
 
 
 def test_the_user_is_told_where_the_run_is(whole: Finished) -> None:
-    assert whole.status == 0
     folder = whole.folder.path
+    assert whole.resumed.out.splitlines()[-1] == str(folder)
     assert folder.is_absolute() and folder.parent.name == "runs"
     assert (folder.parent / "latest").is_symlink()
     assert (folder.parent / "latest").resolve() == folder
-    assert "Traceback" not in whole.out + whole.err
+    for attempt in (whole.broken, whole.resumed):
+        assert "Traceback" not in attempt.out + attempt.err
 
 
 def test_no_process_and_no_temporary_file_is_left(whole: Finished, temporary: Path) -> None:
-    assert marked_processes(whole.marker) == []
+    for attempt in (whole.broken, whole.resumed):
+        assert marked_processes(attempt.marker) == []
     assert [path.name for path in temporary.iterdir() if path.name.startswith("fedmed-")] == []
     assert list(whole.folder.path.rglob(".*")) == []
 
@@ -266,7 +316,7 @@ def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tupl
     return whole, broken
 
 
-def test_what_server_and_sites_remember_is_taken_up_again(
+def test_the_state_of_server_and_sites_is_restored(
     tiny: tuple[str, ...], store: str, tmp_path: Path
 ) -> None:
     """Server optimizers, control variates and normalisation of the sites' own, all at once."""
@@ -300,35 +350,6 @@ def test_what_server_and_sites_remember_is_taken_up_again(
     for one, other in zip(*own, strict=True):
         assert (one.parent.name, one.name) == (other.parent.name, other.name)
         assert one.read_bytes() == other.read_bytes()
-
-
-def test_killed_twice_and_resumed_a_run_equals_one_that_was_not(
-    whole: Finished, tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
-) -> None:
-    folder = RunFolder(tmp_path / "broken")
-    arguments = ["simulate", *tiny, store, f"run.folder={folder.path}"]
-
-    command = start(arguments, tmp_path, temporary)
-    command.wait_until(lambda: checkpoint(folder, "autoencoder-1"))
-    marker = end_a_site(command)
-    assert command.wait() == 1
-    assert marked_processes(marker) == []
-    assert json.loads((folder.path / "summary.json").read_text())["status"] == "failed"
-    assert "--resume" in command.out.read_text() + command.err.read_text()
-
-    command = start(["simulate", "--resume", str(folder.path)], tmp_path, temporary)
-    command.wait_until(lambda: checkpoint(folder, "joint-1"))
-    command.kill_everything()
-    assert not checkpoint(folder, "joint-3")
-
-    command = start(["simulate", "--resume", str(folder.path)], tmp_path, temporary)
-    assert command.wait() == 0, command.err.read_text()
-    assert command.out.read_text().splitlines()[-1] == str(folder.path)
-
-    assert untimed(folder.history()) == untimed(whole.folder.history())
-    assert_same_end(folder, whole.folder)
-    summaries = [json.loads((f.path / "summary.json").read_text()) for f in (folder, whole.folder)]
-    assert untimed(summaries[0]) == untimed(summaries[1])
 
 
 def test_a_mistake_is_one_line_and_costs_no_run(temporary: Path, tmp_path: Path) -> None:

@@ -1,21 +1,29 @@
-"""What a server can make a real SuperNode run: the ClientApp that the coordinator signed, no more.
+"""A real SuperNode runs no ClientApp of a server but the one that the coordinator signed.
 
 Each app leaves a mark at a site whose code it runs. The server is the attacker's: it starts
-whatever it likes. One site has a signer, the other was given none.
+whatever it likes. One site has a signer, one was given none, and the engineer of the third approves
+each run.
 """
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from flower_pair import Pair, Sent, agent_bundle, client_bundle
+from flower_pair import PATIENCE, Pair, Sent, agent_bundle, client_bundle
 
 from deployment.admission import SIGNER
 from deployment.bundle import AppBundle
 from deployment.signing import Statement, new_signer, settings_digest
+from mediffusion_core.common.audit_log import AUDIT, read_lines
 
 VERSION = 1000
+APPROVING = """
+name = "approving"
+data = {source = "folder", root = "/data"}
+policy = {approval = "required"}
+"""
 SPAWN = """
 import sys
 from flwr.proto.runtime_pb2 import CreateTaskRequest
@@ -51,6 +59,11 @@ def pair(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
         started.start_server()
         started.start_site("site", **{SIGNER: str(keys / "signer.pem")})
         started.start_site("signerless")
+        own = started.folder / "approving.toml"
+        own.write_text(APPROVING)
+        own.chmod(0o600)
+        node = f'--node-config=site-file="{own}" folder="{started.folder / "runs"}"'
+        started.start_site("approving", node, **{SIGNER: str(keys / "signer.pem")})
         yield started
     finally:
         started.end()
@@ -120,6 +133,11 @@ def test_a_site_without_a_signer_runs_nothing(attacks: Attacks) -> None:
     assert "every run is refused" in attacks.pair.services["signerless"].said()
 
 
+def test_a_signed_run_waits_where_the_engineer_has_not_approved_it(attacks: Attacks) -> None:
+    assert "is not approved at this site" in attacks.outcome("good")["approving"]
+    assert attacks.pair.marks("approving") == set()
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -141,12 +159,32 @@ def test_nothing_else_runs(attacks: Attacks, name: str, reason: str) -> None:
     assert "flwr-agentapp` process" not in said
 
 
-def test_nothing_of_what_was_refused_was_unpacked(attacks: Attacks) -> None:
+def test_refused_bundles_are_not_unpacked(attacks: Attacks) -> None:
     for name in attacks.runs:
         attacks.outcome(name)
     installed = attacks.pair.folder / "site" / "flower" / "apps"
     assert [path.name.split(".")[1] for path in installed.iterdir()] == ["good"]
     assert not (attacks.pair.folder / "signerless" / "flower" / "apps").exists()
+
+
+def test_a_server_with_signers_starts_signed_runs_alone(keys: Path, tmp_path: Path) -> None:
+    """Flower's own client sends its request to Flower's own SuperLink."""
+    guarded = Pair(tmp_path)
+    try:
+        audit = str(tmp_path / "audit.jsonl")
+        guarded.start_server(**{SIGNER: str(keys / "signer.pem"), AUDIT: audit})
+        runs = Attacks(guarded, keys, tmp_path / "apps")
+        bundle = client_bundle(tmp_path / "apps", "good")
+        for signature in ("", runs.signed(bundle, key="foreign")):
+            with pytest.raises(httpx.HTTPError):
+                guarded.start_run(bundle, signature=signature)
+        guarded.start_run(bundle, signature=runs.signed(bundle))
+    finally:
+        guarded.end()
+    said = guarded.services["server"].said()
+    assert "refused to start a run: the app bundle is not signed" in said
+    (line,) = read_lines([tmp_path / "audit.jsonl"])
+    assert (line.fields["event"], line.fields["signer"]) == ("start", "coordinator coordinator")
 
 
 def test_a_signed_clientapp_can_start_no_serverapp_beside_it(attacks: Attacks) -> None:
@@ -155,3 +193,19 @@ def test_a_signed_clientapp_can_start_no_serverapp_beside_it(attacks: Attacks) -
     assert "/create-task" in attacks.outcome("spawner")["site"]
     assert "spawner-serverapp" not in attacks.pair.marks("site")
     assert "no flwr-serverapp" in attacks.pair.services["site"].said()
+
+
+def test_a_clientapp_ends_with_its_supernode(attacks: Attacks) -> None:
+    """It would go on beside the one that the site's next SuperNode starts."""
+    blocked = client_bundle(attacks.folder, "blocked", "import time; time.sleep(600)")
+    attacks.start("blocked", blocked, attacks.signed(blocked, version=VERSION + 3))
+    deadline = time.monotonic() + PATIENCE
+    while "blocked" not in attacks.pair.marks("site"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert attacks.pair.programs("site") >= {"flower-superexec", "flwr-clientapp"}
+    attacks.pair.services["site"].process.kill()
+    attacks.pair.services["site"].process.wait()  # Flower takes a zombie for a running parent
+    while attacks.pair.programs("site"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

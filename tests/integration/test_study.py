@@ -1,6 +1,7 @@
 """The studies of unlabelled images and of labels, with real runs."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,25 @@ from simulations.studies.labels.plan import make_plan
 from simulations.studies.labels.study import study_labels
 from simulations.studies.unlabelled.study import study_unlabelled
 
+# `fed-mediffusion simulate` without Flower's processes, which take a minute to start.
+SIMULATE = """#!{python}
+import sys
+from simulations.engine.in_process import run_in_process
+
+start = sys.argv.index("simulations.cli.main")
+assert sys.argv[start + 1] == "simulate"
+run_in_process("config", sys.argv[start + 2 :])
+"""
+
 
 @pytest.mark.slow
 def test_both_arms_have_the_same_labels_and_one_has_nothing_else(
-    shortest: tuple[str, ...], tmp_path: Path
+    shortest: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    program = tmp_path / "simulate.py"
+    program.write_text(SIMULATE.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
     overrides = [one for one in shortest if not one.startswith("seed=")]
     overrides += [f"data.store='{tmp_path / 'store'}'"]
     folder = tmp_path / "study"

@@ -1,4 +1,4 @@
-"""The readers on real folders: counts that are known, and nobody on two sides."""
+"""The readers on real folders: published counts, and no patient in two splits."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,17 +1,20 @@
-"""A tiny run on real images, and how far each real source opens as hospitals."""
+"""A tiny run on real images, and the census of each real data set, divided among sites."""
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from helpers.messages import sent
-from integration.processes import start
 from PIL import Image
+from typer.testing import CliRunner
 
 from configs.compose import compose
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.messaging import protocol
+from simulations.cli.main import app
+from simulations.engine.in_process import run_in_process
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -33,12 +36,14 @@ SMALL = (
     "federation.cpus_per_site=2",
     "federation.autoencoder_rounds=1",
     "federation.num_rounds=1",
-    "evaluation.num_samples=32",
+    "evaluation.num_samples=16",
     "evaluation.sampling_steps=4",
     "evaluation.num_thresholds=401",
     "evaluation.num_bootstraps=10",
     "evaluation.counterfactual.count=4",
     "evaluation.counterfactual.num_inference_steps=3",
+    "evaluation.counterfactual.num_candidates=1",
+    "evaluation.counterfactual.relax_mask=false",
 )
 SOURCES = {
     "isic2019": ("data=isic2019", f"data.root={DATA / 'isic2019'}", "federation.num_sites=4"),
@@ -53,9 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_real_sources_open_as_hospitals_that_answer_a_census(
-    source: str, store: Path, tmp_path: Path
-) -> None:
+def test_sites_with_real_data_answer_a_census(source: str, store: Path, tmp_path: Path) -> None:
     overrides = (
         *SOURCES[source],
         *SMALL,
@@ -79,27 +82,45 @@ def test_real_sources_open_as_hospitals_that_answer_a_census(
     assert 0 <= float(batch.min()) < float(batch.max()) <= 1
 
 
-def test_a_tiny_run_on_real_images_can_be_used(
-    store: Path, tmp_path: Path, temporary: Path
-) -> None:
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Every sixteenth dermoscopic image, some of each centre, in the layout of the whole."""
+    folder = tmp_path / "isic2019"
+    pixels = folder / "ISIC_2019_Training_Input"
+    pixels.mkdir(parents=True)
+    for table in (DATA / "isic2019").glob("*.csv"):
+        header, *rows = table.read_text().splitlines()
+        (folder / table.name).write_text("\n".join([header, *rows[::16]]) + "\n")
+        for row in rows[::16]:
+            name = f"{row.partition(',')[0]}.jpg"
+            if not (pixels / name).exists():
+                shutil.copy(DATA / "isic2019" / pixels.name / name, pixels)
+    return folder
+
+
+def test_a_tiny_run_on_real_images_can_be_used(few: Path, tmp_path: Path) -> None:
     """Four centres train; then the model classifies, draws and explains."""
-    overrides = [*SOURCES["isic2019"], *SMALL, "data.labelled_fraction=0.2", f"data.store={store}"]
-    command = start(["simulate", *overrides], tmp_path, temporary)
-    assert command.wait() == 0, command.err.read_text()
-    run = Path(command.out.read_text().splitlines()[-1])
+    overrides = [
+        *SOURCES["isic2019"],
+        *SMALL,
+        f"data.root={few}",
+        "data.labelled_fraction=0.2",
+        f"data.store={tmp_path / 'store'}",
+    ]
+    run = run_in_process("config", [*overrides, f"run.folder='{tmp_path / 'run'}'"]).path
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "completed" and len(summary["census"]) == 4
 
-    images = sorted((DATA / "isic2019").rglob("*.jpg"))[:3]
+    images = sorted(few.rglob("*.jpg"))[:3]
     folder = tmp_path / "images"
     folder.mkdir()
     for image in images:
         (folder / image.name).symlink_to(image)
 
     def used(*arguments: str) -> Path:
-        made = start(list(arguments), tmp_path / arguments[0], temporary)
-        assert made.wait() == 0, made.err.read_text()
-        return Path(made.out.read_text().splitlines()[-1])
+        made = CliRunner().invoke(app, list(arguments))
+        assert made.exit_code == 0, made.output
+        return Path(made.stdout.splitlines()[-1])
 
     with used("predict", str(run), str(folder)).open() as file:
         rows = list(csv.DictReader(file))

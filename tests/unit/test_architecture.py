@@ -68,7 +68,7 @@ def imports(package: str) -> dict[str, set[str]]:
 
 
 def test_the_project_is_described_once() -> None:
-    """What the installed package carries for Flower is the repository's own description."""
+    """The installed package carries the repository's own pyproject.toml, for Flower."""
     assert (ROOT / "simulations" / "pyproject.toml").samefile(ROOT / "pyproject.toml")
 
 
@@ -86,7 +86,7 @@ def test_dependencies_point_one_way(package: str) -> None:
     assert {file: names for file, names in found.items() if names} == {}
 
 
-def test_the_core_knows_no_federation() -> None:
+def test_the_core_imports_no_federation() -> None:
     found = {file: names & FEDERATED for file, names in imports("mediffusion_core").items()}
     assert {file: names for file, names in found.items() if names} == {}
 
@@ -160,13 +160,13 @@ def loaded(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
-def test_no_package_needs_what_is_not_installed_by_default(package: str) -> None:
+def test_no_package_needs_an_optional_dependency(package: str) -> None:
     found = {file: names & OPTIONAL for file, names in imports(package).items()}
     assert {file: names for file, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
-def test_what_takes_seconds_to_import_is_imported_where_it_is_used(package: str) -> None:
+def test_slow_packages_are_imported_inside_functions(package: str) -> None:
     """Or a command's `--help` would wait for it."""
     found = {
         (file, name)
@@ -179,13 +179,13 @@ def test_what_takes_seconds_to_import_is_imported_where_it_is_used(package: str)
     assert found == set()
 
 
-def test_all_importing_forms_are_seen() -> None:
+def test_all_forms_of_imports_are_found() -> None:
     source = "import flwr.app\ndef f():\n    from ray.util import g\n    import hydra as h\n"
     assert set(imported_modules(ast.parse(source))) == {"flwr.app", "ray.util", "hydra"}
 
 
 def test_core_is_importable_without_the_federated_extras() -> None:
-    """Not only by its text: nothing that the core imports pulls Flower, Ray or Hydra in."""
+    """No import of the core imports Flower, Ray or Hydra in turn."""
     import subprocess
 
     modules = [

@@ -2,8 +2,8 @@
 
 A block of commands is checked line by line, as far as it is ours, or carries the mark
 `<!-- not run: REASON -->` above it. `fed-mediffusion`, `flwr run` and `make` are checked in marked
-blocks too. The commands themselves are run by the tests of the command line, of the launcher and of
-the containers.
+blocks too. `tests/integration/test_documented_commands.py` runs the commands that take seconds; the
+tests of the launcher and of the containers run others.
 """
 
 import os
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from helpers.banned_words import BANNED
 from helpers.untrained import untrained_model
 from PIL import Image
 
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-GENERATED = ("reference/settings.md", "reference/commands.md")
+GENERATED = ("reference/settings.md", "reference/commands.md", "reference/error-codes.md")
 """Pages that `docs/pages.py` makes of the code."""
 
 SUMMARY = {"status": "completed", "auc_macro": 0.5, "auc_macro_interval": [0.4, 0.6], "seed": 0}
@@ -48,26 +49,6 @@ LINK = re.compile(r"!?\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")
 HEADING = re.compile(r"(?m)^#+ (.+)$")
 TARGET = re.compile(r"(?m)^([a-z-]+):")
 SECTION = re.compile(r"(?s)<!-- ([a-z]+): begin -->.*?<!-- \1: end -->")
-
-BANNED = (
-    r"of which",
-    r"by lot",
-    r"held? against",
-    r"what nobody trained",
-    r"whoever",
-    r"nobody",
-    r"judg(?:e|es|ed|ing|ement|ements)",
-    r"pull(?:s|ed|ing)?",
-    r"way back",
-    r"wish(?:es)?",
-    r"source path",
-    r"rivals?",
-    r"shards?",
-    r"unit gradients?",
-    r"releases?",
-    r"(?:head|classifier|network|model|denoiser|UNet) (?:sees|knows|looks|says|thinks|believes)",
-)
-"""Former words, and networks as persons; `docs/glossary.md` has the terms."""
 
 
 def blocks(page: Path, *kinds: str) -> list[re.Match[str]]:
@@ -203,7 +184,6 @@ def test_a_trained_model_is_used_as_shown(
     model.save(RunFolder(tmp_path / "run").model)
     write_json(tmp_path / "run" / "summary.json", SUMMARY)
     export_run(tmp_path / "run", tmp_path / "exported")
-    Image.new("L", (40, 40), 90).save("chest.png")
     used: dict[str, Any] = {}
     exec(python_block("README.md", "classify"), used)
     assert len(used["images"]) == 4 and used["changed"].images.shape[1] == 1

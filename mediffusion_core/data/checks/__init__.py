@@ -1,1 +1,1 @@
-"""What is wrong with a data set, before anything trains."""
+"""Checks of a data set, before anything trains."""

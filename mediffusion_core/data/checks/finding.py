@@ -8,7 +8,7 @@ Grade = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: how grave, and what was seen."""
+    """The result of one check: its grade, and a sentence."""
 
     grade: Grade
     text: str

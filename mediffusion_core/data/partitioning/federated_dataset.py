@@ -1,4 +1,4 @@
-"""The simulated hospitals: one prepared store, and which of its images each of them holds."""
+"""The federated dataset: one prepared store of images, and the partition of each client."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ class FederatedDataset:
 
     store: Store
     clients: tuple[ClientPartition, ...]
-    """Who trains, and on what."""
+    """The clients that train, with their images."""
     centres: tuple[ClientPartition, ...]
     """As the images were dealt; the public test set has a share of each centre's."""
     use_unlabelled: bool
     pixels: Pixels
-    """The store's images, or what the sites' scanners make of them."""
+    """The store's images, changed by the sites' scanners where the settings simulate these."""
     notes: tuple[Finding, ...] = ()
-    """What the reader of the images had to say."""
+    """The reader's warnings and notes."""
 
     def train(self, site: int) -> ImageSet:
         """The site's training images; withheld labels are NaN."""
@@ -54,9 +54,9 @@ class FederatedDataset:
         return ImageSet(self.pixels, rows, torch.from_numpy(labels))
 
     def labels(self, client: ClientPartition, split: str) -> NDArray[np.float32]:
-        """What may be known of a site's images in a split, (n, C): NaN where a label is withheld.
+        """Labels of a site's images in a split, (n, C): NaN where a label is withheld.
 
-        The public test set is judged by all its labels, whatever the site would label itself.
+        The public test set keeps all its labels, those that are withheld from the site included.
         """
         labels: NDArray[np.float32] = self.store.labels[getattr(client, split)].copy()
         if split == "train":

@@ -16,7 +16,7 @@ def choose_labelled(
     """Units that keep their labels: those at the head of one order for all fractions.
 
     Args:
-        labels: What the site can know, (N, C), NaN where a label is missing.
+        labels: Labels that the site may use, (N, C), NaN where one is missing.
         units: The units to choose from.
         order: Their names in the order of the seed.
         fraction: Share of the images with a label that is to keep it.
@@ -34,10 +34,11 @@ def choose_labelled(
     spread = (order[position] for position in _halved(strata, rest))
     queue = chain(first, _large_later(spread, sizes, first))
 
-    # The end nearest to the wish, and where that is short of the cover as much of it as the
-    # allowance pays for; both grow with the fraction, so the sets are nested.
-    wish = fraction * sum(sizes.values())
-    allowance = ceil(wish) + labels.shape[1]
+    # The number of units whose labelled images come nearest to the target. If that is less than
+    # the cover, as much of the cover as the allowance has room for. Both grow with the fraction,
+    # so the sets are nested.
+    target = fraction * sum(sizes.values())
+    allowance = ceil(target) + labels.shape[1]
     taken: list[str] = []
     ends = [0]
     for name in queue:
@@ -45,7 +46,7 @@ def choose_labelled(
             break
         taken.append(name)
         ends.append(ends[-1] + sizes[name])
-    nearest = int(np.argmin(np.abs(np.array(ends) - wish)))
+    nearest = int(np.argmin(np.abs(np.array(ends) - target)))
     return taken[: max(nearest, len(cover))]
 
 
@@ -104,7 +105,7 @@ def _halved(strata: NDArray[np.bool_], among: NDArray[np.int64]) -> Iterator[int
 def _large_later(
     order: Iterable[str], sizes: Mapping[str, int], before: Sequence[str]
 ) -> Iterator[str]:
-    """Puts a unit back until it is at most a quarter of what stands before and with it.
+    """Puts a unit back until it is at most a quarter of the images up to and including it.
 
     One patient of forty images would otherwise be the whole of a small labelled set, or end it.
     """

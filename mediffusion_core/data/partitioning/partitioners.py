@@ -1,7 +1,8 @@
-"""Which site holds which patients: the ways to divide a data set among hospitals, by name.
+"""Partitioners, by name: each divides the patients of a data set among sites.
 
-Each way takes the units that may not be separated, and gives every one of them to one site. Their
-order comes from hashes and the shares from the run's seed, so nothing depends on the store's order.
+A partitioner takes the units that may not be separated, and gives every one of them to one site.
+Their order comes from hashes and the shares from the run's seed, so nothing depends on the store's
+order.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from mediffusion_core.data.store.prepared import Store
 from mediffusion_core.settings import DataSettings
 
 Units = dict[str, NDArray[np.int64]]
-"""Name of what may not be separated to the indices of its images."""
+"""Name of a unit, a group of images on one site, to the indices of its images."""
 
 FEWEST = 10
 """Units a site must hold after a skewed draw, as in NIID-Bench (arXiv 2102.02079)."""
@@ -186,5 +187,5 @@ _WAYS: dict[str, Callable[[Store, DataSettings, Units, int, int], list[list[str]
     "uniform": _uniform,
     "dirichlet": _dirichlet,
     "quantity": _quantity,
-    "one_finding": _uniform,  # what differs is which labels a site knows: `known_findings`
+    "one_finding": _uniform,  # the sites differ in the labels that they have: `known_findings`
 }

@@ -1,4 +1,4 @@
-"""Who holds which images, which of them train, and which of those keep their label.
+"""Divides the images among sites and splits, and selects those that keep their label.
 
 Units (patients or lesions, joined where they share an image) are dealt whole. Their order comes
 from a hash of seed, site and unit, so it depends neither on the order of the store nor on which
@@ -122,9 +122,9 @@ def labels_to_server(
 
 
 def pooled(clients: Sequence[ClientPartition]) -> ClientPartition:
-    """All sites as one, with the same splits and the same labels: what federation is held against.
+    """All sites as one, with the same splits and labels: the baseline without federation.
 
-    The sites' labels must speak of the same classes. Validation images of a site without labels
+    The sites' labels must be of the same classes. Validation images of a site without labels
     are left out, as they are where the sites stay apart.
     """
     train = np.concatenate([client.train for client in clients])
@@ -243,10 +243,10 @@ def _official(
 ) -> dict[str, list[str]]:
     """The splits that the data set was published with.
 
-    A unit that stands in several, because an image was published twice, goes to the one that is
-    judged: nothing that is tested was ever trained on. The share of a validation split that the
-    site has nothing of, and of a test split that was not published, is taken from the training
-    split.
+    A unit may stand in several splits, because an image was published twice. It then goes to the
+    test split first, then to the validation split, so that no test image trains. If the site has
+    no validation images, or if no test split was published, the settings' share of the training
+    split takes its place.
     """
     if store.splits is None:
         raise UserError("data.splits=official: this data has no official splits, use dealt")

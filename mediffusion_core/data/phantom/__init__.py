@@ -2,7 +2,7 @@
 
 They stand in for a data set where none may be had: each patient has anatomy, pose and noise of
 its own, each site its prevalences and its scanner. The same patient can be drawn with and
-without a finding, which no real data set offers, so counterfactuals can be judged exactly.
+without a finding, which no real data set offers, so counterfactuals can be evaluated exactly.
 """
 
 from mediffusion_core.data.phantom.drawing import (

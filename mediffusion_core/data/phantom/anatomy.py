@@ -20,7 +20,7 @@ VESSEL_SIGMA = 0.85
 
 @dataclass(frozen=True)
 class Patient:
-    """What is drawn of a patient before any finding; lengths in units of the patient's frame."""
+    """Anatomy of a patient without findings; lengths in units of the patient's frame."""
 
     centre: tuple[float, float]
     scale: tuple[float, float]

@@ -104,7 +104,7 @@ def prevalence(site: int) -> dict[str, float]:
 
 
 def findings_of(seed: int, site: int, patient: int) -> frozenset[str]:
-    """What a patient has.
+    """The findings of a patient.
 
     Findings are independent but for effusions, which are commoner beside an enlarged heart; the
     site's prevalences hold all the same.

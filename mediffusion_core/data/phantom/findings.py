@@ -1,4 +1,4 @@
-"""What findings do to a phantom patient: fluid, air, masses and a wide heart, as attenuations."""
+"""Findings of a phantom patient as attenuations: fluid, air, masses and a wide heart."""
 
 from collections.abc import Callable
 

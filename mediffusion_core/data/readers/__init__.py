@@ -1,4 +1,4 @@
-"""Readers of one contract; a new data set is one module with `read` and one line here."""
+"""Readers of one contract: a module with `read` for each data set, and its name in `READERS`."""
 
 import logging
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from mediffusion_core.data.readers import (
     medmnist,
     phantom,
 )
-from mediffusion_core.settings import DataSettings
+from mediffusion_core.settings import DataSettings, did_you_mean
 
-__all__ = ["READERS", "read_source"]
+__all__ = ["READERS", "read_source", "require_reader"]
 
 READERS: dict[str, Callable[[DataSettings, int], Source]] = {
     "phantom": phantom.read,
@@ -32,6 +32,20 @@ READERS: dict[str, Callable[[DataSettings, int], Source]] = {
 logger = logging.getLogger(__name__)
 
 
+def require_reader(name: str) -> None:
+    """Checks that a reader has this name, as `data.source` gives it.
+
+    Raises:
+        UserError: naming the allowed names, and the nearest of them.
+    """
+    if name not in READERS:
+        allowed = list(READERS)
+        raise UserError(
+            f"data.source={name}: no such reader; allowed: {', '.join(allowed)}"
+            f"{did_you_mean(name, allowed)}"
+        )
+
+
 def read_source(settings: DataSettings, seed: int) -> Source:
     """Reads the tables of the data set that `data.source` names; no image is opened yet.
 
@@ -42,8 +56,7 @@ def read_source(settings: DataSettings, seed: int) -> Source:
     Raises:
         UserError: unknown source, missing root, table or column, unknown class.
     """
-    if settings.source not in READERS:
-        raise UserError(f"data.source={settings.source}: allowed are {', '.join(READERS)}")
+    require_reader(settings.source)
     source = READERS[settings.source](settings, seed)
     for note in source.notes:
         if note.grade == "warning":

@@ -35,7 +35,7 @@ BOX_LABEL = "Finding Label"
 BOX_SIDES = ("Bbox [x", "y", "w", "h]")
 """The published header is `Bbox [x,y,w,h]`, which a CSV file reads as four columns."""
 BOX_FINDINGS = {"Infiltrate": "Infiltration", **{finding: finding for finding in FINDINGS}}
-"""What the boxes call a finding, which differs once."""
+"""Name of a finding in the table of boxes to its name among the labels."""
 Marked = tuple[str, Box]
 """A finding and where it is."""
 ORIGINAL_SIDE = 1024

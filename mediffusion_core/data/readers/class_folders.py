@@ -1,4 +1,4 @@
-"""Folders that say of which class, and of which split, the images in them are."""
+"""Labels and splits of images from the names of their folders."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ STRAY = "in no class folder"
 def read_class_folders(
     settings: DataSettings, root: Path, files: FolderFiles
 ) -> tuple[LabelledTable, FolderFiles]:
-    """What folders of classes say of the images in them, as a table would.
+    """Labels and splits from the names of the folders that images are in, as a table.
 
     The layouts are `CLASS/**`, `SPLIT/CLASS/**` and `CLASS/SPLIT/**`; folders that hold nothing but
     one other folder may stand above, as mirrors double them.
@@ -33,7 +33,7 @@ def read_class_folders(
         files: what the folder holds.
 
     Returns:
-        The table, and the files, of which images in no class folder are left out.
+        The table, and the files without the images outside all class folders.
 
     Raises:
         UserError: no image in a class folder; several findings an image; a class that is not among

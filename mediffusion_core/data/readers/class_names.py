@@ -8,7 +8,7 @@ from mediffusion_core.data.checks.finding import Finding
 
 
 def class_key(name: str) -> str:
-    """What two spellings of one class share: `1` and `1.0`, `Normal` and `normal `."""
+    """One key for all spellings of a class: `1` and `1.0`, `Normal` and `normal `."""
     text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
     try:
         number = float(text)

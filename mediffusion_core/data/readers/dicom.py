@@ -236,7 +236,7 @@ def _read_headers(root: Path, paths: Iterable[str]) -> dict[str, _Header]:
                 header = read_elements(pydicom, root / path, keywords, pixels=False)
                 uid, patient = header.get("SOPInstanceUID"), header.get("PatientID")
                 headers[path] = _Header(str(uid or "").strip(), str(patient or "").strip())
-            except Exception:  # Whatever it is, decoding meets it again and says what it is.
+            except Exception:  # Decoding meets the same error again and reports it.
                 headers[path] = _Header("", "")
     return headers
 

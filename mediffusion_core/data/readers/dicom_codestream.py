@@ -1,7 +1,7 @@
-"""What a compressed picture says of itself, read before a decoder written in C sees it.
+"""The shape in the header of a compressed picture, read before a decoder written in C runs.
 
-GDCM ends the whole process where a JPEG is larger than the DICOM header says of it, and no error
-can be caught. So the two are compared first.
+GDCM ends the whole process if a JPEG is larger than the DICOM header states, and no error can be
+caught. So the two shapes are compared first.
 """
 
 import struct

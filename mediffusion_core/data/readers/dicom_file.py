@@ -1,4 +1,4 @@
-"""Finding DICOM files by their content, and opening them without a word of what is in them."""
+"""Finds DICOM files by their content, and opens them without logging their elements."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PREAMBLE, MAGIC = 128, b"DICM"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 META_END = 4096
-"""Bytes within which a file says its transfer syntax."""
+"""Bytes at the start of a file that contain its transfer syntax."""
 FIRST_GROUPS = (0x0002, 0x0008)
 """The group of a file's first element: its meta information, else what identifies it."""
 LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OF", b"OD", b"OL", b"UC", b"UR")

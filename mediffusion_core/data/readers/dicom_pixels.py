@@ -1,7 +1,7 @@
-"""From a DICOM file somebody else wrote to 8-bit pixels, or a reason that names no patient.
+"""Decodes an untrusted DICOM file to 8-bit pixels, or gives a reason that names no patient.
 
-Of a file no more is read than the pixels need, and what pydicom says of it is never passed on: its
-messages may quote any field.
+Only the elements that the pixels need are read. Messages of pydicom are never passed on, since they
+may quote any field.
 """
 
 from pathlib import Path
@@ -119,6 +119,8 @@ def _refuse_pixels(pydicom: ModuleType, dataset: "Dataset") -> Shape | None:
     if syntax.is_compressed:
         is_run_length = syntax == pydicom.uid.RLELossless
         return None if is_run_length else _refuse_codestream(pydicom, dataset)
+    if dataset.SamplesPerPixel == 3 and dataset.get("PlanarConfiguration") is None:
+        raise ImageError("header has no PlanarConfiguration")
     # Two pixels of YBR_FULL_422 share their colour.
     subsampled = dataset.PhotometricInterpretation == "YBR_FULL_422"
     samples = 2 if subsampled else int(dataset.SamplesPerPixel)
@@ -158,7 +160,10 @@ def _decoded(pydicom: ModuleType, dataset: "Dataset", shape: Shape | None) -> ND
             )
         frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
         dataset.PixelData = pydicom.encaps.encapsulate([whole_scans(frame)])
-    values: NDArray[Any] = pydicom.pixels.pixel_array(dataset, index=0, decoding_plugin=plugin)
+    # `_stored` cuts the bits out; pydicom's correction takes the lowest, whatever the high bit is.
+    values: NDArray[Any] = pydicom.pixels.pixel_array(
+        dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False
+    )
     return values
 
 

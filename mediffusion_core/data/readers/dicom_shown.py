@@ -1,4 +1,4 @@
-"""From the decoded values of a DICOM file to what is shown of them.
+"""From the decoded values of a DICOM file to the grey levels or colours for display.
 
 Values go through the greyscale pipeline of DICOM PS3.3: modality (C.11.1), then value of interest
 (C.11.2), then the presentation (C.11.6) or the photometric interpretation (C.7.6.3.1.2).
@@ -26,7 +26,7 @@ ELEMENTS = (
       for part in ("Descriptor", "Data")),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in COLOURS),
 )  # fmt: skip
-"""What decides how values are shown."""
+"""The elements of a file that decide how its values are shown."""
 
 
 def show_grey(dataset: "Dataset", stored: NDArray[Any], window: Window | None) -> NDArray[np.uint8]:

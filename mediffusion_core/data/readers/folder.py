@@ -1,4 +1,4 @@
-"""Anybody's JPEG, PNG, TIFF and WebP files: with a table of labels, or a folder for each class."""
+"""A user's JPEG, PNG, TIFF and WebP files, with a table of labels or a folder for each class."""
 
 from collections.abc import Sequence
 from dataclasses import replace

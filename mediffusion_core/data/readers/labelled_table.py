@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LabelledTable:
-    """What a table says of N images; C classes.
+    """Labels, patients and splits of N images from a table; C classes.
 
     Attributes:
         names: N distinct paths relative to the root, with `/` between their parts.
@@ -42,7 +42,7 @@ class LabelledTable:
         labels: (N, C), 0 or 1, nan where the label is missing.
         patients: N names, None where the table has no such column.
         sites: N names, None where the table has no such column; a patient has one.
-        splits: N of `contract.SPLITS`, None where the table has no such column; a patient has one.
+        splits: N of `dataset.SPLITS`, None where the table has no such column; a patient has one.
         digest: SHA-256 of the table's bytes.
         moves: the images that stand in another site than the table gives.
         notes: cells that are read as missing or as another class, and rows that are left out.

@@ -32,7 +32,7 @@ from mediffusion_core.data.store.images import ImageError
 from mediffusion_core.settings import DataSettings
 
 PARTS = {"train": "train", "val": "validation", "test": "test"}
-"""The file's name of a part, to that of `contract.SPLITS`."""
+"""The file's name of a part, to that of `dataset.SPLITS`."""
 
 FLAGS = (
     "pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist",
@@ -192,7 +192,7 @@ def _classes(file: str, count: int, multi_label: bool) -> tuple[str, ...]:
 
 
 def _info() -> Mapping[str, Mapping[str, Any]]:
-    """What the package `medmnist` says of each set, or nothing where it is not installed.
+    """The entry of each set in the package `medmnist`; empty if it is not installed.
 
     Its table is read rather than run: to import it needs torchvision, and makes a folder in the
     user's home.

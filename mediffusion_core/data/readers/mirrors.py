@@ -14,7 +14,7 @@ SPLITS = ("train", "valid", "test")
 PATIENT = re.compile(r"patient\d+")
 
 Homes = dict[tuple[str, str], Path]
-"""Split, or nothing where the folder says none, and patient to the folder of that patient."""
+"""Split, empty if the folder names none, and patient to the folder of that patient."""
 
 
 def find_home(root: Path, table: str, also: str = "*") -> Path:

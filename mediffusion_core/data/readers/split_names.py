@@ -1,4 +1,4 @@
-"""What data sets call their splits: `Training/`, `test_set/`, `val`, to what we call them."""
+"""Our name of a split from the name in a data set, such as `Training/`, `test_set/` or `val`."""
 
 import re
 

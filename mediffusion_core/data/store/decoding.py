@@ -94,13 +94,14 @@ def decode_all(
         expected = (time.perf_counter() - began) * len(remaining)
         workers = min(os.cpu_count() or 1, len(remaining)) if expected > POOL_FROM else 1
     if (isolated or workers > 1) and not multiprocessing.current_process().daemon:
-        try:
-            collect(_in_pool(decoder, sorted(remaining), workers))
-        except BrokenProcessPool:
-            if _pool_works(decoder):
-                collect((start, _apart(decoder, start, count)) for start in sorted(remaining))
-            else:
-                logger.warning("processes for decoding could not run; going on in this one")
+        while remaining:
+            try:
+                collect(_in_pool(decoder, sorted(remaining), workers))
+            except BrokenProcessPool:
+                if not _pool_works(decoder):
+                    logger.warning("processes for decoding could not run; going on in this one")
+                    break
+                collect(_until_a_crash(decoder, sorted(remaining), count))
     collect((start, decoder.rows(start)) for start in sorted(remaining))
     return dict(sorted(bad.items()))
 
@@ -114,23 +115,27 @@ def _pool_works(decoder: Decoder) -> bool:
         return False
 
 
-def _apart(decoder: Decoder, start: int, count: int) -> Bad:
-    """Decodes a chunk in a process of its own, which an image may end; then image by image.
+def _until_a_crash(decoder: Decoder, starts: list[int], count: int) -> Iterator[tuple[int, Bad]]:
+    """Decodes image by image in one process, up to the chunk with an image that ends it.
 
-    Codecs in C end their process on some broken files, where Python could only watch.
+    Codecs in C end their process on some broken files, and the pool does not say on which.
     """
+    pool = _pool(decoder, 1)
     try:
-        with _pool(decoder, 1) as pool:
-            return pool.submit(_rows, start).result()
-    except BrokenProcessPool:
-        bad: Bad = {}
-        for index in range(start, min(start + CHUNK, count)):
-            try:
-                with _pool(decoder, 1) as pool:
+        for start in starts:
+            bad: Bad = {}
+            crashed: Bad = {}
+            for index in range(start, min(start + CHUNK, count)):
+                try:
                     bad |= pool.submit(_row, index).result()
-            except BrokenProcessPool:
-                bad[index] = "the decoder crashed on it"
-        return bad
+                except BrokenProcessPool:
+                    crashed[index] = "the decoder crashed on it"
+                    pool = _pool(decoder, 1)
+            yield start, bad | crashed
+            if crashed:
+                return
+    finally:
+        pool.shutdown()
 
 
 def _pool(decoder: Decoder, workers: int) -> ProcessPoolExecutor:

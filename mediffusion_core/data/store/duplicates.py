@@ -2,8 +2,8 @@
 
 Two images are near duplicates where their perceptual hashes differ in at most `NEAR_BITS` bits and
 their pixels correlate by at least `NEAR_CORRELATION`. The hash alone would not do: radiographs of
-two patients often share it. The correlation is blind to brightness and contrast, as a copy that
-somebody stored again is.
+two patients often share it. The correlation ignores brightness and contrast, which
+differ between copies that were stored again.
 """
 
 import hashlib
@@ -103,7 +103,7 @@ def correlations(images: NDArray[np.uint8], pairs: Pairs) -> NDArray[np.float32]
 
 
 def units(groups: NDArray[np.int64], pairs: Pairs) -> NDArray[np.int64]:
-    """What no split may separate: groups, joined where an image of one duplicates another's.
+    """Units that no split may separate: groups, joined where they share a duplicate.
 
     Args:
         groups: (N,) number of each image's patient or lesion, from 0.

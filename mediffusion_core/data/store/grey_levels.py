@@ -1,4 +1,4 @@
-"""From values of many bits to what is shown of them, 0 for black and 1 for white."""
+"""From values of many bits to values for display, 0 for black and 1 for white."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def own_range(
 
 
 def to_bytes(shown: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """What is shown, 0 to 1 and beyond, as grey levels.
+    """Grey levels of values for display, which are clipped to 0 and 1.
 
     Raises:
         ValueError: for values that are not finite.

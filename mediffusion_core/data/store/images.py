@@ -1,4 +1,4 @@
-"""From a file somebody else wrote to 8-bit pixels, or a reason why not."""
+"""Decodes an untrusted file to 8-bit pixels, or gives a reason why it cannot."""
 
 import warnings
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from mediffusion_core.data.store.grey_levels import Window, own_range, to_bytes, windowed
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
-"""What Pillow may try: some of its other plugins start programs or fetch what a file names."""
+"""Formats that Pillow may decode: other plugins start programs or open files that a file names."""
 
 SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp")
 """Names of files in these formats end so, in small or capital letters."""
@@ -70,8 +70,8 @@ def confined(root: Path, path: str) -> Path:
 def decode(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
     """Reads a JPEG, PNG, TIFF or WebP whole: upright, 8 bit, grey (H, W) or colour (H, W, 3).
 
-    A JPEG is not decoded at a part of its size: whoever opens the file with Pillow has the whole,
-    and the classifier's probabilities must not depend on who opened it.
+    A JPEG is decoded at its full size, as Pillow does by default: a user of the exported pipeline
+    must obtain the same probabilities from the same file.
 
     Raises:
         ImageError: with Pillow's reason; for a file of several pages or frames.

@@ -173,7 +173,9 @@ class UnitRows:
 class UnitLosses:
     """The loss of each unit: w · diffusion + λ · classification, each a mean over K rows.
 
-    A unit without a label has the diffusion loss alone.
+    A unit without a label has the diffusion loss alone. The sum of the units' gradients has one
+    divisor, the expected number of units. So classification weighs λ times the labelled share of
+    the units; `training.loss.joint_losses` divides it by labelled rows alone.
     """
 
     def __init__(self, model: JointUNet, weights: WEIGHTS, multi_label: bool) -> None:

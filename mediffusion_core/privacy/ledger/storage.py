@@ -8,7 +8,6 @@ added or removed without breaking the chain.
 """
 
 import hashlib
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mediffusion_core.common.errors import LedgerError
+from mediffusion_core.common.hash_chain import first_digest, next_digest
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.ledger.tip import LedgerTip
 from mediffusion_core.privacy.ledger.unit_sets import as_bits
@@ -246,10 +246,9 @@ def append(
 
 def empty_digest(salt: bytes) -> str:
     """The first link of the chain: the digest of a ledger without entries."""
-    return hashlib.blake2b(b"fed-mediffusion ledger 1", key=salt, digest_size=32).hexdigest()
+    return first_digest("fed-mediffusion ledger 1", salt)
 
 
 def _link(salt: bytes, before: str, fields: list[Any], bits: bytes, new: list[bytes]) -> str:
     lasting = [hashlib.sha256(part).hexdigest() for part in (bits, b"".join(new))]
-    text = json.dumps([before, *fields, *lasting])
-    return hashlib.blake2b(text.encode(), key=salt, digest_size=32).hexdigest()
+    return next_digest(before, [*fields, *lasting], salt)

@@ -40,7 +40,7 @@ class Consistency:
 
         Args:
             data: At least one of its images is unlabelled.
-            settings: Which teacher and thresholds, and how many images a batch.
+            settings: Thresholds, and how many images a batch.
             teacher: Gives the pseudo-labels; may be the network that is trained.
             label_counts: Of all sites, where thresholds follow the findings' prevalence.
             logit_shift: τ · log π (C,), where logits are adjusted.

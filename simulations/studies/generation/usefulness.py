@@ -57,7 +57,7 @@ def usefulness(
         paired by patient.
     """
     settings = run.settings
-    # "wishes" keeps the random numbers of published figures.
+    # This key keeps the random numbers of published figures.
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "generation", "wishes"))
     chosen = torch.randint(len(labelled), (len(labelled),), generator=generator)
     labels = labelled.targets[chosen]

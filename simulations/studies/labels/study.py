@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.parent import tied
 from simulations.engine.preparation import prepare_images
 from simulations.engine.processes import KEPT_MEMORY, noted_signals
 from simulations.studies.labels.cells import Cell
@@ -125,8 +126,9 @@ class _Running:
     def start(cls, cell: Cell, study: Path) -> "_Running":
         cell.describe(study)
         log = (cell.folder(study) / LOG).open("ab")
+        module = "simulations.studies.labels.cells"
         process = subprocess.Popen(
-            [sys.executable, "-m", "simulations.studies.labels.cells", str(cell.folder(study))],
+            tied([sys.executable, "-m", module, str(cell.folder(study))]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -109,7 +109,7 @@ form.addEventListener("input", () => {
 });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (open() && !confirm(left() + " Save what is answered?")) return;
+  if (open() && !confirm(left() + " Save the given answers?")) return;
   const answers = given();
   const link = document.createElement("a");
   const text = JSON.stringify(answers, null, 2);

@@ -16,7 +16,7 @@ FROM_THE_SERVER = (
 )
 
 
-def test_a_simulated_site_lies_where_the_run_says() -> None:
+def test_a_simulated_site_has_the_folder_of_the_run() -> None:
     settings = compose("config", FROM_THE_SERVER)
     node = {"partition-id": 0, "num-partitions": 3}
     assert own_settings(settings, node) == settings

@@ -1,4 +1,4 @@
-"""Hospitals that have images of their own, each described by its site file."""
+"""Sites that have images of their own, each described by its site file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,13 @@ from flwr.app import Context, RecordDict
 from PIL import Image
 
 from client.client_app import app
-from client.private_tasks import _units
 from client.site import _opened, open_site
+from client.trainer.private import PrivateTrainer
 from configs.compose import compose, flatten
 from mediffusion_core.messaging import protocol
 from mediffusion_core.privacy.ledger.site_ledger import ledger_places, open_site_ledger
 from mediffusion_core.settings.site_file import SiteFile
+from mediffusion_core.training.latent_files import LATENTS
 from server.state import fresh_state
 from simulations.engine.in_process import FIRST_SITE, RUN, order
 
@@ -35,18 +36,19 @@ RUN_OF = (
 
 @pytest.fixture(autouse=True)
 def _own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test writes a ledger into the home of whoever runs it."""
+    """No test writes a ledger into the user's home."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
-def hospital(
+def described_site(
     folder: Path,
     name: str,
     classes: Sequence[str] = CLASSES,
     images_each: int = 1,
     shared: bool = False,
+    policy: str = "require_privacy = false\n",
 ) -> dict[str, Any]:
-    """Images and a site file; the node config of the hospital's SuperNode.
+    """Images and a site file; the node config of the site's SuperNode.
 
     Where an image is `shared`, each second patient's first is the last of the patient before.
     """
@@ -65,7 +67,7 @@ def hospital(
     file.write_text(
         f'name = "{name}"\n[data]\nsource = "folder"\nroot = "{images}"\ntable = "labels.csv"\n'
         f'store = "{folder / name / "store"}"\n[data.columns]\npatient = "patient"\n'
-        '[policy]\ndevice = "cpu"\n'
+        f'[policy]\ndevice = "cpu"\n{policy}'
     )
     file.chmod(0o644)
     # Both are given the same number: what a site has does not hang on it.
@@ -82,9 +84,9 @@ def census(node: dict[str, Any], overrides: Sequence[str] = RUN_OF) -> RecordDic
     return app(order(protocol.CENSUS, settings_hash, {}), context(node, overrides)).content
 
 
-def test_each_hospital_has_its_own_images_and_name(tmp_path: Path) -> None:
+def test_each_site_has_its_own_images_and_name(tmp_path: Path) -> None:
     for name in ("st-anna", "uni"):
-        content = census(hospital(tmp_path, name))
+        content = census(described_site(tmp_path, name))
         assert protocol.FAILURE not in content
         assert content.config_records[protocol.IDENTITY]["site"] == name
         counts = content.metric_records[protocol.METRICS]
@@ -92,8 +94,8 @@ def test_each_hospital_has_its_own_images_and_name(tmp_path: Path) -> None:
         assert sum(counts["per_class"]) == counts["labelled"] == counts["train"]  # type: ignore[arg-type]
 
 
-def test_what_a_run_says_of_places_and_devices_does_not_count(tmp_path: Path) -> None:
-    node = hospital(tmp_path, "uni")
+def test_paths_and_devices_of_a_run_are_ignored(tmp_path: Path) -> None:
+    node = described_site(tmp_path, "uni")
     site = open_site(context(node, (*RUN_OF, "run.folder=/server/only")))
     assert site.settings.device == "cpu"
     assert site.folder.is_relative_to(tmp_path / "uni" / "runs")
@@ -108,33 +110,69 @@ PRIVATE = (
 )
 
 
-COUNTS = 'allowed_metrics = ["images_seen", "labelled_seen"]'
+OPEN = "require_privacy = false"
+COUNTS = f'{OPEN}\nallowed_metrics = ["images_seen", "labelled_seen"]'
+TARGET = (
+    "privacy.noise_multiplier=null",
+    "privacy.target_epsilon=8",
+    "privacy.target_delta=1e-3",
+)
 
 
 @pytest.mark.parametrize(
     ("policy", "asked", "code"),
     [
-        ("max_epsilon = 8.0", (), "refused"),
-        ("min_noise_multiplier = 0.5", (), "refused"),
+        ("", (), "refused"),
+        ("", PRIVATE, None),
+        (f"{OPEN}\nmax_epsilon = 8.0\nmin_noise_multiplier = 0.5", (), None),
         ("min_noise_multiplier = 1.5", PRIVATE, "refused"),
         ("min_noise_multiplier = 1.0", (*PRIVATE, "privacy.release_noise=0.5"), "refused"),
+        ("min_noise_multiplier = 0.1", (*PRIVATE, *TARGET), None),
+        ("min_noise_multiplier = 7.9", (*PRIVATE, *TARGET), "refused"),
         ("max_epsilon = 8.0", (*PRIVATE, "privacy.target_delta=1e-3"), "refused"),
         ("max_epsilon = 8.0", (*PRIVATE, "privacy.unit=image"), "refused"),
         ("max_epsilon = 8.0\nmin_noise_multiplier = 0.5", PRIVATE, None),
-        ('allowed_metrics = ["images_seen", "loss"]', (), "refused"),
+        (f'{OPEN}\nallowed_metrics = ["images_seen", "loss"]', (), "refused"),
         (COUNTS, (), None),
         (COUNTS, ("federation.weighting=steps",), "refused"),
+        (f'{OPEN}\nallowed_settings."model.name" = ["tiny32", "small"]', (), None),
+        (f'{OPEN}\nallowed_settings."model.name" = ["small"]', (), "refused"),
+        (f'{OPEN}\nallowed_settings."model.unet.channels" = [[32, 32]]', (), "refused"),
+        (f'{OPEN}\nallowed_settings."federation.num_rounds" = {{max = 3}}', (), "refused"),
+        (
+            f'{OPEN}\nallowed_settings."federation.num_rounds" = {{min = 1, max = 3}}',
+            ("federation.num_rounds=3", "evaluation.every=3"),
+            None,
+        ),
     ],
 )
 def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
     tmp_path: Path, policy: str, asked: Sequence[str], code: str | None
 ) -> None:
-    node = hospital(tmp_path, "uni")
-    file = Path(node["site-file"])
-    file.write_text(f"{file.read_text()}{policy}\n")
+    node = described_site(tmp_path, "uni", policy=f"{policy}\n")
     content = census(node, (*RUN_OF, *asked))
     failure = content.config_records.get(protocol.FAILURE)
     assert (failure and failure["code"]) == code
+
+
+def test_a_run_without_privacy_is_refused_in_one_line_that_says_how_to_allow_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    census(described_site(tmp_path, "uni", policy=""))
+    (line,) = [one for one in caplog.text.splitlines() if "privacy.enabled" in one]
+    assert "policy.require_privacy = false" in line
+
+
+def test_noise_that_a_target_leads_to_is_refused_after_one_charge_for_the_census(
+    tmp_path: Path,
+) -> None:
+    """The site knows the noise once it has counted; asking again must not cost again."""
+    node = described_site(tmp_path, "uni", policy="min_noise_multiplier = 7.9\n")
+    for _ in range(2):
+        content = census(node, (*RUN_OF, *PRIVATE, *TARGET))
+        assert content.config_records[protocol.FAILURE]["code"] == "refused"
+    ledger = open_site_ledger(SiteFile.read(Path(node["site-file"])), begin=False)
+    assert [entry.stage for entry in ledger.entries()] == ["census"]
 
 
 def joint_round(node: dict[str, Any], asked: Sequence[str]) -> RecordDict:
@@ -150,7 +188,7 @@ def test_a_table_that_changed_since_the_images_were_encoded_is_refused(
     tmp_path: Path, asked: Sequence[str]
 ) -> None:
     """Else latents would go with the labels, and be charged to the patients, of other images."""
-    node, run = hospital(tmp_path, "uni"), (*RUN_OF, *asked)
+    node, run = described_site(tmp_path, "uni"), (*RUN_OF, *asked)
     assert protocol.FAILURE not in census(node, run)
     settings = compose("config", run)
     codec = fresh_state(settings, len(CLASSES)).codec(settings).state_dict()
@@ -165,11 +203,34 @@ def test_a_table_that_changed_since_the_images_were_encoded_is_refused(
     assert failure["code"] == "data"
 
 
-def test_all_images_of_a_patient_are_one_unit_whoever_elses_are_alike(tmp_path: Path) -> None:
+def test_latents_are_deleted_after_the_last_message_of_the_run_or_stay_by_policy(
+    tmp_path: Path,
+) -> None:
+    run = (*RUN_OF, "federation.num_rounds=2", "evaluation.every=2")
+    settings = compose("config", run)
+    weights = fresh_state(settings, len(CLASSES)).weights
+    codec = fresh_state(settings, len(CLASSES)).codec(settings).state_dict()
+    judged = {name: weights[name] for name in (protocol.UNET, protocol.HEAD)}
+    for name, policy, left in (
+        ("uni", "", [True, True, False]),
+        ("west", "keep_latents = 3\n", [True] * 3),
+    ):
+        node = described_site(tmp_path, name, policy=f"{OPEN}\n{policy}")
+        encode = order(protocol.ENCODE, settings.fingerprint(), {protocol.AUTOENCODER: codec})
+        assert protocol.FAILURE not in app(encode, context(node, run)).content
+        found = []
+        for number in range(3):
+            ask = order(protocol.EVALUATE, settings.fingerprint(), judged, round_number=number)
+            assert protocol.FAILURE not in app(ask, context(node, run)).content
+            found.append(any((tmp_path / name / "runs").rglob(LATENTS)))
+        assert found == left
+
+
+def test_all_images_of_a_patient_are_one_unit_beside_duplicates_of_others(tmp_path: Path) -> None:
     """Else a third patient's images would decide whether two others are one unit."""
-    node, run = hospital(tmp_path, "uni", images_each=2, shared=True), (*RUN_OF, *PRIVATE)
+    node, run = described_site(tmp_path, "uni", images_each=2, shared=True), (*RUN_OF, *PRIVATE)
     whole, single = (
-        _units(open_site(context(node, (*run, f"privacy.unit={unit}"))))
+        PrivateTrainer(open_site(context(node, (*run, f"privacy.unit={unit}")))).units()
         for unit in ("patient", "image")
     )
     assert len(whole[0]) == len(single[0]) == single[1] == 2 * whole[1]
@@ -177,7 +238,7 @@ def test_all_images_of_a_patient_are_one_unit_whoever_elses_are_alike(tmp_path: 
 
 
 def test_a_metric_that_the_site_does_not_allow_stays_there(tmp_path: Path) -> None:
-    node = hospital(tmp_path, "uni")
+    node = described_site(tmp_path, "uni")
     file = Path(node["site-file"])
     file.write_text(
         f'{file.read_text()}allowed_metrics = ["images_seen", "labelled_seen", "steps"]\n'
@@ -195,7 +256,7 @@ def test_a_metric_that_the_site_does_not_allow_stays_there(tmp_path: Path) -> No
 def test_the_ledger_and_its_limit_are_the_sites(
     tmp_path: Path,
 ) -> None:
-    node = hospital(tmp_path, "uni")
+    node = described_site(tmp_path, "uni")
     file = Path(node["site-file"])
     file.write_text(f"{file.read_text()}max_epsilon = 2.0\n")
     elsewhere = ("privacy.ledger=/server/only", "privacy.ledger_heads=/server/only")
@@ -208,10 +269,10 @@ def test_the_ledger_and_its_limit_are_the_sites(
     assert own.max_epsilon == 2.0
 
 
-def test_what_a_run_charges_is_what_the_hospital_reads(
+def test_the_charge_of_a_run_stands_in_the_sites_ledger(
     tmp_path: Path,
 ) -> None:
-    node = hospital(tmp_path, "uni")
+    node = described_site(tmp_path, "uni")
     content = census(node, (*RUN_OF, *PRIVATE))
     assert protocol.FAILURE not in content
     ledger = open_site_ledger(SiteFile.read(Path(node["site-file"])), begin=False)
@@ -228,11 +289,11 @@ def test_what_a_run_charges_is_what_the_hospital_reads(
 )
 def test_images_of_other_classes_take_no_part(
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     classes: Sequence[str],
     overrides: Sequence[str],
     said: str,
 ) -> None:
-    content = census(hospital(tmp_path, "uni", classes), overrides)
+    content = census(described_site(tmp_path, "uni", classes), overrides)
     assert content.config_records[protocol.FAILURE]["code"] == "data"
-    assert said in capsys.readouterr().err
+    assert said in caplog.text

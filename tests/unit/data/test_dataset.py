@@ -1,4 +1,4 @@
-"""All readers keep one contract; each names what is wrong with a folder."""
+"""All readers keep one contract; each names the mistake in a folder."""
 
 import csv
 import logging
@@ -319,5 +319,5 @@ def test_a_site_whose_name_leads_elsewhere_is_refused(name: str) -> None:
         of_centres(name)
 
 
-def test_sites_may_be_called_as_hospitals_are() -> None:
+def test_site_names_may_have_spaces_and_accents() -> None:
     assert of_centres("St. Anna, Zürich (Nord)").centres

@@ -1,4 +1,4 @@
-"""What a site admits, and what it remembers of it."""
+"""Admission of app bundles at a site, and the record of it."""
 
 import io
 import json
@@ -100,12 +100,12 @@ def test_no_other_kind_of_run_is_admitted(site: Admission, folder: Path, kind: s
     assert "a site runs ClientApps" in refusal(site, replace(run, primary_task_type=kind), fab)
 
 
-def test_an_unsigned_bundle_is_refused_and_the_log_says_so(
-    site: Admission, folder: Path, capsys: pytest.CaptureFixture[str]
+def test_an_unsigned_bundle_is_refused_and_logged(
+    site: Admission, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, fab = offer(folder, bundle())
     assert "not signed" in refusal(site, replace(run, override_config={}), fab)
-    assert "refused, code bundle: the app bundle is not signed" in capsys.readouterr().err
+    assert "refused, code bundle: the app bundle is not signed" in caplog.text
 
 
 def test_an_expired_signature_is_refused(site: Admission, folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_same_version_goes_on_and_serves_several_settings(
         site.admit(TaskType.CLIENT_APP, *offer(folder, bundle(), overrides=overrides))
 
 
-def test_what_is_refused_does_not_raise_the_version(site: Admission, folder: Path) -> None:
+def test_a_refused_bundle_does_not_raise_the_version(site: Admission, folder: Path) -> None:
     run, fab = offer(folder, bundle("new"), version=6)
     changed = replace(run, override_config={**run.override_config, "overrides": "x"})
     refusal(site, changed, fab)
@@ -235,11 +235,11 @@ def test_without_a_signer_or_with_one_that_can_not_be_read_nothing_is_admitted(
 
 
 def test_a_site_that_trusts_its_server_still_runs_clientapps_alone(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trusting = Admission(None, trusts_server=True, versions=AcceptedVersions(folder / "unused"))
     trusting.warn()
-    assert "WARNING" in capsys.readouterr().err
+    assert "WARNING" in caplog.text
     run, fab = offer(folder, bundle())
     unsigned = replace(run, override_config={"overrides": "seed=1"})
     assert trusting.admit(TaskType.CLIENT_APP, unsigned, fab)["overrides"] == "seed=1"
@@ -248,8 +248,8 @@ def test_a_site_that_trusts_its_server_still_runs_clientapps_alone(
     assert "can't be read" in refusal(trusting, unsigned, replace(fab, content=b"no archive"))
 
 
-def test_the_environment_says_whom_a_site_trusts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_environment_sets_signer_and_trust(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in (SIGNER, UNSIGNED):
         monkeypatch.delenv(name, raising=False)
@@ -258,7 +258,7 @@ def test_the_environment_says_whom_a_site_trusts(
     assert (site.signer, site.trusts_server) == (None, False)
     assert site.versions.path == tmp_path / "fed-mediffusion" / "accepted-versions.json"
     site.warn()
-    assert "every run is refused" in capsys.readouterr().err
+    assert "every run is refused" in caplog.text
 
     monkeypatch.setenv(UNSIGNED, TRUST)
     assert Admission.of_environment().trusts_server

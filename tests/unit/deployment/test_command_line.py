@@ -12,7 +12,7 @@ from deployment.site_cli import site
 ROOT = Path(__file__).parents[3]
 
 
-def test_it_has_what_a_site_runs() -> None:
+def test_it_has_the_commands_of_a_site() -> None:
     done = CliRunner().invoke(app, ["--help"])
     assert done.exit_code == 0
     for command in ("check", "messages", "ledger", "preflight"):

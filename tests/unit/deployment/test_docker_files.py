@@ -41,7 +41,7 @@ def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
 
 
 def test_a_site_keeps_only_the_programs_that_it_starts(tmp_path: Path) -> None:
-    """What the Dockerfile deletes of all the programs that are installed here."""
+    """Those of the programs installed here that the Dockerfile deletes."""
     text = (DOCKER / "Dockerfile").read_text().replace("\\\n", "")
     lines = text.partition(" AS site-build\n")[2].partition("\nFROM ")[0]
     (delete,) = re.findall(r"&& +(find /opt/venv/bin .*?-delete)", lines)
@@ -112,7 +112,7 @@ def test_a_pod_is_confined_as_its_container_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pod_runs_and_mounts_what_the_compose_file_does(name: str) -> None:
+def test_a_pod_has_the_command_and_mounts_of_the_compose_file(name: str) -> None:
     spec, composed = pod(name), service(name)
     (container,) = spec["containers"]
     assert container["args"] == composed["command"]

@@ -114,7 +114,7 @@ def test_a_supernodes_state_asks_with_the_runs_own_bundle() -> None:
 def installed_by_clientapp(
     monkeypatch: pytest.MonkeyPatch, admit: flower_patches.Admit, run_config: Settings
 ) -> list[bytes]:
-    """What is unpacked, in the order of Flower's own program: what came, then its installation."""
+    """The bundles that Flower's ClientApp program installs, in the order of its own calls."""
     installed: list[bytes] = []
     context = SimpleNamespace(run_config=run_config)
     task = (None, context, Run.create_empty(1), Fab("", b"bundle", {}))
@@ -133,7 +133,7 @@ def installed_by_clientapp(
     return installed
 
 
-def test_clientapp_unpacks_what_is_admitted_with_its_own_settings(
+def test_clientapp_unpacks_an_admitted_bundle_with_its_own_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert installed_by_clientapp(monkeypatch, admit_all, dict(SETTINGS)) == [b"bundle"]
@@ -142,7 +142,7 @@ def test_clientapp_unpacks_what_is_admitted_with_its_own_settings(
     assert installed_by_clientapp(monkeypatch, admit_all, {"overrides": "another run's"}) == []
 
 
-def test_what_the_app_spawns_does_not_start_a_second_clientapp(
+def test_child_processes_of_the_app_start_no_second_clientapp(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A spawned process imports the program anew, under this name."""

@@ -114,7 +114,7 @@ def test_an_export_has_every_entry_and_no_patient(site: Path, ending: str) -> No
         assert not any(unit.hex() in text for unit in held.numbers)
 
 
-def test_a_release_without_noise_is_infinite_and_still_json(tmp_path: Path) -> None:
+def test_a_charge_without_noise_has_infinite_epsilon_in_valid_json(tmp_path: Path) -> None:
     ledger = Ledger.open(tmp_path / "ledger")
     ledger.charge(["Anna"], Charge(1.0, 0.0, 1), "joint", "run", 1)
     output = tmp_path / "ledger.json"

@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from helpers.messages import undeclared
 from typer.testing import CliRunner
 
 from client.client_app import app as client_app
@@ -50,18 +48,8 @@ def test_every_answer_states_content_risk_protection_and_charge(
         answer.charge,
     ):
         assert said and "|" not in said and "\n" not in said
-    # What costs nothing sends nothing.
+    # An answer without a charge sends no data.
     assert (answer.charge == "nothing") == (answer.private in ("nothing", "refused"))
-
-
-def test_what_is_not_declared_shows() -> None:
-    census = {
-        protocol.IDENTITY: ConfigRecord({"site": "a"}),
-        protocol.METRICS: MetricRecord({"images": 3, "oldest": 97}),
-        protocol.UNET: ArrayRecord(),
-    }
-    assert undeclared(protocol.CENSUS, RecordDict(census)) == {protocol.UNET, "oldest"}
-    assert undeclared(protocol.ENCODE, RecordDict({protocol.FAILURE: ConfigRecord()})) == set()
 
 
 def test_the_page_has_the_tables_of_the_protocol(tmp_path: Path) -> None:

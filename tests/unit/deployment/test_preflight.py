@@ -1,4 +1,4 @@
-"""Preflight at a site: what is missing is named, and no secret is printed."""
+"""Preflight at a site names each missing part and prints no secret."""
 
 import ssl
 import threading
@@ -42,7 +42,7 @@ def kits(tmp_path: Path) -> Path:
     for name in ("chest", "foreign"):
         server = {"host": "127.0.0.1", "port": 8000}
         federation = FederationFile.model_validate(
-            {"name": name, "server": server, "sites": ["uni"]}
+            {"name": name, "server": server, "sites": ["uni"], "make_site_keys": True}
         )
         assert list(Kits(federation, tmp_path / name).make())
     secrets = tmp_path / "secrets"
@@ -126,7 +126,7 @@ def test_a_site_without_a_signer_must_say_that_it_trusts_its_server(
 
 def test_a_key_that_is_no_coordinators_is_named(kits: Path) -> None:
     (kits / "secrets" / "signer").write_text("no key")
-    assert "is no public key" in line(preflight(kits, 1)[1], "coordinator's key")
+    assert "no file of trusted signers" in line(preflight(kits, 1)[1], "coordinator's key")
     (kits / "secrets" / "signer").unlink()
     assert "No such file" in line(preflight(kits, 1)[1], "coordinator's key")
 

@@ -9,8 +9,9 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
 from deployment.certificates import new_site_key
-from deployment.registry import Nodes, read_keys, synchronise
+from deployment.registry import Nodes, synchronise
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.messaging.site_keys import read_keys
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_renewed_key_takes_the_place_of_the_old_one(nodes: Nodes, tmp_path: Pa
     assert let_in(nodes, new["uni"])
 
 
-def test_a_folder_without_keys_or_with_a_broken_one_revokes_nobody(tmp_path: Path) -> None:
+def test_a_folder_without_keys_or_with_a_broken_one_revokes_no_site(tmp_path: Path) -> None:
     folder = tmp_path / "sites"
     with pytest.raises(UserError, match="no key in"):
         read_keys(folder)

@@ -1,4 +1,4 @@
-"""The coordinator's statement of a run: what it covers, and what does not fit."""
+"""The coordinator's statement of a run: the parts that it covers, and mismatches."""
 
 import base64
 import json
@@ -134,12 +134,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def sign(folder: Path, key: Path, *options: str) -> str:
-    """What the command prints on its standard output, or the mistake that it names."""
+    """The command's standard output, or the message of its error."""
     result = CliRunner().invoke(app, ["sign", str(folder), "--key", str(key), *options])
     return str(result.exception) if result.exception else result.stdout.strip()
 
 
-def test_the_command_prints_what_flwr_run_is_to_be_given(
+def test_the_command_prints_the_run_config_for_flwr_run(
     folder: Path, keys: tuple[Path, Path]
 ) -> None:
     given = 'overrides="seed=1 data.classes=[a,b]" config-name="other"'

@@ -1,4 +1,4 @@
-"""Who may ask the SuperLink what."""
+"""Access to the SuperLink: the routes that a site may call."""
 
 import asyncio
 import tomllib
@@ -47,7 +47,7 @@ def asked(path: str, caller: str, kind: str = "http") -> Any:
 
 
 @pytest.mark.parametrize("path", ["/v1/fleet/pull-messages", "/health"])
-def test_a_site_reaches_what_is_for_sites(path: str) -> None:
+def test_a_site_reaches_the_routes_for_sites(path: str) -> None:
     assert asked(path, SITE) == 200
 
 
@@ -64,9 +64,9 @@ def test_a_site_reaches_what_is_for_sites(path: str) -> None:
         "/health/../v1/control/start-run",
     ],
 )
-def test_a_site_reaches_nothing_else(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_site_reaches_nothing_else(path: str, caplog: pytest.LogCaptureFixture) -> None:
     assert asked(path, SITE) == 403
-    assert f"refused {path} to {SITE}" in capsys.readouterr().err
+    assert f"refused {path} to {SITE}" in caplog.text
 
 
 def test_a_way_round_through_the_sites_path_leads_nowhere() -> None:

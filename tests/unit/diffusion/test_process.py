@@ -191,7 +191,7 @@ def test_an_external_classifier_guides_through_the_denoiser() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_noise_follows_from_whatever_is_predicted(prediction: Prediction) -> None:
+def test_the_noise_follows_from_each_prediction_type(prediction: Prediction) -> None:
     clean, noise = torch.randn(2, 5, 4, 2, 2, generator=torch.Generator().manual_seed(0)).double()
     timesteps, process = torch.tensor([0, 10, 300, 700, 999]), doubled(prediction)
     noised = process.add_noise(clean, noise, timesteps)
@@ -199,7 +199,7 @@ def test_the_noise_follows_from_whatever_is_predicted(prediction: Prediction) ->
     torch.testing.assert_close(process.noise_pred(target, noised, timesteps), noise)
 
 
-def test_what_is_predicted_is_what_its_name_says() -> None:
+def test_each_prediction_type_has_its_target() -> None:
     clean, noise = torch.randn(2, 5, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     timesteps = torch.tensor([0, 10, 300, 700, 999])
     assert DiffusionProcess(ALPHAS, "epsilon").target(clean, noise, timesteps) is noise
@@ -234,7 +234,7 @@ def slow_binary(logit: float, target: float) -> float:
         max_size=4,
     )
 )
-def test_findings_are_judged_one_by_one_and_missing_ones_not(
+def test_each_finding_has_its_own_loss_and_missing_ones_have_none(
     rows: list[list[tuple[float, float]]],
 ) -> None:
     logits = torch.tensor([[logit for logit, _ in row] for row in rows])

@@ -1,4 +1,4 @@
-"""Maps of attribution where the classifier is linear, and how maps are judged."""
+"""Maps of attribution where the classifier is linear, and the evaluation of maps."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +64,7 @@ def test_expected_gradients_are_the_mean_over_baselines() -> None:
     torch.testing.assert_close(many, expected, rtol=0.0, atol=0.02)
 
 
-def test_the_draws_are_the_seeds_and_nobody_elses() -> None:
+def test_the_draws_depend_on_the_seed_alone() -> None:
     images, baselines = draw(3, 2, 8, 8), draw(5, 2, 8, 8, seed=1)
     torch.manual_seed(7)
     first = torch.rand(1)

@@ -213,7 +213,7 @@ def test_the_true_temperature_calibrates(multi_label: bool) -> None:
 
 
 @pytest.mark.parametrize("figure", [temperature_losses, calibration_error, brier_score])
-def test_what_does_not_fit_is_refused(figure: Callable[..., Any]) -> None:
+def test_mismatched_inputs_are_refused(figure: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"\(3, 2\) and \(2, 2\)"):
         figure(torch.zeros(3, 2), torch.zeros(2, 2), True)
     with pytest.raises(ValueError, match="diverged"):

@@ -143,7 +143,7 @@ def test_change_of_a_pixel_inside_and_outside() -> None:
     assert outside.tolist() == pytest.approx([16 * 0.2 / 48])
 
 
-def test_a_transition_starts_with_what_changes_most() -> None:
+def test_a_transition_starts_with_the_largest_change() -> None:
     sources = torch.zeros(1, 1, 2, 2)
     made = torch.tensor([[[[0.1, 0.4], [0.3, 0.2]]]])
     steps = transition_images(sources, made, steps=4)
@@ -188,7 +188,7 @@ def test_an_interval_is_over_patients_not_images() -> None:
     assert (two.low, two.high) == (0.0, 1.0)
 
 
-def test_what_was_not_measured_counts_for_nothing() -> None:
+def test_missing_figures_are_left_out_of_means() -> None:
     values = torch.tensor([1.0, NAN, 3.0])
     estimate = estimate_mean(values, ["a", "b", "c"], 50, seed=0)
     assert estimate.value == 2.0 and estimate.count == 2
@@ -197,7 +197,7 @@ def test_what_was_not_measured_counts_for_nothing() -> None:
     assert (ratio.value, ratio.low, ratio.high, ratio.count) == (0.5, 0.5, 0.5, 1)
 
 
-def test_off_target_leaves_out_what_was_asked_for() -> None:
+def test_off_target_leaves_out_the_target() -> None:
     before, after = torch.tensor([[0.9, 0.2, 0.4]]), torch.tensor([[0.1, 0.3, 0.4]])
     target = Target(torch.tensor([0]), torch.tensor([False]), True)
     assert off_target(before, after, target).tolist() == pytest.approx([0.05])

@@ -1,4 +1,4 @@
-"""The panel of counterfactuals and its figures, and what a judge refuses to judge."""
+"""The panel of counterfactuals and its figures, and models that an evaluator refuses."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ NAN = float("nan")
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.booleans(), st.integers(0, 99))
-def test_no_image_is_asked_for_twice_and_each_has_what_shall_change(
+def test_no_image_occurs_twice_and_each_has_the_finding_to_change(
     images: int, count: int, multi_label: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +44,7 @@ def test_no_image_is_asked_for_twice_and_each_has_what_shall_change(
         assert bool(targets[position, index]) != present
 
 
-def test_without_additions_every_image_has_what_is_asked_about() -> None:
+def test_without_additions_every_image_has_its_target_finding() -> None:
     targets = torch.tensor([[1.0, 0.0, NAN], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     panel = choose_panel(targets, ("a", "b", "c"), True, 9, seed=0, additions=False)
     assert not panel.target.present.any()
@@ -77,8 +77,8 @@ def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> 
     torch.testing.assert_close(made.after, model.classify(made.images))
 
 
-def test_guidance_knows_how_the_head_was_trained(model: TrainedModel) -> None:
-    """At up to 0.6 T; what it is asked for and what it is judged by is calibrated."""
+def test_guidance_uses_the_noise_levels_of_the_heads_training(model: TrainedModel) -> None:
+    """The head is trained up to 0.6 T; guidance and evaluation use calibrated logits."""
     warm = replace(model, temperature=3.0)
     assert (warm.guided.head_until, warm.guided.temperature) == (599, 3.0)
     latents = torch.randn(2, *model.settings.latent_shape)
@@ -91,7 +91,7 @@ def test_guidance_knows_how_the_head_was_trained(model: TrainedModel) -> None:
     assert clean.guided.head_until == 0
 
 
-def test_features_are_what_the_head_reads(model: TrainedModel) -> None:
+def test_features_are_the_inputs_of_the_head(model: TrainedModel) -> None:
     images = torch.rand(5, 1, 32, 32)
     features = model.features(images)
     _, *layers = model.joint.head
@@ -101,7 +101,7 @@ def test_features_are_what_the_head_reads(model: TrainedModel) -> None:
     torch.testing.assert_close(logits, model.logits(model.encode(images)))
 
 
-def test_a_temperature_changes_how_sure_a_model_is_but_not_what_has_flipped(
+def test_a_temperature_changes_probabilities_but_not_flips(
     model: TrainedModel,
 ) -> None:
     images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -114,11 +114,11 @@ def test_a_temperature_changes_how_sure_a_model_is_but_not_what_has_flipped(
     torch.testing.assert_close(surer.before.logit(), 2 * plain.before.logit())
 
 
-def test_calibration_is_judged_with_the_temperature_and_without(model: TrainedModel) -> None:
+def test_calibration_is_evaluated_with_the_temperature_and_without(model: TrainedModel) -> None:
     """Ranks do not depend on it, and a model at temperature 1 is an uncalibrated one."""
-    judging = judge(model.settings, images=40, patients=20, classes=5, multi_label=True)
-    plain = judging.classification(model)
-    scaled = judging.classification(replace(model, temperature=4.0))
+    evaluator = evaluator_of(model.settings, images=40, patients=20, classes=5, multi_label=True)
+    plain = evaluator.classification(model)
+    scaled = evaluator.classification(replace(model, temperature=4.0))
     figures, others = plain.pop("calibration"), scaled.pop("calibration")
     assert repr(plain) == repr(scaled)  # nan is no equal of nan
     assert figures["temperature"] == 1.0 and others["temperature"] == 4.0
@@ -133,7 +133,7 @@ def test_a_draw_without_a_rare_class_is_no_draw_of_the_macro_area() -> None:
     assert macro_interval(auc, draws) == pytest.approx((0.6525, 0.7475), abs=1e-6)
 
 
-def judge(
+def evaluator_of(
     settings: Settings, images: int, patients: int, classes: int, multi_label: bool
 ) -> Evaluator:
     pixels = np.zeros((images, 32, 32, 1), np.uint8)
@@ -152,10 +152,10 @@ def judge(
         (20, 20, 1, "the only class is a"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_at_once(
+def test_an_evaluation_that_cannot_succeed_is_refused_at_once(
     tiny: tuple[str, ...], images: int, patients: int, classes: int, message: str
 ) -> None:
     settings = compose("config", tiny)
     with pytest.raises(UserError, match=message):
-        judge(settings, images, patients, classes, multi_label=False)
-    assert judge(settings, 8, 8, 2, multi_label=False)
+        evaluator_of(settings, images, patients, classes, multi_label=False)
+    assert evaluator_of(settings, 8, 8, 2, multi_label=False)

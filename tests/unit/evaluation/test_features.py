@@ -119,7 +119,9 @@ def test_extractors_are_built_by_name() -> None:
         build_extractor("efficientnet-lite0", Path("weights.pth"))
 
 
-def test_inception_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_package_inception_names_the_extra_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # None in sys.modules is how Python itself marks a package that cannot be imported.
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.delitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", raising=False)

@@ -49,10 +49,10 @@ def test_it_is_a_distance_that_grows_with_the_change(
     torch.testing.assert_close(colour, distance(images, far))
 
 
-def test_a_shift_of_the_whole_is_seen_less_than_noise_of_the_same_energy(
+def test_a_shift_of_brightness_has_less_distance_than_noise_of_the_same_energy(
     distance: PerceptualDistance,
 ) -> None:
-    """What L2 calls equal: the reason why the figure stands beside it."""
+    """L2 is the same for both, so LPIPS adds information."""
     images = torch.linspace(0.2, 0.7, 64).expand(1, 1, 64, 64)
     noise = torch.sign(draw(1, 1, 64, 64) - 0.5) * 0.1
     assert distance(images, images + 0.1) < 0.2 * distance(images, images + noise)

@@ -39,7 +39,7 @@ def by_loops(samples: Tensor, real: Tensor, k: int, wide: int) -> Overlap:
 
 
 @given(st.integers(0, 10_000), st.integers(5, 9), st.integers(5, 9), st.floats(0, 3))
-def test_overlap_is_what_its_definition_says(seed: int, m: int, n: int, shift: float) -> None:
+def test_overlap_equals_its_definition(seed: int, m: int, n: int, shift: float) -> None:
     samples, real = normal(m, 2, seed) + shift, normal(n, 2, seed + 1)
     found = manifold_overlap(samples, real, precision_neighbours=2, coverage_neighbours=3)
     assert found == by_loops(samples, real, 2, 3)
@@ -54,7 +54,7 @@ def test_of_the_same_images_and_of_others_far_away() -> None:
 
 
 def test_samples_of_one_kind_are_precise_and_cover_little() -> None:
-    """Two kinds of real images, one of which is never drawn."""
+    """Real images of two kinds, where the samples are all of one kind."""
     first, second = normal(60, 4, 0), normal(60, 4, 1) + 100
     found = manifold_overlap(normal(60, 4, 2), torch.cat([first, second]))
     assert found.precision > 0.8

@@ -55,7 +55,7 @@ def bound(name: str, exact: Tensor, method: Compression) -> Tensor:
 
 @settings(max_examples=60)
 @given(SHAPES, st.integers(0, 10**6), st.floats(0, 4), st.sampled_from(METHODS))
-def test_what_arrives_is_near_to_what_was_sent(
+def test_received_values_are_near_the_sent_ones(
     shape: tuple[int, ...], seed: int, decades: float, method: Compression
 ) -> None:
     state = component(shape, seed, decades)
@@ -84,7 +84,7 @@ def test_the_servers_weights_move_by_the_change_and_are_not_rounded(
     made = after["conv.weight"] - before["conv.weight"]
     allowed = bound("conv.weight", made, method) + 1e-6 * state["conv.weight"].abs()
     assert bool((got["conv.weight"] - state["conv.weight"] - made).abs().le(allowed).all())
-    # What did not change is as it was, though it was rounded on its way to the site.
+    # Unchanged values stay exactly equal, although the site received them rounded.
     assert torch.equal(got["conv.weight.exp_avg"], state["conv.weight.exp_avg"])
     torch.testing.assert_close(
         got["conv.weight.exp_avg_sq"], state["conv.weight.exp_avg_sq"], rtol=1e-6, atol=1e-37

@@ -13,7 +13,9 @@ STATES = st.dictionaries(st.text("abc._", min_size=1), st.tuples(SHAPES, TYPES),
 
 
 @given(STATES)
-def test_what_is_packed_comes_out_equal(shapes: dict[str, tuple[list[int], torch.dtype]]) -> None:
+def test_unpacked_values_equal_the_packed_ones(
+    shapes: dict[str, tuple[list[int], torch.dtype]],
+) -> None:
     state = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in shapes.items()}
     got = unpack(pack(state)[-1])
     assert got.keys() == state.keys()
@@ -28,7 +30,7 @@ def test_memory_format_and_gradients_do_not_matter() -> None:
     assert torch.equal(unpack(pack({"weight": weight})[-1])["weight"], weight)
 
 
-def test_what_comes_out_can_be_changed_alone() -> None:
+def test_unpacked_values_share_no_memory() -> None:
     block = pack({"a": torch.zeros(3)})[-1]
     first = unpack(block)
     first["a"].add_(1)

@@ -57,7 +57,7 @@ def test_whole_patches_colours_come_first_then_brightness_within_them() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("latents", "channels", "patch", "groups"), [(6, 3, 2, 16), (4, 1, 4, 4)])
-def test_untrained_it_gives_back_what_its_coefficients_say(
+def test_untrained_it_reconstructs_from_its_coefficients(
     latents: int, channels: int, patch: int, groups: int
 ) -> None:
     autoencoder = starting(latents, channels, patch, groups)
@@ -115,7 +115,9 @@ def test_every_layer_learns_from_there() -> None:
         ),
     ],
 )
-def test_what_cannot_start_so_is_refused(overrides: tuple[str, ...], message: str) -> None:
+def test_settings_without_such_a_start_are_refused(
+    overrides: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         compose("config", (*ISIC, *overrides))
 

@@ -55,7 +55,7 @@ def test_weights_are_the_softmax_of_the_querys_products() -> None:
 
 
 def test_a_long_query_picks_the_position_that_fits_best() -> None:
-    """What a mean over many positions would drown."""
+    """A mean over many positions would hide this one."""
     pooling = AttentionPooling([2])
     one = torch.zeros(1, 2, 8, 8)
     one[0, :, 5, 6] = torch.tensor([1.0, 9.0])
@@ -96,7 +96,7 @@ def test_a_saved_model_attends_as_before(tiny: tuple[str, ...], tmp_path: Path) 
     assert not torch.allclose(again.logits(latents), model.logits(latents))
 
 
-def test_a_model_whose_denoiser_nobody_trained_draws_nothing(tiny: tuple[str, ...]) -> None:
+def test_a_model_with_an_untrained_denoiser_draws_nothing(tiny: tuple[str, ...]) -> None:
     settings = compose("config", (*tiny, "training.joint.diffusion_weight=0"))
     model = untrained_model(settings, ("a", "b"))
     latents = torch.randn(2, *settings.latent_shape)

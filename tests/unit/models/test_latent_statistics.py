@@ -1,4 +1,4 @@
-"""Moments of latents: what they are, what leaves them alone, and how the classifier reads them."""
+"""Moments of latents: their values, their invariances, and their use by the classifier."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def drawn(side: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("side", [4, 8, 16])
-def test_moments_are_what_numpy_finds_one_channel_at_a_time(side: int) -> None:
+def test_moments_equal_numpys_for_each_channel(side: int) -> None:
     latents = drawn(side)
     found = latent_moments(latents).reshape(3, PER_CHANNEL, 2)
     for image in range(3):

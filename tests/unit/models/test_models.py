@@ -87,7 +87,9 @@ def test_noise_is_predicted_as_diffusers_predicts_it(settings: UNetSettings) -> 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("channels", [(32,), (32, 64), (64, 32, 96)])
 @torch.no_grad()
-def test_the_pooled_width_is_what_the_encoder_gives(channels: tuple[int, ...], layers: int) -> None:
+def test_the_pooled_width_equals_the_encoders_output(
+    channels: tuple[int, ...], layers: int
+) -> None:
     settings = unet_settings(channels, (False,) * len(channels), layers)
     seen: list[tuple[int, ...]] = []
     model = joint(settings)
@@ -145,7 +147,7 @@ def test_noise_does_not_come_from_the_head() -> None:
 
 @given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
 @torch.no_grad()
-def test_each_row_is_what_it_would_be_alone(start: int, stop: int, first: int, last: int) -> None:
+def test_each_row_equals_its_result_alone(start: int, stop: int, first: int, last: int) -> None:
     """Rows that are denoised, classified, both or neither share one pass of the encoder."""
     model = joint()
     latents = torch.randn(5, *LATENT)
@@ -199,7 +201,7 @@ def test_a_level_too_narrow_for_attention_is_refused_before_it_is_built() -> Non
 
 
 @torch.no_grad()
-def test_the_codec_scales_what_the_autoencoder_gives() -> None:
+def test_the_codec_scales_the_latents_of_the_autoencoder() -> None:
     torch.manual_seed(0)
     autoencoder = Autoencoder(AUTOENCODER, 1)
     mean, std = torch.tensor([1.0, 0.0, -2.0, 3.0]), torch.tensor([2.0, 1.0, 0.5, 4.0])

@@ -40,7 +40,9 @@ def test_a_font_has_the_name(name: str) -> None:
 
 
 @needs_fonts
-def test_pictures_have_a_glyph_for_every_name(tmp_path: Path) -> None:
+def test_pictures_have_a_glyph_for_every_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     image = np.zeros((1, 16, 16), np.float32)
     row = CounterfactualRow(
         source=image, counterfactual=image, target="正常 → 肺炎", classes=tuple(NAMES),
@@ -51,3 +53,4 @@ def test_pictures_have_a_glyph_for_every_name(tmp_path: Path) -> None:
         save_counterfactual_panel([row], tmp_path / "panel.png")
         save_sample_grid(image[None], tmp_path / "grid.png", title="肺炎")
     assert (tmp_path / "panel.png").stat().st_size > 1000
+    assert caplog.messages == []  # of fonts without the asked weight

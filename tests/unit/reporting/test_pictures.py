@@ -1,4 +1,4 @@
-"""Pictures: what is in the file, where, and in which colour."""
+"""Pictures: content, position and colour."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -60,7 +60,7 @@ def mapped(value: float) -> tuple[int, ...]:
     return tuple(round(255 * part) for part in DIFFERENCE((value + 1) / 2)[:3])
 
 
-def judged(index: int, **figures: object) -> dict[str, object]:
+def evaluation(index: int, **figures: object) -> dict[str, object]:
     return {"stage": "judgement", "round": index, "rounds": 4, "time": 1.0 * index, **figures}
 
 
@@ -148,7 +148,7 @@ def test_an_unchanged_image_gives_a_neutral_map(tmp_path: Path) -> None:
     assert of_colour(opened(tmp_path / "panel.png"), mapped(0), 0).sum() > 80_000
 
 
-def test_a_row_that_did_not_flip_says_so(tmp_path: Path) -> None:
+def test_a_row_that_did_not_flip_is_marked(tmp_path: Path) -> None:
     for name, flipped in (("yes", True), ("no", False)):
         content = row(np.zeros((16, 16)), flipped=flipped)
         save_counterfactual_panel([content], tmp_path / f"{name}.png")
@@ -184,14 +184,14 @@ def test_the_chart_keeps_the_named_classes_and_those_that_moved_most() -> None:
     assert shown_classes(content) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_curves_leave_out_what_was_not_measured(tmp_path: Path) -> None:
+def test_curves_leave_out_missing_figures(tmp_path: Path) -> None:
     history: list[dict[str, object]] = [
         {"stage": "autoencoder", "round": index, "loss": 1.0 / index} for index in (1, 2, 3)
     ]
     save_curves(history, tmp_path / "one.png")
-    history += [judged(0, fid=300.0, fid_floor=50.0), judged(4, fid=80.0, fid_floor=50.0)]
+    history += [evaluation(0, fid=300.0, fid_floor=50.0), evaluation(4, fid=80.0, fid_floor=50.0)]
     save_curves(history, tmp_path / "two.png")
-    history += [judged(4, kid=None, auc_macro=float("nan"), fid_floor=50.0)]
+    history += [evaluation(4, kid=None, auc_macro=float("nan"), fid_floor=50.0)]
     save_curves(history, tmp_path / "still_two.png")
     one, two = opened(tmp_path / "one.png"), opened(tmp_path / "two.png")
     assert two.shape[0] == one.shape[0] and two.shape[1] == 2 * one.shape[1]
@@ -204,7 +204,7 @@ def test_every_chart_of_a_full_run_is_drawn(tmp_path: Path) -> None:
         history += [
             {"stage": "autoencoder", "round": index, "loss": 1.0, "psnr": 20.0 + index},
             {"stage": "joint", "round": index, "diffusion_loss": 1.0, "classification_loss": 2.0},
-            judged(
+            evaluation(
                 index,
                 auc_macro=0.8,
                 auc_pooled=0.7,
@@ -221,16 +221,16 @@ def test_every_chart_of_a_full_run_is_drawn(tmp_path: Path) -> None:
     assert np.all(pixels[:, -3:] == 255) and np.all(pixels[:3] == 255)
 
 
-@pytest.mark.parametrize("history", [[], [judged(0, fid_floor=50.0)]])
+@pytest.mark.parametrize("history", [[], [evaluation(0, fid_floor=50.0)]])
 def test_no_curves_no_file(tmp_path: Path, history: list[dict[str, object]]) -> None:
     save_curves(history, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
 def test_the_last_line_of_a_repeated_round_counts(tmp_path: Path) -> None:
-    fresh = [judged(0, fid=200.0), judged(1, fid=90.0)]
+    fresh = [evaluation(0, fid=200.0), evaluation(1, fid=90.0)]
     save_curves(fresh, tmp_path / "fresh.png")
-    save_curves([judged(1, fid=999.0), *fresh], tmp_path / "resumed.png")
+    save_curves([evaluation(1, fid=999.0), *fresh], tmp_path / "resumed.png")
     assert (tmp_path / "fresh.png").read_bytes() == (tmp_path / "resumed.png").read_bytes()
 
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.reporting.report import (
+from mediffusion_core.reporting.formats import (
     NOT_MEASURED,
     count,
     duration,
     interval,
     number,
     percent,
-    write_report,
 )
+from mediffusion_core.reporting.report import write_report
 
 HOSTILE = "<script>alert('x')</script>\"&"
 
@@ -105,7 +105,7 @@ def test_figures_stand_with_their_intervals(folder: Path) -> None:
         ({"privacy": {"enabled": False}}, "no differential privacy"),
         (
             {"privacy": {"enabled": True, "unit": "patient", "target_delta": 1e-5}},
-            "ε 3.46 for one patient at δ 1e-05",
+            "ε 3.46 for one patient at δ 1e-05, for the planned rounds of this run",
         ),
         (
             {"federation": {"client_level": {"noise_multiplier": 2.0, "target_delta": 0.01}}},
@@ -113,7 +113,7 @@ def test_figures_stand_with_their_intervals(folder: Path) -> None:
         ),
     ],
 )
-def test_what_was_promised_about_privacy_is_said(
+def test_the_privacy_guarantee_is_reported(
     folder: Path, settings: dict[str, Any], shown: str
 ) -> None:
     sites = {"north": {"epsilon": 1.2}, "south": {"epsilon": 3.4567}}
@@ -127,7 +127,7 @@ def test_what_was_promised_about_privacy_is_said(
     assert "ε 1.20" not in Page(write_report(folder)).text
 
 
-def test_what_is_missing_reads_not_measured_and_never_zero(tmp_path: Path) -> None:
+def test_a_missing_figure_reads_not_measured_and_never_zero(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     body = page.text[page.text.index("Federated joint diffusion") :]
     assert body.count(NOT_MEASURED) >= 8

@@ -110,7 +110,7 @@ def model(run: Path) -> TrainedModel:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [1, 7, 30, 1000])
 def test_the_scheduler_is_our_sampler(prediction: Prediction, steps: int) -> None:
-    """With diffusers' own beta schedule, and its name for what is predicted."""
+    """With diffusers' own beta schedule, and its name for the network's target."""
     settings = DiffusionSettings(prediction=prediction)
     process = DiffusionProcess.of(settings)
 
@@ -148,7 +148,7 @@ def test_from_one_timestep_to_the_next_it_steps_as_diffusers_own(prediction: Pre
     assert int((ours.timesteps - theirs.timesteps).abs().max()) == 1
 
 
-# What the pipeline says
+# Messages and cards
 
 
 @pytest.mark.parametrize("steps", [4, 7])
@@ -205,7 +205,7 @@ def test_explanations_are_those_of_the_run(
         ("data.channels=3", "data.source=isic2019", "federation.num_sites=2"),
     ],
 )
-def test_what_the_settings_ask_of_a_model_is_exported(
+def test_a_model_is_exported_with_its_settings(
     changes: tuple[str, ...], tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:
     run = make_run(tmp_path / "run", tiny, *changes, several=False)
@@ -321,7 +321,7 @@ def test_a_folder_opens_that_names_the_head_by_its_former_module(
     assert torch.equal(opened.classify(images(2)), pipe.classify(images(2)))
 
 
-def test_the_card_tells_the_largest_budget(tiny: tuple[str, ...]) -> None:
+def test_the_card_has_the_largest_budget(tiny: tuple[str, ...]) -> None:
     private = compose("config", [*tiny, "privacy=dp"])
     sites = {"st-anna": {"epsilon": 3.456}, "mercy": {"epsilon": 7.891}}
 
@@ -373,7 +373,7 @@ def test_a_half_that_was_not_trained_is_refused(tmp_path: Path, tiny: tuple[str,
             refused()
 
 
-def test_the_card_tells_what_hides_a_whole_site(tiny: tuple[str, ...]) -> None:
+def test_the_card_has_the_client_level_guarantee(tiny: tuple[str, ...]) -> None:
     hidden = "federation.client_level.noise_multiplier=2"
     summary = {**SUMMARY, "client_level": {"epsilon": 9.104, "rounds": 5}}
     alone = model_card(summary, compose("config", [*tiny, hidden]), CLASSES, True)
@@ -392,7 +392,7 @@ def test_no_site_is_named(exported: Path) -> None:
 # Mistakes
 
 
-def test_diffusers_own_class_names_what_to_import(exported: Path) -> None:
+def test_diffusers_own_class_names_the_class_to_import(exported: Path) -> None:
     with pytest.raises(AttributeError) as error:
         DiffusionPipeline.from_pretrained(exported)
     assert "mediffusion_core.run_io.pipeline.JointDiffusionPipeline" in str(error.value)
@@ -445,7 +445,7 @@ def test_a_run_must_be_there_and_completed(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_there_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("mine")
     for there in (tmp_path, tmp_path / "kept"):
         with pytest.raises(UserError, match="exists; remove it, or name a folder"):

@@ -17,7 +17,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file in a repository with one commit, of which it is no part, as the running module."""
+    """An untracked file in a repository with one commit, as the running module."""
     monkeypatch.delenv(COMMIT_VARIABLE, raising=False)
     git(tmp_path, "init", "--quiet")
     (tmp_path / ".gitignore").write_text("ignored\n")
@@ -30,7 +30,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_package_inside_somebody_elses_repository_has_no_commit(file: Path) -> None:
+def test_a_package_inside_another_repository_has_no_commit(file: Path) -> None:
     assert current_commit() is None
 
 
@@ -41,7 +41,7 @@ def test_a_checkout_has_the_commit_that_stands_there(file: Path) -> None:
     assert current_commit() == git(file.parent, "rev-parse", "HEAD")
 
 
-def test_a_changed_checkout_says_so(file: Path) -> None:
+def test_a_changed_checkout_is_marked(file: Path) -> None:
     git(file.parent, "add", file.name)
     git(file.parent, "commit", "--quiet", "--message", "second")
     (file.parents[1] / ".gitignore").write_text("changed, and outside the package\n")

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and what stands there after it was cut short."""
+"""The files of a run, and their state after the process was killed."""
 
 import json
 import math
@@ -10,27 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.untrained import untrained_model
-from torch import Tensor
 
 from configs.compose import compose
-from mediffusion_core.common.component_folder import read_folder, write_folder
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.inference.joint_model import TrainedModel
-from mediffusion_core.run_io.checkpoints import list_checkpoints, prune_checkpoints, save_checkpoint
 from mediffusion_core.run_io.run_folder import RunFolder, run_path, write_json
 from mediffusion_core.settings import RunSettings, Settings
 
 CLASSES = ("Effusion", "Mass")
-
-
-def components(seed: int = 0) -> dict[str, dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(3, 4, generator=generator)
-    return {
-        "unet": {"weight": weight, "turned": weight.T, "half": weight.half()},
-        "head": {"bias": torch.arange(3), "empty": torch.empty(2, 0)},
-    }
 
 
 def trained(settings: Settings, multi_label: bool = True) -> TrainedModel:
@@ -42,137 +30,6 @@ def trained(settings: Settings, multi_label: bool = True) -> TrainedModel:
 @pytest.fixture
 def settings(tiny: tuple[str, ...]) -> Settings:
     return compose("config", tiny)
-
-
-# Checkpoints
-
-
-def test_a_checkpoint_holds_every_tensor_as_it_was(tmp_path: Path) -> None:
-    state = {"settings_hash": "abc", "best": {"round": 2, "auc_pooled": 0.7}, "seconds": 1.5}
-    save_checkpoint(tmp_path, 7, "joint", 3, components(), state)
-    [found] = list_checkpoints(tmp_path)
-    assert (found.number, found.components()) == (7, ["head", "unet"])
-    assert found.state == {"stage": "joint", "round": 3, **state}
-    for name, tensors in components().items():
-        loaded = found.load(name)
-        assert loaded.keys() == tensors.keys()
-        for key, tensor in tensors.items():
-            assert loaded[key].dtype == tensor.dtype
-            assert torch.equal(loaded[key], tensor)
-
-
-def test_what_saving_returns_is_what_stands_on_disk(tmp_path: Path) -> None:
-    saved = save_checkpoint(tmp_path, 1, "joint", 1, components(), {"best": None})
-    assert list_checkpoints(tmp_path) == [saved]
-
-
-def test_checkpoints_are_listed_by_age_and_the_oldest_go(tmp_path: Path) -> None:
-    for number in (2, 10, 9, 100_000):
-        save_checkpoint(tmp_path, number, "joint", number, components(), {})
-    assert [one.number for one in list_checkpoints(tmp_path)] == [2, 9, 10, 100_000]
-    prune_checkpoints(tmp_path, 2)
-    assert [one.number for one in list_checkpoints(tmp_path)] == [10, 100_000]
-    prune_checkpoints(tmp_path, 5)
-    assert len(list_checkpoints(tmp_path)) == 2
-
-
-def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    assert list_checkpoints(tmp_path / "absent") == []
-
-
-def test_what_a_killed_process_leaves_is_no_checkpoint(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, "joint", 1, components(), {})
-    for name in (".000002-joint-2.4711", "000003-joint-3", "notes"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "unet.safetensors").write_bytes(b"half")
-    (tmp_path / ".000002-joint-2.4711" / "state.json").write_text("{}")
-    assert [one.number for one in list_checkpoints(tmp_path)] == [1]
-
-
-def test_killed_at_any_moment_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:
-    """The process ends itself at each of the file operations in turn."""
-    outcomes = set()
-    for moment in range(40):
-        root = tmp_path / str(moment)
-        pid = os.fork()
-        if pid == 0:
-            _die_at(moment)
-            save_checkpoint(root, 1, "joint", 1, components(), {"seconds": 1.0})
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        found = list_checkpoints(root)
-        outcomes.add((bool(status), len(found)))
-        for checkpoint in found:
-            assert checkpoint.state["seconds"] == 1.0
-            for name, tensors in components().items():
-                assert checkpoint.load(name).keys() == tensors.keys()
-        if not status:
-            break
-    assert (True, 0) in outcomes and (False, 1) in outcomes
-
-
-def _die_at(moment: int) -> None:
-    """Ends the process at its n-th look at the file system from here on."""
-    import sys
-
-    left = [moment]
-
-    def count(event: str, _: object) -> None:
-        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
-            if left[0] == 0:
-                os._exit(9)
-            left[0] -= 1
-
-    sys.addaudithook(count)
-
-
-def test_killed_at_any_moment_a_model_that_is_replaced_is_never_a_torn_one(tmp_path: Path) -> None:
-    """Where its folder stands, all of it stands there, the old or the new."""
-    for moment in range(60):
-        folder = tmp_path / str(moment) / "model"
-        write_folder(folder, components(1), {"round": 1})
-        pid = os.fork()
-        if pid == 0:
-            _die_at(moment)
-            write_folder(folder, components(2), {"round": 2})
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if folder.is_dir():
-            saved = read_folder(folder)
-            assert saved.components() == ["head", "unet"]
-            expected = components(saved.state["round"])["unet"]["weight"]
-            assert torch.equal(saved.load("unet")["weight"], expected)
-        if not status:
-            break
-    assert not status
-
-
-def test_a_save_that_fails_does_not_cost_the_older_version(tmp_path: Path) -> None:
-    write_folder(tmp_path / "model", components(1), {"round": 1})
-    with pytest.raises(TypeError):
-        write_folder(tmp_path / "model", components(2), {"round": object()})
-    saved = read_folder(tmp_path / "model")
-    assert saved.state == {"round": 1}
-    assert torch.equal(saved.load("unet")["weight"], components(1)["unet"]["weight"])
-
-
-def test_a_newer_version_takes_the_place_of_the_older(tmp_path: Path) -> None:
-    write_folder(tmp_path / "model", components(1), {"round": 1})
-    write_folder(tmp_path / "model", {"unet": components(2)["unet"]}, {"round": 2})
-    saved = read_folder(tmp_path / "model")
-    assert saved.components() == ["unet"]
-    assert torch.equal(saved.load("unet")["weight"], components(2)["unet"]["weight"])
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_what_an_earlier_process_left_behind_is_cleared_away(tmp_path: Path) -> None:
-    """Every kill would otherwise leave a whole set of weights on the disk for good."""
-    leftover = tmp_path / ".000000-autoencoder-1.new"
-    leftover.mkdir()
-    (leftover / "unet.safetensors").write_bytes(b"half")
-    save_checkpoint(tmp_path, 1, "joint", 1, components(), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000001-joint-1"]
 
 
 # Run folder
@@ -188,26 +45,19 @@ def test_records_are_lines_and_numbers_that_are_none_become_null(tmp_path: Path)
     ]
 
 
-def test_a_torn_last_line_is_not_read_and_is_dropped_on_the_way_back(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_not_read_and_is_dropped_on_rewind(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    folder.rewrite([])
     for number in range(3):
-        folder.record(round=number)
+        folder.record(round=number, loss=0.1 + number)
+    whole = folder.metrics.read_text()
     with folder.metrics.open("a") as file:
         file.write('{"round": 3, "lo')
     assert [line["round"] for line in folder.history()] == [0, 1, 2]
-    folder.rewind(3)
+    folder.rewrite(folder.history())
+    assert folder.metrics.read_text() == whole
     folder.record(round=3)
     assert [line["round"] for line in folder.history()] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("kept", [0, 1, 2, 5])
-def test_going_back_drops_what_will_be_run_again(tmp_path: Path, kept: int) -> None:
-    folder = RunFolder(tmp_path)
-    folder.rewind(0)
-    for number in range(3):
-        folder.record(round=number)
-    folder.rewind(kept)
-    assert [line["round"] for line in folder.history()] == list(range(3))[:kept]
 
 
 def test_a_folder_keeps_its_settings(tmp_path: Path, tiny: tuple[str, ...]) -> None:
@@ -267,7 +117,7 @@ def test_a_run_goes_on_where_no_link_can_be_made(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_with_the_same_id_are_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / f".latest.{os.getpid()}").symlink_to("gone")
     RunFolder(tmp_path / "run").point_latest()
@@ -280,22 +130,36 @@ def test_a_file_is_refused_as_a_folder(tmp_path: Path, settings: Settings) -> No
         RunFolder(tmp_path / "file").create(settings)
 
 
-def test_only_one_process_at_a_time_runs_in_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("inside", "outside", "refused"),
+    [
+        ("held", "held", True),
+        ("held", "launched", True),
+        ("launched", "launched", True),
+        ("launched", "held", False),  # the server that was launched
+    ],
+)
+def test_only_one_process_at_a_time_writes_to_a_folder(
+    tmp_path: Path, inside: str, outside: str, refused: bool
+) -> None:
     folder = RunFolder(tmp_path / "run")
     code = (
         "import sys; from pathlib import Path\n"
         "from mediffusion_core.run_io.run_folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])).held(): print('held')\n"
+        f"with RunFolder(Path(sys.argv[1])).{outside}(): print('entered')\n"
     )
     command = [sys.executable, "-c", code, str(folder.path)]
-    with folder.held():
-        refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode and refused.stdout == ""
-    assert f"another process runs in {folder.path}" in refused.stderr.splitlines()[-1]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == "held\n"
+    with getattr(folder, inside)():
+        done = subprocess.run(command, capture_output=True, text=True)
+    if not refused:
+        assert done.stdout == "entered\n"
+        return
+    assert done.returncode and done.stdout == ""
+    assert f"another process runs in {folder.path}" in done.stderr.splitlines()[-1]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "entered\n"
 
 
-def test_a_run_lives_where_it_was_told_to_or_by_its_number(tmp_path: Path) -> None:
+def test_a_run_has_the_given_folder_or_one_by_its_id(tmp_path: Path) -> None:
     assert run_path(RunSettings(folder=tmp_path), 3) == tmp_path
     assert run_path(RunSettings(), 3) == Path.cwd() / "runs" / "flwr-3"
 
@@ -332,7 +196,9 @@ def test_a_saved_model_decides_as_before(
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(5))
 
 
-def test_a_saved_model_looks_through_the_same_noise(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_a_saved_model_classifies_with_the_same_noise(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
     chosen = [
         compose("config", (*tiny, f"evaluation.noise_levels={at}")) for at in ("[0.0,0.2]", "[0.0]")
     ]
@@ -372,9 +238,20 @@ def test_a_model_written_before_there_was_a_temperature_has_none(
     older = json.loads(description.read_text())
     del older["temperature"]
     description.write_text(json.dumps(older))
+    (tmp_path / "model" / "SHA256SUMS").unlink()  # nor were there checksums
     again = TrainedModel.load(tmp_path / "model", torch.device("cpu"))
     logits = torch.tensor([[-1.0, 3.0]])
     assert torch.equal(again.probabilities(logits), logits.sigmoid())
+
+
+def test_a_damaged_model_is_a_mistake_that_is_named(tmp_path: Path, settings: Settings) -> None:
+    trained(settings).save(tmp_path / "model")
+    weights = tmp_path / "model" / "head.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"model is damaged: head\.safetensors is not as it was"):
+        TrainedModel.load(tmp_path / "model", torch.device("cpu"))
 
 
 def test_a_saved_model_says_nothing_of_where_it_was_made(

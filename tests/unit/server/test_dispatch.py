@@ -11,6 +11,7 @@ from flwr.proto.node_pb2 import NodeInfo
 import server.dispatch
 from mediffusion_core.messaging.protocol import CENSUS
 from server.dispatch import collect
+from server.sites import Answer
 from simulations.engine.in_process import FIRST_SITE, order
 
 GRACE = 10.0
@@ -24,9 +25,9 @@ class Grid:
 
     answers: Answers
     there: list[set[int]]
-    """Who is there at each look; the last entry holds from then on."""
+    """The connected nodes at each poll; the last entry holds from then on."""
     restarts: dict[int, int] = field(default_factory=dict)
-    """By node, at which look it has come anew, and knows nothing of what it was asked before."""
+    """By node, the poll at which it has restarted and lost its earlier messages."""
     clock: list[float] = field(default_factory=lambda: [0.0])
     asked: list[int] = field(default_factory=list)
     waiting: dict[str, tuple[Message, str]] = field(default_factory=dict)
@@ -77,10 +78,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[set[int], set[in
 
         counted = set()
 
-        def receive(node: int, content: RecordDict | str) -> bool:
-            if not isinstance(content, str):
+        def receive(node: int, content: Answer) -> bool:
+            if isinstance(content, RecordDict):
                 counted.add(node)
-            return not isinstance(content, str)
+            return isinstance(content, RecordDict)
 
         missing = collect(grid, ALL, message, receive, needed, 60.0, GRACE)  # type: ignore[arg-type]
         return counted, missing
@@ -92,7 +93,7 @@ Run = Callable[[Grid, int], tuple[set[int], set[int]]]
 ALL = {1, 2, 3}
 
 
-def test_all_who_are_there_answer(run: Run) -> None:
+def test_all_connected_sites_answer(run: Run) -> None:
     grid = Grid({1: [None], 2: [None], 3: [None]}, [ALL])
     assert run(grid, 3) == (ALL, set())
     assert (grid.asked, grid.clock) == ([1, 2, 3], [0.0])
@@ -119,7 +120,7 @@ def test_a_site_that_comes_back_within_the_grace_period_is_asked(run: Run) -> No
     assert grid.asked == [1, 2, 3, 2]
 
 
-def test_a_site_that_is_not_there_holds_nobody(run: Run) -> None:
+def test_an_absent_site_delays_no_other(run: Run) -> None:
     grid = Grid({1: [None], 2: [], 3: [None]}, [{1, 3}])
     assert run(grid, 2) == ({1, 3}, {2})
     assert grid.asked == [1, 3]

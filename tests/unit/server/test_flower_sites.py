@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,13 @@ from flwr.supercore.task_identity import TaskIdentity
 import server.dispatch
 import server.flower_sites
 from configs.compose import compose
+from deployment.certificates import new_site_key
+from mediffusion_core.common.audit_log import AUDIT, read_lines
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.protocol import CENSUS, ENCODE
+from mediffusion_core.messaging.site_keys import fingerprint, read_keys
 from mediffusion_core.settings import Settings
+from server.audit import RunAudit
 from server.flower_sites import FlowerSites
 from server.messages import SiteError
 from server.reply_contract import ReplyContract
@@ -29,8 +34,12 @@ COUNTS = {"images": 9, "train": 5, "labelled": 2, "validation": 2, "test": 2, "p
 class Grid:
     """Flower's grid with nodes that are there, and what each answers: content or Flower's error."""
 
-    there: dict[int, str] = field(default_factory=dict)
-    """By node the name of its registered key, empty where there is none."""
+    there: set[int] = field(default_factory=set)
+    """Nodes."""
+    called: dict[int, str] = field(default_factory=dict)
+    """By node the name with which Flower has registered it."""
+    keys: dict[int, bytes] = field(default_factory=dict)
+    """By node the public key that Flower has authenticated."""
     names: dict[int, str] = field(default_factory=dict)
     """By node the name that its site gives itself."""
     failing: dict[int, str] = field(default_factory=dict)
@@ -44,7 +53,7 @@ class Grid:
     clock: float = 0.0
     asked: list[tuple[str, int]] = field(default_factory=list)
     waiting: dict[str, Message] = field(default_factory=dict)
-    later: dict[float, dict[int, str]] = field(default_factory=dict)
+    later: dict[float, set[int]] = field(default_factory=dict)
     """By seconds, who is there from then on."""
 
     def get_node_ids(self) -> Iterable[int]:
@@ -54,7 +63,10 @@ class Grid:
         for moment in sorted(self.later):
             if self.clock >= moment:
                 self.there = self.later.pop(moment)
-        return [NodeInfo(node_id=node, name=name) for node, name in self.there.items()]
+        return [
+            NodeInfo(node_id=node, name=self.called.get(node), public_key=self.keys.get(node, b""))
+            for node in sorted(self.there)
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
@@ -96,7 +108,7 @@ Connect = Callable[..., FlowerSites]
 
 @pytest.fixture
 def connect(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Connect:
-    def connecting(grid: Grid, *overrides: str) -> FlowerSites:
+    def connecting(grid: Grid, *overrides: str, keys: Path | None = None) -> FlowerSites:
         def sleep(seconds: float) -> None:
             grid.clock += seconds
 
@@ -107,13 +119,15 @@ def connect(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Connect:
             monkeypatch.setattr(module.time, "sleep", sleep)
         short = ("federation.round_timeout=100", "federation.grace_period=10")
         settings: Settings = compose("config", [*tiny, *short, *overrides])
-        return FlowerSites(grid, settings, ReplyContract(settings, CLASSES))  # type: ignore[arg-type]
+        contract = ReplyContract(settings, CLASSES)
+        audit = RunAudit("1", settings.fingerprint())
+        return FlowerSites(grid, settings, contract, audit, keys)  # type: ignore[arg-type]
 
     return connecting
 
 
 def three(**changes: Any) -> Grid:
-    return Grid(there={1: "", 2: "", 3: ""}, names={1: "a", 2: "b", 3: "c", 4: "d"}, **changes)
+    return Grid(there={1, 2, 3}, names={1: "a", 2: "b", 3: "c", 4: "d"}, **changes)
 
 
 def reasons(sites: FlowerSites) -> list[tuple[str, str]]:
@@ -122,14 +136,14 @@ def reasons(sites: FlowerSites) -> list[tuple[str, str]]:
 
 def test_the_census_needs_the_minimum_and_waits_a_little_for_others(connect: Connect) -> None:
     grid = three()
-    del grid.there[3]
+    grid.there.remove(3)
     sites = connect(grid)
     assert [reply.site for reply in sites.census()] == ["a", "b"]
     assert 10 <= grid.clock <= 12
 
 
 def test_fewer_than_the_minimum_end_the_census(connect: Connect) -> None:
-    grid = Grid(there={1: ""}, names={1: "a"})
+    grid = Grid(there={1}, names={1: "a"})
     with pytest.raises(SiteError, match="1 sites came in time, and 2 are needed"):
         connect(grid).census()
 
@@ -148,7 +162,7 @@ def test_a_site_that_fails_the_census_is_asked_again(connect: Connect) -> None:
 def test_failing_and_silent_sites_are_treated_alike(connect: Connect) -> None:
     for changes, expected in (
         ({"failing": {2: ENCODE}}, LOST),
-        ({"later": {0.0: {1: "", 3: ""}}}, "sent no reply in time"),
+        ({"later": {0.0: {1, 3}}}, "sent no reply in time"),
     ):
         grid = three(failing=changes.get("failing", {}))
         sites = connect(grid)
@@ -170,13 +184,14 @@ def test_a_site_that_left_is_waited_for_once_and_comes_back(connect: Connect) ->
     grid = three()
     sites = connect(grid)
     sites.census()
-    grid.there = {1: "", 3: ""}
+    grid.there = {1, 3}
     sites.ask(ENCODE, 1, {})
     assert sites.sites == ["a", "c"] and grid.clock >= 10
     before = grid.clock
     sites.ask(ENCODE, 2, {})
     assert grid.clock == before
-    grid.there[4], grid.names[4] = "", "b"  # a new process of the site has another node
+    grid.names[4] = "b"
+    grid.there.add(4)  # a new process of the site has another node
     sites.newcomers()
     assert [reply.site for reply in sites.newcomers()] == ["b"]
     assert sites.sites == ["a", "b", "c"]
@@ -185,11 +200,11 @@ def test_a_site_that_left_is_waited_for_once_and_comes_back(connect: Connect) ->
     assert [node for _, node in grid.asked] == [1, 3, 4]
 
 
-def test_a_site_that_nobody_expected_may_join(connect: Connect) -> None:
+def test_an_unexpected_site_may_join(connect: Connect) -> None:
     grid = three()
     sites = connect(grid)
     sites.census()
-    grid.there[4] = ""
+    grid.there.add(4)
     sites.newcomers()
     assert [reply.site for reply in sites.newcomers()] == ["d"]
     assert len(sites.ask(ENCODE, 1, {})) == 4
@@ -200,10 +215,10 @@ def test_a_run_that_fell_below_its_minimum_waits_for_sites(connect: Connect) -> 
     sites = connect(grid)
     sites.census()
     sites._nodes.clear()
-    grid.there, grid.later = {1: ""}, {50.0: {1: "", 2: ""}}
+    grid.there, grid.later = {1}, {50.0: {1, 2}}
     assert [reply.site for reply in sites.newcomers()] == ["a", "b"]
     sites._nodes.clear()
-    grid.there = {}
+    grid.there = set()
     with pytest.raises(SiteError, match="0 sites are left, 2 are needed"):
         sites.newcomers()
 
@@ -216,12 +231,97 @@ def test_a_name_belongs_to_one_node(connect: Connect) -> None:
     assert reasons(sites) == [("site at node 3", "took the name a, which is another site's")]
 
 
-def test_a_registered_key_takes_part_under_its_own_name(connect: Connect) -> None:
-    grid = three()
-    grid.there = {1: "a", 2: "b", 3: "not-c"}
-    sites = connect(grid)
+def test_a_node_that_flower_has_registered_takes_part_under_that_name(connect: Connect) -> None:
+    sites = connect(three(called={1: "a", 2: "b", 3: "not-c"}))
     assert [reply.site for reply in sites.census()] == ["a", "b"]
     assert reasons(sites) == [("site at node 3", "took the name c, which is another site's")]
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
+    """The folder of `provision` with the keys of three sites, and the keys as Flower has them."""
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.pub").write_bytes(new_site_key()[1])
+    return tmp_path, read_keys(tmp_path)
+
+
+def test_a_name_belongs_to_its_key_alone(
+    connect: Connect, registered: tuple[Path, dict[str, bytes]]
+) -> None:
+    folder, keys = registered
+    grid = three(keys={1: keys["a"], 2: keys["b"], 3: keys["a"]})
+    sites = connect(grid, keys=folder)
+    assert [reply.site for reply in sites.census()] == ["a", "b"]
+    assert reasons(sites) == [("site at node 3", "took the name c, which is another site's")]
+
+
+def test_a_key_that_is_not_registered_takes_no_name_even_of_a_site_that_is_away(
+    connect: Connect, registered: tuple[Path, dict[str, bytes]]
+) -> None:
+    folder, keys = registered
+    grid = three(keys={1: keys["a"], 2: keys["b"], 3: b"", 4: b"another"})
+    grid.there.add(4)  # gives itself the name d, which is registered for no key
+    sites = connect(grid, keys=folder)
+    assert [reply.site for reply in sites.census()] == ["a", "b"]
+    assert {site for site, _ in reasons(sites)} == {"site at node 3", "site at node 4"}
+
+
+def test_the_audit_log_says_of_whom_a_reply_came_and_what_became_of_it(
+    connect: Connect,
+    registered: tuple[Path, dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, keys = registered
+    monkeypatch.setenv(AUDIT, str(folder / "audit.jsonl"))
+    owned = {1: keys["a"], 2: keys["b"], 3: keys["c"], 4: keys["a"]}
+    grid = three(keys=owned, failing={2: ENCODE})
+    grid.there.add(4)
+    sites = connect(grid, keys=folder)
+    sites.census()
+    sites.ask(ENCODE, 1, {})
+    sites.exclude("c", ENCODE, "is beyond the bound")
+    lines = [line.fields for line in read_lines([folder / "audit.jsonl"])]
+    told = [tuple(line[name] for name in ("kind", "round", "site", "outcome")) for line in lines]
+    assert told == [
+        (CENSUS, 0, "a", "counted"),
+        (CENSUS, 0, "b", "counted"),
+        (CENSUS, 0, "c", "counted"),
+        (CENSUS, 0, "site at node 4", "name"),
+        (ENCODE, 1, "a", "counted"),
+        (ENCODE, 1, "b", "lost"),
+        (ENCODE, 1, "c", "counted"),
+        (ENCODE, 1, "c", "bound"),
+    ]
+    pub = (folder / "a.pub").read_bytes()
+    assert lines[0]["key"] == fingerprint(pub) == fingerprint(keys["a"]) == lines[3]["key"]
+    assert {line["settings_hash"] for line in lines} == {sites._hash}
+
+
+def test_the_audit_log_says_when_a_run_started_and_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(AUDIT, str(tmp_path / "audit.jsonl"))
+    with RunAudit("7", "hash").started("flwr-7"):
+        pass
+    with pytest.raises(ZeroDivisionError), RunAudit("8", "hash").started("flwr-8"):
+        raise ZeroDivisionError("text that stays out of the log")
+    lines = [line.fields for line in read_lines([tmp_path / "audit.jsonl"])]
+    assert [(line["run"], line["outcome"]) for line in lines] == [
+        ("7", "started"),
+        ("7", "completed"),
+        ("8", "started"),
+        ("8", "failed"),
+    ]
+    assert "stays out" not in (tmp_path / "audit.jsonl").read_text()
+
+
+def test_a_key_that_was_removed_takes_part_no_more(
+    connect: Connect, registered: tuple[Path, dict[str, bytes]]
+) -> None:
+    folder, keys = registered
+    grid = three(keys={1: keys["a"], 2: keys["b"], 3: keys["c"]})
+    (folder / "c.pub").unlink()
+    assert [reply.site for reply in connect(grid, keys=folder).census()] == ["a", "b"]
 
 
 def test_a_site_that_fails_its_census_is_not_asked_without_a_pause(connect: Connect) -> None:

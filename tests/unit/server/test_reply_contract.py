@@ -48,7 +48,7 @@ ROUND = 1
 
 @dataclass
 class Honest:
-    """What a real site answers to each kind of message."""
+    """A real site's answer to each kind of message."""
 
     settings: Settings
     contract: ReplyContract

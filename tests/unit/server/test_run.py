@@ -1,4 +1,4 @@
-"""What the server makes of a judgement, with sites that are asked in this process."""
+"""The server's use of an evaluation, with sites in this process."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -122,8 +122,8 @@ def test_the_selected_model_has_the_temperature_of_all_sites_patients(
     expected = best_temperature(temperature_losses(logits, targets, store.multi_label))
     assert model.temperature == pytest.approx(expected, rel=1e-3)
     # It is found for each model anew, the untrained one among them.
-    judged = [line for line in folder.history() if line["stage"] == "judgement"]
-    temperatures = [line["calibration"]["temperature"] for line in judged]
+    evaluated = [line for line in folder.history() if line["stage"] == "judgement"]
+    temperatures = [line["calibration"]["temperature"] for line in evaluated]
     assert len(temperatures) == 2 and temperatures[0] != temperatures[1] == model.temperature
 
 

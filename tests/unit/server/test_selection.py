@@ -1,4 +1,4 @@
-"""Which model a run keeps, judgement by judgement."""
+"""The model that a run keeps after each evaluation."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_a_newer_model_within_the_noise_of_the_best_is_kept() -> None:
 
 
 def test_many_small_losses_do_not_add_up() -> None:
-    """Each is held against the best model so far, not against the one before it."""
+    """Each model is compared with the best so far, not with the previous one."""
     models = [evaluated(n, 0.9 - 0.008 * n, 0.01, seed=n) for n in range(6)]
     assert kept(*models) == 1
 
@@ -57,7 +57,7 @@ def test_bootstraps_that_left_a_class_out_are_passed_over() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10), st.floats(0, 0.2))
-def test_what_is_kept_is_never_much_worse_than_the_best(aucs: list[float], spread: float) -> None:
+def test_the_kept_model_is_never_much_worse_than_the_best(aucs: list[float], spread: float) -> None:
     models = [evaluated(n, auc, spread, seed=n) for n, auc in enumerate(aucs)]
     assert aucs[kept(*models)] >= max(aucs) - 2 * spread - 1e-6
 

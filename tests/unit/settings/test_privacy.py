@@ -1,4 +1,4 @@
-"""What a private run is told, what it then costs, and what is refused."""
+"""Settings of a private run, their cost, and refused settings."""
 
 from functools import cache
 
@@ -97,7 +97,7 @@ def plan_of(units: int, *overrides: str) -> Plan:
 
 @settings(max_examples=15)
 @given(st.integers(1, 20_000), st.sampled_from([16, 128, 500]))
-def test_steps_cost_what_they_are(units: int, batch: int) -> None:
+def test_the_cost_of_steps_equals_the_accountants(units: int, batch: int) -> None:
     plan = plan_of(units, f"privacy.batch_size={batch}", *GIVEN)
     assert 0 < plan.sample_rate <= 1
     assert plan.expected_units == pytest.approx(min(batch, units))

@@ -51,7 +51,8 @@ def check(path: Path) -> tuple[int, list[str]]:
 def test_a_sound_site_is_ready(tmp_path: Path) -> None:
     code, lines = check(sound(tmp_path, "max_epsilon = 8.0\nmin_noise_multiplier = 0.5"))
     assert (code, lines[-1]) == (0, "ready"), lines
-    assert any("ε at most 8, noise multiplier at least 0.5" in line for line in lines)
+    said = "privacy required, ε at most 8, noise multiplier at least 0.5"
+    assert any(said in line for line in lines)
 
 
 def test_images_that_are_not_there_are_not_ready(tmp_path: Path) -> None:
@@ -81,10 +82,15 @@ def end_the_process(index: int) -> np.ndarray:
     os.abort()
 
 
-def test_an_unset_policy_lets_out_what_every_site_lets_out(tmp_path: Path) -> None:
+def test_an_unset_policy_has_the_default_metrics(tmp_path: Path) -> None:
     site = SiteFile.read(sound(tmp_path))
     assert site.policy.allowed_metrics == ALLOWED_METRICS
     assert site.policy.max_epsilon is None
+
+
+def test_an_unset_policy_protects(tmp_path: Path) -> None:
+    policy = SiteFile.read(sound(tmp_path)).policy
+    assert policy.require_privacy and policy.keep_latents == "run"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,11 @@ def test_an_unset_policy_lets_out_what_every_site_lets_out(tmp_path: Path) -> No
         ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nallowed_metrics=["los"]',
          "los is not a metric that a site may send, did you mean loss?"),
         ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\ndevice="tpu"', "tpu"),
+        ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nallowed_settings={sead=[1]}',
+         "sead is no setting of a run, did you mean seed?"),
+        ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nallowed_settings={seed={}}',
+         "bounds need min or max"),
+        ('name="a"\n[data]\nsource="folder"\nroot="/x"\n[policy]\nkeep_latents=0', "=0: "),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, reason: str) -> None:
@@ -118,9 +129,9 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
         SiteFile.read(tmp_path / "none.toml")
 
 
-def test_an_unknown_source_is_named_with_what_is_allowed(tmp_path: Path) -> None:
+def test_an_unknown_dataset_is_named_with_the_allowed_ones(tmp_path: Path) -> None:
     path = sound(tmp_path)
     path.write_text(path.read_text().replace('source = "folder"', 'source = "floder"'))
     code, lines = check(path)
     assert (code, lines[-1]) == (1, "not ready")
-    assert any("floder" in line and "'folder'" in line for line in lines)
+    assert any("floder" in line and "did you mean folder?" in line for line in lines)

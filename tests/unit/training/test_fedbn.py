@@ -60,7 +60,7 @@ def test_rounds_of_a_continuation_that_was_given_up_are_forgotten(tmp_path: Path
     assert own_before(tmp_path, 5) == value(4)
 
 
-def test_only_what_is_the_sites_own_takes_the_place_of_the_global() -> None:
+def test_only_the_sites_own_values_replace_the_global_ones() -> None:
     sent_values = {"norm.weight": torch.zeros(1), "conv.weight": torch.zeros(1)}
     assert with_own(sent_values, {}) == sent_values
     own = with_own(sent_values, {**value(3), "norm.weight.exp_avg": torch.ones(1)})

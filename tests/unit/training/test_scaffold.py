@@ -52,7 +52,7 @@ def descend(
 
 
 def federated(rounds: int, scaffold: bool, drawn: Sequence[Sequence[str]]) -> Tensor:
-    """x after rounds of SGD at the sites, of which those of `drawn` take part in turn."""
+    """x after rounds of SGD; the sites in each entry of `drawn` take part in turn."""
     weights: Mapping[str, Tensor] = {"x": torch.zeros(2)}
     controls: Controls = {}
     for number in range(rounds):
@@ -80,8 +80,8 @@ def test_dissimilar_sites_meet_at_the_common_optimum() -> None:
 def test_averaging_alone_ends_elsewhere() -> None:
     """Its fixed point in closed form: K steps take a site the part 1 - (1 - η a)^K of its way."""
     found = federated(200, scaffold=False, drawn=[("one", "other")])
-    pull = {site: IMAGES[site] * (1 - (1 - RATE * CURVATURE[site]) ** STEPS) for site in IMAGES}
-    expected = sum(pull[site] * CENTRE[site] for site in IMAGES) / sum(pull.values())
+    weight = {site: IMAGES[site] * (1 - (1 - RATE * CURVATURE[site]) ** STEPS) for site in IMAGES}
+    expected = sum(weight[site] * CENTRE[site] for site in IMAGES) / sum(weight.values())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - weighted(CENTRE)).abs().min() > 0.1
 
@@ -191,7 +191,7 @@ def test_the_mean_is_of_the_gradients_before_they_are_corrected() -> None:
     assert control.mean_gradient()["x"].tolist() == [2.0, 4.0]
 
 
-def test_what_the_loss_leaves_alone_is_not_corrected() -> None:
+def test_parameters_outside_the_loss_are_not_corrected() -> None:
     point = Point()
     control = ControlVariate(point, {"x": torch.ones(2)})
     control.correct_gradients()

@@ -200,7 +200,7 @@ def test_dermoscopy_is_mirrored_and_a_radiograph_is_not() -> None:
 
 
 def test_colours_vary_where_that_is_asked_for_and_only_there() -> None:
-    """A plain colour stays plain; what may change are brightness, saturation and hue."""
+    """A plain colour stays plain; only brightness, saturation and hue change."""
     colour = torch.tensor([0.7, 0.5, 0.4]).reshape(1, 3, 1, 1).expand(400, 3, 16, 16)
 
     def found(kind: str) -> tuple[Tensor, Tensor]:
@@ -234,7 +234,7 @@ def test_each_image_gets_a_view_of_its_own() -> None:
     assert len({tuple(view.flatten().tolist()) for view in views}) == 8
 
 
-# What both stages share
+# Both stages
 
 
 def test_a_rate_falls_along_a_cosine_to_a_twentieth() -> None:
@@ -323,7 +323,7 @@ def test_an_autoencoder_round_continues_from_the_moments_of_the_last() -> None:
     assert steps_behind(continued) == 7
 
 
-def test_steps_are_those_of_what_is_trained() -> None:
+def test_the_warm_up_follows_the_steps_of_the_trained_parameters() -> None:
     """Where the first parameters stand still, the rate must not warm up anew in every round."""
     model, settings = toy_network(), joint_training()
     optimizer = joint_optimizer(model, settings)
@@ -357,7 +357,7 @@ def test_the_proximal_term_adds_the_gradient_that_autograd_finds() -> None:
     assert all(parameter.grad is None for parameter in other.parameters())
 
 
-def test_a_proximal_term_keeps_the_network_near_what_was_sent() -> None:
+def test_a_proximal_term_keeps_the_network_near_the_global_weights() -> None:
     def moved(weight: float) -> float:
         torch.manual_seed(0)
         model = toy_network()
@@ -460,7 +460,7 @@ class Shown(nn.Module):
         return self.model[0](given, timesteps, denoise, classify)
 
 
-def test_only_the_classifier_sees_the_augmented_views() -> None:
+def test_only_the_classification_loss_uses_the_augmented_views() -> None:
     data = latents(8, 8, views=2)
     marked = replace(data, views=torch.full_like(data.views, 7.0))
     shown = Shown(toy_network())
@@ -506,7 +506,7 @@ def test_joint_training_learns_to_denoise_and_to_classify() -> None:
     assert ((logits > 0).float() == latents(16, 16).targets).all()
 
 
-def test_a_round_counts_what_it_saw() -> None:
+def test_a_round_counts_its_images() -> None:
     told: list[tuple[int, int, float]] = []
     report = run_joint(
         toy_network(),
@@ -547,7 +547,7 @@ def decoder(model: JointUNet) -> dict[str, Tensor]:
 
 
 def test_without_the_diffusion_loss_the_decoder_half_stays_as_it_is() -> None:
-    """Neither run nor decayed: AdamW leaves alone what has no gradient."""
+    """Neither run nor decayed: AdamW leaves parameters without a gradient alone."""
     model, shown = toy_network(), Shown(toy_network())
     before, unet = decoder(model), copied(model.unet)
     report = run_joint(model, latents(10, 3), diffusion_weight=0.0, weight_decay=0.5)
@@ -560,7 +560,7 @@ def test_without_the_diffusion_loss_the_decoder_half_stays_as_it_is() -> None:
     assert len(shown.classified) == 5
 
 
-def test_without_the_classification_loss_no_label_is_seen_and_the_head_stays() -> None:
+def test_without_the_classification_loss_no_label_is_used_and_the_head_stays() -> None:
     model = toy_network()
     head = copied(model.head)
     report = run_joint(model, latents(8, 8), classification_weight=0.0)
@@ -578,7 +578,7 @@ def test_a_site_without_labels_and_without_the_diffusion_loss_counts_for_nothing
     assert same(read_moments(optimizer, model), fresh_moments(model))
 
 
-def test_the_diffusion_loss_counts_as_its_weight_says() -> None:
+def test_the_diffusion_loss_is_scaled_by_its_weight() -> None:
     means = run_joint(
         toy_network(), latents(), diffusion_weight=0.25, classification_weight=3.0
     ).means()
@@ -641,7 +641,7 @@ def denoised(
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_denoisers_target_is_what_the_settings_name(prediction: Prediction) -> None:
+def test_the_denoisers_target_is_that_of_the_settings(prediction: Prediction) -> None:
     class Perfect(nn.Module):
         """Knows the clean latents, and from them the noise and its velocity."""
 

@@ -44,7 +44,7 @@ def dataset(settings: Settings) -> FederatedDataset:
     return open_federated_dataset(settings)
 
 
-def test_a_manifest_has_one_row_an_image_with_its_split_and_what_is_known(
+def test_a_manifest_has_one_row_an_image_with_its_split_and_labels(
     dataset: FederatedDataset, tmp_path: Path
 ) -> None:
     store = dataset.store
@@ -147,7 +147,7 @@ def test_an_image_that_repeats_several_counts_once(dataset: FederatedDataset) ->
     assert any(text.startswith("2 images stand twice, 2 under another patient") for text in texts)
 
 
-def test_findings_that_nobody_labels_and_sites_that_got_no_label_are_named(
+def test_findings_without_any_label_and_sites_without_labels_are_named(
     dataset: FederatedDataset,
 ) -> None:
     def texts(**changes: object) -> list[str]:
@@ -227,7 +227,7 @@ def run(arguments: list[str]) -> int:
     return int(app(arguments, standalone_mode=False) or 0)
 
 
-def test_the_commands_end_with_what_they_made(
+def test_the_commands_end_with_their_result(
     overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(["data", "prepare", *overrides])

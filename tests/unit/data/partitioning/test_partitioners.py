@@ -1,4 +1,4 @@
-"""Every way to divide a data set: nobody in two places, whatever the seed."""
+"""Every partitioner: no patient at two sites, for any seed."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -126,7 +126,7 @@ def test_few_labelled_sites_and_many_without() -> None:
 
 
 def test_only_the_server_holds_labels() -> None:
-    """What each site would label is at the server, for every fraction more, and nobody twice."""
+    """The server holds the labelled units of all sites once; a larger fraction holds more."""
     before: set[int] = set()
     for fraction in (0.1, 0.2, 0.4):
         by_site = {"centre-1": 0.0}
@@ -174,7 +174,7 @@ def test_labels_that_cannot_move_to_the_server_are_named() -> None:
         configure("one_finding", labels_at="server")
 
 
-def test_one_finding_counts_the_labels_that_the_site_knows() -> None:
+def test_one_finding_counts_the_labels_that_the_site_has() -> None:
     rng = np.random.default_rng(1)
     labels = STORE.labels.copy()
     labels[rng.random(labels.shape) < 0.6] = np.nan
@@ -189,7 +189,7 @@ def with_splits(splits: list[str]) -> Store:
     return replace(STORE, splits=tuple(splits))
 
 
-def test_official_splits_are_kept_and_duplicates_go_to_the_side_that_is_judged() -> None:
+def test_official_splits_are_kept_and_duplicates_go_to_the_test_split() -> None:
     official = ["train" if int(group[1:]) % 4 else "test" for group in STORE.groups]
     store = with_splits(official)
     moved = 0
@@ -232,7 +232,7 @@ def test_a_scanner_of_no_strength_changes_nothing_and_others_differ_by_site() ->
     assert scanned.shape == images.shape
 
 
-def test_the_truth_is_seen_through_the_scanner_of_its_patient(
+def test_the_ground_truth_has_the_scanner_of_its_patient(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Without a finding that was not there, a phantom looks as it did, at the server too."""

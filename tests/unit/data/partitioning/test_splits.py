@@ -1,4 +1,4 @@
-"""Nobody stands on two sides; labels are nested, stratified and no more than asked for."""
+"""No patient is in two splits; labels are nested, stratified and no more than asked for."""
 
 from math import ceil
 from pathlib import Path
@@ -226,7 +226,7 @@ def test_fraction_by_site() -> None:
     assert not second.validation_labelled
 
 
-def test_user_errors_name_what_is_allowed() -> None:
+def test_user_errors_name_the_allowed_values() -> None:
     labels, groups = np.ones((30, 1)), [f"g{index}" for index in range(30)]
     plain = make_store(labels, groups)
     placed = make_store(labels, groups, ["bern", "aarau", "chur"] * 10)

@@ -1,4 +1,4 @@
-"""DICOM: what is shown of a file, what is refused, and that no patient's field gets out."""
+"""DICOM: pixels of a file, refusals with their reasons, and no patient's field in a message."""
 
 import csv
 import logging
@@ -324,7 +324,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_refused_has_one_line_that_names_no_patient(
+def test_a_refusal_has_one_line_that_names_no_patient(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     path = broken(tmp_path / "a.dcm", kind)

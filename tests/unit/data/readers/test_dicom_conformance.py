@@ -98,7 +98,12 @@ MADE: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
     "high bit, signed": (
         ((RAMP.astype("i2") - 120) * 16), {"BitsStored": 12, "HighBit": 15},
     ),
+    "high bit, full range": (RAMP * 273, {"BitsStored": 12, "HighBit": 15}),
+    "high bit, signed, full range": (
+        ((RAMP.astype("i4") - 120) * 256).astype("i2"), {"BitsStored": 12, "HighBit": 15},
+    ),
     "high bit below": (RAMP | 0xF000, {"BitsStored": 12, "HighBit": 11}),
+    "high bit between, full range": (RAMP * 68 | 0xC003, {"BitsStored": 12, "HighBit": 13}),
     "high bit between": (RAMP * 4 | 0xC003, {"BitsStored": 12, "HighBit": 13}),
     "palette of words": (INDICES, palette("<", "u2", 16)),
     "palette of words, big-endian": (INDICES, palette(">", "u2", 16) | {"syntax": BIG}),

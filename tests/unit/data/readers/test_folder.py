@@ -150,7 +150,7 @@ def test_one_column_for_each_finding(tmp_path: Path) -> None:
     rows = "image,y,x\na.png,1,1\nb.png,0,\nc.png,0,0\n"
     source = by_table(tmp_path, rows, ("y", "x"), classes=("x", "y", "z"), **MULTI)
     nan = np.nan
-    expected = [[1, 1, nan], [nan, 0, nan], [0, 0, nan]]  # nobody looked for z
+    expected = [[1, 1, nan], [nan, 0, nan], [0, 0, nan]]  # z was not examined
     assert np.array_equal(source.labels, expected, equal_nan=True)
     assert by_table(tmp_path, rows, ("y",), **MULTI).classes == ("y",)
 

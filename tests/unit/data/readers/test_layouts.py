@@ -156,7 +156,9 @@ def test_cells_that_are_read_as_missing_are_said(tmp_path: Path) -> None:
         ("0.png", r"there is 'x/0.png' \(a path is relative to data.root, with its ending\)"),
     ],
 )
-def test_a_table_of_other_names_says_what_is_there(tmp_path: Path, name: str, said: str) -> None:
+def test_a_table_whose_names_match_no_file_is_refused_with_the_reason(
+    tmp_path: Path, name: str, said: str
+) -> None:
     with pytest.raises(UserError, match=f"names no file.*{said}"):
         table(tmp_path, f"image,label\n{name},a\nz.png,b\n")
 

@@ -70,7 +70,7 @@ def test_pictures_of_other_endings_are_read(two_classes: Path, ending: str) -> N
     assert source.load(source.image_ids.index(f"c/0{ending}")).shape[:2] == (64, 64)
 
 
-def test_a_class_of_which_nothing_is_read_is_named(two_classes: Path) -> None:
+def test_a_class_without_read_images_is_named(two_classes: Path) -> None:
     for number in range(20):
         (two_classes / "c").mkdir(exist_ok=True)
         (two_classes / "c" / f"{number}.bmp").write_bytes(b"BM")
@@ -98,7 +98,7 @@ def test_masks_are_left_out_and_counted(two_classes: Path, mask: str) -> None:
     assert "ok: 20 files are not read: masks, the first is " in said(source)
 
 
-def test_what_only_sounds_like_a_mask_is_read(tmp_path: Path) -> None:
+def test_an_image_whose_name_resembles_a_masks_is_read(tmp_path: Path) -> None:
     """Faces with and without masks are classes; so is a folder that data.classes names."""
     for number in range(20):
         draw(tmp_path / "with_mask" / f"with_mask_{number}.png")

@@ -469,7 +469,7 @@ def test_doubled_folders_of_mirrors_are_found(tmp_path: Path, make: Any) -> None
     assert source.load(0).shape == source.load(1).shape
 
 
-def test_a_table_that_is_not_there_says_where_was_looked(tmp_path: Path) -> None:
+def test_an_error_about_a_missing_table_names_the_searched_paths(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for read, source, table in (
         (isic2019.read, "isic2019", isic2019.TRUTH),
@@ -628,7 +628,7 @@ def test_medmnist_download_without_address_folder_or_package(
 @pytest.mark.parametrize(
     "content", [b"", b"junk\n" * 30, b"\x93NUMPY\x01\x00v\x00{", b"PK\x03\x04"]
 )
-def test_medmnist_refuses_what_is_no_file_of_arrays(tmp_path: Path, content: bytes) -> None:
+def test_medmnist_refuses_a_file_without_arrays(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "set.npz").write_bytes(content)
     with pytest.raises(UserError, match="not a MedMNIST file") as error:
         medmnist.read(settings_for(tmp_path / "set.npz"), 0)

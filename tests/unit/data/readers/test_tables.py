@@ -1,4 +1,4 @@
-"""Tables as hospitals export them: encodings, delimiters, Parquet, and what is refused."""
+"""Exported tables: encodings, delimiters, Parquet, and refusals."""
 
 import logging
 import sys
@@ -126,7 +126,7 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
         read_table(write_parquet(tmp_path, image=[]), ("image",))
 
 
-def test_without_pyarrow_the_error_says_what_to_install(
+def test_without_pyarrow_the_error_names_the_extra_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as Python marks what can't be imported

@@ -90,7 +90,7 @@ def test_correlations_are_numpys() -> None:
     assert correlations(images, pairs) == pytest.approx(slow)
 
 
-def test_few_pairs_at_once_find_what_many_do(
+def test_duplicates_do_not_depend_on_the_number_of_pairs_at_once(
     chests: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large images are compared in smaller blocks, so that memory does not grow with them."""

@@ -1,4 +1,4 @@
-"""Decoding: what comes in from disk, and what is refused with a reason."""
+"""Decoding of files from disk, and refusals with a reason."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""ε against closed forms, a slow composition of our own, and what must hold of any accountant."""
+"""ε against closed forms, a slow composition of our own, and laws of every accountant."""
 
 import math
 from collections.abc import Sequence

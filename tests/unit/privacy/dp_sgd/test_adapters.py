@@ -48,7 +48,7 @@ def test_per_sample_gradients_of_adapters_are_those_of_autograd(
     dilation=st.sampled_from([1, 2]),
 )
 @settings(max_examples=20)
-def test_what_is_merged_is_what_was_trained(
+def test_merged_weights_equal_the_trained_ones(
     kernel: int, stride: int, padding: int, dilation: int
 ) -> None:
     torch.manual_seed(0)

@@ -26,6 +26,8 @@ from mediffusion_core.settings import (
 )
 from mediffusion_core.training.latent_set import LatentSet
 
+WEIGHTS = (1.0, 0.1)
+"""Of the diffusion and the classification loss."""
 ATTENDING = UNetSettings(
     channels=(16, 32),
     attention=(True, True),
@@ -59,7 +61,7 @@ def latent_rows(memory: torch.memory_format = torch.contiguous_format) -> UnitRo
 
 
 def joint_gradients(network: JointUNet, mode: str, guard: bool = True) -> PerSampleGradients:
-    losses = UnitLosses(network, joint_training(), multi_label=False)
+    losses = UnitLosses(network, WEIGHTS, multi_label=False)
     called = losses.joint if mode == "hooks" else losses.single
     return PerSampleGradients(network, called, mode, guard=guard)
 
@@ -67,7 +69,7 @@ def joint_gradients(network: JointUNet, mode: str, guard: bool = True) -> PerSam
 def joint_batch(mode: str, multiplicity: int = 1, memory=torch.contiguous_format):
     rows = latent_rows(memory)
     units = torch.arange(5)
-    return rows.joint(units, multiplicity, (1.0, 0.1)) if mode == "hooks" else rows.single(units)
+    return rows.joint(units, multiplicity, WEIGHTS) if mode == "hooks" else rows.single(units)
 
 
 def autoencoder_gradients(
@@ -128,7 +130,7 @@ def test_per_sample_gradient_check_catches_the_channels_last_fault_without_the_g
 
 
 class Plain(nn.Module):
-    """One linear layer, whose per-unit gradients are known in closed form."""
+    """One linear layer, for which the gradient of each unit has a closed form."""
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()
@@ -212,7 +214,7 @@ def test_a_gradient_that_is_no_number_adds_nothing_and_leaves_the_others(
 
 def test_clipping_per_layer_bounds_the_whole() -> None:
     network, rows = joint_network(), joint_batch("hooks")
-    losses = UnitLosses(network, joint_training(), multi_label=False)
+    losses = UnitLosses(network, WEIGHTS, multi_label=False)
     with PerSampleGradients(network, losses.joint, "hooks", "per_layer", 0.01) as gradients:
         one = gradients.clipped_sum(rows.take(torch.tensor([0])))
         share = 0.01 / len(one) ** 0.5

@@ -79,10 +79,10 @@ def charge(ledger: Ledger, units: tuple[str, ...] = PATIENTS, number: int = 1) -
     return ledger.charge(units, STEPS, "joint", "run", number)
 
 
-# What is counted
+# Charges
 
 
-def test_what_was_charged_is_composed_and_survives(folder: Path) -> None:
+def test_charges_are_composed_and_survive(folder: Path) -> None:
     ledger = Ledger.open(folder)
     assert ledger.spent(PATIENTS, DELTA) == 0
     assert ledger.charge(PATIENTS, STEPS, "autoencoder", "first", 1).count == 1
@@ -102,7 +102,7 @@ def test_what_was_charged_is_composed_and_survives(folder: Path) -> None:
     ]
 
 
-def test_overlapping_data_inherits_what_was_spent(folder: Path) -> None:
+def test_overlapping_data_inherits_spent_epsilon(folder: Path) -> None:
     """One image more, or a patient more, is a new data set with the old patients in it."""
     ledger = Ledger.open(folder)
     charge(ledger, PATIENTS[:4])
@@ -138,7 +138,7 @@ operations = st.lists(
 def test_no_pattern_of_kills_restarts_and_overlaps_counts_less(
     pattern: list[tuple[set[str], Charge, int | None, bool]],
 ) -> None:
-    """Each charge may be killed after any line; what is counted is what ran, and what began."""
+    """A process may be killed after any line of a charge; started and finished charges count."""
     with TemporaryDirectory() as place:
         folder = Path(place, "ledger")
         executed: set[int] = set()
@@ -270,7 +270,7 @@ def test_a_cap_is_never_passed_and_a_refusal_costs_nothing(folder: Path) -> None
     assert ledger.worst(DELTA) == cap.max_epsilon
 
 
-def test_a_release_without_noise_passes_any_cap(folder: Path) -> None:
+def test_a_charge_without_noise_exceeds_every_cap(folder: Path) -> None:
     ledger = Ledger.open(folder, cap=Cap(1e9, DELTA))
     with pytest.raises(BudgetSpent):
         ledger.charge(PATIENTS, Charge(1.0, 0.0, 1), "joint", "run", 1)
@@ -345,7 +345,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", TAMPERINGS)
-def test_what_other_hands_did_shows_and_is_refused(folder: Path, name: str) -> None:
+def test_a_changed_ledger_is_found_and_refused(folder: Path, name: str) -> None:
     tamper, code = TAMPERINGS[name]
     ledger = Ledger.open(folder)
     charge(ledger, PATIENTS[:4])
@@ -411,7 +411,7 @@ def test_looking_begins_no_ledger(folder: Path) -> None:
     assert not folder.exists()
 
 
-# What stands on the disk
+# Files
 
 
 def test_names_of_patients_are_not_on_the_disk_and_files_are_the_owners(folder: Path) -> None:

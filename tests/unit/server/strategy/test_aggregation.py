@@ -144,7 +144,7 @@ def test_an_untrained_head_of_an_unlabelled_site_has_no_part() -> None:
     assert mean is not None and mean["x"].tolist() == [1.0]
 
 
-def test_where_nobody_has_a_label_there_is_no_mean_of_heads() -> None:
+def test_without_any_label_there_is_no_mean_of_heads() -> None:
     states = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([3.0])}]
     assert aggregate(HEAD, states, [metrics(5, 0), metrics(7, 0)], "rounds") is None
     mean = aggregate(UNET, states, [metrics(5, 0), metrics(5, 0)], "rounds")

@@ -1,4 +1,4 @@
-"""The server's noise that hides a whole site, what it costs, and what is refused beside it."""
+"""The server's noise that hides a whole site, its cost, and settings that exclude it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_the_mean_is_of_changes_cut_to_the_bound_as_one_vector(
     found = means(privacy(folder, NO_NOISE, bound), [reply(c) for c in changes])
     expected = torch.zeros(5, dtype=torch.float64)
     for change in changes:
-        # What float32 makes of it, since that is what travels.
+        # In float32, as the weights are sent.
         moved = (vector(SENT) + torch.tensor(change)).double() - vector(SENT).double()
         expected += moved * min(1.0, bound / max(float(moved.norm()), 1e-30))
     moved = vector(found).double() - vector(SENT).double()
@@ -131,7 +131,7 @@ def test_a_run_shows_a_site_in_noised_means_alone(
         float((encoded[AUTOENCODER][f"autoencoder.{name}"] - value).abs().max())
         for name, value in first[AUTOENCODER].items()
     )
-    assert moved > 0.5  # the noise's deviation is 1, of which a step of training is no part
+    assert moved > 0.5  # the noise's deviation is 1, far more than a step of training
     assert len((folder.path / FILE).read_text().split()) == 2
 
 
@@ -153,7 +153,7 @@ def test_a_run_shows_a_site_in_noised_means_alone(
         ),
     ],
 )
-def test_what_would_show_a_site_is_refused_with_the_reason(
+def test_settings_that_reveal_a_site_are_refused_with_the_reason(
     overrides: tuple[str, ...], reason: str
 ) -> None:
     with pytest.raises(UserError, match=reason):

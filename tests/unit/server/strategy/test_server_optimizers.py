@@ -20,7 +20,7 @@ def state(value: float) -> dict[str, Tensor]:
 
 
 def run(settings: ServerOptimizer, means: list[float]) -> dict[str, Tensor]:
-    """The weights after some rounds, in each of which the sites' mean is the next of `means`."""
+    """The weights after some rounds; `means` has the sites' mean of each round."""
     weights, memory = state(0.5), {}
     for mean in means:
         weights, memory = server_step(settings, weights, state(mean), memory)

@@ -1,4 +1,4 @@
-"""What a trained model is shown of a user's images."""
+"""The input of a trained model from a user's images."""
 
 import csv
 from pathlib import Path
@@ -7,21 +7,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.untrained import untrained_model
 from PIL import Image
 from torch import Tensor
 
+from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data import read_source
 from mediffusion_core.data.store.images import fit
+from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import DataSettings
 from simulations.cli import inference
-from simulations.cli.inference import explain_image, predict_folder
+from simulations.cli.inference import draw_samples, explain_image, predict_folder
 from unit.data.readers.test_dicom import dataset
 from unit.data.readers.test_dicom import save as save_dicom
 
 
 class FakeModel:
-    """Keeps what it is asked to classify."""
+    """Keeps the images that it classifies."""
 
     classes = ("MEL", "NV")
     multi_label = False
@@ -107,9 +110,21 @@ def test_dicom_is_read_with_the_window_of_training(
         (["MEL", "NV"], "MEL and NV exclude each other; choose one class"),
     ],
 )
-def test_what_an_image_cannot_become_is_said_before_it_is_read(
+def test_an_impossible_target_is_refused_before_the_image_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: list[str], message: str
 ) -> None:
     use(monkeypatch, DataSettings(source="isic2019", image_size=16, channels=3))
     with pytest.raises(UserError, match=message):
         explain_image(tmp_path, tmp_path / "none.png", targets, tmp_path, "cpu")
+
+
+def test_drawn_images_are_classified_without_their_grid(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = untrained_model(compose("config", tiny), ("Effusion", "Nodule"))
+    model.save(RunFolder(tmp_path).model)
+    drawn = draw_samples(tmp_path, tmp_path / "samples", count=3, steps=2, seed=1, device="cpu")
+    assert (tmp_path / "samples_grid.png").is_file()
+    rows = list(csv.reader(predict_folder(tmp_path, drawn, tmp_path / "out.csv", "cpu").open()))
+    names = [f"seed-1_{number:05d}.png" for number in range(3)]
+    assert [row[0] for row in rows] == ["image", *names]

@@ -1,4 +1,4 @@
-"""A federation within one process, and what it is held against."""
+"""A federation within one process, and its baselines."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.messaging import protocol
+from mediffusion_core.run_io.run_folder import RunFolder
 from server.messages import SiteError
 from simulations.engine.in_process import run_in_process
 
@@ -22,7 +23,7 @@ def overrides(tiny: tuple[str, ...], tmp_path: Path) -> list[str]:
     return [*tiny, *SHORT, *stored]
 
 
-def test_a_single_site_trains_and_is_judged_on_everyones_patients(overrides: list[str]) -> None:
+def test_a_single_site_trains_and_is_evaluated_on_all_sites_patients(overrides: list[str]) -> None:
     folder = run_in_process("config", [*overrides, "federation.only_site=site-1"])
     summary = json.loads((folder.path / "summary.json").read_text())
     assert summary["status"] == "completed"
@@ -50,6 +51,15 @@ def test_fewer_sites_than_the_minimum_end_the_run(overrides: list[str], tmp_path
         run_in_process("config", [*overrides, "federation.min_sites=3"])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
+
+
+def test_a_folder_in_which_another_process_writes_stays_as_it_is(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.held(), pytest.raises(UserError, match="another process runs in"):
+        run_in_process("config", overrides)
+    assert [path.name for path in folder.path.iterdir()] == ["run.lock"]
 
 
 def test_a_run_without_a_folder_is_refused(tiny: tuple[str, ...]) -> None:

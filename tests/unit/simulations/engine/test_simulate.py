@@ -1,6 +1,5 @@
-"""What `fed-mediffusion simulate` does before and after the run itself."""
+"""`fed-mediffusion simulate` before and after the run itself."""
 
-import json
 import shutil
 import threading
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.run_io.checkpoints import save_checkpoint
 from mediffusion_core.run_io.run_folder import RunFolder
 from simulations.engine import simulate as module
 from simulations.engine.simulate import simulate
@@ -66,6 +66,27 @@ def test_a_run_whose_folder_was_moved_goes_on_where_it_is_now(
     assert folder == compose("config", overrides).run.folder == tmp_path / "moved"
 
 
+def test_what_is_damaged_is_said_before_a_process_is_started(
+    tiny: Overrides,
+    launched: list[tuple[list[str], Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [*tiny, f"data.store={tmp_path / 'store'}", f"run.folder={tmp_path / 'run'}"]
+    simulate("config", given, None)
+    root = tmp_path / "run" / "checkpoints"
+    for number in (1, 2):
+        save_checkpoint(root, number, "joint", number, {}, {})
+    (root / "000002-joint-2" / "state.json").write_text("{}")
+    simulate("config", [], tmp_path / "run")
+    [line] = [one for one in capsys.readouterr().out.splitlines() if "damaged" in one]
+    assert "000002-joint-2" in line and line.endswith("000001-joint-1, after joint round 1")
+    (root / "000001-joint-1" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"all checkpoints .* are damaged"):
+        simulate("config", [], tmp_path / "run")
+    assert len(launched) == 2
+
+
 def test_a_folder_in_which_another_process_runs_is_refused(
     tiny: Overrides, launched: list[tuple[list[str], Path]], tmp_path: Path
 ) -> None:
@@ -87,7 +108,9 @@ def test_the_folder_is_held_while_the_run_lasts(
     tiny: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(_: object, __: str, ___: object, folder: Path, ____: Console) -> int:
-        with pytest.raises(UserError, match="another process"), RunFolder(folder).held():
+        with pytest.raises(UserError, match="another process"), RunFolder(folder).launched():
+            pass
+        with RunFolder(folder).held():  # as the server does, which is another process
             pass
         return 0
 
@@ -132,7 +155,7 @@ def test_a_mistake_in_the_data_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_resumed_cannot_be_changed(tmp_path: Path) -> None:
+def test_a_resumed_run_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="takes no settings"):
         simulate("config", ["seed=2"], tmp_path)
 
@@ -143,25 +166,3 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path, text: str | No
         (tmp_path / "launch.json").write_text(text)
     with pytest.raises(UserError, match="holds no run of simulate"):
         simulate("config", [], tmp_path)
-
-
-def test_figures_that_could_not_be_measured_are_shown_as_such() -> None:
-    """A test set too small for any bootstrap: null in `summary.json`, after a whole run."""
-    golden = json.loads((Path(__file__).parents[3] / "golden" / "tiny_run.json").read_text())
-    summary = {
-        "auc_macro": None,
-        "auc_macro_interval": [None, None],
-        "auc_pooled": None,
-        "calibration": {"temperature": 1.0, "ece": None, "ece_uncalibrated": None},
-        "fid": golden["fid"],
-        "fid_floor": golden["fid_floor"],
-        "fid_untrained": None,
-        "kid": None,
-        "kid_std": None,
-        "psnr": 20.0,
-        "counterfactual": {"flip_rate": None, "eligible": 0, "l1": 0.1},
-    }
-    console = Console(width=200)
-    with console.capture() as shown:
-        console.print(module._table(summary))
-    assert "not measured" in shown.get()

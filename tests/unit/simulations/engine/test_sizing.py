@@ -52,7 +52,9 @@ def test_memory_grows_by_control_variates_alone(tiny: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "int8"])
-def test_a_run_moves_what_was_said(tiny: tuple[str, ...], tmp_path: Path, compression: str) -> None:
+def test_a_run_sends_the_predicted_number_of_bytes(
+    tiny: tuple[str, ...], tmp_path: Path, compression: str
+) -> None:
     places = (f"run.folder='{tmp_path / 'run'}'", f"data.store='{tmp_path / 'store'}'")
     # The second round of a stage: in the first one moments are zero, and are not sent.
     short = ("federation.autoencoder_rounds=2", "federation.num_rounds=2", "evaluation.every=2")

@@ -84,7 +84,7 @@ def test_the_readme_has_some_columns_of_every_run(tmp_path: Path) -> None:
     write_results(Sources(runs[:1]), project(tmp_path))
     write_results(Sources(runs[1:]), tmp_path)
     lines = read_section(tmp_path / "README.md", SUMMARY).splitlines()
-    assert lines[0] == "| command | macro AUC (95 %) | FID; untrained; real | flipped | min |"
+    assert lines[0] == "| command | macro AUC (95 %) | FID; untrained; real | flipped | minutes |"
     cells = "| 0.871 (0.860 to 0.880) | 512; 1300; 150 | 90% of 40 | 10.0 |"
     assert lines[2:] == [f"| `fed-mediffusion simulate seed={seed}` {cells}" for seed in (0, 1)]
 
@@ -173,7 +173,7 @@ def test_a_study_of_labels_lists_methods_runs_and_trials(tmp_path: Path) -> None
     assert (tmp_path / PAGES / "labels.md").read_text() == text
 
 
-def test_what_was_not_measured_is_shown_as_such(tmp_path: Path) -> None:
+def test_missing_figures_are_shown_as_not_measured(tmp_path: Path) -> None:
     unmeasured = dict.fromkeys(("auc_macro", "auc_macro_interval", "fid", "fid_floor", "psnr"))
     flipped = {"flip_rate": None, "eligible": 0}
     given = run(tmp_path / "run", [], **unmeasured, counterfactual=flipped)

@@ -68,7 +68,7 @@ def test_a_map_agrees_with_its_own_size_whatever_its_signs() -> None:
     assert names == ("signed", "size") and one.value == pytest.approx(1)
 
 
-def test_what_cannot_be_explained_is_named(
+def test_a_model_that_cannot_be_explained_is_named(
     tmp_path: Path, tiny: tuple[str, ...], run: Path
 ) -> None:
     blind = make_run(tmp_path / "blind", tiny, "training.joint.classification_weight=0")

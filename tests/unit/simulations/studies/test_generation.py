@@ -66,7 +66,7 @@ def test_samples_are_compared_with_real_images(tmp_path: Path, tiny: tuple[str, 
         assert row["precision"]["low"] >= 0 and row["coverage"]["high"] <= 1
         for picture in row["pictures"]:
             assert Image.open(tmp_path / "out" / picture).size[0] > 100
-    # What untrained networks draw is far from real images, and real ones are the floor.
+    # Images of untrained networks are far from real ones, whose own distance is the floor.
     assert rows["samples"]["fid"]["value"] > 2 * rows["real"]["fid"]["value"]
     assert rows["samples"]["kid"]["low"] > rows["real"]["kid"]["high"]
     assert rows["real"]["copying"] == 0.5
@@ -88,7 +88,7 @@ def test_a_seed_gives_the_same_samples(tmp_path: Path, tiny: tuple[str, ...]) ->
         assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_a_classifier_learns_from_what_is_drawn(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_a_classifier_learns_from_generated_images(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """From real images, from as many drawn ones, and from both, on the same test patients."""
     run = make_run(tmp_path / "run", tiny)
     opened = open_trained_run(run, "cpu", Console(stderr=True))
@@ -123,7 +123,7 @@ def test_how_far_trainings_are_apart_is_in_the_interval_of_a_difference() -> Non
     assert (same["low"], same["high"]) == pytest.approx((-0.1, 0.1))
 
 
-def test_a_study_says_what_it_misses(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_a_study_names_a_missing_input(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     def refused(run: Path, message: str) -> None:
         with pytest.raises(UserError, match=message):
             study_generation(run, OPTIONS, tmp_path / "out", "cpu")
@@ -152,6 +152,7 @@ def test_the_images_are_where_the_run_found_them(tmp_path: Path, tiny: tuple[str
     assert opened.settings.fingerprint() == opened.model.settings.fingerprint()
     state = run / "model" / "state.json"
     state.write_text(state.read_text().replace('"source": "phantom"', '"source": "folder"'))
+    (run / "model" / "SHA256SUMS").unlink()
     (run / LAUNCH).unlink()
     with pytest.raises(UserError, match=r"has no launch\.json"):
         open_trained_run(run, "cpu", Console(stderr=True))

@@ -135,7 +135,7 @@ def test_overrides_are_checked_beside_the_runs_own_settings(tiny: tuple[str, ...
 
 
 def test_a_private_models_guidance_can_be_changed(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """What it was saved with names no public model, which a run that is to be started needs."""
+    """Saved settings name no public model, although a new run needs one."""
     private = ("privacy=dp", "privacy.trained=head", f"privacy.public_model='{tmp_path}'")
     saved = Settings.model_validate(compose("config", (*tiny, *private)).shared())
     assert saved.privacy.public_model is None

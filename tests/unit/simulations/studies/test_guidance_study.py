@@ -105,7 +105,7 @@ def test_the_study_compares_ours_with_the_reference(run: Path, tmp_path: Path) -
     }
 
 
-def test_what_was_measured_stays_where_a_method_fails(
+def test_results_stay_if_a_method_fails(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(*given: object, **more: object) -> None:
@@ -185,31 +185,21 @@ def test_the_independent_classifier_ignores_how_the_model_was_trained(
     assert settings.federation.pool_sites and settings.data.labelled_fraction == 1
 
 
-@pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    """A signal that is heeded: tests in the background inherit that a terminal's are ignored."""
-    heeded = signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL
-    before = signal.signal(request.param, heeded)
-    yield request.param
-    signal.signal(request.param, before)
-
-
-def test_a_signal_ends_the_study_and_keeps_what_was_measured(
-    number: signal.Signals, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_ends_the_study_and_keeps_its_results(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second SIGTERM does not end the writing."""
     floor = MethodEvaluator.floor
 
     def impatient(evaluator: MethodEvaluator) -> float:
-        if number != signal.SIGINT:
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         return floor(evaluator)
 
     monkeypatch.setattr(
-        TrainedModel, "explain_as_published", lambda *_, **__: os.kill(os.getpid(), number)
+        TrainedModel, "explain_as_published", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
     )
     monkeypatch.setattr(MethodEvaluator, "floor", impatient)
-    before = signal.getsignal(number)
+    before = signal.getsignal(signal.SIGTERM)
     command = f"study guidance {run} --scales 1 --starts 0.1 --steps 2 --reference 200:0.01"
     few = ["--images", "1", "--grid-images", "1", "--output", str(tmp_path / "out")]
     guidance = ["guidance_scale=1", "strength=0.1", "num_inference_steps=2"]
@@ -217,7 +207,7 @@ def test_a_signal_ends_the_study_and_keeps_what_was_measured(
     assert ended.exit_code not in (0, 2)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["not_measured"] == ["the published procedure"]
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(signal.SIGTERM) == before
     assert "grid, 1 of 1: s 1, t 0.1, 2 steps\n" in ended.stderr
     compared = [row["method"] for row in results["rows"]]
     # The grid's only point is ours with one attempt.

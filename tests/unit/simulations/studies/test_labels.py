@@ -90,7 +90,7 @@ def test_a_paired_interval_is_narrow_where_methods_err_on_the_same_patients() ->
     assert high == pytest.approx(0.05, abs=1e-6)
 
 
-def test_a_comparison_pairs_seeds_and_says_what_was_not_run(
+def test_a_comparison_pairs_seeds_and_names_cells_without_results(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rich.console import Console
@@ -168,6 +168,7 @@ def test_a_mistake_in_the_plan_is_named(
         "federation.compression=int8",
         "federation.local_normalisation=true",
         "federation.server.unet.method=fedyogi",
+        "federation.num_malicious_sites=1",
     ],
 )
 def test_a_baseline_refuses_settings_of_the_federation_that_it_lacks(

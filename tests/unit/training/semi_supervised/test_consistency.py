@@ -252,7 +252,7 @@ def test_the_teacher_is_labelled_by_adjusted_logits() -> None:
     assert consistency.next()[1].argmax(dim=1).tolist() == [2] * 18
 
 
-def test_one_pass_of_the_network_gives_what_three_would() -> None:
+def test_one_pass_of_the_network_equals_three() -> None:
     model, settings = network().eval(), consistent({"batch_size": 5}, noised_fraction=0.0)
     latents = torch.randn(11, 2, 8, 8, generator=generator(1))
     targets = torch.eye(3)[torch.arange(11) % 3]
@@ -321,7 +321,7 @@ def test_a_round_with_every_part_on_is_determined_by_its_seed(
     assert 0 < report.means()["pseudo_labelled"] <= 1
 
 
-def test_unlabelled_images_teach_what_the_teacher_knows() -> None:
+def test_unlabelled_images_teach_the_teachers_labels() -> None:
     """Without one label, and without the diffusion loss: all that is learnt is the teacher's."""
     data, model = site(labelled=0), network(dropout=0.0)
     settings = consistent(

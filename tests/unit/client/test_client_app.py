@@ -1,4 +1,4 @@
-"""What leaves a site, and what does not: the ClientApp called with messages as Flower calls it."""
+"""Values that leave a site: the ClientApp, called with messages as Flower calls it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -86,7 +86,7 @@ def numbers(record: ArrayRecord) -> dict[str, Tensor]:
     return unpack(record[FORMAT].data)
 
 
-# What may leave
+# Allowed values
 
 
 def test_only_listed_metrics_leave() -> None:
@@ -119,7 +119,7 @@ def test_the_census_is_counts_and_a_name(ask: Asking, settings: Settings) -> Non
     assert counts["labelled"] == 0 and counts["validation"] == 0
 
 
-def test_the_census_says_of_how_many_images_a_finding_is_known_where_that_is_needed(
+def test_the_census_counts_the_images_with_a_known_label_of_each_finding_if_needed(
     overrides: Overrides,
 ) -> None:
     given = (*overrides, "training.joint.logit_adjustment=1")
@@ -262,7 +262,7 @@ def test_validation_leaves_as_sums(
     assert ((area >= 0) & (area <= 1) | area.isnan()).all()
 
 
-# What may not leave
+# Refused values
 
 
 def failure(reply: Message) -> tuple[str, str]:
@@ -317,14 +317,14 @@ def test_each_runs_errors_stand_in_its_own_log(
 
 
 def test_missing_data_is_a_failure_without_a_path(
-    overrides: Overrides, capsys: pytest.CaptureFixture[str]
+    overrides: Overrides, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = (*overrides, "data.store=/proc/secret")
     reply = sent(protocol.CENSUS, given, "0123456789abcdef")
     code, identity = failure(reply)
     assert code == "data"
-    # The site has no folder of its own yet, so its log is its own error stream.
-    assert identity in capsys.readouterr().err
+    # The site has no folder of its own yet, so its log is that of its process.
+    assert identity in caplog.text
 
 
 def test_settings_that_do_not_compose_are_a_failure_too(overrides: Overrides) -> None:

@@ -1,0 +1,179 @@
+"""The trainer of runs with differential privacy: charges the ledger first, then answers.
+
+Every sent value that depends on a patient has noise. The size of a round is not sent: neither the
+realised number of images nor the time taken.
+"""
+
+import json
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from client import latent_cache
+from client.privacy_budget import charge, ledger_head
+from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
+from mediffusion_core.common.errors import RefusedError
+from mediffusion_core.common.files import write_durably
+from mediffusion_core.diffusion.process import DiffusionProcess
+from mediffusion_core.models import Autoencoder, JointUNet
+from mediffusion_core.privacy.accounting.accountant import Charge
+from mediffusion_core.privacy.accounting.noisy_statistics import (
+    NoisedCounts,
+    noised_counts,
+    noised_latent_sums,
+)
+from mediffusion_core.privacy.accounting.plan import Plan
+from mediffusion_core.privacy.dp_sgd.autoencoder_stage import train_private_autoencoder
+from mediffusion_core.privacy.dp_sgd.joint_stage import train_private_joint, training_parts
+from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
+from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
+from mediffusion_core.privacy.units import UnitIndex, numbered
+
+PLAN = "privacy.json"
+CERTAIN = 3
+"""Standard deviations above 0 from which on a site is taken to have labels."""
+
+
+class PrivateTrainer(Trainer):
+    """A site's answers with noise, each charged to the site's privacy ledger.
+
+    Every answer raises `UserError` if the settings promise too little to so few units, and
+    `BudgetSpent` if the site's units have spent what they may.
+    """
+
+    def census(self) -> dict[str, int | list[int]]:
+        """How many units the site trains on, and how many of them have a label, both with noise."""
+        counts, _ = self._counted()
+        return {"train": counts.units, "labelled": counts.labelled}
+
+    def latent_sums(self, weights: StateDict) -> dict[str, Tensor]:
+        """Sums with noise, over one image of each unit; see `Trainer.latent_sums`."""
+        settings = self.site.settings
+        autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
+        autoencoder.load_state_dict(dict(weights))
+        counts, plan = self._counted()
+        charge(self.site, plan.statistics_charge, "latents", 1)
+        return noised_latent_sums(
+            autoencoder.to(self.site.device).eval(),
+            self.site.dataset.train(self.site.index),
+            UnitIndex(*self.units()),
+            counts.units,
+            settings.privacy.release_noise,
+            torch.Generator().manual_seed(secret_seed()),
+        )
+
+    def encode(self, codec_weights: StateDict) -> None:
+        """Random views come from the site's entropy.
+
+        Views are drawn one image after the other, so that with a seed that others know an image
+        more would change the views of those behind it.
+        """
+        latent_cache.encode(self.site, codec_weights, lambda purpose: secret_seed())
+
+    def validation_counts(
+        self, unet: StateDict, head: StateDict, round_number: int
+    ) -> dict[str, Tensor]:
+        """Refuses: counts tell the scores of single patients."""
+        raise RefusedError("with privacy.enabled no counts of validation patients leave")
+
+    def ledger_tip(self) -> dict[str, Tensor]:
+        """The ledger's tip after the answer."""
+        return ledger_head(self.site)
+
+    def units(self) -> tuple[Tensor, int]:
+        """The privacy unit of each training image (n,), and the number of units."""
+        rows = self.site.dataset.train(self.site.index).rows
+        if self.site.settings.privacy.unit == "patient":
+            return numbered(self.site.dataset.groups(rows))
+        return numbered(rows.tolist())
+
+    def _train_autoencoder(
+        self, autoencoder: Autoencoder, optimizer: torch.optim.AdamW, round_number: int
+    ) -> Metrics:
+        """Adam's moments are of noised gradients, so that they may leave as the weights do."""
+        settings = self.site.settings
+        _, plan = self._counted()
+        steps = plan.steps("autoencoder", round_number)
+        if steps:
+            charge(self.site, plan.step_charge(steps), "autoencoder", round_number)
+            train_private_autoencoder(
+                autoencoder,
+                optimizer,
+                self.site.dataset.train(self.site.index),
+                settings.training.autoencoder,
+                settings.latent_shape,
+                self._private_round(plan, "autoencoder", round_number),
+            )
+        return {"images_seen": steps * plan.expected_units, "labelled_seen": 0.0, "steps": steps}
+
+    def _train_joint(
+        self,
+        joint: JointUNet,
+        optimizer: torch.optim.AdamW,
+        components: Components,
+        round_number: int,
+    ) -> tuple[dict[str, StateDict], Metrics]:
+        """Moments leave as those of the autoencoder do."""
+        settings = self.site.settings
+        counts, plan = self._counted()
+        steps = plan.steps("joint", round_number)
+        if steps:
+            latents = latent_cache.kept_latents(self.site)
+            charge(self.site, plan.step_charge(steps), "joint", round_number)
+            with training_parts(joint, optimizer, settings.training.joint, settings.privacy):
+                train_private_joint(
+                    joint,
+                    optimizer,
+                    latents,
+                    settings.training.joint,
+                    DiffusionProcess.of(settings.diffusion),
+                    self._private_round(plan, "joint", round_number),
+                )
+        certain = counts.labelled > CERTAIN * counts.deviation
+        labelled = counts.labelled * min(1.0, plan.sample_rate * steps) if certain else 0.0
+        seen = {"images_seen": steps * plan.expected_units, "labelled_seen": labelled}
+        return {}, {**seen, "steps": steps}
+
+    def _private_round(self, plan: Plan, stage: Stage, number: int) -> PrivateRound:
+        """Units, mechanism and steps of a round of a stage."""
+        return PrivateRound(
+            index=UnitIndex(*self.units()),
+            mechanism=plan.mechanism(),
+            privacy=self.site.settings.privacy,
+            steps=plan.steps(stage, number),
+            current=self._local_round(stage, number, secret_seed()),
+        )
+
+    def _counted(self) -> tuple[NoisedCounts, Plan]:
+        """The site's noised counts, and the plan that follows from them.
+
+        Raises:
+            RefusedError: if the site's policy demands more noise than the run's target of ε needs.
+        """
+        counts, plan = self._planned()
+        least = self.site.policy.min_noise_multiplier
+        if least is not None and plan.noise_multiplier < least:
+            raise RefusedError(
+                f"privacy.target_epsilon leads to a noise multiplier of "
+                f"{plan.noise_multiplier:.3g}, which is under {least:g}"
+            )
+        return counts, plan
+
+    def _planned(self) -> tuple[NoisedCounts, Plan]:
+        """Counts and plan, which are drawn, charged and kept once a run."""
+        site = self.site
+        path = site.folder / PLAN
+        if path.is_file():
+            kept = json.loads(path.read_text())
+            counts = NoisedCounts(**kept["counts"])
+            return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
+        unit_of, units = self.units()
+        labelled = len(set(unit_of[site.dataset.train(site.index).labelled].tolist()))
+        noise = site.settings.privacy.release_noise
+        charge(site, Charge(1.0, noise, 1), "census", 0)
+        counts = noised_counts(units, labelled, noise)
+        plan = Plan.of(site.settings, counts.units)
+        kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
+        write_durably(path, json.dumps(kept).encode())
+        return counts, plan

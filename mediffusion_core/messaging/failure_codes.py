@@ -1,0 +1,81 @@
+"""The codes with which a site answers instead of a reply, and what its engineer can do.
+
+docs/reference/error-codes.md has them as a table.
+"""
+
+from dataclasses import dataclass
+
+from mediffusion_core.messaging.protocol import BUDGET
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The meaning of a code, and the remedy."""
+
+    meaning: str
+    remedy: str
+
+
+FAILURES = {
+    "audit": Failure(
+        "the site's audit log can't be written, so no answer leaves",
+        "free the disk, or move a log that was cut off and its tip away; `audit verify` names the "
+        "cause",
+    ),
+    BUDGET: Failure(
+        "the site's patients have spent their budget; the site takes part no more",
+        "nothing: `site ledger show` has the charges",
+    ),
+    "data": Failure(
+        "the run's settings don't compose, or don't fit the site's images",
+        "read the line in the site's log; `site check` and `data check` look at images and labels",
+    ),
+    "gradients": Failure(
+        "per-sample gradients differ from those of autograd, so noise would protect too little",
+        "report it with the model's settings; no private round was trained",
+    ),
+    "internal": Failure(
+        "an error that the program did not foresee",
+        "read the traceback in the site's log by its id",
+    ),
+    "refused": Failure(
+        "the run asks for more than the site's policy allows",
+        "read the line in the site's log; change the run, or the site file",
+    ),
+    "settings": Failure(
+        "server and site have different settings, or different versions of the program",
+        "give server and site the same version, and start the run again",
+    ),
+    "head-removed": Failure(
+        "the ledger tip in the second place is gone",
+        "restore it, or `site ledger verify --against TIP --restore-head`",
+    ),
+    "head-unreadable": Failure(
+        "the ledger tip can't be read", "as for `head-removed`, once the file is moved away"
+    ),
+    "ledger-behind": Failure(
+        "the ledger has fewer entries than its tip, or than the server's: an older copy",
+        "restore the newest copy",
+    ),
+    "ledger-busy": Failure(
+        "another process held the ledger for a minute",
+        "end the other process; one site, one ledger",
+    ),
+    "ledger-edited": Failure("the ledger's chain is broken", "restore a copy that is sound"),
+    "ledger-format": Failure(
+        "a later version of the program wrote the ledger", "update the site's program"
+    ),
+    "ledger-other": Failure(
+        "the ledger differs from its tip, or from the server's: another ledger",
+        "restore the site's own ledger",
+    ),
+    "ledger-removed": Failure("the ledger is gone, its tip is not", "restore the ledger"),
+    "ledger-unreadable": Failure(
+        "the ledger is no intact database", "restore a copy that is sound"
+    ),
+    "salt-damaged": Failure("the ledger's salt is damaged", "restore it with the ledger"),
+    "salt-removed": Failure(
+        "the ledger's salt is gone, so no patient is found again", "restore it with the ledger"
+    ),
+}
+"""By code."""
