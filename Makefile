@@ -32,10 +32,11 @@ simulate: $(VENV)/.installed ## run a simulation, on built-in data unless ARGS="
 test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit -k name"
 	@$(BIN)/pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile --no-loadscope-reorder)
 
-bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, and training
+bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, training and server
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
 	@$(BIN)/python tests/benchmarks/bench_training.py
 	@$(BIN)/python tests/benchmarks/bench_privacy.py
+	@$(BIN)/python tests/benchmarks/bench_server.py
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/, to be read offline
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -24,6 +24,7 @@ from mediffusion_core.common.errors import (
 from mediffusion_core.common.logs import log
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import arrived, change, method_of
+from mediffusion_core.messaging.omission import left_out, unchanged, with_zero_moments, without
 from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
 from mediffusion_core.privacy.dp_sgd.gradient_check import WrongGradientError
 from mediffusion_core.settings import Compression
@@ -116,7 +117,17 @@ def _failure(error: Exception, site: Site | None) -> RecordDict:
 def _state(content: RecordDict, component: str, method: Compression = "none") -> StateDict:
     # The message's own bytes are let go of as they are decoded.
     state = unpack(content.array_records[component].pop(FORMAT).data)
-    return arrived(state, method_of(component, method))
+    came = {name: value for name, value in state.items() if name not in left_out(state)}
+    return arrived(came, method_of(component, method))
+
+
+def _components(content: RecordDict, method: Compression) -> dict[str, StateDict]:
+    """All components of a message of training."""
+    came = {name: _state(content, name, method) for name in content.array_records}
+    for weights, moments in protocol.MOMENTS.items():
+        if moments in came:
+            came[moments] = with_zero_moments(came[moments], came[weights])
+    return came
 
 
 def _record(state: StateDict) -> ArrayRecord:
@@ -130,12 +141,13 @@ def _trained(
 ) -> RecordDict:
     """The answer to a message of training: weights by the run's compression, allowed metrics."""
     method = trainer.site.settings.federation.compression
-    sent = {name: _state(content, name, method) for name in content.array_records}
+    sent = _components(content, method)
     trained, metrics = train(sent, _round(content))
-    records = {
-        component: _record(change(state, sent.get(component, {}), method_of(component, method)))
-        for component, state in trained.items()
-    }
+    records = {}
+    for component, state in trained.items():
+        before = sent[component] if component in protocol.COMPRESSED else {}
+        travelling = change(state, before, method_of(component, method))
+        records[component] = _record(without(travelling, unchanged(state, before)))
     allowed = protocol.allowed(metrics, trainer.site.policy.allowed_metrics)
     return RecordDict({**records, protocol.METRICS: MetricRecord({**allowed})})
 

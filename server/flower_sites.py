@@ -82,7 +82,7 @@ class FlowerSites(Sites):
         self._joining = still_waiting(self._joining, there)
         self._spent &= there.keys()
         for node, content in received(self._grid, self._joining):
-            if not self._count(protocol.CENSUS, node, content, self._admit, replies):
+            if not self._count(protocol.CENSUS, node, content, self._admit, replies.append):
                 self._not_before[node] = now + AFTER_FAILURE
         known = {*self._nodes.values(), *self._spent, *(one.node for one in self._joining.values())}
         resting = {node for node, moment in self._not_before.items() if now < moment}

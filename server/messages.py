@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import method_of, outward
+from mediffusion_core.messaging.omission import without, zero_moments
+from mediffusion_core.messaging.protocol import MOMENTS
 from mediffusion_core.messaging.serialization import FORMAT, pack
 from mediffusion_core.settings import Compression
 from server.outcomes import Outcome
@@ -63,10 +65,12 @@ def array_records(
     components: Mapping[str, StateDict], method: Compression = "none"
 ) -> dict[str, ArrayRecord]:
     """Components as they travel to the sites."""
-    travelling = {
-        name: outward(state, method_of(name, method)) for name, state in components.items()
-    }
-    return {name: ArrayRecord({FORMAT: Array(*pack(state))}) for name, state in travelling.items()}
+    records = {}
+    for name, state in components.items():
+        zeros = zero_moments(state) if name in MOMENTS.values() else ()
+        travelling = without(outward(state, method_of(name, method)), zeros)
+        records[name] = ArrayRecord({FORMAT: Array(*pack(travelling))})
+    return records
 
 
 def size_of(records: Mapping[str, ArrayRecord]) -> int:

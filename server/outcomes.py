@@ -18,6 +18,7 @@ class Outcome(StrEnum):
     CONTRACT = "contract"
     NAME = "name"
     LATE = "late"
+    BOUND = "bound"
     UNCHECKED = "unchecked"
 
 
@@ -33,6 +34,8 @@ MEANINGS = {
     "sizes or values than the message asks for",
     Outcome.NAME: "the site took a name that belongs to another key or node",
     Outcome.LATE: "the site came after all sites for which client-level noise is planned",
+    Outcome.BOUND: "the site's change of a component is longer than `federation.norm_bound` "
+    "allows; the audit log has a line with `counted` for the same reply before it",
     Outcome.UNCHECKED: "the check of the reply failed; the server's log has the traceback",
 }
 """The meaning of each outcome."""

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mediffusion_core.evaluation.calibration import TEMPERATURES
 from mediffusion_core.messaging import disclosure, protocol
-from mediffusion_core.messaging.compression import changed, layout, method_for, method_of
+from mediffusion_core.messaging.compression import layout, method_for, method_of
 from mediffusion_core.messaging.disclosure import ANSWERS
 from mediffusion_core.messaging.moment_names import MEAN
+from mediffusion_core.messaging.omission import EMPTY, Layout, replied
 from mediffusion_core.messaging.protocol import (
     AUTOENCODING,
     BOOTSTRAP_THRESHOLDS,
@@ -53,8 +54,6 @@ from server.reply_bounds import (
     refuse_latent_sums,
     refuse_validation,
 )
-
-Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
 
 NAME_BYTES = 64
 """Of a site's name."""
@@ -124,9 +123,10 @@ class ReplyContract:
         metrics = _metrics(content)
         components: dict[str, StateDict] = {}
         for record, expected in self._layouts(asked).items():
-            state = _decoded(record, content.array_records.get(record), expected)
+            before = asked.components.get(record, {})
+            state = _decoded(record, content.array_records.get(record), expected, bool(before))
             method = method_of(record, self._method(asked))
-            components[record] = changed(asked.components.get(record, {}), state, method)
+            components[record] = replied(before, state, expected, method)
             _refuse_infinite(record, components[record])
         if asked.kind in TRAINING:
             bounds = Bounds.of(self._settings, asked.kind, asked.round_number, census)
@@ -240,8 +240,10 @@ def _metrics(content: RecordDict) -> dict[str, float]:
     return {name: float(str(value)) for name, value in given.items()}
 
 
-def _decoded(record: str, given: ArrayRecord | None, expected: Layout) -> dict[str, Tensor]:
-    """The tensors of a record, which must be the expected ones.
+def _decoded(
+    record: str, given: ArrayRecord | None, expected: Layout, omits: bool
+) -> dict[str, Tensor]:
+    """The tensors of a record, which must be the expected ones; if it omits some, or empty ones.
 
     Raises:
         RefusedReplyError: if they are not.
@@ -254,7 +256,7 @@ def _decoded(record: str, given: ArrayRecord | None, expected: Layout) -> dict[s
     if set(state) != set(expected):
         raise RefusedReplyError(f"sent a {record} with other names")
     for name, (shape, dtype) in expected.items():
-        if state[name].shape != shape:
+        if state[name].shape != shape and not (omits and state[name].shape == EMPTY):
             sizes = f"{tuple(state[name].shape)}, not {tuple(shape)}"
             raise RefusedReplyError(f"sent {record} {name} of shape {sizes}")
         if state[name].dtype != dtype:

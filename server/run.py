@@ -1,7 +1,7 @@
 """The rounds of one run, from census to the last evaluation; every round ends with a checkpoint."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,19 +22,20 @@ from mediffusion_core.messaging.protocol import (
     LEDGER_HEAD,
     UNET,
 )
+from mediffusion_core.models import encoder_half
 from mediffusion_core.reporting.pictures import save_curves, save_sites
 from mediffusion_core.run_io.run_folder import EVALUATION, RunFolder
 from mediffusion_core.settings import Settings
-from mediffusion_core.training.label_counts import LabelCounts
 from server.checkpoints import save_state
 from server.evaluation_round import EvaluationRounds
+from server.label_counts import label_counts
 from server.latent_scale import latent_scale
 from server.messages import Reply, SiteError
-from server.pooled import PooledValidation
+from server.pooled import CappedValidationSums, PooledValidation, ValidationSums
 from server.sites import Sites
 from server.state import RunState
-from server.strategy.scaffold import corrections, remembered
-from server.strategy.strategy import Strategy, asked_of
+from server.strategy.gathering import Gathering
+from server.strategy.strategy import SPOOL, Strategy
 from server.summary import losses, summary
 
 StateDict = Mapping[str, Tensor]
@@ -104,7 +105,7 @@ class FederatedRun:
         return named
 
     def _start_round(self) -> dict[str, Any]:
-        """Lets newcomers take part; returns what the round's record says of them."""
+        """Lets newcomers take part; returns their names for the round's record."""
         newcomers = self._sites.newcomers()
         self._let_in(newcomers)
         return {"joined": [reply.site for reply in newcomers]} if newcomers else {}
@@ -113,16 +114,18 @@ class FederatedRun:
         state = self._state
         number, total = state.autoencoder_rounds + 1, self._settings.autoencoder_rounds
         joined = self._start_round()
+        gathered = self._strategy.gather(AUTOENCODER, number, AUTOENCODING, state)
         replies = self._ask(
             protocol.TRAIN_AUTOENCODER,
             number,
             state.shared(AUTOENCODING),
             self._participants(AUTOENCODER, number),
+            take=gathered.take,
         )
-        self._strategy.step(AUTOENCODER, number, AUTOENCODING, state, replies)
+        told = self._step(protocol.TRAIN_AUTOENCODER, gathered, replies)
         state.autoencoder_rounds = number
         psnr = self._evaluation.reconstruction(state)
-        self._record("autoencoder", number, total, psnr=psnr, **losses(replies), **joined)
+        self._record("autoencoder", number, total, psnr=psnr, **told, **joined)
         self._save(AUTOENCODER)
 
     def _share_latent_scale(self) -> None:
@@ -160,22 +163,33 @@ class FederatedRun:
         sites = self._participants("joint", number)
         self._encode(sites)
         sites = [site for site in sites if site in self._encoded]
-        own = corrections(state.controls, sites)
-        replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own)
-        self._strategy.step("joint", number, JOINT, state, replies)
-        state.controls = remembered(state.controls, replies)
+        own = self._strategy.corrections(state, sites)
+        gathered = self._strategy.gather("joint", number, JOINT, state)
+        replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own, gathered.take)
+        told = self._step(protocol.TRAIN_JOINT, gathered, replies)
         self._strategy.average(state, number)
         state.joint_rounds = number
-        self._record("joint", number, rounds, **losses(replies), **joined)
+        self._record("joint", number, rounds, **told, **joined)
         if number % self._settings.evaluation.every == 0 or number == rounds:
             self._evaluate(number)
         self._save("joint")
+
+    def _step(self, kind: str, gathered: Gathering, replies: Sequence[Reply]) -> dict[str, Any]:
+        """Steps to the aggregate of a round; returns losses and sites for the round's record."""
+        aggregated = self._strategy.step(gathered, self._state)
+        for site, reason in sorted(aggregated.set_aside.items()):
+            self._sites.exclude(site, kind, reason)
+        counted = [reply for reply in replies if reply.site not in aggregated.set_aside]
+        robust = {"aggregated": aggregated.sites, "tolerated": aggregated.tolerated}
+        return {**losses(counted), **{name: value for name, value in robust.items() if value}}
 
     def _label_counts(self) -> dict[str, StateDict]:
         """How often each class occurs at all sites, where the objective needs it."""
         if not self._settings.training.joint.needs_label_counts:
             return {}
-        return {LABEL_COUNTS: LabelCounts.of_census(self._state.census.values()).arrays()}
+        census = self._state.census.values()
+        malicious = self._settings.federation.num_malicious_sites
+        return {LABEL_COUNTS: label_counts(census, malicious).arrays()}
 
     def _evaluate(self, number: int) -> None:
         """Evaluates the averaged global model, and selects it by the sites' own patients."""
@@ -194,11 +208,18 @@ class FederatedRun:
         """Figures of the averaged model over all sites' validation patients."""
         if self._settings.privacy.enabled or self._settings.federation.client_level.enabled:
             return PooledValidation.nothing(self._classes)
-        averages = {name: self._state.averages[name] for name in (UNET, HEAD)}
+        average = self._state.averages
+        sent = {UNET: encoder_half(average[UNET]), HEAD: average[HEAD]}
         self._encode(self._sites.sites)
         number = self._state.joint_rounds
-        replies = self._ask(protocol.EVALUATE, number, averages, self._encoded)
-        return PooledValidation.of(replies, self._classes)
+        malicious = self._settings.federation.num_malicious_sites
+        sums = (
+            CappedValidationSums(self._classes, malicious, self._folder.path / SPOOL)
+            if malicious
+            else ValidationSums(self._classes)
+        )
+        self._ask(protocol.EVALUATE, number, sent, self._encoded, take=sums.take)
+        return sums.pooled()
 
     def _ask(
         self,
@@ -207,13 +228,14 @@ class FederatedRun:
         components: Mapping[str, StateDict],
         sites: Collection[str] | None = None,
         own: Mapping[str, Mapping[str, StateDict]] | None = None,
+        take: Callable[[Reply], None] | None = None,
     ) -> list[Reply]:
         """Asks the sites; where the run is private, the tips of their ledgers go along."""
         given = {site: dict(records) for site, records in (own or {}).items()}
         for site in self._sites.sites:
             if site in self._state.ledger_tips:
                 given.setdefault(site, {})[LEDGER_HEAD] = self._state.ledger_tips[site]
-        replies = self._sites.ask(kind, number, components, sites, given)
+        replies = self._sites.ask(kind, number, components, sites, given, take)
         self._state.ledger_tips |= _ledger_tips(replies)
         return replies
 
@@ -222,7 +244,7 @@ class FederatedRun:
         sites = self._sites.sites
         seed = derive_seed(self._settings.seed, "participants", stage, number)
         order = torch.randperm(len(sites), generator=torch.Generator().manual_seed(seed))
-        chosen = order[: asked_of(self._settings, len(sites))]
+        chosen = order[: self._settings.federation.asked_of(len(sites))]
         return [sites[index] for index in chosen.tolist()]
 
     def _record(self, stage: str, number: int, rounds: int, **figures: Any) -> None:

@@ -8,7 +8,7 @@ next message. A site that appears later is asked for its census and takes part f
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
@@ -75,6 +75,11 @@ class Sites(ABC):
         taken, self._set_aside = self._set_aside, []
         return taken
 
+    def exclude(self, site: str, kind: str, reason: str) -> None:
+        """Sets aside a reply that kept the contract and is too far from the others."""
+        self._set_aside.append(SetAside(site, kind, reason, Outcome.BOUND))
+        self._note(kind, self._nodes[site], site, Outcome.BOUND)
+
     def census(self) -> list[Reply]:
         """Waits for the sites, and asks each for its name and its counts.
 
@@ -85,7 +90,7 @@ class Sites(ABC):
         replies: list[Reply] = []
 
         def receive(node: int, content: Answer) -> bool:
-            return self._count(protocol.CENSUS, node, content, self._admit, replies)
+            return self._count(protocol.CENSUS, node, content, self._admit, replies.append)
 
         self._exchange(protocol.CENSUS, 0, {node: {} for node in nodes}, receive, self._minimum)
         if self._spent and not replies:
@@ -104,6 +109,7 @@ class Sites(ABC):
         components: Mapping[str, StateDict],
         sites: Collection[str] | None = None,
         own: Mapping[str, Mapping[str, StateDict]] | None = None,
+        take: Callable[[Reply], None] | None = None,
     ) -> list[Reply]:
         """Sends one kind of message, and returns the replies that count, ordered by site.
 
@@ -113,6 +119,8 @@ class Sites(ABC):
             components: Weights that go with it to all.
             sites: Names of those asked; all by default.
             own: By site's name, what goes to that site alone.
+            take: Gets each reply that counts, once and as it comes. Of its components the returned
+                reply has the ledger tip alone, so that no two replies need be in memory at once.
 
         A site whose privacy budget is spent has no reply, and is asked no more.
 
@@ -135,8 +143,15 @@ class Sites(ABC):
             checked = self._contract.read(asked, self._census[name], content)
             return Reply(name, checked.components, checked.metrics, traffic=traffic)
 
+        def keep(reply: Reply) -> None:
+            if take is not None:
+                take(reply)
+                tip = {n: s for n, s in reply.components.items() if n == protocol.LEDGER_HEAD}
+                reply = replace(reply, components=tip)
+            replies.append(reply)
+
         def receive(node: int, content: Answer) -> bool:
-            return self._count(kind, node, content, read, replies)
+            return self._count(kind, node, content, read, keep)
 
         self._exchange(kind, round_number, records, receive, needed)
         self._refuse_too_few(kind, len(replies) + len(self._spent) - spent, needed)
@@ -190,14 +205,14 @@ class Sites(ABC):
         node: int,
         content: Answer,
         read: Callable[[int, RecordDict], Reply],
-        replies: list[Reply],
+        keep: Callable[[Reply], None],
     ) -> bool:
-        """Adds a node's reply to those that count, or sets its site aside."""
+        """Keeps a node's reply if it counts, or sets its site aside."""
         name, outcome, reason = self._name(node), Outcome.COUNTED, ""
         try:
             if isinstance(content, RefusedReplyError):
                 raise content
-            replies.append(read(node, content))
+            reply = read(node, content)
         except BudgetSpentError:
             outcome, reason = Outcome.BUDGET, "has spent its privacy budget"
             self._nodes.pop(name, None)
@@ -208,6 +223,7 @@ class Sites(ABC):
             log.exception("a reply of %s to %s cannot be checked", name, kind)
             outcome, reason = Outcome.UNCHECKED, "sent a reply that cannot be checked"
         if outcome is Outcome.COUNTED:
+            keep(reply)
             name = self._name(node)  # a census gives it
         else:
             self._set_aside.append(SetAside(name, kind, reason, outcome))

@@ -16,7 +16,7 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.inference.joint_model import logits_of
+from mediffusion_core.inference.joint_model import logits_of, restore_classifier
 from mediffusion_core.messaging.protocol import (
     BOOTSTRAP_THRESHOLDS,
     CONTROLS,
@@ -77,11 +77,12 @@ class PlainTrainer(Trainer):
         site = self.site
         evaluation, multi_label = site.settings.evaluation, site.dataset.store.multi_label
         images = site.dataset.validation(site.index)
-        joint = self._restored(with_own(unet, self._own_normalisation(round_number + 1)), head)
+        unet = with_own(unet, self._own_normalisation(round_number + 1))
+        joint = restore_classifier(site.settings, images.targets.shape[1], unet, head)
         latents = latent_cache.validation_latents(site)
         logits = images.targets  # (0, C) where the site has no labelled validation patients
         if len(images):
-            logits = logits_of(site.settings, joint.eval(), latents)
+            logits = logits_of(site.settings, joint.to(site.device).eval(), latents)
         scores = class_scores(logits, multi_label)
         return {
             "counts": threshold_counts(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mediffusion_core.common.component_folder import STATE, read_folder, write_folder
 from mediffusion_core.common.errors import UserError
@@ -22,7 +22,14 @@ from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.diffusion.samplers import ddim_step, denoise, sampling_levels
 from mediffusion_core.inference.classify import classifier_views, classify_latents
 from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
-from mediffusion_core.models import JointUNet, LatentCodec, class_probabilities, untrained_codec
+from mediffusion_core.models import (
+    DECODER_HALF,
+    JointUNet,
+    LatentCodec,
+    class_probabilities,
+    encoder_half,
+    untrained_codec,
+)
 from mediffusion_core.settings import CounterfactualSettings, Settings
 
 BATCH = 128
@@ -269,7 +276,26 @@ def restore_joint(
     """The joint UNet with a copy of the weights of its two components, on the CPU."""
     with torch.device("meta"):  # no weights are drawn that would be loaded over
         joint = build_joint(settings, num_classes)
+    _load(joint, unet, head)
+    return joint
+
+
+def restore_classifier(
+    settings: Settings,
+    num_classes: int,
+    unet: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+) -> JointUNet:
+    """As `restore_joint`, to classify alone: the decoder half is removed, and need not be given."""
+    with torch.device("meta"):
+        joint = build_joint(settings, num_classes)
+    for part in DECODER_HALF:
+        setattr(joint.unet, part, nn.Identity())
+    _load(joint, encoder_half(unet), head)
+    return joint
+
+
+def _load(joint: JointUNet, unet: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
     for part, state in ((joint.unet, unet), (joint.head, head)):
         own = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
         part.load_state_dict(own, assign=True)
-    return joint

@@ -19,8 +19,8 @@ TRAIN_JOINT = "train.joint"
 """Server sends `JOINT`; site trains it on its latents and replies with the same components. With
 `training.joint.control_variates` both messages also have the components of `CONTROLS`."""
 EVALUATE = "evaluate.joint"
-"""Server sends UNet and head; site replies with sums over its validation patients: confusion
-counts, and losses at several temperatures."""
+"""Server sends head and encoder half of the UNet; site replies with sums over its validation
+patients: confusion counts, and losses at several temperatures."""
 
 AUTOENCODER = "autoencoder"
 UNET = "unet"
@@ -29,6 +29,9 @@ AUTOENCODER_MOMENTS = "autoencoder_moments"
 """Adam's moments of the autoencoder, named as in `messaging.moment_names`."""
 UNET_MOMENTS = "unet_moments"
 HEAD_MOMENTS = "head_moments"
+
+MOMENTS = {AUTOENCODER: AUTOENCODER_MOMENTS, UNET: UNET_MOMENTS, HEAD: HEAD_MOMENTS}
+"""The record of each component's moments."""
 
 EMA = "ema_"
 """Prefix of a component's name: the server's moving average of the global weights."""

@@ -1,5 +1,6 @@
 """The joint UNet: one set of weights that denoises latents and classifies them."""
 
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -48,6 +49,15 @@ def pooled_width(settings: UNetSettings) -> int:
 def head_widths(unet: UNetSettings, head: HeadSettings, latent_channels: int) -> list[int]:
     """Channels of the head's inputs, in order: of the latent with `moments`, and of every map."""
     return [*([latent_channels] if head.moments else []), *map_widths(unet)]
+
+
+DECODER_HALF = ("up_blocks", "conv_norm_out", "conv_out")
+"""Parts of a denoiser without which a latent is classified."""
+
+
+def encoder_half(unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a denoiser that the classifier needs."""
+    return {n: value for n, value in unet.items() if n.partition(".")[0] not in DECODER_HALF}
 
 
 EVERY, NONE = slice(None), slice(0)

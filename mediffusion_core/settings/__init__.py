@@ -9,6 +9,7 @@ from mediffusion_core.settings.data import ColumnSettings, DataSettings, TableSe
 from mediffusion_core.settings.defaults import defaults, former_names
 from mediffusion_core.settings.evaluation import CounterfactualSettings, EvaluationSettings, Solver
 from mediffusion_core.settings.federation import (
+    Aggregation,
     ClientLevelSettings,
     Compression,
     FederationSettings,
@@ -36,6 +37,7 @@ from mediffusion_core.settings.validation import checked, did_you_mean, known_ke
 
 __all__ = [
     "PASSAGE",
+    "Aggregation",
     "AutoencoderSettings",
     "AutoencoderTraining",
     "ClientLevelSettings",

@@ -97,6 +97,12 @@ WITH_CLIENT_LEVEL: tuple[Conflict, ...] = (
         "federation.weighting=rounds",
     ),
     Conflict(
+        "federation.num_malicious_sites",
+        lambda s: bool(s.federation.num_malicious_sites),
+        "its noise hides a site in the mean of clipped changes, not in a median or a selection",
+        "federation.num_malicious_sites=0",
+    ),
+    Conflict(
         "federation.client_level.target_delta above 1/(10 n)",
         lambda s: s.federation.client_level.target_delta > 1 / (10 * s.num_participants),
         "for n sites a larger δ promises a single site too little",

@@ -6,15 +6,24 @@ from pydantic import Field, model_validator
 
 from mediffusion_core.settings.base import Count, Fraction, NonNegative, Positive, StrictModel
 
+Aggregation = Literal["mean", "median", "trimmed_mean", "krum", "multi_krum"]
+"""Aggregate of the sites' weights: their weighted mean, the median or trimmed mean of each value
+(arXiv 1803.01498), or the weights of one or several sites that Krum selects (arXiv 1703.02757)."""
+
 
 class ServerOptimizer(StrictModel):
-    """The server's optimizer of one component (arXiv 1909.06335 and 2003.00295).
+    """Aggregation of one component, and the server's optimizer (arXiv 1909.06335, 2003.00295).
 
-    Its gradient is the difference of the component's weights and the mean of the sites' weights.
+    The optimizer's gradient is the difference of the component's weights and the aggregate of the
+    sites' weights.
     """
 
     former_names: ClassVar[dict[str, str]] = {"adaptivity": "tau"}
 
+    aggregation: Aggregation = "mean"
+    """Aggregate of the sites' weights: their weighted mean, the median or trimmed mean of each
+    value (arXiv 1803.01498), or the weights of the sites that Krum or Multi-Krum selects
+    (arXiv 1703.02757). All but the mean need `federation.num_malicious_sites`."""
     method: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
     """The algorithm. The fields below hold for those that use them."""
     learning_rate: Positive = 1.0
@@ -28,7 +37,7 @@ class ServerOptimizer(StrictModel):
 
 
 class ServerSettings(StrictModel):
-    """The server's optimizer of each component. The moments of the sites' Adam are averaged."""
+    """How the server aggregates each component. Adam's moments are aggregated as their weights."""
 
     autoencoder: ServerOptimizer = ServerOptimizer()
     """Of the autoencoder."""
@@ -93,7 +102,14 @@ class FederationSettings(StrictModel):
     """Whether a site's images weight its change of a round (FedAvg, arXiv 1602.05629) or of a step
     (FedNova, arXiv 2007.07481)."""
     server: ServerSettings = ServerSettings()
-    """The server's optimizers."""
+    """Aggregation and the server's optimizers."""
+    num_malicious_sites: Annotated[int, Field(ge=0)] = 0
+    """Number f of sites that may be malicious, at least 0. From 1 on f sites together have less
+    than half of the weight in means and in validation counts, and the latent scale, the
+    temperature and the classes' prevalence are medians over the sites."""
+    norm_bound: Annotated[float, Field(gt=1.0)] | None = None
+    """Largest norm of a site's change of a component in a round, as a multiple of the median over
+    the sites, above 1. The reply of a site beyond it does not count. None: no bound."""
     local_normalisation: bool = False
     """Whether each site keeps its own normalisation layers in the joint stage (FedBN,
     arXiv 2102.07623)."""
@@ -120,6 +136,10 @@ class FederationSettings(StrictModel):
     def in_one_place(self) -> bool:
         """Whether there is a single participant, and nothing is federated."""
         return self.pool_sites or self.only_site is not None
+
+    def asked_of(self, sites: int) -> int:
+        """How many of so many sites train in a round; at least one."""
+        return max(1, round(self.fraction_train * sites))
 
     @model_validator(mode="after")
     def _enough_can_come(self) -> Self:

@@ -14,6 +14,7 @@ from mediffusion_core.settings.evaluation import EvaluationSettings
 from mediffusion_core.settings.federation import FederationSettings
 from mediffusion_core.settings.model import DiffusionSettings, ModelSettings
 from mediffusion_core.settings.privacy import PrivacySettings
+from mediffusion_core.settings.robustness import refuse_void_robustness
 from mediffusion_core.settings.training import TrainingSettings
 
 SITE_LOCAL: dict[str, bool | set[str]] = {
@@ -64,6 +65,7 @@ class Settings(StrictModel):
     @model_validator(mode="after")
     def _guarantees_hold(self) -> Self:
         refuse_conflicts(self)
+        refuse_void_robustness(self)
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,8 @@ run's seed determines the draw.
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
 from mediffusion_core.privacy.dp_sgd.randomness import normal
 from mediffusion_core.settings import ClientLevelSettings
 from server.messages import Reply
+from server.strategy.gathering import Aggregated
 
 StateDict = Mapping[str, Tensor]
 
@@ -45,35 +47,17 @@ class ClientLevelPrivacy:
         self._participants = participants
         self._path = folder / FILE
 
-    def means(
-        self,
-        stage: str,
-        round_number: int,
-        sent: Mapping[str, StateDict],
-        replies: Sequence[Reply],
-    ) -> dict[str, dict[str, Tensor]]:
-        """The noised means of a round, on the disk as spent when this returns.
+    def gather(self, stage: str, round_number: int, sent: Mapping[str, StateDict]) -> "NoisedMeans":
+        """The sums of one round, for its noised means.
 
         Args:
             stage: Its name.
             round_number: From 1.
             sent: The stage's weights as the sites were sent them, by component.
-            replies: What came back, with those components.
         """
-        self._charge(stage, round_number)
-        before = _flat(sent)
-        sums = {key: torch.zeros_like(value) for key, value in before.items()}
-        for reply in replies:
-            changes = _changes(before, reply)
-            factor = min(1.0, self._bound / max(_norm(changes), 1e-30))
-            for key, change in changes.items():
-                sums[key] += factor * change
-        means: dict[str, dict[str, Tensor]] = {component: {} for component in sent}
-        for (component, name), total in sums.items():
-            noised = total + self._noise * self._bound * normal(total.shape)
-            mean = before[component, name] + noised / self._participants
-            means[component][name] = mean.to(sent[component][name].dtype)
-        return means
+        charge = partial(self._charge, stage, round_number)
+        deviation = self._noise * self._bound
+        return NoisedMeans(sent, self._bound, deviation, self._participants, charge)
 
     def spent(self) -> dict[str, Any]:
         """The privacy cost of the run for a site so far: ε at δ, and the number of noised means."""
@@ -96,22 +80,61 @@ class ClientLevelPrivacy:
         sync(self._path.parent)
 
 
+class NoisedMeans:
+    """The noised means of one round, reply by reply."""
+
+    def __init__(
+        self,
+        sent: Mapping[str, StateDict],
+        bound: float,
+        deviation: float,
+        participants: int,
+        charge: Callable[[], None],
+    ) -> None:
+        """Takes the weights as sent, C, σ C, m, and the function that writes the cost to disk."""
+        self._before = _flat(sent)
+        self._bound, self._deviation, self._participants = bound, deviation, participants
+        self._charge = charge
+        self._sums = {
+            key: torch.zeros(value.shape, dtype=torch.float64)
+            for key, value in self._before.items()
+        }
+
+    def take(self, reply: Reply) -> None:
+        """Adds a site's clipped change."""
+        changes = _changes(self._before, reply)
+        factor = min(1.0, self._bound / max(_norm(changes), 1e-30))
+        for key, change in changes.items():
+            self._sums[key] += factor * change
+
+    def aggregated(self) -> Aggregated:
+        """The noised means, to be taken once; on the disk as spent when this returns."""
+        self._charge()
+        means: dict[str, dict[str, Tensor]] = {}
+        for (component, name), before in self._before.items():
+            total = self._sums.pop((component, name))
+            noised = total + self._deviation * normal(total.shape)
+            mean = before.double() + noised / self._participants
+            means.setdefault(component, {})[name] = mean.to(before.dtype)
+        return Aggregated(dict(means))
+
+
 Key = tuple[str, str]
 
 
 def _flat(components: Mapping[str, StateDict]) -> dict[Key, Tensor]:
-    """All tensors, in double precision, by component and name."""
+    """All tensors by component and name."""
     return {
-        (component, name): value.double()
+        (component, name): value
         for component, state in components.items()
         for name, value in state.items()
     }
 
 
 def _changes(before: Mapping[Key, Tensor], reply: Reply) -> dict[Key, Tensor]:
-    """Differences of the components that a site trained, after minus before."""
+    """Differences of the components that a site trained, after minus before, in float64."""
     return {
-        (component, name): reply.components[component][name].double() - value
+        (component, name): reply.components[component][name].double() - value.double()
         for (component, name), value in before.items()
         if reply.metrics[WEIGHTED_BY[component]] > 0
     }

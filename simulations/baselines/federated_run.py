@@ -34,6 +34,7 @@ UNSUPPORTED: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
     ("federation.compression", lambda s: s.federation.compression != "none"),
     ("federation.local_normalisation", lambda s: s.federation.local_normalisation),
     ("federation.server", lambda s: s.federation.server != ServerSettings()),
+    ("federation.num_malicious_sites", lambda s: bool(s.federation.num_malicious_sites)),
 )
 """Settings of the joint network's federation that baselines do not have."""
 

@@ -73,7 +73,7 @@ class SitesHere(Sites):
         replies: list[Reply] = []
         for index in set(range(self._participants)) - {*self._nodes.values(), *self._spent}:
             content = self._answer(protocol.CENSUS, 0, index, {})
-            self._count(protocol.CENSUS, index, content, self._admit, replies)
+            self._count(protocol.CENSUS, index, content, self._admit, replies.append)
         return replies
 
     def _wait(self) -> list[int]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.messaging.compression import outward
+from mediffusion_core.messaging.compression import method_of, outward
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODING,
@@ -19,6 +19,7 @@ from mediffusion_core.messaging.protocol import (
     JOINT,
     UNET,
 )
+from mediffusion_core.models import encoder_half
 from mediffusion_core.settings import Settings
 from server.checkpoints import stored
 from server.state import fresh_state
@@ -40,7 +41,8 @@ class Sizes:
         joint_up: From a site to the server, in such a round.
         decoded: A site's reply in such a round, decompressed.
         evaluation: From the server to a site, for an evaluation.
-        checkpoint: The server's state.
+        control: The control variates of one site; 0 where the run has none.
+        checkpoint: The server's state, without control variates.
     """
 
     autoencoder: int
@@ -49,6 +51,7 @@ class Sizes:
     joint_up: int
     decoded: int
     evaluation: int
+    control: int
     checkpoint: int
 
     @classmethod
@@ -58,22 +61,38 @@ class Sizes:
             components = stored(fresh_state(settings, num_classes))
         average = (EMA_UNET, EMA_HEAD) if settings.training.joint.needs_average else ()
         method = settings.federation.compression
-        sent = {name: outward(components[name], method) for name in (*AUTOENCODING, *JOINT)}
-        sent |= {name: outward(components[name], method) for name in average}
-        joint = _bytes(sent, JOINT)
+        sent = {
+            name: outward(components[name], method_of(name, method))
+            for name in (*AUTOENCODING, *JOINT, *average)
+        }
+        joint, controls = _bytes(sent, JOINT), settings.training.joint.control_variates
         return cls(
             autoencoder=_bytes(sent, AUTOENCODING),
             codec=_bytes(components, (AUTOENCODER,)),
             joint_down=joint + _bytes(sent, average),
             joint_up=joint,
             decoded=_bytes(components, JOINT),
-            evaluation=_bytes(components, (UNET, HEAD)),
+            evaluation=_bytes({**components, UNET: encoder_half(components[UNET])}, (UNET, HEAD)),
+            control=_bytes(components, (UNET, HEAD)) if controls else 0,
             checkpoint=_bytes(components, components),
         )
 
     def memory(self, sites: int) -> int:
-        """Bytes at the server in a joint round: its state, and every reply, encoded and decoded."""
-        return self.checkpoint + sites * (self.joint_up + self.decoded)
+        """Bytes at the server in a joint round.
+
+        Its state, the encoded message, one reply encoded and decoded, and the sums of all replies,
+        which are three times as wide as a reply. Only control variates are kept of each site.
+        """
+        whole = self.checkpoint + self.joint_down + self.joint_up + 4 * self.decoded
+        return whole + sites * self.control
+
+    def disk(self, sites: int, settings: Settings) -> int:
+        """Bytes on the server's disk: checkpoints, and replies where a rule needs them all.
+
+        The newest checkpoints are kept, and for each of them at most one of a selected round.
+        """
+        replies = sites * self.decoded if settings.federation.num_malicious_sites else 0
+        return 2 * settings.run.keep_last * (self.checkpoint + sites * self.control) + replies
 
     def traffic(self, settings: Settings) -> int:
         """Bytes that one site receives and sends in a run."""
@@ -100,7 +119,7 @@ def parse_site_counts(text: str) -> list[int]:
 def print_sizing(
     settings: Settings, num_classes: int, site_counts: Sequence[int], megabits: float
 ) -> None:
-    """Prints the traffic of one site, and traffic and memory of the server.
+    """Prints the traffic of one site, and traffic, memory and disk of the server.
 
     Args:
         settings: Of the run.
@@ -111,7 +130,7 @@ def print_sizing(
     sizes, speed = Sizes.of(settings, num_classes), megabits * MEGABIT
     console = Console(soft_wrap=True, highlight=False)
     console.print(_site_table(sizes, settings, megabits))
-    columns = ("sites", "server, a joint round", "seconds to transfer", "memory", "checkpoint")
+    columns = ("sites", "server, a joint round", "seconds to transfer", "memory", "disk")
     server = Table(*columns)
     for count in site_counts:
         traffic = count * (sizes.joint_down + sizes.joint_up)
@@ -120,7 +139,7 @@ def print_sizing(
             _size(traffic),
             f"{traffic / speed:.0f}",
             _size(sizes.memory(count)),
-            _size(sizes.checkpoint),
+            _size(sizes.disk(count, settings)),
         )
     console.print(server)
 

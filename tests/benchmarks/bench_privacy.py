@@ -8,17 +8,15 @@ call that warms up. Memory is the peak over its steps of a process of its own, b
 before them.
 """
 
-import ctypes
-import gc
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from bench_training import CLASSES, IMAGES, latents, ours, report, settings_of
+from peak_memory import grown_by
 
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.inference.joint_model import build_joint
@@ -80,22 +78,6 @@ def peak(name: str, overrides: tuple[str, ...]) -> float:
     return float(done.stdout)
 
 
-def grown(name: str, overrides: tuple[str, ...]) -> float:
-    run = side(name, overrides)
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory must not hide later allocations
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: see proc(5)
-    before = megabytes("VmRSS")
-    run()
-    return megabytes("VmHWM") - before
-
-
-def megabytes(name: str) -> float:
-    """One of this process' figures in /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
-
-
 def bench(preset: str) -> None:
     overrides = (f"model={preset}",)
     sides = {name: side(name, overrides) for name in SIDES}
@@ -120,6 +102,6 @@ def bench(preset: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)  # as a simulated site
     if sys.argv[1:2] == ["--peak"]:
-        print(grown(sys.argv[2], tuple(sys.argv[3:])))
+        print(grown_by(side(sys.argv[2], tuple(sys.argv[3:]))))
     else:
         bench("tiny")

@@ -1,4 +1,4 @@
-"""`fed-mediffusion study guidance`: the grid, its knee, and ours against the Mediffusion baseline."""
+"""`fed-mediffusion study guidance`: the grid, its knee, and ours against Mediffusion's guidance."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

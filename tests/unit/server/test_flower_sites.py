@@ -279,6 +279,7 @@ def test_the_audit_log_says_of_whom_a_reply_came_and_what_became_of_it(
     sites = connect(grid, keys=folder)
     sites.census()
     sites.ask(ENCODE, 1, {})
+    sites.exclude("c", ENCODE, "is beyond the bound")
     lines = [line.fields for line in read_lines([folder / "audit.jsonl"])]
     told = [tuple(line[name] for name in ("kind", "round", "site", "outcome")) for line in lines]
     assert told == [
@@ -289,6 +290,7 @@ def test_the_audit_log_says_of_whom_a_reply_came_and_what_became_of_it(
         (ENCODE, 1, "a", "counted"),
         (ENCODE, 1, "b", "lost"),
         (ENCODE, 1, "c", "counted"),
+        (ENCODE, 1, "c", "bound"),
     ]
     pub = (folder / "a.pub").read_bytes()
     assert lines[0]["key"] == fingerprint(pub) == fingerprint(keys["a"]) == lines[3]["key"]

@@ -1,11 +1,12 @@
 """The server's use of an evaluation, with sites in this process."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.attacks import Changes, run_with
 from torch import Tensor
 
 from configs.compose import compose
@@ -40,9 +41,10 @@ class Recording(SitesHere):
         components: Mapping[str, Mapping[str, Tensor]],
         sites: Collection[str] | None = None,
         own: Mapping[str, Mapping[str, Mapping[str, Tensor]]] | None = None,
+        take: Callable[[Reply], None] | None = None,
     ) -> list[Reply]:
         self.sent.append((kind, dict(components)))
-        return super().ask(kind, round_number, components, sites, own)
+        return super().ask(kind, round_number, components, sites, own, take)
 
 
 CPU = torch.device("cpu")
@@ -134,13 +136,25 @@ def test_a_site_that_is_away_is_left_out_and_taken_in_again(
     whole, away = sites.ask, {protocol.ENCODE: 2, protocol.TRAIN_JOINT: 1}
     asked: list[tuple[str, list[str]]] = []
 
-    def ask(kind: str, number: int, components: Any, names: Any = None, own: Any = None) -> Any:
+    def ask(
+        kind: str,
+        number: int,
+        components: Any,
+        names: Any = None,
+        own: Any = None,
+        take: Callable[[Reply], None] | None = None,
+    ) -> Any:
         asked.append((kind, sorted(sites.sites if names is None else names)))
-        replies = whole(kind, number, components, names, own)
-        if away.get(kind, 0):
-            away[kind] -= 1
-            return [reply for reply in replies if reply.site != "site-1"]
-        return replies
+        left_out = {"site-1"} if away.get(kind, 0) > 0 else set()
+        away[kind] = away.get(kind, 0) - 1
+
+        def take_others(reply: Reply) -> None:
+            if take is not None and reply.site not in left_out:
+                take(reply)
+
+        given = take and take_others
+        replies = whole(kind, number, components, names, own, given)
+        return [reply for reply in replies if reply.site not in left_out]
 
     monkeypatch.setattr(sites, "ask", ask)
     run.execute()
@@ -153,3 +167,25 @@ def test_a_site_that_is_away_is_left_out_and_taken_in_again(
     lines = [line for line in folder.history() if line["stage"] == "joint"]
     assert sorted(lines[0]["sites"]) == both
     assert sorted(lines[1]["sites"]) == all_three
+
+
+def test_a_site_beyond_the_norm_bound_is_named_and_the_run_goes_on(
+    shortest: tuple[str, ...], tmp_path: Path
+) -> None:
+    robust = (
+        "federation.num_malicious_sites=1",
+        "federation.norm_bound=3",
+        "federation.server.unet.aggregation=median",
+    )
+    attack = Changes(lambda change: -1000 * change)
+    folder, summary = run_with((*shortest, *robust), tmp_path, attack)
+    assert summary["status"] == "completed"
+    aside = {one["kind"]: (one["site"], one["reason"]) for one in summary["set_aside"]}
+    assert aside.keys() == {protocol.TRAIN_AUTOENCODER, protocol.TRAIN_JOINT}
+    for site, reason in aside.values():
+        assert site == "site-1" and "times the median of the round" in reason
+    [joint] = [line for line in folder.history() if line["stage"] == "joint"]
+    assert joint["aggregated"] == {"unet": ["site-0", "site-2"], "head": ["site-0"]}
+    assert joint["tolerated"] == {"unet": 0}
+    assert sorted(joint["sites"]) == ["site-0", "site-2"]
+    assert not (folder.path / "replies").exists()

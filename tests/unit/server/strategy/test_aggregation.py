@@ -1,6 +1,8 @@
 """Averaging by component against slow loops and closed forms."""
 
 import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
-from server.strategy.aggregation import aggregate, mean_metric, moving_average, weighted_mean
+from mediffusion_core.settings import Weighting
+from server.messages import Reply
+from server.strategy.aggregation import (
+    TOGETHER,
+    RunningMean,
+    mean_metric,
+    moving_average,
+    weighted_mean,
+)
+from server.strategy.gathering import MeanOfReplies
 
 VALUES = st.floats(-1e3, 1e3, width=32)
 SITES = st.lists(
@@ -26,6 +37,19 @@ def state(values: list[float]) -> dict[str, torch.Tensor]:
 
 def metrics(images: float, labelled: float) -> dict[str, float]:
     return {"images_seen": images, "labelled_seen": labelled}
+
+
+def aggregate(
+    component: str,
+    states: Sequence[Mapping[str, torch.Tensor]],
+    seen: Sequence[Mapping[str, float]],
+    weighting: Weighting,
+) -> Mapping[str, torch.Tensor] | None:
+    """The mean of one component over replies; None where no site counts."""
+    gathered = MeanOfReplies([component], weighting)
+    for number, (one, metric) in enumerate(zip(states, seen, strict=True)):
+        gathered.take(Reply(f"site-{number}", {component: one}, metric))
+    return gathered.aggregated().components.get(component)
 
 
 @given(SITES)
@@ -64,9 +88,40 @@ def test_a_site_that_counts_nothing_changes_nothing(broken: float) -> None:
     assert mean["a.weight"].flatten().tolist() == [1.0, 2.0, 3.0]
 
 
+@given(st.permutations(range(6)), st.integers(0, 1000))
+def test_the_order_in_which_sites_answer_changes_not_a_bit(order: list[int], seed: int) -> None:
+    """Sites of very different sizes and values, whose sum cancels to a part of each."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(6, 50, generator=generator) * 10.0 ** torch.arange(6)[:, None].float()
+    values[5] = -values[4]
+    weights = [3.0, 7.5, 120 / 7, 1e6, 36, 36]
+    found = []
+    for numbers in (range(6), order):
+        running = RunningMean()
+        for number in numbers:
+            running.add({"x": values[number]}, weights[number])
+        mean = running.mean()
+        assert mean is not None
+        found.append(mean["x"])
+    assert torch.equal(*found)
+    shares = [Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
+    exact = [
+        sum(Fraction(float(value)) * share for value, share in zip(column, shares, strict=True))
+        for column in values.T
+    ]
+    torch.testing.assert_close(found[0], torch.tensor([float(one) for one in exact]))
+
+
+def test_a_mean_of_large_arrays_is_formed_in_parts() -> None:
+    values = torch.randn(3, TOGETHER + 5, generator=torch.Generator().manual_seed(0))
+    mean = weighted_mean([{"x": one} for one in values], [1, 2, 3])
+    expected = (values.double() * torch.tensor([[1.0], [2.0], [3.0]])).sum(dim=0) / 6
+    assert torch.equal(mean["x"], expected.float())
+
+
 @pytest.mark.parametrize("weights", [[0, 0], [2, -1], [math.nan, 1.0], [math.inf, 1.0]])
 def test_weights_that_make_no_mean_are_refused(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="do not make a mean"):
+    with pytest.raises(ValueError, match="not make a mean"):
         weighted_mean([state([1.0] * 4), state([2.0] * 4)], weights)
 
 

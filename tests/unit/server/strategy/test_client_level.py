@@ -1,6 +1,6 @@
 """The server's noise that hides a whole site, its cost, and settings that exclude it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,18 @@ def privacy(folder: Path, noise: float, bound: float = 1.0, sites: int = 4) -> C
     return ClientLevelPrivacy(settings, sites, folder)
 
 
+def means(
+    hidden: ClientLevelPrivacy,
+    replies: Sequence[Reply],
+    sent: Mapping[str, Mapping[str, Tensor]] = SENT,
+    number: int = 1,
+) -> Mapping[str, Mapping[str, Tensor]]:
+    gathered = hidden.gather("joint", number, sent)
+    for one in replies:
+        gathered.take(one)
+    return gathered.aggregated().components
+
+
 def reply(change: tuple[float, ...], site: str = "labelled") -> Reply:
     a, b, c, d, e = change
     changes = {
@@ -57,28 +69,28 @@ def test_the_mean_is_of_changes_cut_to_the_bound_as_one_vector(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, ...]], bound: float
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
-    means = privacy(folder, NO_NOISE, bound).means("joint", 1, SENT, [reply(c) for c in changes])
+    found = means(privacy(folder, NO_NOISE, bound), [reply(c) for c in changes])
     expected = torch.zeros(5, dtype=torch.float64)
     for change in changes:
         # In float32, as the weights are sent.
         moved = (vector(SENT) + torch.tensor(change)).double() - vector(SENT).double()
         expected += moved * min(1.0, bound / max(float(moved.norm()), 1e-30))
-    moved = vector(means).double() - vector(SENT).double()
+    moved = vector(found).double() - vector(SENT).double()
     assert torch.allclose(moved, expected / 4, atol=1e-5)
     assert float(moved.norm()) <= len(changes) * bound / 4 + 1e-5
 
 
 def test_a_site_without_labels_has_no_part_in_the_head(tmp_path: Path) -> None:
     change = (0.1, 0.0, 0.0, 0.3, 0.0)
-    means = privacy(tmp_path, NO_NOISE).means("joint", 1, SENT, [reply(change, "unlabelled")])
-    assert torch.allclose(means[HEAD]["weight"], SENT[HEAD]["weight"])
-    assert float(means[UNET]["conv.weight"][0, 0]) == pytest.approx(1 + 0.1 / 4)
+    found = means(privacy(tmp_path, NO_NOISE), [reply(change, "unlabelled")])
+    assert torch.allclose(found[HEAD]["weight"], SENT[HEAD]["weight"])
+    assert float(found[UNET]["conv.weight"][0, 0]) == pytest.approx(1 + 0.1 / 4)
 
 
 def test_the_noise_is_that_of_the_bound_over_the_sites_and_never_the_same(tmp_path: Path) -> None:
     sent = {UNET: {"weight": torch.zeros(100_000)}}
     hidden = privacy(tmp_path, noise=2.0, bound=3.0, sites=5)
-    first, second = (hidden.means("joint", n, sent, [])[UNET]["weight"] for n in (1, 2))
+    first, second = (means(hidden, [], sent, n)[UNET]["weight"] for n in (1, 2))
     assert float(first.std()) == pytest.approx(2.0 * 3.0 / 5, rel=0.02)
     assert float(first.mean()) == pytest.approx(0, abs=0.02)
     together = torch.stack([first, second])
@@ -89,11 +101,11 @@ def test_every_noised_mean_counts_also_after_a_kill(tmp_path: Path) -> None:
     hidden = privacy(tmp_path, noise=4.0)
     assert hidden.spent()["epsilon"] == 0.0
     for number in (1, 2, 2):  # the second round was made again
-        hidden.means("joint", number, SENT, [])
+        means(hidden, [], number=number)
     with (tmp_path / FILE).open("a") as file:
         file.write('\n{"stage":"jo')  # killed while it was written
     again = privacy(tmp_path, noise=4.0)
-    again.means("joint", 3, SENT, [])
+    means(again, [], number=3)
     assert again.spent()["rounds"] == 5
     assert again.spent()["epsilon"] == pytest.approx(epsilon([Charge(1.0, 4.0, 5)], 0.01))
 

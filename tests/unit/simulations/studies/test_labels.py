@@ -168,6 +168,7 @@ def test_a_mistake_in_the_plan_is_named(
         "federation.compression=int8",
         "federation.local_normalisation=true",
         "federation.server.unet.method=fedyogi",
+        "federation.num_malicious_sites=1",
     ],
 )
 def test_a_baseline_refuses_settings_of_the_federation_that_it_lacks(
