@@ -23,7 +23,11 @@ from mediffusion_core.common.errors import (
 )
 from mediffusion_core.common.logs import log
 from mediffusion_core.messaging import protocol
-from mediffusion_core.messaging.compression import arrived, change, method_of
+from mediffusion_core.messaging.compression import (
+    component_compression,
+    compress_change,
+    decompress_weights,
+)
 from mediffusion_core.messaging.omission import left_out, unchanged, with_zero_moments, without
 from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
 from mediffusion_core.privacy.dp_sgd.gradient_check import WrongGradientError
@@ -77,13 +81,13 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
 def _handled(handler: Handler, trainer: Trainer, message: Message) -> RecordDict:
     """The handler's declared reply and the ledger's tip; an older ledger is refused first."""
     site, content, kind = trainer.site, message.content, message.metadata.message_type
-    if protocol.LEDGER_HEAD in content.array_records:
-        privacy_budget.refuse_older_ledger(site, _state(content, protocol.LEDGER_HEAD))
-        del content[protocol.LEDGER_HEAD]
+    if protocol.LEDGER_TIP in content.array_records:
+        privacy_budget.refuse_older_ledger(site, _state(content, protocol.LEDGER_TIP))
+        del content[protocol.LEDGER_TIP]
     reply = handler(trainer, content)
     refuse_undeclared(kind, reply, site.settings.privacy.enabled)
     if tip := trainer.ledger_tip():
-        reply[protocol.LEDGER_HEAD] = _record(tip)
+        reply[protocol.LEDGER_TIP] = _record(tip)
     latent_cache.forget_after(site, kind, _round(content))
     return reply
 
@@ -118,7 +122,7 @@ def _state(content: RecordDict, component: str, method: Compression = "none") ->
     # The message's own bytes are let go of as they are decoded.
     state = unpack(content.array_records[component].pop(FORMAT).data)
     came = {name: value for name, value in state.items() if name not in left_out(state)}
-    return arrived(came, method_of(component, method))
+    return decompress_weights(came, component_compression(component, method))
 
 
 def _components(content: RecordDict, method: Compression) -> dict[str, StateDict]:
@@ -146,7 +150,7 @@ def _trained(
     records = {}
     for component, state in trained.items():
         before = sent[component] if component in protocol.COMPRESSED else {}
-        travelling = change(state, before, method_of(component, method))
+        travelling = compress_change(state, before, component_compression(component, method))
         records[component] = _record(without(travelling, unchanged(state, before)))
     allowed = protocol.allowed(metrics, trainer.site.policy.allowed_metrics)
     return RecordDict({**records, protocol.METRICS: MetricRecord({**allowed})})

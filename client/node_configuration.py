@@ -48,7 +48,7 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
         raise UserError(f"data={data.source} needs {DATA_ROOT} in this site's node config")
     if data.table is not None and not _lies_in(root, data.table):
         raise UserError(f"data.table {data.table} does not lie in this site's data root")
-    ledger = {"ledger": Path(str(node[FOLDER])) / LEDGER, "ledger_heads": None}
+    ledger = {"ledger": Path(str(node[FOLDER])) / LEDGER, "ledger_tips": None}
     return settings.model_copy(
         update={
             "run": run,

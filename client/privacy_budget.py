@@ -10,7 +10,7 @@ from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.ledger.ledger import Cap, Ledger, LedgerTip
 from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
 
-HEAD = "head"
+TIP = "tip"
 
 
 def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
@@ -36,26 +36,26 @@ def spent(site: Site) -> float:
     return _ledger(site).worst(site.settings.privacy.target_delta)
 
 
-def refuse_older_ledger(site: Site, head: Mapping[str, Tensor]) -> None:
+def refuse_older_ledger(site: Site, tip: Mapping[str, Tensor]) -> None:
     """Refuses a ledger that is older than the tip that the server holds.
 
     Raises:
-        LedgerError: if it does not contain that head, or is not to be trusted.
+        LedgerError: if it does not contain that tip, or is not to be trusted.
     """
-    _ledger(site).must_extend(LedgerTip.parse(bytes(head[HEAD].tolist()).decode()))
+    _ledger(site).must_extend(LedgerTip.parse(bytes(tip[TIP].tolist()).decode()))
 
 
-def ledger_head(site: Site) -> dict[str, Tensor]:
-    """The head of the site's ledger, for the server to keep."""
+def ledger_tip(site: Site) -> dict[str, Tensor]:
+    """The tip of the site's ledger, for the server to keep."""
     text = str(_ledger(site).verify()).encode()
-    return {HEAD: torch.tensor(list(text), dtype=torch.uint8)}
+    return {TIP: torch.tensor(list(text), dtype=torch.uint8)}
 
 
 def _ledger(site: Site) -> Ledger:
     privacy = site.settings.privacy
     cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
-    folder, head = simulated_ledger(site.folder, privacy)
-    return Ledger.open(folder, head=head, cap=cap)
+    folder, tip = simulated_ledger(site.folder, privacy)
+    return Ledger.open(folder, tip=tip, cap=cap)
 
 
 def _names(site: Site) -> list[str]:

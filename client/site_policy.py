@@ -87,13 +87,13 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
             "unless its file says policy.require_privacy = false"
         )
     limits = [limit for limit in (policy.max_epsilon, privacy.max_epsilon) if limit is not None]
-    places = dict(zip(("folder", "head"), ledger_places(file), strict=True))
+    places = dict(zip(("folder", "tip"), ledger_places(file), strict=True))
     for name, place in places.items():
         if place.name != file.name:
             raise UserError(f"ledger.{name} {place} must end in the site's name, {file.name}")
     own = {
         "ledger": places["folder"].parent,
-        "ledger_heads": places["head"].parent,
+        "ledger_tips": places["tip"].parent,
         "max_epsilon": min(limits, default=None),
     }
     return settings.model_copy(

@@ -172,10 +172,10 @@ def preflight(
     colour: Annotated[bool, typer.Option(help="Prepare colour images.")] = False,
 ) -> None:
     """Check whether a site can join: data, disk, memory, GPU, clock, server, keys, policy."""
-    from deployment.findings import report_findings
+    from deployment.check_output import report_checks
     from deployment.preflight import Site, checked
     from deployment.site_commands import findings_of_site
-    from mediffusion_core.data.checks.inspection import Finding
+    from mediffusion_core.data.checks.inspection import CheckResult
 
     host, _, port = server.rpartition(":")
     if not host or not port.isdigit():
@@ -190,7 +190,7 @@ def preflight(
         node_key=kept and kept / "node-key",
         signer=kept and kept / "signer",
     )
-    policy: Iterator[Finding] = iter(())
+    policy: Iterator[CheckResult] = iter(())
     if site_file is not None:
         policy = findings_of_site(site_file, image_size, 3 if colour else 1)
-    raise typer.Exit(report_findings(chain(checked(site), policy)))
+    raise typer.Exit(report_checks(chain(checked(site), policy)))

@@ -94,7 +94,7 @@ def verify_ledger(path: Path, against: str | None, restore_tip: bool) -> str:
         raise UserError(f"--against {against}: {error}") from None
     if restore_tip:
         if known is None:
-            raise UserError("--restore-head needs --against: a ledger tip kept elsewhere")
+            raise UserError("--restore-tip needs --against: a ledger tip kept elsewhere")
         folder, tip_file = (path, None) if path.is_dir() else ledger_places(SiteFile.read(path))
         Ledger.restore_tip(folder, tip_file, known)
     ledger = open_ledger(path, None).ledger
@@ -181,7 +181,7 @@ def _json(opened: Opened, rows: list[dict[str, Any]]) -> str:
         # JSON has no infinity, the ε of statistics without noise.
         "worst_epsilon": worst if math.isfinite(worst) else "infinite",
         "max_epsilon": opened.max_epsilon,
-        "head": str(opened.ledger.verify()),
+        "tip": str(opened.ledger.verify()),
         "entries": rows,
     }
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

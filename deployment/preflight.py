@@ -24,7 +24,7 @@ from deployment.admission import TRUST, UNSIGNED, Admission
 from deployment.signers import read_signers
 from deployment.signing import BundleRefusedError
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.checks.inspection import Finding, Grade
+from mediffusion_core.data.checks.inspection import CheckResult, Grade
 
 TIMEOUT = 10.0
 """Seconds to wait for the server."""
@@ -56,8 +56,8 @@ class Site:
     signer: Path | None
 
 
-def checked(site: Site) -> Iterator[Finding]:
-    """Runs all checks; yields one finding each. No finding contains a key."""
+def checked(site: Site) -> Iterator[CheckResult]:
+    """Runs all checks; yields one result each. No result contains a key."""
     if site.data is not None:
         yield _finding_of("images", partial(_images, site.data))
     for folder in site.writable:
@@ -74,17 +74,17 @@ def checked(site: Site) -> Iterator[Finding]:
     yield from _server(site)
 
 
-def _finding(grade: Grade, check: str, detail: str) -> Finding:
-    return Finding(grade, f"{check:18} {detail}")
+def _result(grade: Grade, check: str, detail: str) -> CheckResult:
+    return CheckResult(grade, f"{check:18} {detail}")
 
 
-def _finding_of(check: str, run: Callable[[], str]) -> Finding:
+def _finding_of(check: str, run: Callable[[], str]) -> CheckResult:
     try:
-        return _finding("ok", check, run())
+        return _result("ok", check, run())
     except UserError as error:
-        return _finding("error", check, str(error))
+        return _result("error", check, str(error))
     except OSError as error:
-        return _finding("error", check, error.strerror or type(error).__name__)
+        return _result("error", check, error.strerror or type(error).__name__)
 
 
 def _images(folder: Path) -> str:
@@ -106,10 +106,10 @@ def _disk(folder: Path) -> str:
     return f"{folder}, {free / 1e9:.0f} GB free"
 
 
-def _memory() -> Finding:
+def _memory() -> CheckResult:
     available = _memory_limit()
     grade: Grade = "ok" if available >= MEMORY else "warning"
-    return _finding(grade, "memory", f"{available / 1e9:.1f} GB")
+    return _result(grade, "memory", f"{available / 1e9:.1f} GB")
 
 
 def _memory_limit() -> float:
@@ -122,10 +122,10 @@ def _memory_limit() -> float:
     return available if text == "max" else min(available, float(text))
 
 
-def _gpu() -> Finding:
+def _gpu() -> CheckResult:
     if torch.cuda.is_available():
-        return _finding("ok", "GPU", torch.cuda.get_device_name())
-    return _finding("ok", "GPU", "none, the site computes on the CPU")
+        return _result("ok", "GPU", torch.cuda.get_device_name())
+    return _result("ok", "GPU", "none, the site computes on the CPU")
 
 
 def _node_key(path: Path) -> str:
@@ -143,7 +143,7 @@ def _node_key(path: Path) -> str:
     return f"{path}, {key.curve.name}"
 
 
-def _coordinator(signer: Path | None) -> Finding:
+def _coordinator(signer: Path | None) -> CheckResult:
     """Checks the key of the coordinator whose code the site runs."""
     check = "coordinator's key"
     try:
@@ -152,14 +152,14 @@ def _coordinator(signer: Path | None) -> Finding:
             raise UserError(f"{UNSIGNED} is set beside {signer}")
         if signer is not None:
             trusted = ", ".join(map(str, read_signers(signer)))
-            return _finding("ok", check, f"{signer}: {trusted}")
+            return _result("ok", check, f"{signer}: {trusted}")
     except UserError as error:
-        return _finding("error", check, str(error))
+        return _result("error", check, str(error))
     except OSError as error:
-        return _finding("error", check, error.strerror or type(error).__name__)
+        return _result("error", check, error.strerror or type(error).__name__)
     if admission.trusts_server:
-        return _finding("warning", check, "not checked: the site runs any code of the server")
-    return _finding("error", check, f"none: every run is refused; in trials set {UNSIGNED}={TRUST}")
+        return _result("warning", check, "not checked: the site runs any code of the server")
+    return _result("error", check, f"none: every run is refused; in trials set {UNSIGNED}={TRUST}")
 
 
 def _accepted_versions() -> str:
@@ -180,16 +180,16 @@ def _own_port(port: int) -> str:
     return f"{port} is free"
 
 
-def _server(site: Site) -> Iterator[Finding]:
+def _server(site: Site) -> Iterator[CheckResult]:
     address = f"{site.host}:{site.port}"
     try:
         with socket.create_connection((site.host, site.port), TIMEOUT):
-            yield _finding("ok", "server", f"{address} can be reached")
+            yield _result("ok", "server", f"{address} can be reached")
     except OSError as error:
-        yield _finding("error", "server", f"{address}: {error.strerror or error}")
+        yield _result("error", "server", f"{address}: {error.strerror or error}")
         return
     if site.authority is None:
-        yield _finding("warning", "certificate", "not checked: the connection is not encrypted")
+        yield _result("warning", "certificate", "not checked: the connection is not encrypted")
         connection = http.client.HTTPConnection(site.host, site.port, timeout=TIMEOUT)
     else:
         try:
@@ -197,7 +197,7 @@ def _server(site: Site) -> Iterator[Finding]:
             yield _certificate(site, context)
         except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "verify_message", "") or error.strerror or str(error)
-            yield _finding("error", "certificate", f"{address}: {reason}")
+            yield _result("error", "certificate", f"{address}: {reason}")
             return
         connection = http.client.HTTPSConnection(
             site.host, site.port, timeout=TIMEOUT, context=context
@@ -205,7 +205,7 @@ def _server(site: Site) -> Iterator[Finding]:
     yield _finding_of("clock", lambda: _clock(connection))
 
 
-def _certificate(site: Site, context: ssl.SSLContext) -> Finding:
+def _certificate(site: Site, context: ssl.SSLContext) -> CheckResult:
     with (
         socket.create_connection((site.host, site.port), TIMEOUT) as plain,
         context.wrap_socket(plain, server_hostname=site.host) as secured,
@@ -216,7 +216,7 @@ def _certificate(site: Site, context: ssl.SSLContext) -> Finding:
     until = x509.load_der_x509_certificate(presented).not_valid_after_utc
     days = (until - datetime.now(UTC)).days
     grade: Grade = "ok" if days > EXPIRY_WARNING else "warning"
-    return _finding(grade, "certificate", f"{version}, valid for {days} days")
+    return _result(grade, "certificate", f"{version}, valid for {days} days")
 
 
 def _clock(connection: http.client.HTTPConnection) -> str:

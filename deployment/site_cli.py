@@ -119,14 +119,14 @@ def show(path: Where, delta: Delta = None) -> None:
 @ledger.command(
     epilog="Examples:\n\n"
     "fed-mediffusion site ledger verify site.toml\n\n"
-    "fed-mediffusion site ledger verify site.toml --against 12:8c1f... --restore-head"
+    "fed-mediffusion site ledger verify site.toml --against 12:8c1f... --restore-tip"
 )
 def verify(
     path: Where,
     against: Annotated[
         str | None, typer.Option(help="COUNT:DIGEST as the server or an export has it.")
     ] = None,
-    restore_head: Annotated[
+    restore_tip: Annotated[
         bool, typer.Option(help="Write a lost ledger tip again; needs --against.")
     ] = False,
 ) -> None:
@@ -134,7 +134,7 @@ def verify(
     from deployment.ledger_commands import verify_ledger
 
     with _trusted():
-        print(verify_ledger(path, against, restore_head))
+        print(verify_ledger(path, against, restore_tip))
 
 
 @ledger.command(epilog="Example: fed-mediffusion site ledger export site.toml --output ledger.json")

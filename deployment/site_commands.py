@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deployment.findings import report_findings
+from deployment.check_output import report_checks
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data import read_source
-from mediffusion_core.data.checks.inspection import Finding
+from mediffusion_core.data.checks.inspection import CheckResult
 from mediffusion_core.data.dataset import Source
 from mediffusion_core.data.store.decoding import Decoder, create_array, decode_all
 from mediffusion_core.data.store.prepared import default_store_folder
@@ -25,40 +25,40 @@ SAMPLED = 50
 
 
 def check_site(path: Path, image_size: int, channels: Literal[1, 3]) -> int:
-    """Prints one finding per line; returns 1 if the site is not ready, else 0.
+    """Prints one result per line; returns 1 if the site is not ready, else 0.
 
     Raises:
         UserError: if the site file is wrong.
     """
-    return report_findings(findings_of_site(path, image_size, channels))
+    return report_checks(findings_of_site(path, image_size, channels))
 
 
-def findings_of_site(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator[Finding]:
+def findings_of_site(path: Path, image_size: int, channels: Literal[1, 3]) -> Iterator[CheckResult]:
     """Checks a site file, and its device, data and store.
 
     Raises:
         UserError: if the site file is wrong.
     """
     site = SiteFile.read(path)
-    yield Finding("ok", f"site file: {site.name}, {path}")
-    yield Finding("ok", f"policy: {_policy(site)}")
-    yield _finding("device", lambda: str(resolve_device(site.policy.device)))
+    yield CheckResult("ok", f"site file: {site.name}, {path}")
+    yield CheckResult("ok", f"policy: {_policy(site)}")
+    yield _result("device", lambda: str(resolve_device(site.policy.device)))
     try:
         source = read_source(site.data_settings(image_size, channels), 0)
     except UserError as error:
-        yield Finding("error", f"data: {error}")
+        yield CheckResult("error", f"data: {error}")
         return
-    yield _finding("data", lambda: _data(source, image_size, channels))
+    yield _result("data", lambda: _data(source, image_size, channels))
     pixels = len(source.image_ids) * image_size**2 * channels
-    yield _finding("store", lambda: _store(site.data.store or default_store_folder(), pixels))
+    yield _result("store", lambda: _store(site.data.store or default_store_folder(), pixels))
 
 
-def _finding(name: str, check: Callable[[], str]) -> Finding:
+def _result(name: str, check: Callable[[], str]) -> CheckResult:
     """The text of a check, or its error."""
     try:
-        return Finding("ok", f"{name}: {check()}")
+        return CheckResult("ok", f"{name}: {check()}")
     except UserError as error:
-        return Finding("error", f"{name}: {error}")
+        return CheckResult("error", f"{name}: {error}")
 
 
 def _policy(site: SiteFile) -> str:

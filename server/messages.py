@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from mediffusion_core.messaging import protocol
-from mediffusion_core.messaging.compression import method_of, outward
+from mediffusion_core.messaging.compression import component_compression, compress_weights
 from mediffusion_core.messaging.omission import without, zero_moments
 from mediffusion_core.messaging.protocol import MOMENTS
 from mediffusion_core.messaging.serialization import FORMAT, pack
@@ -68,7 +68,7 @@ def array_records(
     records = {}
     for name, state in components.items():
         zeros = zero_moments(state) if name in MOMENTS.values() else ()
-        travelling = without(outward(state, method_of(name, method)), zeros)
+        travelling = without(compress_weights(state, component_compression(name, method)), zeros)
         records[name] = ArrayRecord({FORMAT: Array(*pack(travelling))})
     return records
 

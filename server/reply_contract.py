@@ -19,7 +19,11 @@ from torch import Tensor
 
 from mediffusion_core.evaluation.calibration import TEMPERATURES
 from mediffusion_core.messaging import disclosure, protocol
-from mediffusion_core.messaging.compression import layout, method_for, method_of
+from mediffusion_core.messaging.compression import (
+    component_compression,
+    layout,
+    message_compression,
+)
 from mediffusion_core.messaging.disclosure import ANSWERS
 from mediffusion_core.messaging.moment_names import MEAN
 from mediffusion_core.messaging.omission import EMPTY, Layout, replied
@@ -34,7 +38,7 @@ from mediffusion_core.messaging.protocol import (
     HEAD_MOMENTS,
     JOINT,
     LATENT_CENSUS,
-    LEDGER_HEAD,
+    LEDGER_TIP,
     METRICS,
     TRAIN_AUTOENCODER,
     TRAIN_JOINT,
@@ -59,8 +63,8 @@ NAME_BYTES = 64
 """Of a site's name."""
 BLOCK_HEADER, TENSOR_HEADER = 4096, 256
 """Bytes that safetensors' description of a block, and of each of its tensors, may take."""
-HEAD_BYTES = 256
-"""Of a ledger's head."""
+TIP_BYTES = 256
+"""Of a ledger's tip."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class ReplyContract:
         """Checks an answer to the census.
 
         Returns:
-            The site's name, its counts, and in a private run the head of its ledger.
+            The site's name, its counts, and in a private run the tip of its ledger.
 
         Raises:
             BudgetSpentError: if the site takes part no more.
@@ -105,7 +109,7 @@ class ReplyContract:
             raise RefusedReplyError("sent a name that no site may have")
         counts = dict(content.metric_records.get(METRICS, {}))
         census = refuse_census(counts, self._settings, self._num_classes)
-        return name, census, self._ledger_head(content)
+        return name, census, self._ledger_tip(content)
 
     def read(self, asked: Asked, census: Census, content: RecordDict) -> Checked:
         """Checks and decodes an answer to any other message, and lets go of its bytes.
@@ -125,7 +129,7 @@ class ReplyContract:
         for record, expected in self._layouts(asked).items():
             before = asked.components.get(record, {})
             state = _decoded(record, content.array_records.get(record), expected, bool(before))
-            method = method_of(record, self._method(asked))
+            method = component_compression(record, self._method(asked))
             components[record] = replied(before, state, expected, method)
             _refuse_infinite(record, components[record])
         if asked.kind in TRAINING:
@@ -136,7 +140,7 @@ class ReplyContract:
             refuse_latent_sums(components[COUNTS], census, self._settings)
         elif asked.kind == EVALUATE:
             refuse_validation(components[COUNTS], census, self._num_classes)
-        return Checked(components | self._ledger_head(content), metrics)
+        return Checked(components | self._ledger_tip(content), metrics)
 
     def _refuse_other(self, asked: Asked, content: RecordDict) -> None:
         """Refuses failures, answers to another message, and records that are not declared."""
@@ -149,7 +153,7 @@ class ReplyContract:
             raise RefusedReplyError("sent records that its kind of message does not have")
 
     def _method(self, asked: Asked) -> Compression:
-        return method_for(asked.kind, self._settings.federation.compression)
+        return message_compression(asked.kind, self._settings.federation.compression)
 
     def _weights(self, asked: Asked) -> set[str]:
         """The metrics that the aggregation reads."""
@@ -167,7 +171,7 @@ class ReplyContract:
             return {}
         names = AUTOENCODING if asked.kind == TRAIN_AUTOENCODER else JOINT
         found: dict[str, Layout] = {
-            name: layout(asked.components[name], method_of(name, self._method(asked)))
+            name: layout(asked.components[name], component_compression(name, self._method(asked)))
             for name in names
         }
         if asked.kind == TRAIN_JOINT and self._settings.training.joint.control_variates:
@@ -193,22 +197,20 @@ class ReplyContract:
             "temperature_losses": (TEMPERATURES.shape, torch.float64),
         }
 
-    def _ledger_head(self, content: RecordDict) -> dict[str, StateDict]:
-        """The head of the site's ledger, where the run is private."""
+    def _ledger_tip(self, content: RecordDict) -> dict[str, StateDict]:
+        """The tip of the site's ledger, where the run is private."""
         if not self._settings.privacy.enabled:
             return {}
-        block = _block(
-            LEDGER_HEAD, content.array_records.get(LEDGER_HEAD), HEAD_BYTES + BLOCK_HEADER
-        )
-        state = _tensors(LEDGER_HEAD, block)
-        head = state.get("head")
-        if set(state) != {"head"} or head is None or head.dtype != torch.uint8 or head.dim() != 1:
-            raise RefusedReplyError(f"sent a {LEDGER_HEAD} of another form")
+        block = _block(LEDGER_TIP, content.array_records.get(LEDGER_TIP), TIP_BYTES + BLOCK_HEADER)
+        state = _tensors(LEDGER_TIP, block)
+        tip = state.get("tip")
+        if set(state) != {"tip"} or tip is None or tip.dtype != torch.uint8 or tip.dim() != 1:
+            raise RefusedReplyError(f"sent a {LEDGER_TIP} of another form")
         try:
-            LedgerTip.parse(bytes(head.tolist()).decode("ascii"))
+            LedgerTip.parse(bytes(tip.tolist()).decode("ascii"))
         except ValueError:
-            raise RefusedReplyError(f"sent a {LEDGER_HEAD} of another form") from None
-        return {LEDGER_HEAD: state}
+            raise RefusedReplyError(f"sent a {LEDGER_TIP} of another form") from None
+        return {LEDGER_TIP: state}
 
 
 def _is_name(text: str) -> bool:

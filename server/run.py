@@ -19,7 +19,7 @@ from mediffusion_core.messaging.protocol import (
     HEAD,
     JOINT,
     LABEL_COUNTS,
-    LEDGER_HEAD,
+    LEDGER_TIP,
     UNET,
 )
 from mediffusion_core.models import encoder_half
@@ -234,7 +234,7 @@ class FederatedRun:
         given = {site: dict(records) for site, records in (own or {}).items()}
         for site in self._sites.sites:
             if site in self._state.ledger_tips:
-                given.setdefault(site, {})[LEDGER_HEAD] = self._state.ledger_tips[site]
+                given.setdefault(site, {})[LEDGER_TIP] = self._state.ledger_tips[site]
         replies = self._sites.ask(kind, number, components, sites, given, take)
         self._state.ledger_tips |= _ledger_tips(replies)
         return replies
@@ -265,7 +265,7 @@ class FederatedRun:
 def _ledger_tips(replies: Sequence[Reply]) -> dict[str, StateDict]:
     """By site, the ledger tip in its reply; none where the run is not private."""
     return {
-        reply.site: reply.components[LEDGER_HEAD]
+        reply.site: reply.components[LEDGER_TIP]
         for reply in replies
-        if LEDGER_HEAD in reply.components
+        if LEDGER_TIP in reply.components
     }

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from mediffusion_core.messaging import protocol
-from mediffusion_core.messaging.compression import method_for
+from mediffusion_core.messaging.compression import message_compression
 from mediffusion_core.settings import Settings
 from server.messages import (
     BudgetSpentError,
@@ -127,7 +127,7 @@ class Sites(ABC):
         Raises:
             SiteError: if too few replies count.
         """
-        shared = array_records(components, method_for(kind, self._compression))
+        shared = array_records(components, message_compression(kind, self._compression))
         records = {
             node: {**shared, **array_records((own or {}).get(name, {}))}
             for name, node in self._nodes.items()
@@ -146,7 +146,7 @@ class Sites(ABC):
         def keep(reply: Reply) -> None:
             if take is not None:
                 take(reply)
-                tip = {n: s for n, s in reply.components.items() if n == protocol.LEDGER_HEAD}
+                tip = {n: s for n, s in reply.components.items() if n == protocol.LEDGER_TIP}
                 reply = replace(reply, components=tip)
             replies.append(reply)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from client import latent_cache
-from client.privacy_budget import charge, ledger_head
+from client.privacy_budget import charge, ledger_tip
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
 from mediffusion_core.common.errors import RefusedError, UserError
 from mediffusion_core.common.files import write_durably
@@ -82,7 +82,7 @@ class PrivateTrainer(Trainer):
 
     def ledger_tip(self) -> dict[str, Tensor]:
         """The ledger's tip after the answer."""
-        return ledger_head(self.site)
+        return ledger_tip(self.site)
 
     def units(self) -> tuple[Tensor, int]:
         """The privacy unit of each training image (n,), and the number of units."""

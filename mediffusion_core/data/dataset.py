@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.regions import Regions
 
 SPLITS = ("train", "validation", "test")
@@ -68,7 +68,7 @@ class Source:
     moves: tuple[Move, ...] = ()
     splits: tuple[str, ...] | None = None
     regions: Regions | None = None
-    notes: tuple[Finding, ...] = ()
+    notes: tuple[CheckResult, ...] = ()
     isolated: bool = False
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.masks import find_masks
 from mediffusion_core.data.store.images import SUFFIXES
 
@@ -156,7 +156,7 @@ def file_name(text: str, ending: str) -> str:
     return f"{kept}{ending}"
 
 
-def summary(left_out: Iterable[LeftOut], *, named: bool = True) -> list[Finding]:
+def summary(left_out: Iterable[LeftOut], *, named: bool = True) -> list[CheckResult]:
     """One line for each reason: how many files, which endings, and the first of them.
 
     Args:
@@ -169,7 +169,7 @@ def summary(left_out: Iterable[LeftOut], *, named: bool = True) -> list[Finding]
     return [_line(reason, paths, named) for reason, paths in by_reason.items()]
 
 
-def _line(reason: str, paths: list[str], named: bool) -> Finding:
+def _line(reason: str, paths: list[str], named: bool) -> CheckResult:
     text = f"{len(paths)} {'file is' if len(paths) == 1 else 'files are'} not read: {reason}"
     if reason == OTHER:
         counts = Counter(_ending(path, named) for path in paths)
@@ -177,7 +177,7 @@ def _line(reason: str, paths: list[str], named: bool) -> Finding:
     if named:
         text += f", the first is {shown(paths[0])}"
     harmless = all(is_harmless(LeftOut(path, reason)) for path in paths)
-    return Finding("ok" if harmless else "warning", text)
+    return CheckResult("ok" if harmless else "warning", text)
 
 
 def _ending(path: str, named: bool) -> str:

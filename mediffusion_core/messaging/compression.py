@@ -40,19 +40,19 @@ SMALLEST = 2.0**-9
 """The smallest positive number of `FLOAT8`."""
 
 
-def method_for(kind: str, compression: Compression) -> Compression:
+def message_compression(kind: str, compression: Compression) -> Compression:
     """The compression of a kind of message."""
     return compression if kind in TRAINING else "none"
 
 
-def method_of(component: str, method: Compression) -> Compression:
+def component_compression(component: str, method: Compression) -> Compression:
     """The compression of a component in a message with the given compression."""
     if method == "none" and component in MOMENTS.values():
         return "bf16"
     return method if component in COMPRESSED else "none"
 
 
-def outward(state: StateDict, method: Compression) -> StateDict:
+def compress_weights(state: StateDict, method: Compression) -> StateDict:
     """Compresses a component that the server sends.
 
     Second moments stay above 0: Adam divides by their roots, and would take steps without bound.
@@ -60,17 +60,17 @@ def outward(state: StateDict, method: Compression) -> StateDict:
     return state if method == "none" else _coded(_roots(state), method, positive=True)
 
 
-def arrived(travelling: StateDict, method: Compression) -> StateDict:
-    """Decompresses `outward`: the component that a site trains."""
+def decompress_weights(travelling: StateDict, method: Compression) -> StateDict:
+    """Decompresses `compress_weights`: the component that a site trains."""
     return travelling if method == "none" else _squares(_decoded(travelling))
 
 
-def change(after: StateDict, before: StateDict, method: Compression) -> StateDict:
+def compress_change(after: StateDict, before: StateDict, method: Compression) -> StateDict:
     """Compresses the change of a component that a site sends back.
 
     Args:
         after: The component after training.
-        before: The component before training, from `arrived`.
+        before: The component before training, from `decompress_weights`.
         method: Of the run.
     """
     if method == "none":
@@ -79,8 +79,8 @@ def change(after: StateDict, before: StateDict, method: Compression) -> StateDic
     return _coded({name: value.cpu() - theirs[name] for name, value in ours.items()}, method)
 
 
-def changed(before: StateDict, travelling: StateDict, method: Compression) -> StateDict:
-    """Decompresses `change`: adds it to the server's component.
+def apply_change(before: StateDict, travelling: StateDict, method: Compression) -> StateDict:
+    """Decompresses `compress_change`: adds it to the server's component.
 
     Raises:
         ValueError: if names or shapes differ from the server's, or scales are missing.
@@ -96,7 +96,7 @@ def changed(before: StateDict, travelling: StateDict, method: Compression) -> St
 
 
 def layout(state: StateDict, method: Compression) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Names, shapes and types of the tensors that `change` makes of a component."""
+    """Names, shapes and types of the tensors that `compress_change` makes of a component."""
     found = {}
     for name, value in state.items():
         code = _code(name, value, method)

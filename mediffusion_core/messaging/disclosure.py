@@ -14,7 +14,7 @@ from mediffusion_core.messaging.protocol import (
     IDENTITY,
     JOINT,
     LATENT_CENSUS,
-    LEDGER_HEAD,
+    LEDGER_TIP,
     METRICS,
     TRAIN_AUTOENCODER,
     TRAIN_JOINT,
@@ -149,7 +149,7 @@ WITH_ANY = {
         "instead of a reply, a failure code and a random id. The code `budget` means that the "
         "site's patients have spent their budget, and reveals that they took part before"
     ),
-    LEDGER_HEAD: (
+    LEDGER_TIP: (
         "with `privacy=dp`, with each reply, the ledger tip: the number of entries and a digest "
         "keyed with the site's salt. It reveals the number of charges, but no patient"
     ),

@@ -46,12 +46,12 @@ FAILURES = {
         "server and site have different settings, or different versions of the program",
         "give server and site the same version, and start the run again",
     ),
-    "head-removed": Failure(
+    "tip-removed": Failure(
         "the ledger tip in the second place is gone",
-        "restore it, or `site ledger verify --against TIP --restore-head`",
+        "restore it, or `site ledger verify --against TIP --restore-tip`",
     ),
-    "head-unreadable": Failure(
-        "the ledger tip can't be read", "as for `head-removed`, once the file is moved away"
+    "tip-unreadable": Failure(
+        "the ledger tip can't be read", "as for `tip-removed`, once the file is moved away"
     ),
     "ledger-behind": Failure(
         "the ledger has fewer entries than its tip, or than the server's: an older copy",

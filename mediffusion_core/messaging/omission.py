@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from mediffusion_core.messaging.compression import SCALE, changed
+from mediffusion_core.messaging.compression import SCALE, apply_change
 from mediffusion_core.messaging.moment_names import MEAN, SQUARE
 from mediffusion_core.settings import Compression
 
@@ -56,7 +56,7 @@ def replied(
     """
     absent = left_out(travelling)
     still = {name: torch.zeros(layout[name][0], dtype=layout[name][1]) for name in absent}
-    moved = changed(before, {**travelling, **still}, method)
+    moved = apply_change(before, {**travelling, **still}, method)
     return {**moved, **{name: before[name] for name in absent if name in before}}
 
 

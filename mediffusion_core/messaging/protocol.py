@@ -72,7 +72,7 @@ COUNTS = "counts"
 FAILURE = "failure"
 """ConfigRecord from a site after an error: a code and a random id, never a text."""
 
-LEDGER_HEAD = "ledger_head"
+LEDGER_TIP = "ledger_tip"
 """ArrayRecord in both directions of a private run: the site's ledger tip. A site sends it with each
 reply. The server keeps it and returns it with the next message, and the site then refuses an older
 copy of its ledger. The digest is keyed with the site's salt, so the tip reveals the number of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mediffusion_core.models.latent_statistics import PER_CHANNEL, latent_moments
+from mediffusion_core.models.latent_statistics import PER_CHANNEL, latent_statistics
 from mediffusion_core.settings import HeadSettings
 
 
@@ -48,7 +48,7 @@ def _attend(one: Tensor, query: Tensor) -> Tensor:
     return torch.einsum("bp,bcp->bc", scores.softmax(dim=1), positions)
 
 
-class MomentsAndMaps(nn.Module):
+class StatisticsAndMaps(nn.Module):
     """Moments of the latent, and the pooled maps of the encoder.
 
     The pooled maps are divided by the root of their number, so that together they have about the
@@ -65,7 +65,7 @@ class MomentsAndMaps(nn.Module):
         """The latent (B, c, h, w) and maps (B, C_i, h_i, w_i) to features (B, 5 c + Σ C_i)."""
         latents, *maps = read
         pooled = self.maps(maps)
-        return torch.cat([latent_moments(latents), pooled / pooled.shape[1] ** 0.5], dim=1)
+        return torch.cat([latent_statistics(latents), pooled / pooled.shape[1] ** 0.5], dim=1)
 
 
 class ClassifierHead(nn.Sequential):
@@ -76,8 +76,8 @@ class ClassifierHead(nn.Sequential):
     """
 
     def __init__(self, widths: Sequence[int], num_classes: int, settings: HeadSettings) -> None:
-        """Takes the channels of all inputs, with `moments` those of the latent first."""
-        latent, maps = (widths[:1], widths[1:]) if settings.moments else ((), widths)
+        """Takes the channels of all inputs, with `latent_statistics` those of the latent first."""
+        latent, maps = (widths[:1], widths[1:]) if settings.latent_statistics else ((), widths)
         pooling = AttentionPooling(maps) if settings.pooling == "attention" else MeanPooling()
         layers = (
             nn.Dropout(settings.dropout),
@@ -87,6 +87,6 @@ class ClassifierHead(nn.Sequential):
             nn.Linear(settings.hidden, num_classes),
         )
         named = [(str(number), layer) for number, layer in enumerate(layers)]
-        read = MomentsAndMaps(pooling) if settings.moments else pooling
+        read = StatisticsAndMaps(pooling) if settings.latent_statistics else pooling
         super().__init__(OrderedDict([("pooling", read), *named]))
-        self.reads_latents = settings.moments
+        self.reads_latents = settings.latent_statistics

@@ -8,7 +8,7 @@ FLOOR = 0.01
 """Added to deviations, which are about 1, so that the logarithm and its slope stay finite."""
 
 
-def latent_moments(latents: Tensor) -> Tensor:
+def latent_statistics(latents: Tensor) -> Tensor:
     """Means, log deviations and log gradients of each channel of scaled latents.
 
     With x a channel, X its positions, C the middle quarter of them and X' the pairs of neighbours:

@@ -47,8 +47,8 @@ def pooled_width(settings: UNetSettings) -> int:
 
 
 def head_widths(unet: UNetSettings, head: HeadSettings, latent_channels: int) -> list[int]:
-    """Channels of the head's inputs, in order: of the latent with `moments`, and of every map."""
-    return [*([latent_channels] if head.moments else []), *map_widths(unet)]
+    """Channels of the head's inputs: the latent's if its statistics are used, then each map's."""
+    return [*([latent_channels] if head.latent_statistics else []), *map_widths(unet)]
 
 
 DECODER_HALF = ("up_blocks", "conv_norm_out", "conv_out")

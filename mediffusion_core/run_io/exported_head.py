@@ -41,6 +41,6 @@ class ExportedHead(ModelMixin, ConfigMixin):
         self.layers = ClassifierHead(widths, len(classes), settings)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, h_i, w_i), with `moments` the latent first, to logits (B, classes)."""
+        """Maps (B, C_i, h_i, w_i) to logits (B, classes). A latent for statistics comes first."""
         logits: Tensor = self.layers(maps)
         return logits

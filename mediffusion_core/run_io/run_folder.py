@@ -14,7 +14,7 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.files import replacing
 from mediffusion_core.settings import RunSettings, Settings
 
-EVALUATION = "judgement"
+EVALUATION = "evaluation"
 """The stage of an evaluation's lines; files of earlier runs have this name, so it stays."""
 STAGES = ("prepare", "census", "autoencoder", "latents", "joint", EVALUATION)
 """Stages of a run in their order, as `metrics.jsonl` names them."""

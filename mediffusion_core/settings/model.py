@@ -89,9 +89,11 @@ class UNetSettings(StrictModel):
 class HeadSettings(StrictModel):
     """The classifier on the pooled maps of the UNet's encoder."""
 
+    former_names: ClassVar[Mapping[str, str]] = {"moments": "latent_statistics"}
+
     pooling: Literal["mean", "attention"] = "mean"
     """How a map becomes a vector: by its mean, or by attention (arXiv 1802.04712)."""
-    moments: bool = False
+    latent_statistics: bool = False
     """Whether the means, deviations and gradients of the latent are further features."""
     hidden: Count = 1024
     """Width of the hidden layer, at least 1."""

@@ -13,11 +13,14 @@ SEEDS = ("seed", "noise_seed", "sampling_seed")
 class PrivacySettings(StrictModel):
     """Differential privacy in both stages, by DP-SGD (arXiv 1607.00133).
 
-    The unit of privacy is a patient or an image of one site. `ledger`, `ledger_heads` and
+    The unit of privacy is a patient or an image of one site. `ledger`, `ledger_tips` and
     `max_epsilon` hold for simulated sites; a real site sets them in its site file.
     """
 
-    former_names: ClassVar[dict[str, str]] = {"mode": "grad_sample_mode"}
+    former_names: ClassVar[dict[str, str]] = {
+        "mode": "grad_sample_mode",
+        "ledger_heads": "ledger_tips",
+    }
 
     enabled: bool = False
     """Whether sites train with differential privacy."""
@@ -58,8 +61,8 @@ class PrivacySettings(StrictModel):
     """Folder of a model of public images, from which training starts."""
     ledger: Path | None = None
     """Folder of the simulated sites' privacy ledgers. None: in the run's folder."""
-    ledger_heads: Path | None = None
-    """Folder of the second copy of the ledgers' heads. None: beside the ledgers."""
+    ledger_tips: Path | None = None
+    """Folder of the second copy of the ledgers' tips. None: beside the ledgers."""
     max_epsilon: Positive | None = None
     """Largest ε of a unit over all runs with the same ledger, above 0. None: no limit."""
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from mediffusion_core.settings.base import StrictModel
-from mediffusion_core.settings.compatibility import refuse_conflicts
 from mediffusion_core.settings.data import DataSettings
 from mediffusion_core.settings.evaluation import EvaluationSettings
 from mediffusion_core.settings.federation import FederationSettings
 from mediffusion_core.settings.model import DiffusionSettings, ModelSettings
 from mediffusion_core.settings.privacy import PrivacySettings
+from mediffusion_core.settings.privacy_conflicts import refuse_conflicts
 from mediffusion_core.settings.robustness import refuse_void_robustness
 from mediffusion_core.settings.training import TrainingSettings
 
@@ -23,7 +23,7 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "data": {"root", "store", "table", "columns"},
     "evaluation": {"inception_weights"},
     "federation": {"round_timeout", "grace_period", "min_sites", "max_images"},
-    "privacy": {"public_model", "ledger", "ledger_heads", "max_epsilon"},
+    "privacy": {"public_model", "ledger", "ledger_tips", "max_epsilon"},
 }
 """Settings outside the hash: places, devices, waiting times and limits. Server and sites may differ
 in them."""

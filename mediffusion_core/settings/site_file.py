@@ -3,7 +3,7 @@
 import stat
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -34,12 +34,14 @@ class SiteData(TableSettings):
 class SiteLedger(StrictModel):
     """The places of the privacy ledger, as absolute paths."""
 
+    former_names: ClassVar[dict[str, str]] = {"head": "tip"}
+
     folder: Path | None = None
     """Folder of the ledger. None: in the user's data folder."""
-    head: Path | None = None
-    """Folder of the second copy of the ledger's head. None: in the folder of prepared images."""
+    tip: Path | None = None
+    """Folder of the second copy of the ledger's tip. None: in the folder of prepared images."""
 
-    @field_validator("folder", "head")
+    @field_validator("folder", "tip")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return _refuse_relative(path)

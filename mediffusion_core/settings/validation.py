@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.settings.compatibility import require_public_model
+from mediffusion_core.settings.privacy_conflicts import require_public_model
 from mediffusion_core.settings.run import Settings
 
 

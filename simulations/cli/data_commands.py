@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from configs import compose
-from deployment.findings import report_findings
+from deployment.check_output import report_checks
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data import read_source
-from mediffusion_core.data.checks.inspection import Finding, inspect
+from mediffusion_core.data.checks.inspection import CheckResult, inspect
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
 from mediffusion_core.data.partitioning.manifest import write_manifests
 from mediffusion_core.reporting.data_card import write_data_card
@@ -36,8 +36,8 @@ def check_data(config_name: str, overrides: Sequence[str]) -> int:
     try:
         findings = inspect(_prepared(settings))
     except UserError as error:
-        findings = [Finding("error", str(error))]
-    return report_findings(findings)
+        findings = [CheckResult("error", str(error))]
+    return report_checks(findings)
 
 
 def show_data(config_name: str, overrides: Sequence[str], output: Path) -> Path:

@@ -147,7 +147,7 @@ def _absolute_paths(settings: Settings, folder: Path) -> list[str]:
         "evaluation.inception_weights": settings.evaluation.inception_weights,
         "privacy.public_model": settings.privacy.public_model,
         "privacy.ledger": settings.privacy.ledger,
-        "privacy.ledger_heads": settings.privacy.ledger_heads,
+        "privacy.ledger_tips": settings.privacy.ledger_tips,
     }
     given = {key: value.expanduser().resolve() for key, value in values.items() if value}
     given["run.folder"] = folder

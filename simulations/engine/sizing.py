@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.messaging.compression import method_of, outward
+from mediffusion_core.messaging.compression import component_compression, compress_weights
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODING,
@@ -62,7 +62,7 @@ class Sizes:
         average = (EMA_UNET, EMA_HEAD) if settings.training.joint.needs_average else ()
         method = settings.federation.compression
         sent = {
-            name: outward(components[name], method_of(name, method))
+            name: compress_weights(components[name], component_compression(name, method))
             for name in (*AUTOENCODING, *JOINT, *average)
         }
         joint, controls = _bytes(sent, JOINT), settings.training.joint.control_variates

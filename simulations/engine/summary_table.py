@@ -52,7 +52,7 @@ def _spent(settings: Settings, folder: Path) -> Iterator[Row]:
         place, tip = simulated_ledger(site, privacy)
         name, details = f"ε in the ledger of {site.name}", "all charges, also of other runs"
         try:
-            spent = Ledger.open(place, head=tip, begin=False).worst(privacy.target_delta)
+            spent = Ledger.open(place, tip=tip, begin=False).worst(privacy.target_delta)
         except LedgerError as error:
             yield Row(name, "unknown", str(error))
         else:

@@ -140,8 +140,8 @@ def test_nothing_was_lost(
         ("census", 1),
         ("autoencoder", 1),
         ("latents", 1),
-        ("judgement", 0),
-        ("judgement", ROUNDS),
+        ("evaluation", 0),
+        ("evaluation", ROUNDS),
     ]
     must_be_simulated(tmp_path / "run", run.overrides)
 

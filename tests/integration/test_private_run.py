@@ -86,7 +86,7 @@ def test_a_private_federation_costs_the_planned_epsilon_and_continues_without_sp
     assert stages[1] == ["joint"]
     assert stages[2][:2] == ["joint", "census"] and "joint" not in stages[2][2:]
     newest = list_checkpoints(folder.checkpoints)[-1]
-    known = bytes(newest.load("ledger_site-0")["head"].tolist()).decode()
+    known = bytes(newest.load("ledger_site-0")["tip"].tolist()).decode()
     assert known == str(ledgers[0].verify())
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     rounds = [line["sites"] for line in lines if line["stage"] == "joint"]
@@ -218,7 +218,7 @@ def test_every_kind_of_message_is_charged_empty_or_refused(
             failure = content.config_records[protocol.FAILURE]
             assert failure["code"] == "refused"
         elif kind == protocol.ENCODE:
-            assert set(content) == {protocol.ANSWERS_TO, protocol.LEDGER_HEAD} and not charged
+            assert set(content) == {protocol.ANSWERS_TO, protocol.LEDGER_TIP} and not charged
         else:
             assert protocol.FAILURE not in content and len(charged) == 1
     assert entries == ["census", "autoencoder", "latents", "joint"]
@@ -271,14 +271,14 @@ def test_a_site_at_its_cap_answers_with_a_code_and_does_nothing(
 def test_a_ledger_older_than_the_servers_knowledge_is_refused(
     overrides: list[str], tmp_path: Path
 ) -> None:
-    told = asked(protocol.CENSUS, overrides, {}).array_records[protocol.LEDGER_HEAD]
-    head = unpack(told[FORMAT].data)
-    again = asked(protocol.CENSUS, overrides, {protocol.LEDGER_HEAD: head})
+    told = asked(protocol.CENSUS, overrides, {}).array_records[protocol.LEDGER_TIP]
+    tip = unpack(told[FORMAT].data)
+    again = asked(protocol.CENSUS, overrides, {protocol.LEDGER_TIP: tip})
     assert protocol.FAILURE not in again
     ledger = tmp_path / "run" / "sites" / "site-0" / "ledger"
     shutil.rmtree(ledger)
     ledger.with_name("ledger.head").unlink()
-    content = asked(protocol.CENSUS, overrides, {protocol.LEDGER_HEAD: head})
+    content = asked(protocol.CENSUS, overrides, {protocol.LEDGER_TIP: tip})
     assert content.config_records[protocol.FAILURE]["code"] == "ledger-behind"
 
 
@@ -287,14 +287,14 @@ def test_a_ledger_set_back_while_the_run_was_down_is_refused(
 ) -> None:
     """The server keeps the ledger's tip over its own restart, and compares it before a round."""
     ledger, older = tmp_path / "run" / "sites" / "site-0" / "ledger", tmp_path / "older"
-    head = ledger.with_name("ledger.head")
+    tip = ledger.with_name("ledger.head")
     joint_round = FederatedRun._joint_round
 
     def killed_in_the_second(run: FederatedRun) -> None:
         if older.exists():
             raise KeyboardInterrupt
         shutil.copytree(ledger, older)
-        shutil.copy(head, tmp_path)
+        shutil.copy(tip, tmp_path)
         joint_round(run)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -302,7 +302,7 @@ def test_a_ledger_set_back_while_the_run_was_down_is_refused(
         run_in_process("config", overrides)
     shutil.rmtree(ledger)
     shutil.copytree(older, ledger)
-    shutil.copy(tmp_path / head.name, head)
+    shutil.copy(tmp_path / tip.name, tip)
     folder = run_in_process("config", overrides)
     summary = json.loads((folder.path / "summary.json").read_text())
     assert {one["site"] for one in summary["set_aside"]} == {"site-0"}

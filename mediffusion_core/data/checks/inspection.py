@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
-from mediffusion_core.data.checks.finding import Finding, Grade
+from mediffusion_core.data.checks.check_result import CheckResult, Grade
 from mediffusion_core.data.dataset import SPLITS
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
 from mediffusion_core.data.partitioning.splits import ClientPartition
@@ -19,10 +19,10 @@ TWO_LEVELS = 0.9
 BLOCK = 1024
 """Images that are looked at together."""
 
-__all__ = ["Finding", "Grade", "conflicts", "inspect", "overlaps"]
+__all__ = ["CheckResult", "Grade", "conflicts", "inspect", "overlaps"]
 
 
-def inspect(dataset: FederatedDataset) -> list[Finding]:
+def inspect(dataset: FederatedDataset) -> list[CheckResult]:
     """Everything that is looked at before training, errors first."""
     found = [
         _overlap(dataset),
@@ -34,10 +34,10 @@ def inspect(dataset: FederatedDataset) -> list[Finding]:
         *_two_levels(dataset),
         *_duplicates(dataset),
         *_labels(dataset),
-        *(finding for client in dataset.clients for finding in _site(dataset, client)),
+        *(result for client in dataset.clients for result in _site(dataset, client)),
     ]
     grades: tuple[Grade, ...] = ("error", "warning", "ok")
-    return sorted(found, key=lambda finding: grades.index(finding.grade))
+    return sorted(found, key=lambda result: grades.index(result.grade))
 
 
 def overlaps(dataset: FederatedDataset) -> int:
@@ -61,49 +61,49 @@ def conflicts(dataset: FederatedDataset) -> list[tuple[int, int]]:
     ]
 
 
-def _overlap(dataset: FederatedDataset) -> Finding:
+def _overlap(dataset: FederatedDataset) -> CheckResult:
     count = overlaps(dataset)
     text = f"{count} patients, lesions or duplicates stand in two splits or at two sites"
-    return Finding("error" if count else "ok", text)
+    return CheckResult("error" if count else "ok", text)
 
 
-def _conflicts(dataset: FederatedDataset) -> list[Finding]:
+def _conflicts(dataset: FederatedDataset) -> list[CheckResult]:
     pairs = conflicts(dataset)
     if not pairs:
         return []
     ids = dataset.store.image_ids
     one, other = pairs[0]
     text = f"{len(pairs)} duplicates with contradicting labels, the first: {ids[one]}, {ids[other]}"
-    return [Finding("warning", text)]
+    return [CheckResult("warning", text)]
 
 
-def _classes(dataset: FederatedDataset) -> Finding:
+def _classes(dataset: FederatedDataset) -> CheckResult:
     store = dataset.store
     counts = (np.asarray(store.labels) == 1).sum(axis=0).tolist()
     listed = ", ".join(f"{name} {count}" for name, count in zip(store.classes, counts, strict=True))
     kind = "findings, several an image" if store.multi_label else "classes, one an image"
-    return Finding("ok", f"{len(store.classes)} {kind}: {listed}")
+    return CheckResult("ok", f"{len(store.classes)} {kind}: {listed}")
 
 
-def _splits(dataset: FederatedDataset) -> list[Finding]:
+def _splits(dataset: FederatedDataset) -> list[CheckResult]:
     if dataset.store.splits is None:
         return []
     counts = Counter(dataset.store.splits)
     listed = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
-    return [Finding("ok", f"splits of the data set, for data.splits=official: {listed}")]
+    return [CheckResult("ok", f"splits of the data set, for data.splits=official: {listed}")]
 
 
-def _bad(dataset: FederatedDataset) -> list[Finding]:
+def _bad(dataset: FederatedDataset) -> list[CheckResult]:
     bad = dataset.store.bad
     total = len(dataset.store.image_ids) + len(bad)
     if not bad:
-        return [Finding("ok", f"all {total} images can be read")]
+        return [CheckResult("ok", f"all {total} images can be read")]
     name, reason = bad[0]
     text = f"{len(bad)} of {total} images can't be read, the first is {name} ({reason})"
-    return [Finding("warning", text)]
+    return [CheckResult("warning", text)]
 
 
-def _two_levels(dataset: FederatedDataset) -> list[Finding]:
+def _two_levels(dataset: FederatedDataset) -> list[CheckResult]:
     """A warning of images that are nearly all of their darkest or brightest value, as masks are."""
     store = dataset.store
     flat = []
@@ -116,13 +116,13 @@ def _two_levels(dataset: FederatedDataset) -> list[Finding]:
     if not flat:
         return []
     text = f"{len(flat)} images have two grey levels or one, as masks and blank scans have, "
-    return [Finding("warning", f"{text}the first is {store.image_ids[flat[0]]}")]
+    return [CheckResult("warning", f"{text}the first is {store.image_ids[flat[0]]}")]
 
 
-def _duplicates(dataset: FederatedDataset) -> list[Finding]:
+def _duplicates(dataset: FederatedDataset) -> list[CheckResult]:
     store = dataset.store
     if not len(store.duplicates):
-        return [Finding("ok", "no image stands twice in the data")]
+        return [CheckResult("ok", "no image stands twice in the data")]
     one, other = store.duplicates[0]
     again = {int(b) for _, b in store.duplicates}  # one image may repeat several
     across = {int(b) for a, b in store.duplicates if store.groups[a] != store.groups[b]}
@@ -130,35 +130,35 @@ def _duplicates(dataset: FederatedDataset) -> list[Finding]:
         f"{len(again)} images stand twice, {len(across)} under another patient or lesion, "
         f"the first: {store.image_ids[one]}, {store.image_ids[other]}; kept on one side"
     )
-    return [Finding("warning" if across else "ok", text)]
+    return [CheckResult("warning" if across else "ok", text)]
 
 
-def _labels(dataset: FederatedDataset) -> list[Finding]:
+def _labels(dataset: FederatedDataset) -> list[CheckResult]:
     store = dataset.store
     found = []
     for name, column in zip(store.classes, np.asarray(store.labels).T, strict=True):
         for value, kind in ((1, "positive"), (0, "negative")):
             if not (column == value).any():
-                found.append(Finding("warning", f"class {name} has no {kind} image"))
+                found.append(CheckResult("warning", f"class {name} has no {kind} image"))
     unknown = ~np.any([client.known for client in dataset.clients], axis=0)
     for name, nowhere in zip(store.classes, unknown.tolist(), strict=True):
         if nowhere:
-            found.append(Finding("warning", f"class {name} is labelled at no site"))
+            found.append(CheckResult("warning", f"class {name} is labelled at no site"))
     missing = int(np.isnan(store.labels).all(axis=1).sum())
     if missing == len(store.labels):
-        found.append(Finding("error", "no image has a label"))
+        found.append(CheckResult("error", "no image has a label"))
     elif missing:
-        found.append(Finding("ok", f"{missing} of {len(store.labels)} images have no label"))
+        found.append(CheckResult("ok", f"{missing} of {len(store.labels)} images have no label"))
     return found
 
 
-def _site(dataset: FederatedDataset, client: ClientPartition) -> list[Finding]:
+def _site(dataset: FederatedDataset, client: ClientPartition) -> list[CheckResult]:
     text = (
         f"site {client.site}: {len(client.train)} to train on, "
         f"{int(client.labelled.sum())} of them labelled, "
         f"{len(client.validation)} to validate, {len(client.test)} to test"
     )
-    found = [Finding("ok", text)]
+    found = [CheckResult("ok", text)]
     positives = (dataset.labels(client, "train") == 1).sum(axis=0)
     few = [
         f"{name} {count}"
@@ -169,8 +169,8 @@ def _site(dataset: FederatedDataset, client: ClientPartition) -> list[Finding]:
     ]
     if client.validation_labelled and not client.labelled.any():
         text = f"site {client.site}: no patient or lesion is small enough for so few labels"
-        found.append(Finding("warning", text))
+        found.append(CheckResult("warning", text))
     if client.labelled.any() and few:
         text = f"site {client.site}: fewer than {FEW} labelled positives of {', '.join(few)}"
-        found.append(Finding("warning", text))
+        found.append(CheckResult("warning", text))
     return found

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.image_set import ImageSet, Pixels
 from mediffusion_core.data.partitioning.scanner import ScannedImages, draw_scanner
 from mediffusion_core.data.partitioning.splits import (
@@ -35,7 +35,7 @@ class FederatedDataset:
     use_unlabelled: bool
     pixels: Pixels
     """The store's images, changed by the sites' scanners where the settings simulate these."""
-    notes: tuple[Finding, ...] = ()
+    notes: tuple[CheckResult, ...] = ()
     """The reader's warnings and notes."""
 
     def train(self, site: int) -> ImageSet:

@@ -32,7 +32,7 @@ HEALTHY = "No Finding"
 NAME, LABELS, PATIENT = "Image Index", "Finding Labels", "Patient ID"
 LISTS = {"train_val_list.txt": "train", "test_list.txt": "test"}
 BOXES = "BBox_List_2017.csv"
-BOX_LABEL = "Finding Label"
+BOX_LABEL = "CheckResult Label"
 BOX_SIDES = ("Bbox [x", "y", "w", "h]")
 """The published header is `Bbox [x,y,w,h]`, which a CSV file reads as four columns."""
 BOX_FINDINGS = {"Infiltrate": "Infiltration", **{finding: finding for finding in FINDINGS}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.files import LINK, FolderFiles, summary
 from mediffusion_core.data.readers.class_names import spelling_findings, united
 from mediffusion_core.data.readers.label_cells import chosen_classes, refuse_unknown
@@ -161,7 +161,7 @@ def _table(
     for name in dict.fromkeys(given):
         refuse_unknown(classes, name, where)
     labels = np.array(given)[:, None] == np.array(classes)  # (N, C)
-    notes: tuple[Finding, ...] = tuple(spelling_findings("folders", meant))
+    notes: tuple[CheckResult, ...] = tuple(spelling_findings("folders", meant))
     return LabelledTable(
         files.images, classes, False, labels.astype(np.float32), None, None, None, b"", notes=notes
     )

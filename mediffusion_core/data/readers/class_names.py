@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*|,\d{1,2})?(?:e[+-]?\d\d?)?")
 _JOINED = re.compile(r"(?<=\w)[-_‐‑–—](?=\w)")
@@ -68,7 +68,9 @@ def united(given: Iterable[str], classes: Sequence[str] | None) -> dict[str, str
     return {spelling: meant(spelling) for spelling in counts}
 
 
-def spelling_findings(where: str, meant: Mapping[str, str], what: str = "class ") -> list[Finding]:
+def spelling_findings(
+    where: str, meant: Mapping[str, str], what: str = "class "
+) -> list[CheckResult]:
     """A line for each class, or for all patients or sites, with other spellings.
 
     Args:
@@ -86,4 +88,4 @@ def spelling_findings(where: str, meant: Mapping[str, str], what: str = "class "
     ]
     if len(lines) > FEW:
         lines = [f"{lines[0]}; so are {len(lines) - 1} others"]
-    return [Finding("warning", line) for line in lines]
+    return [CheckResult("warning", line) for line in lines]

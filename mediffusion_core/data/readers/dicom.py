@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.dataset import Source, first_shared
 from mediffusion_core.data.files import UNLISTED, FolderFiles, list_folder, same_name, summary
 from mediffusion_core.data.readers.dicom_file import is_dicom, quiet_pydicom, read_elements
@@ -253,11 +253,11 @@ def _by_uid(
     return found
 
 
-def _without_patient(patients: Sequence[str]) -> list[Finding]:
+def _without_patient(patients: Sequence[str]) -> list[CheckResult]:
     without = patients.count("")
     if not without:
         return []
-    return [Finding("warning", f"{without} images have no PatientID, each counts as a patient")]
+    return [CheckResult("warning", f"{without} images have no PatientID, each counts as a patient")]
 
 
 def _refuse_shared_groups(

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.dataset import Source
 from mediffusion_core.data.files import (
     UNLISTED,
@@ -58,7 +58,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     notes += _derived(files.images)
     if table.patients is None:
         text = "without data.columns.patient each image counts as a patient"
-        notes.append(Finding("warning", text))
+        notes.append(CheckResult("warning", text))
     stamps = [file_stamp(root, name) for name in table.names]
     return Source(
         name="folder",
@@ -133,10 +133,10 @@ def _names_no_file(settings: DataSettings, root: Path, files: FolderFiles, first
     return f"{text} (paths need their ending)"
 
 
-def _derived(images: Sequence[str]) -> list[Finding]:
+def _derived(images: Sequence[str]) -> list[CheckResult]:
     """A warning for pictures that are read, and may be masks or drawings of others."""
     return [
-        Finding(
+        CheckResult(
             "warning",
             f"{len(paths)} images are called as others with {added!r} added, the first is "
             f"{shown(paths[0])}; masks and drawings must not be among the images",
@@ -145,7 +145,7 @@ def _derived(images: Sequence[str]) -> list[Finding]:
     ]
 
 
-def _unread_folders(files: FolderFiles) -> Sequence[Finding]:
+def _unread_folders(files: FolderFiles) -> Sequence[CheckResult]:
     """A warning for each folder below the root of whose files none is read."""
 
     def tops(paths: Sequence[str]) -> dict[str, int]:
@@ -159,7 +159,7 @@ def _unread_folders(files: FolderFiles) -> Sequence[Finding]:
     read = tops(files.images)
     lost = [one for one in files.left_out if not is_harmless(one)]
     return [
-        Finding("warning", f"folder {shown(top)}: none of its {count} files is read")
+        CheckResult("warning", f"folder {shown(top)}: none of its {count} files is read")
         for top, count in tops([one.path for one in lost]).items()
         if top not in read
     ]

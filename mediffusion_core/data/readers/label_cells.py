@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.readers.class_names import number_in, spelling_findings, united
 from mediffusion_core.settings import DataSettings, did_you_mean
 
@@ -29,7 +29,7 @@ MANY = 1000
 Rows = dict[str, dict[str, str]]
 """Image to its cells by column, without blanks around them; "" where a cell says nothing."""
 
-Labels = tuple[tuple[str, ...], NDArray[np.float32], list[Finding]]
+Labels = tuple[tuple[str, ...], NDArray[np.float32], list[CheckResult]]
 """C classes, labels (N, C), and what there is to say of them."""
 
 
@@ -122,7 +122,7 @@ def _named(path: Path, settings: DataSettings, column: str, rows: Rows) -> Label
     return classes, labels, notes
 
 
-def _odd_classes(settings: DataSettings, classes: Sequence[str]) -> list[Finding]:
+def _odd_classes(settings: DataSettings, classes: Sequence[str]) -> list[CheckResult]:
     """Warnings of classes that may be no class, or several, where the user has listed none."""
     if settings.classes:
         return []
@@ -136,7 +136,7 @@ def _odd_classes(settings: DataSettings, classes: Sequence[str]) -> list[Finding
         if joined:
             text = f"class {joined[0]!r} has {sign!r} in its name; where it means several findings"
             notes.append(f"{text}, set data.multi_label=true and data.separator={sign}")
-    return [Finding("warning", text) for text in notes]
+    return [CheckResult("warning", text) for text in notes]
 
 
 def _names_in(path: Path, settings: DataSettings, name: str, cell: str) -> list[str] | None:

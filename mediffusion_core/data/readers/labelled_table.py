@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.dataset import Move, first_shared
 from mediffusion_core.data.readers.class_names import spelling_findings, united
 from mediffusion_core.data.readers.isic2019 import unite_lesions
@@ -62,7 +62,7 @@ class LabelledTable:
     splits: tuple[str, ...] | None
     digest: bytes
     moves: tuple[Move, ...] = ()
-    notes: tuple[Finding, ...] = ()
+    notes: tuple[CheckResult, ...] = ()
 
 
 def read_labelled_table(settings: DataSettings, root: Path, shown: Shown = str) -> LabelledTable:
@@ -131,7 +131,7 @@ def table_path(settings: DataSettings, root: Path) -> Path:
 
 def _distinct_rows(
     path: Path, settings: DataSettings, shown: Shown
-) -> tuple[Rows, Taken, list[Finding]]:
+) -> tuple[Rows, Taken, list[CheckResult]]:
     """The rows by image, the cells that are read as missing, and what there is to say of rows."""
     columns, wanted = settings.columns, _wanted(settings.columns)
     labels = _label_columns(columns)
@@ -158,10 +158,10 @@ def _distinct_rows(
         if rows[name] is not cells:
             doubled.append(name)
     text = f"{len(doubled)} rows list an image again and are left out, the first is "
-    notes = [Finding("warning", text + shown(doubled[0]))] if doubled else []
+    notes = [CheckResult("warning", text + shown(doubled[0]))] if doubled else []
     for column, cells_taken in taken.items():
         listed = ", ".join(f"{cell!r} {count}" for cell, count in cells_taken.most_common())
-        notes.append(Finding("warning", f"column {column!r}: read as missing are {listed}"))
+        notes.append(CheckResult("warning", f"column {column!r}: read as missing are {listed}"))
     return rows, taken, notes
 
 
@@ -177,7 +177,7 @@ def _label_columns(columns: ColumnSettings) -> tuple[str, ...]:
 
 def _united(
     path: Path, column: str | None, rows: Rows, taken: Taken
-) -> tuple[tuple[str, ...] | None, list[Finding]]:
+) -> tuple[tuple[str, ...] | None, list[CheckResult]]:
     """The cells of a column of patients or sites, one spelling for each, and notes on the others.
 
     A patient of two spellings would stand in two splits.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.files import UNLISTED, FolderFiles, summary
 
 DEPTH = 2
@@ -80,7 +80,9 @@ def find_images(
     return tuple(path or str(missing / name) for path, name in zip(paths, names, strict=True))
 
 
-def unused(files: FolderFiles, used: Collection[str], tables: Iterable[str]) -> tuple[Finding, ...]:
+def unused(
+    files: FolderFiles, used: Collection[str], tables: Iterable[str]
+) -> tuple[CheckResult, ...]:
     """A line for each kind of file below the root that a data set does not use.
 
     Args:

@@ -58,13 +58,18 @@ class Cap:
     delta: float
 
 
+def default_tip_file(folder: Path) -> Path:
+    """File of the tip beside the folder. Its ending is that of the ledgers that exist."""
+    return folder.with_name(f"{folder.name}.head")
+
+
 class Ledger:
     """One site's ledger. Every call reads and verifies all entries."""
 
-    def __init__(self, folder: Path, head: Path, cap: Cap | None) -> None:
+    def __init__(self, folder: Path, tip: Path, cap: Cap | None) -> None:
         """Takes folder, file of the tip, and cap; callers use `open`."""
         self.folder, self.cap = folder, cap
-        self._path, self._tip_path = folder / FILE, head
+        self._path, self._tip_path = folder / FILE, tip
         self._seen: LedgerTip | None = None
 
     @classmethod
@@ -72,7 +77,7 @@ class Ledger:
         cls,
         folder: Path,
         *,
-        head: Path | None = None,
+        tip: Path | None = None,
         cap: Cap | None = None,
         begin: bool = True,
     ) -> Self:
@@ -80,7 +85,7 @@ class Ledger:
 
         Args:
             folder: On a local disk of the site, readable by its owner alone.
-            head: File of the ledger tip, in a second place; by default beside the folder. On
+            tip: File of the ledger tip, in a second place; by default beside the folder. On
                 another volume, one restored backup does not roll both back.
             cap: The site's limit; None for no limit.
             begin: Whether to create a ledger if none exists.
@@ -88,7 +93,7 @@ class Ledger:
         Raises:
             LedgerError: if the ledger is missing, older than its tip, damaged or edited.
         """
-        ledger = cls(folder, head or folder.with_name(f"{folder.name}.head"), cap)
+        ledger = cls(folder, tip or default_tip_file(folder), cap)
         if begin:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with ledger._turn():
@@ -198,18 +203,18 @@ class Ledger:
             _refuse_unless_extends(content, tip, "a tip kept elsewhere")
 
     @classmethod
-    def restore_tip(cls, folder: Path, head: Path | None, known: LedgerTip) -> LedgerTip:
+    def restore_tip(cls, folder: Path, tip: Path | None, known: LedgerTip) -> LedgerTip:
         """Writes a lost tip again, if the ledger contains a tip kept elsewhere.
 
         Args:
             folder: Of the ledger.
-            head: File of the tip, as for `open`.
+            tip: File of the tip, as for `open`.
             known: A tip kept elsewhere, such as the server's. A ledger older than it is refused.
 
         Raises:
             LedgerError: if the ledger does not contain `known`, or its chain is broken.
         """
-        ledger = cls(folder, head or folder.with_name(f"{folder.name}.head"), None)
+        ledger = cls(folder, tip or default_tip_file(folder), None)
         with ledger._sound() as (_, _, content):
             _refuse_unless_extends(content, known, "a tip kept elsewhere")
             write_tip(ledger._tip_path, content.tip)
@@ -220,7 +225,7 @@ class Ledger:
         with self._sound() as (connection, salt, content):
             kept = read_tip(self._tip_path)
             if kept is None:
-                raise LedgerError("head-removed", f"the ledger tip {self._tip_path} is gone")
+                raise LedgerError("tip-removed", f"the ledger tip {self._tip_path} is gone")
             _refuse_unless_extends(content, kept, f"the tip in {self._tip_path}")
             if self._seen is not None:
                 _refuse_unless_extends(content, self._seen, "the tip that this process read before")

@@ -22,7 +22,7 @@ def open_site_ledger(site: SiteFile, *, begin: bool = True) -> Ledger:
     folder, tip = ledger_places(site)
     policy = site.policy
     cap = None if policy.max_epsilon is None else Cap(policy.max_epsilon, policy.target_delta)
-    return Ledger.open(folder, head=tip, cap=cap, begin=begin)
+    return Ledger.open(folder, tip=tip, cap=cap, begin=begin)
 
 
 def simulated_ledger(folder: Path, privacy: PrivacySettings) -> tuple[Path, Path | None]:
@@ -35,7 +35,7 @@ def simulated_ledger(folder: Path, privacy: PrivacySettings) -> tuple[Path, Path
         privacy: Settings of the run.
     """
     kept = privacy.ledger / folder.name if privacy.ledger else folder / "ledger"
-    return kept, privacy.ledger_heads / folder.name if privacy.ledger_heads else None
+    return kept, privacy.ledger_tips / folder.name if privacy.ledger_tips else None
 
 
 def ledger_places(site: SiteFile) -> tuple[Path, Path]:
@@ -43,5 +43,5 @@ def ledger_places(site: SiteFile) -> tuple[Path, Path]:
     store = site.data.store or default_store_folder()
     return (
         site.ledger.folder or data_folder() / "ledgers" / site.name,
-        site.ledger.head or store / "ledger-heads" / site.name,
+        site.ledger.tip or store / "ledger-heads" / site.name,
     )

@@ -20,5 +20,5 @@ def read_tip(path: Path) -> LedgerTip | None:
         return hash_chain.read_tip(path)
     except (OSError, ValueError) as error:
         raise LedgerError(
-            "head-unreadable", f"the ledger tip {path} cannot be read ({error})"
+            "tip-unreadable", f"the ledger tip {path} cannot be read ({error})"
         ) from None

@@ -173,10 +173,10 @@ def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
 
 def _spent(run: Path, privacy: PrivacySettings, site: str, delta: float) -> float:
     """ε of one run in a site's ledger; 0 if there is no ledger."""
-    folder, head = simulated_ledger(run / "sites" / site, privacy)
+    folder, tip = simulated_ledger(run / "sites" / site, privacy)
     if not folder.is_dir():
         return 0.0
-    ledger = Ledger.open(folder, head=head, begin=False)
+    ledger = Ledger.open(folder, tip=tip, begin=False)
     return ledger.worst_by(delta, lambda entry: entry.run).get(run.name, 0.0)
 
 

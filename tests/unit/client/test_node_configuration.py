@@ -32,7 +32,7 @@ def test_a_deployed_site_takes_no_path_from_the_server(tmp_path: Path) -> None:
     assert (own.run.folder, own.data.root, own.data.store) == (None, Path("/data"), None)
     assert own.device == "cpu"
     assert own.privacy.ledger == tmp_path / "ledger"
-    assert own.privacy.ledger_heads is None
+    assert own.privacy.ledger_tips is None
     assert own.fingerprint() == settings.fingerprint()
     assert own_folder(own, node) == tmp_path / settings.fingerprint()
 

@@ -259,7 +259,7 @@ def test_the_ledger_and_its_limit_are_the_sites(
     node = described_site(tmp_path, "uni")
     file = Path(node["site-file"])
     file.write_text(f"{file.read_text()}max_epsilon = 2.0\n")
-    elsewhere = ("privacy.ledger=/server/only", "privacy.ledger_heads=/server/only")
+    elsewhere = ("privacy.ledger=/server/only", "privacy.ledger_tips=/server/only")
     more = (*elsewhere, "privacy.max_epsilon=50")
     site = open_site(context(node, (*RUN_OF, *PRIVATE, *more)))
     own = site.settings.privacy

@@ -88,7 +88,7 @@ def test_a_lost_second_place_is_restored_against_the_servers_tip(site: Path) -> 
     tip = ask("verify", site).output.split()[-1]
     (site.parent / "store" / "ledger-heads" / "st-anna").unlink()
     assert ask("verify", site).exit_code == 1
-    assert ask("verify", site, "--against", tip, "--restore-head").exit_code == 0
+    assert ask("verify", site, "--against", tip, "--restore-tip").exit_code == 0
     assert ask("verify", site).exit_code == 0
 
 
@@ -102,14 +102,14 @@ def test_an_export_has_every_entry_and_no_patient(site: Path, ending: str) -> No
         content = json.loads(text)
         rows = content["entries"]
         assert content["worst_epsilon"] == epsilon([COST] * 3, 1e-6)
-        assert content["head"] == ask("verify", site).output.split()[-1]
+        assert content["tip"] == ask("verify", site).output.split()[-1]
     else:
         rows = list(csv.DictReader(text.splitlines()))
     assert [str(row["round"]) for row in rows] == ["1", "2", "3"]
     assert {float(row["noise_multiplier"]) for row in rows} == {30.0}
     assert {int(row["units"]) for row in rows} == {2}
     assert "Anna" not in text and "Otto" not in text
-    known = Ledger.open(site.parent / "ledger", head=site.parent / "store/ledger-heads/st-anna")
+    known = Ledger.open(site.parent / "ledger", tip=site.parent / "store/ledger-heads/st-anna")
     with known._content() as (_, _, held):
         assert not any(unit.hex() in text for unit in held.numbers)
 
@@ -127,7 +127,7 @@ def test_a_charge_without_noise_has_infinite_epsilon_in_valid_json(tmp_path: Pat
     ("arguments", "reason"),
     [
         (["verify", "{site}", "--against", "3"], "COUNT:DIGEST"),
-        (["verify", "{site}", "--restore-head"], "--restore-head needs --against"),
+        (["verify", "{site}", "--restore-tip"], "--restore-tip needs --against"),
         (["export", "{site}", "--output", "ledger.txt"], "must end in .json or .csv"),
     ],
 )

@@ -31,7 +31,7 @@ def run(tmp_path: Path, log: AuditLog) -> RunFolder:
     write_json(folder.path / "settings.json", {"settings_hash": "x"})
     folder.record(stage="autoencoder", round=2, rounds=2, sites={"uni": {}})
     folder.record(stage="joint", round=3, rounds=20, sites={"uni": {}})
-    folder.record(stage="judgement", round=3, rounds=20)
+    folder.record(stage="evaluation", round=3, rounds=20)
     folder.metrics.open("a").write('{"stage": "joi')  # in the midst of a line
     folder.point_latest()
     log.append("run", run="7", outcome="started")

@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from mediffusion_core.messaging.compression import arrived, change, changed, method_for, outward
+from mediffusion_core.messaging.compression import (
+    apply_change,
+    compress_change,
+    compress_weights,
+    decompress_weights,
+    message_compression,
+)
 from mediffusion_core.messaging.protocol import ENCODE, EVALUATE, TRAIN_AUTOENCODER, TRAIN_JOINT
 from mediffusion_core.messaging.serialization import pack, unpack
 from mediffusion_core.run_io.checkpoints import list_checkpoints
@@ -59,7 +65,7 @@ def test_received_values_are_near_the_sent_ones(
     shape: tuple[int, ...], seed: int, decades: float, method: Compression
 ) -> None:
     state = component(shape, seed, decades)
-    got = arrived(travelled(dict(outward(state, method))), method)
+    got = decompress_weights(travelled(dict(compress_weights(state, method))), method)
     assert got.keys() == state.keys()
     for name in ("conv.weight", "conv.weight.exp_avg"):
         assert got[name].shape == shape and got[name].dtype == torch.float32
@@ -77,10 +83,10 @@ def test_the_servers_weights_move_by_the_change_and_are_not_rounded(
     shape: tuple[int, ...], seed: int, method: Compression
 ) -> None:
     state = component(shape, seed, 2.0)
-    before = arrived(travelled(dict(outward(state, method))), method)
+    before = decompress_weights(travelled(dict(compress_weights(state, method))), method)
     step = component(shape, seed + 1, 2.0, size=1e-3)["conv.weight"]
     after = {**before, "conv.weight": before["conv.weight"] + step}
-    got = changed(state, travelled(dict(change(after, before, method))), method)
+    got = apply_change(state, travelled(dict(compress_change(after, before, method))), method)
     made = after["conv.weight"] - before["conv.weight"]
     allowed = bound("conv.weight", made, method) + 1e-6 * state["conv.weight"].abs()
     assert bool((got["conv.weight"] - state["conv.weight"] - made).abs().le(allowed).all())
@@ -96,23 +102,29 @@ def test_a_second_moment_is_never_zero_at_a_site_nor_negative_at_the_server(
     method: Compression,
 ) -> None:
     tiny = {"a.exp_avg_sq": torch.tensor([[1.0, 1e-30]])}
-    got = arrived(outward(tiny, method), method)["a.exp_avg_sq"]
+    got = decompress_weights(compress_weights(tiny, method), method)["a.exp_avg_sq"]
     assert bool((got > 0).all())
     less = {"a.exp_avg_sq": torch.zeros(1, 2)}
-    back = changed(tiny, change(less, {"a.exp_avg_sq": got}, method), method)["a.exp_avg_sq"]
+    back = apply_change(tiny, compress_change(less, {"a.exp_avg_sq": got}, method), method)[
+        "a.exp_avg_sq"
+    ]
     assert bool((back >= 0).all())
 
 
 def test_without_compression_nothing_is_touched() -> None:
     state = component((2, 3), 0, 2.0)
-    assert outward(state, "none") is arrived(state, "none") is state
-    assert change(state, {}, "none") is changed({}, state, "none") is state
+    assert compress_weights(state, "none") is decompress_weights(state, "none") is state
+    assert compress_change(state, {}, "none") is apply_change({}, state, "none") is state
 
 
 @pytest.mark.parametrize("kind", [ENCODE, EVALUATE])
 def test_only_training_is_compressed(kind: str) -> None:
-    assert method_for(kind, "int8") == "none"
-    assert method_for(TRAIN_JOINT, "int8") == method_for(TRAIN_AUTOENCODER, "int8") == "int8"
+    assert message_compression(kind, "int8") == "none"
+    assert (
+        message_compression(TRAIN_JOINT, "int8")
+        == message_compression(TRAIN_AUTOENCODER, "int8")
+        == "int8"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -123,7 +135,7 @@ def test_a_number_that_is_none_does_not_become_one(
 ) -> None:
     before = {name: torch.ones(2, 2)}
     after = {name: torch.tensor([[1.0, broken], [2.0, 1.0]])}
-    got = changed(before, change(after, before, method), method)[name]
+    got = apply_change(before, compress_change(after, before, method), method)[name]
     assert not bool(got[0].isfinite().all())
 
 
@@ -132,19 +144,25 @@ def test_a_change_of_other_weights_is_refused(method: Compression) -> None:
     ours = {"w": torch.zeros(2, 3)}
     for theirs in ({"v": torch.zeros(2, 3)}, {"w": torch.zeros(3, 3)}, {}):
         with pytest.raises(ValueError, match="other weights"):
-            changed(ours, change(theirs, theirs, method), method)
+            apply_change(ours, compress_change(theirs, theirs, method), method)
     with pytest.raises(ValueError, match="another number of scales"):
-        changed(ours, {"w": torch.zeros(2, 3, dtype=torch.int8), "w:scale": torch.ones(3)}, "int8")
+        apply_change(
+            ours, {"w": torch.zeros(2, 3, dtype=torch.int8), "w:scale": torch.ones(3)}, "int8"
+        )
 
 
 @pytest.mark.parametrize(("method", "share"), [("bf16", 0.505), ("int8", 0.26)])
 def test_bytes_are_half_and_a_quarter(method: Compression, share: float) -> None:
     state = component((256, 64, 9), 0, 2.0)
     whole = len(pack(state)[-1])
-    assert len(pack(outward(state, method))[-1]) < share * whole
-    assert len(pack(change(state, arrived(outward(state, method), method), method))[-1]) < (
-        share * whole
-    )
+    assert len(pack(compress_weights(state, method))[-1]) < share * whole
+    assert len(
+        pack(
+            compress_change(
+                state, decompress_weights(compress_weights(state, method), method), method
+            )
+        )[-1]
+    ) < (share * whole)
 
 
 def test_a_continued_run_equals_an_uninterrupted_one(tiny: tuple[str, ...], tmp_path: Path) -> None:

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mediffusion_core.messaging.compression import arrived, change, layout, method_of, outward
+from mediffusion_core.messaging.compression import (
+    component_compression,
+    compress_change,
+    compress_weights,
+    decompress_weights,
+    layout,
+)
 from mediffusion_core.messaging.omission import (
     left_out,
     replied,
@@ -46,11 +52,11 @@ def travelled(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_what_a_site_left_alone_is_the_servers_own(
     component: str, compression: Compression
 ) -> None:
-    method = method_of(component, compression)
+    method = component_compression(component, compression)
     ours = weights() if component == HEAD else moments()
-    before = arrived(travelled(dict(outward(ours, method))), method)
+    before = decompress_weights(travelled(dict(compress_weights(ours, method))), method)
     after = {n: value + 0.5 if n.startswith("b.weight") else value for n, value in before.items()}
-    came = travelled(without(change(after, before, method), unchanged(after, before)))
+    came = travelled(without(compress_change(after, before, method), unchanged(after, before)))
     moved = {name for name in ours if name.startswith("b.weight")}
     assert left_out(came) >= ours.keys() - moved and not left_out(came) & moved
     found = replied(ours, came, layout(ours, method), method)
@@ -61,13 +67,13 @@ def test_what_a_site_left_alone_is_the_servers_own(
 
 @pytest.mark.parametrize("compression", METHODS)
 def test_zero_moments_are_known_from_the_weights(compression: Compression) -> None:
-    method = method_of(HEAD_MOMENTS, compression)
+    method = component_compression(HEAD_MOMENTS, compression)
     ours = moments()
     for ending in ("exp_avg", "exp_avg_sq"):
         ours[f"a.weight.{ending}"] = torch.zeros(4, 6)
-    came = travelled(without(outward(ours, method), zero_moments(ours)))
+    came = travelled(without(compress_weights(ours, method), zero_moments(ours)))
     kept = {name: value for name, value in came.items() if name not in left_out(came)}
-    found = with_zero_moments(arrived(kept, method), weights())
+    found = with_zero_moments(decompress_weights(kept, method), weights())
     assert found.keys() == ours.keys()
     assert found["a.weight.exp_avg"].shape == (4, 6) and not found["a.weight.exp_avg"].any()
     assert bool(found["b.bias.exp_avg_sq"].any()) and float(found["steps"]) == 3

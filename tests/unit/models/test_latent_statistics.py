@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from configs.compose import compose
 from mediffusion_core.inference.classify import symmetries
 from mediffusion_core.inference.joint_model import build_joint
-from mediffusion_core.models.latent_statistics import FLOOR, PER_CHANNEL, latent_moments
+from mediffusion_core.models.latent_statistics import FLOOR, PER_CHANNEL, latent_statistics
 from mediffusion_core.models.unet import pooled_width
 
 
@@ -20,7 +20,7 @@ def drawn(side: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_moments_equal_numpys_for_each_channel(side: int) -> None:
     latents = drawn(side)
-    found = latent_moments(latents).reshape(3, PER_CHANNEL, 2)
+    found = latent_statistics(latents).reshape(3, PER_CHANNEL, 2)
     for image in range(3):
         for channel in range(2):
             x = latents[image, channel].double().numpy()
@@ -40,21 +40,23 @@ def test_moments_equal_numpys_for_each_channel(side: int) -> None:
 @given(st.integers(0, 50), st.integers(2, 17))
 def test_no_turn_and_no_mirror_changes_them(seed: int, side: int) -> None:
     latents = drawn(side, seed)
-    expected = latent_moments(latents)
+    expected = latent_statistics(latents)
     for held in symmetries(latents):
-        torch.testing.assert_close(latent_moments(held), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(latent_statistics(held), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_even_latent_has_finite_moments_and_slopes() -> None:
     latents = torch.zeros(1, 2, 8, 8, requires_grad=True)
-    moments = latent_moments(latents)
+    moments = latent_statistics(latents)
     moments.sum().backward()
     assert moments.isfinite().all()
     assert latents.grad is not None and latents.grad.isfinite().all()
 
 
 def test_the_classifier_reads_them_beside_the_maps(tiny: tuple[str, ...]) -> None:
-    settings = compose("config", (*tiny, "model.head.moments=true", "model.head.dropout=0"))
+    settings = compose(
+        "config", (*tiny, "model.head.latent_statistics=true", "model.head.dropout=0")
+    )
     channels = settings.latent_shape[0]
     of_moments = PER_CHANNEL * channels
     joint = build_joint(settings, 2).eval()
@@ -65,7 +67,7 @@ def test_the_classifier_reads_them_beside_the_maps(tiny: tuple[str, ...]) -> Non
     before = joint.classify(latents)
     with torch.no_grad():
         linear.weight[:, of_moments:] = 0.0
-        hidden = latent_moments(latents) @ linear.weight[:, :of_moments].T + linear.bias
+        hidden = latent_statistics(latents) @ linear.weight[:, :of_moments].T + linear.bias
         expected = layers[2](layers[1](hidden))
     alone = joint.classify(latents)
     torch.testing.assert_close(alone, expected)

@@ -61,7 +61,7 @@ def mapped(value: float) -> tuple[int, ...]:
 
 
 def evaluation(index: int, **figures: object) -> dict[str, object]:
-    return {"stage": "judgement", "round": index, "rounds": 4, "time": 1.0 * index, **figures}
+    return {"stage": "evaluation", "round": index, "rounds": 4, "time": 1.0 * index, **figures}
 
 
 def test_grid_has_the_tiles_in_reading_order(tmp_path: Path) -> None:

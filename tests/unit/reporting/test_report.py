@@ -82,8 +82,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "settings.json").write_text(json.dumps({"seed": 0, "data": {"source": "phantom"}}))
     lines = [
         {"stage": "joint", "round": 3, "rounds": 4, "time": 61.0, "diffusion_loss": 1.0},
-        {"stage": "judgement", "round": 0, "rounds": 4, "time": 5.0, "fid": 331.2},
-        {"stage": "judgement", "round": 4, "rounds": 4, "time": 99.0, "auc_macro": 0.8614},
+        {"stage": "evaluation", "round": 0, "rounds": 4, "time": 5.0, "fid": 331.2},
+        {"stage": "evaluation", "round": 4, "rounds": 4, "time": 99.0, "auc_macro": 0.8614},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return tmp_path

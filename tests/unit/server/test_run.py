@@ -122,7 +122,7 @@ def test_the_selected_model_has_the_temperature_of_all_sites_patients(
     expected = best_temperature(temperature_losses(logits, targets, store.multi_label))
     assert model.temperature == pytest.approx(expected, rel=1e-3)
     # It is found for each model anew, the untrained one among them.
-    evaluated = [line for line in folder.history() if line["stage"] == "judgement"]
+    evaluated = [line for line in folder.history() if line["stage"] == "evaluation"]
     temperatures = [line["calibration"]["temperature"] for line in evaluated]
     assert len(temperatures) == 2 and temperatures[0] != temperatures[1] == model.temperature
 

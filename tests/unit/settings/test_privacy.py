@@ -11,7 +11,7 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.privacy.accounting.accountant import epsilon
 from mediffusion_core.privacy.accounting.plan import AUTOENCODER, JOINT, Plan
 from mediffusion_core.settings import Settings
-from mediffusion_core.settings.compatibility import WITH_DP_SGD
+from mediffusion_core.settings.privacy_conflicts import WITH_DP_SGD
 
 DP = ("privacy=dp", "privacy.target_delta=1e-6")
 GIVEN = ("privacy.target_epsilon=null", "privacy.noise_multiplier=1")
@@ -79,7 +79,7 @@ def test_a_head_alone_that_no_loss_reaches_is_refused() -> None:
 
 
 def test_a_head_alone_needs_something_to_read() -> None:
-    head, moments = "privacy.trained=head", "model.head.moments=true"
+    head, moments = "privacy.trained=head", "model.head.latent_statistics=true"
     for wanting in ([head], [head, moments], [head, "training.joint.diffusion_weight=0"]):
         with pytest.raises(UserError, match=r"trained=head needs .* a classifier alone, model"):
             compose("config", [*DP, *wanting])

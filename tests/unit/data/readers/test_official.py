@@ -26,7 +26,7 @@ OBSERVATIONS = [
 ]  # fmt: skip
 CHEST = [f"0000000{index}_000.png" for index in range(4)]
 CHEST_PATIENTS = [1, 2, 2, 3]
-BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+BOX_HEADER = "Image Index,CheckResult Label,Bbox [x,y,w,h],,,"
 
 
 def write(path: Path, *rows: list[object]) -> None:

@@ -337,8 +337,8 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no salt": (lambda f: salt_of(f).unlink(), "salt-removed"),
     "damaged salt": (lambda f: salt_of(f).write_bytes(b"short"), "salt-damaged"),
     "other salt": (lambda f: salt_of(f).write_bytes(bytes(32)), "ledger-edited"),
-    "no tip": (lambda f: tip_of(f).unlink(), "head-removed"),
-    "damaged tip": (lambda f: tip_of(f).write_text("2"), "head-unreadable"),
+    "no tip": (lambda f: tip_of(f).unlink(), "tip-removed"),
+    "damaged tip": (lambda f: tip_of(f).write_text("2"), "tip-unreadable"),
     "other tip": (lambda f: tip_of(f).write_text(f"2:{'0' * 64}"), "ledger-other"),
     "tip ahead": (lambda f: tip_of(f).write_text(f"3:{'0' * 64}"), "ledger-behind"),
 }  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from configs.compose import compose
-from mediffusion_core.messaging.compression import method_of, outward
+from mediffusion_core.messaging.compression import component_compression, compress_weights
 from mediffusion_core.messaging.protocol import AUTOENCODING, HEAD, JOINT, UNET
 from mediffusion_core.messaging.serialization import pack
 from mediffusion_core.models import encoder_half
@@ -24,7 +24,10 @@ def test_sizes_are_those_of_the_packed_components(tiny: tuple[str, ...]) -> None
     components = stored(fresh_state(settings, 5))
 
     def packed(*names: str) -> int:
-        travelling = (outward(components[name], method_of(name, "none")) for name in names)
+        travelling = (
+            compress_weights(components[name], component_compression(name, "none"))
+            for name in names
+        )
         return sum(len(pack(one)[-1]) for one in travelling)
 
     sizes = Sizes.of(settings, 5)

@@ -62,7 +62,7 @@ def test_epsilon_of_the_run_stands_apart_from_that_of_the_ledger(tmp_path: Path)
     assert f"{epsilon(charges, 1e-5):.2f}" in line(shown, "ε in the ledger of site-0")
     (tmp_path / "sites" / "site-0" / "ledger.head").unlink()
     shown = printed(tmp_path, summary, "privacy=dp")
-    assert "unknown" in line(shown, "ε in the ledger of site-0") and "head-removed" in shown
+    assert "unknown" in line(shown, "ε in the ledger of site-0") and "tip-removed" in shown
 
 
 @pytest.mark.parametrize("spent", [9.1, None])

@@ -157,8 +157,10 @@ def require_public_model(settings: "Settings") -> None:
         raise ValueError(f"privacy.autoencoder=public {needed}")
     if privacy.trained in ("adapters", "attention"):
         raise ValueError(f"privacy.trained={privacy.trained} {needed}")
-    if privacy.trained == "head" and (joint.diffusion_weight or not settings.model.head.moments):
+    if privacy.trained == "head" and (
+        joint.diffusion_weight or not settings.model.head.latent_statistics
+    ):
         raise ValueError(
-            f"privacy.trained=head {needed}; for a classifier alone, model.head.moments=true and "
-            "training.joint.diffusion_weight=0"
+            f"privacy.trained=head {needed}; for a classifier alone, "
+            "model.head.latent_statistics=true and training.joint.diffusion_weight=0"
         )

@@ -1,4 +1,4 @@
-"""One thing that was looked at in a data set, and how grave it is."""
+"""The result of one check of a data set or a site."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ Grade = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """The result of one check: its grade, and a sentence."""
 
     grade: Grade
