@@ -18,7 +18,8 @@ class ExportedHead(ModelMixin, ConfigMixin):
 
     Its configuration has the classes in the order of the logits, whether an image may have several
     of them, and the temperature, the divisor of the logits of calibrated probabilities. diffusers
-    writes each parameter of the constructor as one key of the configuration.
+    writes each parameter of the constructor as one key of the configuration: `moments` keeps the
+    name of `HeadSettings.latent_statistics` in folders that exist.
     """
 
     @register_to_config
@@ -36,7 +37,7 @@ class ExportedHead(ModelMixin, ConfigMixin):
         """Takes the channels of the inputs, the classes, and the layers' settings."""
         super().__init__()
         settings = HeadSettings.model_validate(
-            {"hidden": hidden, "dropout": dropout, "pooling": pooling, "moments": moments}
+            {"hidden": hidden, "dropout": dropout, "pooling": pooling, "latent_statistics": moments}
         )
         self.layers = ClassifierHead(widths, len(classes), settings)
 

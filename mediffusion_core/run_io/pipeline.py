@@ -89,12 +89,14 @@ class JointDiffusionPipeline(DiffusionPipeline):
         vae.register_to_config(
             **{f"latents_{name}": value.flatten().tolist() for name, value in scale.items()}
         )
+        layers = settings.model.head
         head = ExportedHead(
-            widths=head_widths(settings.model.unet, settings.model.head, settings.latent_shape[0]),
+            widths=head_widths(settings.model.unet, layers, settings.latent_shape[0]),
             classes=list(model.classes),
             multi_label=model.multi_label,
             temperature=model.temperature,
-            **settings.model.head.model_dump(),
+            **layers.model_dump(exclude={"latent_statistics"}),
+            moments=layers.latent_statistics,
         )
         head.layers = model.joint.head
         scheduler = build_scheduler(settings.diffusion)
