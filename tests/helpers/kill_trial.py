@@ -59,7 +59,8 @@ PRIVATE = (
     "privacy.batch_size=8",
     "privacy.physical_batch_size=8",
 )
-TIMES = {"time", "seconds", "seconds_per_image"}
+UNLIKE = {"time", "seconds", "seconds_per_image", "commit"}
+"""Figures in which equal runs differ; a later call may be of another commit."""
 SOON = 60.0  # seconds
 
 
@@ -155,9 +156,9 @@ class Trial:
         assert newest[0].folder.name == newest[1].folder.name
         _same_arrays(*newest)
         _same_arrays(read_folder(run.model), read_folder(whole.model))
-        assert _untimed(run.history()) == _untimed(whole.history())
+        assert _alike(run.history()) == _alike(whole.history())
         summaries = [json.loads((one.path / "summary.json").read_text()) for one in (run, whole)]
-        assert _untimed(summaries[0]) == _untimed(summaries[1])
+        assert _alike(summaries[0]) == _alike(summaries[1])
 
     def _is_charged(self, run: RunFolder) -> None:
         summary = json.loads((run.path / "summary.json").read_text())
@@ -183,10 +184,10 @@ def _same_arrays(found: ComponentFolder, expected: ComponentFolder) -> None:
             assert torch.equal(ours[name], value), (component, name)
 
 
-def _untimed(value: Any) -> Any:
+def _alike(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _untimed(item) for key, item in value.items() if key not in TIMES}
-    return [_untimed(item) for item in value] if isinstance(value, list) else value
+        return {key: _alike(item) for key, item in value.items() if key not in UNLIKE}
+    return [_alike(item) for item in value] if isinstance(value, list) else value
 
 
 def run_trial(trial: Trial, minutes: float) -> None:
