@@ -137,6 +137,7 @@ def _for_hydra(override: str) -> list[str]:
     name, _, value = override.partition("=")
     key = name.lstrip("+~")
     if key in MAPPINGS:
+        _parsed(override, override)
         # Hydra would merge the mapping into that of the file, and keep names that are not there.
         return [f"~{key}", f"++{key}={value}"]
     meant = f"{name}={as_meant(key, value)}"
@@ -153,12 +154,16 @@ def _parsed(meant: str, override: str) -> Any:
     """
     try:
         parsed = OverridesParser.create().parse_override(meant)
-        return None if parsed.is_delete() else parsed.value()
+        if parsed.is_delete():
+            return None
+        if not parsed.is_sweep_override():  # which `1,2` without brackets is
+            return parsed.value()
     except (HydraException, OmegaConfBaseException):
-        raise UserError(
-            f"{override}: this value can't be read; allowed are numbers, true, false, null, words, "
-            "lists such as [1,2], and other text in single quotation marks"
-        ) from None
+        pass
+    raise UserError(
+        f"{override}: this value can't be read; allowed are numbers such as 0.5, true, false, "
+        "null, words, lists such as [1,2], and other text in single quotation marks"
+    )
 
 
 def _is_entry(override: str) -> bool:

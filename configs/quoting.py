@@ -1,5 +1,6 @@
 """Quotes the value that a user gives a setting, for the grammar of Hydra's overrides."""
 
+import os
 import re
 import types
 from collections.abc import Iterator, Sequence
@@ -9,16 +10,21 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import Settings
 
-Kind = Literal["text", "texts", "either"]
-"""A setting that is text or a path, a list of texts, or one or the other."""
+Kind = Literal["text", "path", "texts", "either"]
+"""A setting that is text, a path, a list of texts, or text or such a list."""
+
+_VARIABLE = re.compile(r"(\\*)\$\{(?!oc\.env:)")
+"""Where OmegaConf would put in another setting's value; it does so for `oc.env` alone."""
 
 
 def quoted(text: str | Path) -> str:
     """A text or path as the value of a Hydra override, whatever characters it holds."""
+    plain = _VARIABLE.sub(lambda found: found[1] * 2 + "\\${", str(text))
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"),
-                     str(text))  # fmt: skip
+                     plain)  # fmt: skip
     return f"'{escaped}'"
 
 
@@ -26,18 +32,25 @@ def as_meant(key: str, value: str) -> str:
     """A value with the quotation marks that Hydra's grammar asks for and users leave out.
 
     Only values of settings that are text, paths or lists of texts change; `null` and quoted
-    values stay as they are. `~` is the user's home.
+    values stay as they are. `~` at the start of a path is the user's home.
 
     Args:
         key: dotted name of a setting.
         value: the given value.
+
+    Raises:
+        UserError: an empty path, which a shell's variable that is not set leaves.
     """
     kind = _kinds().get(key)
+    if kind == "path" and value in ("", "''", '""'):
+        raise UserError(f"{key}={value}: no path is given; {key}=. is the present folder")
     if kind is None or value == "null" or _is_quoted(value):
         return value
     is_list = value.startswith("[") and value.endswith("]")
+    if kind == "path":
+        return quoted(os.path.expanduser(value))
     if kind == "text" or (kind == "either" and not is_list):
-        return quoted(Path(value).expanduser() if value.startswith("~") else value)
+        return quoted(value)
     items = _items(value[1:-1] if is_list else value)
     return f"[{','.join(item if _is_quoted(item) else quoted(item) for item in items)}]"
 
@@ -76,10 +89,12 @@ def _of_model(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Kind]]
         for part in parts:
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _of_model(part, f"{prefix}{name}.")
-        one = any(part in (str, Path) for part in parts)
+        one = str in parts
         many = any(get_origin(part) in (tuple, frozenset) and str in get_args(part)
                    for part in parts)  # fmt: skip
-        if one or many:
+        if Path in parts:
+            yield f"{prefix}{name}", "path"
+        elif one or many:
             yield f"{prefix}{name}", "either" if one and many else "text" if one else "texts"
 
 

@@ -1,5 +1,6 @@
 """Start of a command line, and report of its errors."""
 
+import io
 import sys
 from typing import NoReturn
 
@@ -14,6 +15,10 @@ def run(app: typer.Typer) -> None:
 
     A file or folder that can't be read or written causes the same.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal cannot show must not end the command.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:

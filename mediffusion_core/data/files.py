@@ -18,12 +18,14 @@ SYSTEM_SIGNS = "@$~"
 SYSTEM_FOLDERS = {
     "__macosx", "#recycle", "#snapshot", "system volume information", "lost+found", "recycler",
     "network trash folder", "temporary items", "__pycache__", "thumbnails",
+    "thumbnail", "thumbs",
 }  # fmt: skip
 
 HIDDEN = "hidden"
 SYSTEM = "in folders of the system"
 MASK = "masks"
 OTHER = "of a kind that is not read"
+UNLISTED = "not in the table"
 LINK = "links to folders, which are not followed"
 
 HARMLESS = {
@@ -31,6 +33,9 @@ HARMLESS = {
     ".yaml", ".yml", ".toml", ".py", ".ipynb", ".sh", ".db", ".ini", ".lnk", ".log", ".docx",
 }  # fmt: skip
 """Endings of files that hold no image; a folder of images may well have them beside it."""
+
+NAME_BYTES = 200
+"""Of a name that we give a file; file systems allow 255."""
 
 HARMLESS_REASONS = {HIDDEN, SYSTEM, MASK}
 
@@ -133,15 +138,22 @@ def shown(path: object) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
+def same_name(path: str) -> str:
+    """One form for all spellings of a path that look the same (accents as one character or two)."""
+    return "/".join(part.strip() for part in unicodedata.normalize("NFC", path).split("/"))
+
+
 def is_harmless(file: LeftOut) -> bool:
     """Whether leaving a file out loses no image that its owner may have meant."""
     ending = PurePosixPath(file.path).suffix.lower()
     return file.reason in HARMLESS_REASONS or (file.reason == OTHER and ending in HARMLESS)
 
 
-def file_name(text: str) -> str:
-    """A text as the name of a file: classes and images may be called what no file can be."""
-    return "".join("_" if sign in "/\\\0" else sign for sign in text)
+def file_name(text: str, ending: str) -> str:
+    """Turns the name of a class or an image into a valid name of a file."""
+    plain = "".join("_" if sign in "/\\" or not is_printable(sign) else sign for sign in text)
+    kept = plain.encode()[:NAME_BYTES].decode(errors="ignore")
+    return f"{kept}{ending}"
 
 
 def summary(left_out: Iterable[LeftOut], *, named: bool = True) -> list[Finding]:

@@ -13,7 +13,7 @@ OWN = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 """DejaVu: Latin, Greek, Cyrillic, Hebrew, Armenian and Georgian."""
 
 PACKAGES = (
-    "cvttf_NotoSansCJK_Regular", "fontpkg_noto_sans_arabic", "fontpkg_noto_sans_devanagari",
+    "noto_cjk_sans_jp_regular", "fontpkg_noto_sans_arabic", "fontpkg_noto_sans_devanagari",
     "fontpkg_noto_sans_tamil", "fontpkg_noto_sans_thai",
 )  # fmt: skip
 """Those of the extra `fonts`."""

@@ -52,7 +52,7 @@ SHOWN_CLASSES = 7
 VERDICTS = {
     True: ("flipped", BLUE),
     False: ("did not flip", TERRACOTTA),
-    None: ("was so before", MUTED),
+    None: ("already met", MUTED),
 }
 """The heading of a counterfactual's probabilities, and its colour."""
 MINUS = "\N{MINUS SIGN}"

@@ -170,7 +170,7 @@ def explain_image(
         flipped=made.outcome(0),
     )
     output.mkdir(parents=True, exist_ok=True)
-    panel = output / file_name(f"{image.stem}_{'-'.join(targets)}.png")
+    panel = output / file_name(f"{image.stem}_{'-'.join(targets)}", ".png")
     save_counterfactual_panel([row], panel)
     figures = {
         "image": shown(image.name),

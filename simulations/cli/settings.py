@@ -18,4 +18,5 @@ def settings(
     from configs import compose
 
     composed = compose(config_name, overrides or [])
-    print(yaml.safe_dump(composed.model_dump(mode="json"), sort_keys=False), end="")
+    shown = composed.model_dump(mode="json")
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")

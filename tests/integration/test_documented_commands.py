@@ -36,8 +36,8 @@ NOT_RUN = {
 }
 """Beginnings of commands that are not run here, and why."""
 ELSEWHERE = {
-    "docs/datasets/": "needs images; tests/unit/data/readers read the layouts",
-    "docs/how-to/own-data.md": "needs images; tests/unit/data/readers read the layouts",
+    page: "tests/integration/test_documented_data_commands.py makes the images that it needs"
+    for page in ("docs/datasets/", "docs/how-to/own-data.md")
 }
 """Pages whose commands are not run here, and why."""
 CLASSES = ("Effusion", "Nodule", "MEL")

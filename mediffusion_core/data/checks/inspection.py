@@ -13,6 +13,12 @@ from mediffusion_core.data.partitioning.splits import ClientPartition
 FEW = 10
 """Positives below which a class's AUC has an interval as wide as its range."""
 
+TWO_LEVELS = 0.9
+"""Share of pixels; the edges of a mask have other values once it is resized."""
+
+BLOCK = 1024
+"""Images that are looked at together."""
+
 __all__ = ["Finding", "Grade", "conflicts", "inspect", "overlaps"]
 
 
@@ -25,6 +31,7 @@ def inspect(dataset: FederatedDataset) -> list[Finding]:
         *_bad(dataset),
         *dataset.notes,
         *_splits(dataset),
+        *_two_levels(dataset),
         *_duplicates(dataset),
         *_labels(dataset),
         *(finding for client in dataset.clients for finding in _site(dataset, client)),
@@ -94,6 +101,22 @@ def _bad(dataset: FederatedDataset) -> list[Finding]:
     name, reason = bad[0]
     text = f"{len(bad)} of {total} images can't be read, the first is {name} ({reason})"
     return [Finding("warning", text)]
+
+
+def _two_levels(dataset: FederatedDataset) -> list[Finding]:
+    """A warning of images that are nearly all of their darkest or brightest value, as masks are."""
+    store = dataset.store
+    flat = []
+    for start in range(0, len(store.images), BLOCK):
+        block = store.images[start : start + BLOCK]
+        values = block.reshape(len(block), -1)
+        low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
+        share = ((values == low) | (values == high)).mean(axis=1)
+        flat += (start + np.flatnonzero(share > TWO_LEVELS)).tolist()
+    if not flat:
+        return []
+    text = f"{len(flat)} images have two grey levels or one, as masks and blank scans have, "
+    return [Finding("warning", f"{text}the first is {store.image_ids[flat[0]]}")]
 
 
 def _duplicates(dataset: FederatedDataset) -> list[Finding]:

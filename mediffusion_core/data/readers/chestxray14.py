@@ -1,7 +1,7 @@
 """NIH ChestX-ray14 in its official layout (Wang et al. 2017, arXiv:1705.02315).
 
-Folder: `Data_Entry_2017*.csv` and the PNG files in `images/`, in the twelve `images_*/` of the
-download (or `images/` therein), or beside the table. Where they are there, `train_val_list.txt` and
+Folder: `Data_Entry_2017*.csv` and the PNG files anywhere below `data.root`, such as in `images/` or
+the twelve `images_*/` of the download. Where they are there, `train_val_list.txt` and
 `test_list.txt` give the official splits, and `BBox_List_2017.csv` the regions.
 """
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.dataset import Source, first_shared
-from mediffusion_core.data.readers.mirrors import find_home
-from mediffusion_core.data.readers.tables import data_root, image_names, list_files, read_table
+from mediffusion_core.data.files import list_folder
+from mediffusion_core.data.readers.mirrors import find_home, find_images, unused
+from mediffusion_core.data.readers.tables import data_root, file_stamp, image_names, read_table
 from mediffusion_core.data.regions import Box, fill_boxes
 from mediffusion_core.data.store.images import load_file
 from mediffusion_core.settings import DataSettings
@@ -70,12 +71,10 @@ def read(settings: DataSettings, seed: int) -> Source:
     has_lists = all((home / name).is_file() for name in LISTS)
     more = [*([BOXES] if has_boxes else []), *(LISTS if has_lists else [])]
 
-    parts = [home / "images", *sorted(home.glob("images_*"))]
-    # Mirrors double folders: images/images, images_001/images_001/images.
-    inner = [part / name for part in parts for name in ("images", part.name)]
-    folders = [*parts, *inner, *(part / "images" for part in inner), home]
-    files = list_files(root, [folder for folder in folders if folder.is_dir()], ".png")
-    paths = tuple(files[name][0] if name in files else name for name in names)
+    files = list_folder(root, masks=False)
+    places = (home / "images", home)
+    paths = find_images(root, files, names, places)
+    read_too = [str((home / name).relative_to(root)) for name in (table.name, *more)]
     return Source(
         name="chestxray14",
         classes=FINDINGS,
@@ -90,9 +89,10 @@ def read(settings: DataSettings, seed: int) -> Source:
             root=str(root),
             window=settings.window,
             table=table.read_bytes(),
-            files=sorted(files.values()),
+            files=[(path, file_stamp(root, path)) for path in paths],
             **{name: (home / name).read_bytes() for name in more},
         ),
+        notes=unused(files, paths, read_too),
         splits=_splits(home, names, patients) if has_lists else None,
         regions=partial(_region, root, paths, _boxes(home / BOXES, names)) if has_boxes else None,
     )

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.dataset import Source, first_shared
-from mediffusion_core.data.readers.mirrors import find_home, looked_in, patient_homes
+from mediffusion_core.data.files import list_folder
+from mediffusion_core.data.readers.mirrors import (
+    find_home,
+    looked_in,
+    patient_homes,
+    unused,
+)
 from mediffusion_core.data.readers.tables import data_root, file_stamp, read_table
 from mediffusion_core.data.store.images import load_file
 from mediffusion_core.settings import DataSettings, Uncertain, did_you_mean
@@ -70,6 +76,8 @@ def read(settings: DataSettings, seed: int) -> Source:
     _refuse_shared_patients(home, images.values())
 
     paths = _where_they_are(root, _paths(root, home, images), tuple(images))
+    files = list_folder(root, masks=False)
+    read_too = [str(table.relative_to(root)) for table in tables]
     return Source(
         name="chexpert",
         classes=FINDINGS,
@@ -88,6 +96,7 @@ def read(settings: DataSettings, seed: int) -> Source:
             **{table.name: table.read_bytes() for table in tables},
         ),
         splits=tuple(split for _, split, _ in images.values()),
+        notes=unused(files, paths, read_too),
     )
 
 
@@ -124,7 +133,7 @@ def _where_they_are(root: Path, paths: Sequence[str], names: Sequence[str]) -> t
     """The paths, with those of the host's batches for images that are not where the table says.
 
     Raises:
-        UserError: not one image is anywhere.
+        UserError: not one image of a table is anywhere.
     """
     missing = [file_stamp(root, path) is None for path in paths]
     if not any(missing):
@@ -140,12 +149,15 @@ def _where_they_are(root: Path, paths: Sequence[str], names: Sequence[str]) -> t
         moved(path, name) if is_missing else path
         for path, name, is_missing in zip(paths, names, missing, strict=True)
     )
-    if not any(file_stamp(root, path) for path in found):
-        raise UserError(
-            f"data.root={root}: none of the {len(names)} images is there; looked for {paths[0]}, "
-            f"and for {names[0].split('/')[1]} in {looked_in(homes, root)}. data.root must be "
-            "the folder above the batches"
-        )
+    for split in ("train", "valid", "test"):
+        of_split = [index for index, name in enumerate(names) if name.startswith(f"{split}/")]
+        if of_split and not any(file_stamp(root, found[index]) for index in of_split):
+            first = of_split[0]
+            raise UserError(
+                f"data.root={root}: none of the {len(of_split)} images of {split}.csv is there; "
+                f"looked for {paths[first]}, and for {names[first].split('/')[1]} in "
+                f"{looked_in(homes, root)}. data.root must be the folder above the batches"
+            )
     return found
 
 

@@ -8,11 +8,15 @@ import numpy as np
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.checks.finding import Finding
-from mediffusion_core.data.files import LINK, FolderFiles
+from mediffusion_core.data.files import LINK, FolderFiles, summary
 from mediffusion_core.data.readers.class_names import spelling_findings, united
 from mediffusion_core.data.readers.label_cells import chosen_classes, refuse_unknown
 from mediffusion_core.data.readers.labelled_table import LabelledTable
-from mediffusion_core.data.readers.split_names import refuse_half_a_split, split_of
+from mediffusion_core.data.readers.split_names import (
+    ALLOWED,
+    refuse_half_a_split,
+    split_of,
+)
 from mediffusion_core.data.store.images import SUFFIXES
 from mediffusion_core.settings import DataSettings
 
@@ -55,11 +59,13 @@ def read_class_folders(
     if not files.images:
         raise UserError(
             f"{where}: no image found, allowed are {', '.join(SUFFIXES)} in one folder for each "
-            "class, or data.table"
+            f"class, or data.table{_left_out(files)}"
         )
     class_at = above + 1 if splits_at == above else above
     parts = [path.split("/") for path in files.images]
-    table = _table(settings, root, files.images, [part[class_at] for part in parts])
+    if splits_at is None and not classes:
+        _refuse_shared_folders([part[class_at:-1] for part in parts], where)
+    table = _table(settings, root, files, [part[class_at] for part in parts])
     if splits_at is None:
         return table, files
     splits = tuple(split_of(part[splits_at]) or "" for part in parts)
@@ -114,17 +120,48 @@ def _all_splits(names: set[str], classes: Sequence[str], where: str) -> bool:
     return bool(splits)
 
 
+def _refuse_shared_folders(folders: Sequence[Sequence[str]], where: str) -> None:
+    """Refuses folders that hold the same folders each: those below are more likely the classes.
+
+    Args:
+        folders: of each image the folders from the one that would be its class.
+        where: the root, for the error.
+
+    Raises:
+        UserError: naming both.
+    """
+    below: dict[str, set[str]] = {}
+    for top, *inner in folders:
+        below.setdefault(top, set()).update(inner[:1])
+    shared = set.intersection(*below.values())
+    if len(below) > 1 and len(shared) > 1:
+        raise UserError(
+            f"{where}: the folders {', '.join(sorted(below)[:5])} hold the same folders each, "
+            f"{', '.join(sorted(shared)[:5])}; allowed are folders of classes, and above them "
+            f"folders of splits: {ALLOWED}. Where the upper ones are the classes, list them in "
+            "data.classes"
+        )
+
+
+def _left_out(files: FolderFiles) -> str:
+    """The files left out, for the end of an error message: the user may mean one of them."""
+    return "".join(f"; {note.text}" for note in summary(files.left_out))
+
+
 def _table(
-    settings: DataSettings, root: Path, names: tuple[str, ...], folders: Sequence[str]
+    settings: DataSettings, root: Path, files: FolderFiles, folders: Sequence[str]
 ) -> LabelledTable:
     where = f"data.root={root}"
     meant = united(folders, settings.classes)
     given = [meant[folder] for folder in folders]
-    classes = chosen_classes(settings, sorted(set(given)), root)
+    try:
+        classes = chosen_classes(settings, sorted(set(given)), root)
+    except UserError as error:
+        raise UserError(f"{error}{_left_out(files)}") from None
     for name in dict.fromkeys(given):
         refuse_unknown(classes, name, where)
     labels = np.array(given)[:, None] == np.array(classes)  # (N, C)
     notes: tuple[Finding, ...] = tuple(spelling_findings("folders", meant))
     return LabelledTable(
-        names, classes, False, labels.astype(np.float32), None, None, None, b"", notes=notes
+        files.images, classes, False, labels.astype(np.float32), None, None, None, b"", notes=notes
     )

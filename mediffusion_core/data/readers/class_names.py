@@ -1,20 +1,45 @@
 """One class for all the ways in which a column or the folders spell it."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from mediffusion_core.data.checks.finding import Finding
 
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*|,\d{1,2})?(?:e[+-]?\d\d?)?")
+_JOINED = re.compile(r"(?<=\w)[-_‐‑–—](?=\w)")
+FEW = 10
+"""Classes or patients of several spellings that have a line each."""
+
+_QUOTES = "'\"`´‘’“”"
+
+
+def plain(text: str) -> str:
+    """A text in composed characters, without quotation marks and blanks around it.
+
+    Characters that have no shape, such as zero-width spaces, are left out.
+    """
+    visible = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
+    return " ".join(unicodedata.normalize("NFC", visible).split()).strip(_QUOTES)
+
+
+def number_in(text: str) -> Decimal | None:
+    """The number that a text is, with a decimal point or comma; None where it is none."""
+    return Decimal(text.replace(",", ".")) if _NUMBER.fullmatch(text.lower()) else None
+
 
 def class_key(name: str) -> str:
-    """One key for all spellings of a class: `1` and `1.0`, `Normal` and `normal `."""
-    text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else text
+    """One key for all spellings of a class: `1` and `1.0`, `Normal` and `normal `.
+
+    So do `COVID-19`, `COVID_19` and `covid 19`. `HER2+` and `HER2-` share nothing.
+    """
+    text = _JOINED.sub(" ", plain(name).casefold())
+    number = number_in(plain(name))
+    if number is None:
+        return text.rstrip(".") or text
+    return str(int(number)) if number == int(number) else str(number.normalize())
 
 
 def united(given: Iterable[str], classes: Sequence[str] | None) -> dict[str, str]:
@@ -43,13 +68,22 @@ def united(given: Iterable[str], classes: Sequence[str] | None) -> dict[str, str
     return {spelling: meant(spelling) for spelling in counts}
 
 
-def spelling_findings(where: str, meant: Mapping[str, str]) -> list[Finding]:
-    """A line for each class that has other spellings."""
+def spelling_findings(where: str, meant: Mapping[str, str], what: str = "class ") -> list[Finding]:
+    """A line for each class, or for all patients or sites, with other spellings.
+
+    Args:
+        where: the column or the folders.
+        meant: spelling -> the name it stands for.
+        what: the kind of name, followed by a blank (`class `); empty for patients and sites.
+    """
     others: dict[str, list[str]] = {}
     for spelling, name in meant.items():
         if spelling != name:
             others.setdefault(name, []).append(repr(spelling))
-    return [
-        Finding("warning", f"{where}: read as class {name!r} is also {', '.join(spellings)}")
+    lines = [
+        f"{where}: read as {what}{name!r} is also {', '.join(spellings)}"
         for name, spellings in others.items()
     ]
+    if len(lines) > FEW:
+        lines = [f"{lines[0]}; so are {len(lines) - 1} others"]
+    return [Finding("warning", line) for line in lines]

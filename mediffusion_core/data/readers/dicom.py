@@ -17,7 +17,7 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.dataset import Source, first_shared
-from mediffusion_core.data.files import FolderFiles, list_folder, summary
+from mediffusion_core.data.files import UNLISTED, FolderFiles, list_folder, same_name, summary
 from mediffusion_core.data.readers.dicom_file import is_dicom, quiet_pydicom, read_elements
 from mediffusion_core.data.readers.dicom_pixels import decode_dicom
 from mediffusion_core.data.readers.label_cells import chosen_classes
@@ -29,7 +29,6 @@ from mediffusion_core.settings import DataSettings
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 """Endings that say DICOM, in small or capital letters; a file's content counts for more."""
-UNLISTED = "not in the table"
 DIRECTORY = "DICOMDIR"
 """The index that stands beside the files of a disc; it is DICOM itself, and has no pixels."""
 
@@ -193,12 +192,12 @@ def _match(
 ) -> tuple[tuple[str | None, ...], dict[str, _Header]]:
     """The file of each name, None where there is none, and the headers that had to be read."""
     known = _by_name(files)
-    paths = [known.get(name) for name in names]
+    paths = [known.get(name) or known.get(same_name(name)) for name in names]
     headers: dict[str, _Header] = {}
     if None in paths:  # then names may be SOPInstanceUIDs, and any file may be meant
         headers = _read_headers(root, files)
         by_uid = _by_uid(settings, headers, set(names) - set(known))
-        paths = [known.get(name) or by_uid.get(name) for name in names]
+        paths = [path or by_uid.get(name) for path, name in zip(paths, names, strict=True)]
     elif needs_patients:
         headers = _read_headers(root, [path for path in paths if path])
     counts = Counter(path for path in paths if path)
@@ -224,7 +223,7 @@ def _by_name(files: Iterable[str]) -> dict[str, str]:
         if ending[1:] and not ending[1:].isdigit():  # a UID's last part is no ending
             without.setdefault(stem, []).append(path)
     known = {stem: paths[0] for stem, paths in without.items() if len(paths) == 1}
-    return known | {path: path for path in files}
+    return {same_name(path): path for path in files} | known | {path: path for path in files}
 
 
 def _read_headers(root: Path, paths: Iterable[str]) -> dict[str, _Header]:

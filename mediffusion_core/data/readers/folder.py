@@ -10,13 +10,16 @@ from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.dataset import Source
 from mediffusion_core.data.files import (
+    UNLISTED,
     FolderFiles,
     is_harmless,
     is_printable,
     list_folder,
+    same_name,
     shown,
     summary,
 )
+from mediffusion_core.data.masks import find_derived
 from mediffusion_core.data.readers.class_folders import read_class_folders
 from mediffusion_core.data.readers.labelled_table import (
     LabelledTable,
@@ -27,7 +30,6 @@ from mediffusion_core.data.readers.tables import data_root, file_stamp
 from mediffusion_core.data.store.images import SUFFIXES, load_file
 from mediffusion_core.settings import DataSettings
 
-UNLISTED = "not in the table"
 UNPRINTABLE = "names with signs that can't be printed"
 
 
@@ -53,6 +55,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     else:
         table, files = _by_table(settings, root, files)
     notes = [*table.notes, *_unread_folders(files), *summary(files.left_out)]
+    notes += _derived(files.images)
     if table.patients is None:
         text = "without data.columns.patient each image counts as a patient"
         notes.append(Finding("warning", text))
@@ -87,7 +90,7 @@ def _by_table(
     settings: DataSettings, root: Path, files: FolderFiles
 ) -> tuple[LabelledTable, FolderFiles]:
     """The table, and the files without those that it lists and with those it does not."""
-    table = read_labelled_table(settings, root)
+    table = _with_names_on_disk(read_labelled_table(settings, root), files)
     if not any(file_stamp(root, name) for name in table.names):
         raise UserError(_names_no_file(settings, root, files, table.names[0]))
     own = table_path(settings, root)
@@ -98,18 +101,48 @@ def _by_table(
     return table, replace(files, left_out=left_out).without(unlisted, UNLISTED)
 
 
+def _with_names_on_disk(table: LabelledTable, files: FolderFiles) -> LabelledTable:
+    """The table with the names of files whose accents it writes otherwise, as macOS does.
+
+    Raises:
+        UserError: an image that it lists in both ways.
+    """
+    there = {*files.images, *(one.path for one in files.left_out)}
+    spelt = {same_name(path): path for path in there}
+    names = tuple(
+        name if name in there else spelt.get(same_name(name), name) for name in table.names
+    )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"data.table lists image {twice} twice, with its accents in two forms")
+    return replace(table, names=names)
+
+
 def _names_no_file(settings: DataSettings, root: Path, files: FolderFiles, first: str) -> str:
     text = (
         f"{table_path(settings, root)}: column {settings.columns.image!r} names no file below "
         f"data.root={root}, the first is {first!r}"
     )
     name = PurePosixPath(first)
-    alike = [path for path in files.images if PurePosixPath(path).stem in (name.stem, name.name)]
+    stems = {name.stem.casefold(), name.name.casefold()}
+    alike = [path for path in files.images if PurePosixPath(path).stem.casefold() in stems]
     if alike:
         return f"{text}; there is {alike[0]!r} (a path is relative to data.root, with its ending)"
     if name.suffix.lower() in SUFFIXES:
         return f"{text}; the folder has {len(files.images)} images of other names"
     return f"{text} (paths need their ending)"
+
+
+def _derived(images: Sequence[str]) -> list[Finding]:
+    """A warning for pictures that are read, and may be masks or drawings of others."""
+    return [
+        Finding(
+            "warning",
+            f"{len(paths)} images are called as others with {added!r} added, the first is "
+            f"{shown(paths[0])}; masks and drawings must not be among the images",
+        )
+        for added, paths in find_derived(images).items()
+    ]
 
 
 def _unread_folders(files: FolderFiles) -> Sequence[Finding]:

@@ -1,8 +1,9 @@
 """ISIC 2019 in its official layout, with the acquisition centres of Fed-ISIC2019.
 
-Folder: `ISIC_2019_Training_Input/*.jpg`, `ISIC_2019_Training_GroundTruth.csv` (one-hot),
-`ISIC_2019_Training_Metadata.csv` (`lesion_id`); for natural sites `centers.csv` (`image`,
-`center_name`), and for regions `lesion_masks.npz` (see `regions.packed_masks`). Sources: Tschandl
+Folder: `ISIC_2019_Training_GroundTruth.csv` (one-hot), `ISIC_2019_Training_Metadata.csv`
+(`lesion_id`), and the images, in `ISIC_2019_Training_Input` or anywhere below `data.root`; for
+natural sites `centers.csv` (`image`, `center_name`), and for regions `lesion_masks.npz` (see
+`regions.packed_masks`). Sources: Tschandl
 et al. 2018 (arXiv:1803.10417), Codella et al. 2018 (arXiv:1710.05006), Hernández-Pérez et al. 2024
 (BCN20000); centres: FLamby (arXiv:2210.04620).
 """
@@ -19,14 +20,9 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.dataset import Move, Source
-from mediffusion_core.data.readers.mirrors import find_home
-from mediffusion_core.data.readers.tables import (
-    Stamps,
-    data_root,
-    image_names,
-    list_files,
-    read_table,
-)
+from mediffusion_core.data.files import list_folder
+from mediffusion_core.data.readers.mirrors import find_home, find_images, unused
+from mediffusion_core.data.readers.tables import data_root, file_stamp, image_names, read_table
 from mediffusion_core.data.regions import packed_masks
 from mediffusion_core.data.store.images import load_file
 from mediffusion_core.settings import DataSettings
@@ -68,14 +64,13 @@ def read(settings: DataSettings, seed: int) -> Source:
         logger.info("lesion %s: image %s moves from %s to %s", move.group, move.image_id,
                     move.given, move.centre)  # fmt: skip
 
-    folders = [home / IMAGES, home / IMAGES / IMAGES]  # some mirrors double it
-    if not folders[0].is_dir():
-        raise UserError(f"data.root={root}: folder {folders[0].relative_to(root)} is missing")
-    files = list_files(root, [folder for folder in folders if folder.is_dir()], ".jpg")
-    paths = tuple(_path(root, home, files, name) for name in names)
+    files = list_folder(root, masks=False)
+    places = (home / IMAGES, home / IMAGES / IMAGES)  # some mirrors double it
+    paths = find_images(root, files, names, places)
     has_masks = (home / MASKS).is_file()
     known = (TRUTH, METADATA, *([MASKS] if has_masks else []))
     tables = {name: (home / name).read_bytes() for name in known}
+    read_too = [str((home / name).relative_to(root)) for name in (*known, CENTRES)]
     return Source(
         name="isic2019",
         classes=classes,
@@ -90,18 +85,13 @@ def read(settings: DataSettings, seed: int) -> Source:
             root=str(root),
             window=settings.window,
             centres=centres,
-            files=sorted(files.values()),
+            files=[(path, file_stamp(root, path)) for path in paths],
             **tables,
         ),
         moves=moves,
+        notes=unused(files, paths, read_too),
         regions=packed_masks(home / MASKS, names) if has_masks else None,
     )
-
-
-def _path(root: Path, home: Path, files: Stamps, name: str) -> str:
-    """Where an image lies, or would lie, relative to the root."""
-    file = f"{name}.jpg"
-    return files[file][0] if file in files else str((home / IMAGES / file).relative_to(root))
 
 
 def unite_lesions(

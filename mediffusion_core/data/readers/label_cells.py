@@ -8,15 +8,23 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.checks.finding import Finding
-from mediffusion_core.data.readers.class_names import spelling_findings, united
+from mediffusion_core.data.readers.class_names import number_in, spelling_findings, united
 from mediffusion_core.settings import DataSettings, did_you_mean
 
 HEALTHY = ("no finding", "none")
 """Cells of a table of findings that say that there is none."""
 
-ANSWERS = {
-    "0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0,
+ANSWERS = {"false": 0.0, "no": 0.0, "true": 1.0, "yes": 1.0}
+"""Words that say whether an image has a finding, in small or capital letters, as 0 and 1 do."""
+
+DOUBTFUL = {
+    "none", "unknown", "missing", "not available", "not applicable", "-", "--", "---", "?", ".",
 }  # fmt: skip
+"""Cells that may say that something is unknown, and may be a class."""
+
+SEPARATORS = "|;,"
+MANY = 1000
+"""Classes beyond which a column names something else, such as ages or images."""
 
 Rows = dict[str, dict[str, str]]
 """Image to its cells by column, without blanks around them; "" where a cell says nothing."""
@@ -60,6 +68,11 @@ def chosen_classes(settings: DataSettings, found: Sequence[str], where: Path) ->
             raise UserError(f"{what} lists {name!r} twice")
     if not classes:
         raise UserError(f"{where}: no image has a class, and data.classes is not set")
+    if len(classes) > MANY and not settings.classes:
+        raise UserError(
+            f"{where}: {len(classes)} classes are found, allowed are {MANY}; "
+            "is columns.label the column of classes?"
+        )
     if len(classes) == 1 and not settings.multi_label:
         raise UserError(
             f"{where}: {classes[0]!r} is the only class, at least two are needed "
@@ -83,7 +96,7 @@ def _is_one_finding(settings: DataSettings, column: str, rows: Rows) -> bool:
     """Whether a column answers about one finding, rather than naming findings."""
     cells = {cells[column] for cells in rows.values()} - {""}
     listed = cells & set(settings.classes or ())
-    return bool(cells) and not listed and all(cell.lower() in ANSWERS for cell in cells)
+    return bool(cells) and not listed and all(_answer_in(cell) is not None for cell in cells)
 
 
 def _named(path: Path, settings: DataSettings, column: str, rows: Rows) -> Labels:
@@ -91,6 +104,11 @@ def _named(path: Path, settings: DataSettings, column: str, rows: Rows) -> Label
     occurring = [given for names in found.values() for given in names or ()]
     meant = united(occurring, settings.classes)
     classes = chosen_classes(settings, sorted(set(meant.values())), path)
+    if len(classes) > 2 and all(_answer_in(name) is not None for name in classes):
+        raise UserError(
+            f"{path}: column {column!r} says yes and no in several ways, {', '.join(classes)}; "
+            "allowed is one, or data.multi_label=true for one finding"
+        )
     position = {name: index for index, name in enumerate(classes)}
     labels = np.zeros((len(rows), len(classes)), np.float32)
     for row, (name, names) in enumerate(found.items()):
@@ -100,7 +118,25 @@ def _named(path: Path, settings: DataSettings, column: str, rows: Rows) -> Label
         for given in names:
             refuse_unknown(classes, meant[given], f"{path}: image {name}")
             labels[row, position[meant[given]]] = 1
-    return classes, labels, spelling_findings(f"column {column!r}", meant)
+    notes = [*spelling_findings(f"column {column!r}", meant), *_odd_classes(settings, classes)]
+    return classes, labels, notes
+
+
+def _odd_classes(settings: DataSettings, classes: Sequence[str]) -> list[Finding]:
+    """Warnings of classes that may be no class, or several, where the user has listed none."""
+    if settings.classes:
+        return []
+    notes = [
+        f"class {name!r} may stand for a missing label, which an empty cell is"
+        for name in classes
+        if name.casefold() in DOUBTFUL
+    ]
+    for sign in SEPARATORS if settings.multi_label else SEPARATORS[:2]:
+        joined = [name for name in classes if sign in name]
+        if joined:
+            text = f"class {joined[0]!r} has {sign!r} in its name; where it means several findings"
+            notes.append(f"{text}, set data.multi_label=true and data.separator={sign}")
+    return [Finding("warning", text) for text in notes]
 
 
 def _names_in(path: Path, settings: DataSettings, name: str, cell: str) -> list[str] | None:
@@ -145,9 +181,18 @@ def _answered(path: Path, settings: DataSettings, columns: Mapping[str, str], ro
 def _answer(path: Path, name: str, column: str, cell: str) -> float:
     if not cell:
         return np.nan
-    if cell.lower() not in ANSWERS:
+    answer = _answer_in(cell)
+    if answer is None:
         raise UserError(
             f"{path}: image {name} has {cell!r} in column {column!r}, allowed are 0, 1, true, "
             "false, yes, no or nothing"
         )
-    return ANSWERS[cell.lower()]
+    return answer
+
+
+def _answer_in(cell: str) -> float | None:
+    """1 for yes, 0 for no, None for a cell that says something else."""
+    number = number_in(cell)
+    if number is None:
+        return ANSWERS.get(cell.lower())
+    return float(number) if number in (0, 1) else None

@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.checks.finding import Finding
 from mediffusion_core.data.dataset import Move, first_shared
+from mediffusion_core.data.readers.class_names import spelling_findings, united
 from mediffusion_core.data.readers.isic2019 import unite_lesions
-from mediffusion_core.data.readers.label_cells import Rows, read_labels
+from mediffusion_core.data.readers.label_cells import DOUBTFUL, Rows, read_labels
 from mediffusion_core.data.readers.split_names import ALLOWED, split_of
 from mediffusion_core.data.readers.tables import image_path, read_table
 from mediffusion_core.settings import ColumnSettings, DataSettings
 
-MISSING = ("", "na", "n/a", "nan", "<na>", "null")
+MISSING = {
+    "", "na", "n/a", "n.a.", "nan", "-nan", "nat", "<na>", "null", "(null)", "#n/a", "#na",
+    "#n/a n/a", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind", "#ref!", "#value!", "#div/0!", "#name?",
+    "#num!", "#null!",
+}  # fmt: skip
 """Cells that programs write where they know nothing, in small or capital letters."""
 
 Shown = Callable[[str], str]
@@ -84,8 +89,8 @@ def read_labelled_table(settings: DataSettings, root: Path, shown: Shown = str) 
     rows, taken, notes = _distinct_rows(path, settings, shown)
     names, digest = tuple(rows), hashlib.sha256(path.read_bytes()).digest()
     classes, labels, spelt = read_labels(path, settings, rows)
-    patients = _filled(path, columns.patient, rows, taken)
-    sites = _filled(path, columns.site, rows, taken)
+    patients, patients_spelt = _united(path, columns.patient, rows, taken)
+    sites, sites_spelt = _united(path, columns.site, rows, taken)
     splits = _splits(path, columns.split, rows, taken)
     if patients and splits and (shared := first_shared(patients, splits)):
         both = " and ".join(splits[index] for index in shared)
@@ -106,7 +111,7 @@ def read_labelled_table(settings: DataSettings, root: Path, shown: Shown = str) 
         splits,
         digest,
         moves,
-        (*notes, *spelt),
+        (*notes, *spelt, *patients_spelt, *sites_spelt),
     )
 
 
@@ -129,13 +134,15 @@ def _distinct_rows(
 ) -> tuple[Rows, Taken, list[Finding]]:
     """The rows by image, the cells that are read as missing, and what there is to say of rows."""
     columns, wanted = settings.columns, _wanted(settings.columns)
+    labels = _label_columns(columns)
     rows: Rows = {}
     taken: Taken = {}
     doubled = []
     for number, row in enumerate(read_table(path, wanted), 1):
         cells = {name: row[name].strip() for name in wanted}
         for name, cell in cells.items():
-            if cell.lower() in MISSING and cell not in (settings.classes or ()):
+            missing = MISSING if name in labels else MISSING | DOUBTFUL
+            if cell.lower() in missing and cell not in (settings.classes or ()):
                 cells[name] = ""
                 if cell:
                     taken.setdefault(name, Counter())[cell] += 1
@@ -159,9 +166,28 @@ def _distinct_rows(
 
 
 def _wanted(columns: ColumnSettings) -> tuple[str, ...]:
-    labels = (columns.label,) if isinstance(columns.label, str) else columns.label
     others = (columns.patient, columns.site, columns.split)
-    return tuple(dict.fromkeys((columns.image, *labels, *filter(None, others))))
+    every = (columns.image, *_label_columns(columns), *filter(None, others))
+    return tuple(dict.fromkeys(every))
+
+
+def _label_columns(columns: ColumnSettings) -> tuple[str, ...]:
+    return (columns.label,) if isinstance(columns.label, str) else columns.label
+
+
+def _united(
+    path: Path, column: str | None, rows: Rows, taken: Taken
+) -> tuple[tuple[str, ...] | None, list[Finding]]:
+    """The cells of a column of patients or sites, one spelling for each, and notes on the others.
+
+    A patient of two spellings would stand in two splits.
+    """
+    given = _filled(path, column, rows, taken)
+    if given is None:
+        return None, []
+    meant = united(given, None)
+    notes = spelling_findings(f"column {column!r}", meant, "")
+    return tuple(meant[cell] for cell in given), notes
 
 
 def _filled(path: Path, column: str | None, rows: Rows, taken: Taken) -> tuple[str, ...] | None:

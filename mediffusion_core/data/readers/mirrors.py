@@ -2,10 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.checks.finding import Finding
+from mediffusion_core.data.files import UNLISTED, FolderFiles, summary
 
 DEPTH = 2
 """Folders below the root that are looked into."""
@@ -41,6 +43,54 @@ def find_home(root: Path, table: str, also: str = "*") -> Path:
         f"data.root={root}: needs {table}, found none there or up to {DEPTH} folders below; "
         f"the folder holds {below}"
     )
+
+
+def find_images(
+    root: Path, files: FolderFiles, names: Sequence[str], places: Sequence[Path]
+) -> tuple[str, ...]:
+    """Where the images of a table lie, by their names without endings.
+
+    Args:
+        root: resolved `data.root`.
+        files: what it holds.
+        names: N images.
+        places: folders that come first where several hold an image of a name; then all others.
+
+    Returns:
+        N paths relative to the root; for an image that is not there the path in the first place.
+
+    Raises:
+        UserError: not one image is anywhere.
+    """
+    first = {str(place.relative_to(root)): rank for rank, place in enumerate(places)}
+
+    def rank(path: str) -> tuple[int, str]:
+        return first.get(os.path.dirname(path) or ".", len(places)), path
+
+    there: dict[str, str] = {}
+    for path in sorted(files.images, key=rank):
+        there.setdefault(PurePosixPath(path).stem, path)
+    paths = [there.get(PurePosixPath(name).stem) for name in names]
+    if not any(paths):
+        raise UserError(
+            f"data.root={root}: none of the {len(names)} images is there or below, the first is "
+            f"{names[0]}; the folder holds {len(files.images)} images of other names"
+        )
+    missing = places[0].relative_to(root)
+    return tuple(path or str(missing / name) for path, name in zip(paths, names, strict=True))
+
+
+def unused(files: FolderFiles, used: Collection[str], tables: Iterable[str]) -> tuple[Finding, ...]:
+    """A line for each kind of file below the root that a data set does not use.
+
+    Args:
+        files: what the root holds.
+        used: paths of the images, relative to the root.
+        tables: paths of the tables that are read.
+    """
+    known = {*used, *tables}
+    left = files.without(set(files.images) - known, UNLISTED).left_out
+    return tuple(summary(one for one in left if one.path not in known))
 
 
 def patient_homes(root: Path) -> Homes:

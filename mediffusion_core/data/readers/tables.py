@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import logging
-import os
+import re
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
@@ -16,11 +16,11 @@ from mediffusion_core.settings import DataSettings, did_you_mean
 
 DELIMITERS = ",;\t"
 PARQUET_TEXT = ("string", "large_string", "string_view", "null")
+SHEETS = (".xlsx", ".xls", ".ods")
+ARCHIVE = b"PK\x03\x04"
+"""How a zip file starts, and so a spreadsheet."""
 LISTED = 20
 """Columns that an error lists at most."""
-
-Stamps = dict[str, tuple[str, int, int]]
-"""File name to (path relative to the root, bytes, modification time in ns)."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,9 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
 
     A cell that is empty, or that a row is too short to have, is "".
 
-    A `.parquet` file is read as such. Any other file is text in UTF-8 or Latin-1 whose delimiter
-    is the one of `DELIMITERS` that finds the columns; blank lines are skipped.
+    A `.parquet` file is read as such. Any other file is text in UTF-8, UTF-16 with its mark, or
+    Windows-1252, and its delimiter is the one of `DELIMITERS` that finds the columns; blank lines
+    are skipped.
 
     Raises:
         UserError: missing file or column, a column given twice, a row too short for the columns
@@ -68,13 +69,27 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
 
 def _text(path: Path) -> str:
     raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    if b"\0" in raw:
-        raise UserError(f"{path}: not a CSV file (it holds NUL bytes)")
+    if path.suffix.lower() in SHEETS or raw.startswith(ARCHIVE):
+        raise UserError(f"{path}: not a CSV file; save the sheet as CSV")
     try:
-        return raw.decode()
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return _without_separator_line(raw.decode("utf-16"))
+        if b"\0" in raw:
+            raise UserError(f"{path}: not a CSV file (it holds NUL bytes)")
+        return _without_separator_line(raw.decode())
     except UnicodeDecodeError:
-        logger.warning("%s: not UTF-8, so it is read as Latin-1", path)
-        return raw.decode("latin-1")
+        pass
+    try:
+        text, encoding = raw.decode("cp1252"), "Windows-1252"
+    except UnicodeDecodeError:  # which has five holes
+        text, encoding = raw.decode("latin-1"), "Latin-1"
+    logger.warning("%s: not UTF-8, so it is read as %s", path, encoding)
+    return _without_separator_line(text)
+
+
+def _without_separator_line(text: str) -> str:
+    """A table without the line `sep=;` that Excel reads before the header."""
+    return re.sub(r"\Asep=.\r?\n", "", text)
 
 
 def _text_rows(path: Path, text: str, wanted: tuple[str, ...]) -> list[dict[str, str]]:
@@ -210,16 +225,3 @@ def file_stamp(root: Path, name: str) -> tuple[int, int] | None:
     except OSError:  # it will be on the list of bad images
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def list_files(root: Path, folders: Iterable[Path], suffix: str) -> Stamps:
-    """Files of some folders, by name; the first folder wins where a name occurs twice."""
-    found: Stamps = {}
-    for folder in folders:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(suffix) and entry.name not in found and entry.is_file():
-                    status = entry.stat()
-                    relative = str((folder / entry.name).relative_to(root))
-                    found[entry.name] = (relative, status.st_size, status.st_mtime_ns)
-    return found

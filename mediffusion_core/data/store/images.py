@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mediffusion_core.data.store.grey_levels import Window, own_range, to_bytes, windowed
 
@@ -23,8 +23,12 @@ WHITE_IS_ZERO = 0
 PHOTOMETRIC = 262
 """The TIFF element that says whether 0 is white; Pillow minds it up to 8 bits."""
 
+SIGNED = 2
+SAMPLE_FORMAT = 339
+"""The TIFF element that says how values are written; Pillow takes signed bytes for unsigned."""
+
 FLAT = 128
-"""16-bit colours are read by their upper bytes; those that stay below would lose most levels."""
+"""16-bit colours are read by their upper bytes; a smaller range would lose most levels."""
 
 
 class ImageError(Exception):
@@ -87,17 +91,25 @@ def decode(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
                 is_wide = any(";16" in str(tile[3]) for tile in image.tile)
                 image.load()
                 pixels = to_8_bit(image, window)
-                if is_wide and image.mode not in WIDE and pixels.max() < FLAT:
-                    raise ImageError(
-                        f"16-bit colours or transparency that fill {int(pixels.max()) + 1} of 256 "
-                        "levels; store it as 16-bit grey or as 8 bits"
-                    )
+                if is_wide and image.mode not in WIDE:
+                    _refuse_flat(pixels)
                 return pixels
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError("not a JPEG, PNG, TIFF or WebP image, or an unusual kind of one") from None
     except Exception as error:  # Pillow's plugins raise whatever the broken bytes lead to.
         reason = str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
         raise ImageError(" ".join(f"{type(error).__name__}: {reason}".split())) from None
+
+
+def _refuse_flat(pixels: NDArray[np.uint8]) -> None:
+    filled = int(pixels.max()) - int(pixels.min()) + 1
+    if filled <= FLAT:
+        raise ImageError(
+            f"16-bit colours or transparency that fill {filled} of 256 levels; "
+            "store it as 16-bit grey or as 8 bits"
+        )
 
 
 def to_8_bit(image: Image.Image, window: Window | None = None) -> NDArray[np.uint8]:
@@ -115,8 +127,12 @@ def to_8_bit(image: Image.Image, window: Window | None = None) -> NDArray[np.uin
     """
     try:
         upright = ImageOps.exif_transpose(image)
-        if image.mode in WIDE:
-            values = np.asarray(upright).astype(np.float32)  # (H, W)
+        is_signed = getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (0,))[0] == SIGNED
+        if image.mode in WIDE or (image.mode == "L" and is_signed):
+            values = np.asarray(upright)  # (H, W)
+            if image.mode == "L":
+                values = values.view(np.int8)
+            values = values.astype(np.float32)
             grey = to_bytes(own_range(values) if window is None else windowed(values, *window))
             is_inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
             return 255 - grey if is_inverted else grey

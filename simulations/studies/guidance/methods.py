@@ -16,8 +16,8 @@ from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.settings import CounterfactualSettings
 
-ONE_ATTEMPT = {"num_candidates": 1, "relax_mask": False}
-"""Settings of a search with one attempt."""
+ONE_CANDIDATE = {"num_candidates": 1, "relax_mask": False}
+"""Settings of a search with one candidate."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Ours:
 
 
 @dataclass(frozen=True)
-class Reference:
+class Baseline:
     """The published procedure: all steps from `start`, one scale, no mask and no closeness."""
 
     name: str
@@ -59,9 +59,9 @@ class Reference:
             latents, target, strength=self.start, guidance_scale=self.scale, seed=seed
         )
 
-    def redrawn(self, number: int) -> "Reference":
+    def redrawn(self, number: int) -> "Baseline":
         """The same method with new noise."""
-        return Reference(self.name, self.start, self.scale, number)
+        return Baseline(self.name, self.start, self.scale, number)
 
     def described(self) -> dict[str, Any]:
         """Its settings, for the results."""
@@ -87,7 +87,7 @@ class Source:
         return dict.fromkeys(("guidance_scale", "strength", "num_inference_steps"))
 
 
-Method = Ours | Reference | Source
+Method = Ours | Baseline | Source
 
 
 def grid(
@@ -96,11 +96,11 @@ def grid(
     starts: Sequence[float],
     steps: Sequence[int],
 ) -> list[Ours]:
-    """Our guidance with one attempt, at each combination of scale, start and steps."""
-    once = base.model_copy(update=ONE_ATTEMPT)
+    """Our guidance with one candidate, at each combination of scale, start and steps."""
+    once = base.model_copy(update=ONE_CANDIDATE)
     return [
         Ours(
-            f"s {scale:g}, t {start:g}, {count} steps",
+            f"scale {scale:g}, strength {start:g}, {count} steps",
             once.model_copy(
                 update={
                     "guidance_scale": scale,
@@ -117,7 +117,7 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
     """Our guidance, and the same with one of its active parts left out or exchanged."""
     changes: dict[str, dict[str, Any]] = {
         "ours": {},
-        "one attempt": ONE_ATTEMPT,
+        "one candidate": ONE_CANDIDATE,
         "without mask": {"mask_threshold": 0.0},
         "without closeness": {"proximity_weight": 0.0},
         "others not held": {"preserve_weight": 0.0},
@@ -126,7 +126,7 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
     }
     if base.mask_threshold:
         changes["mask not relaxed"] = {"relax_mask": False}
-        changes["one attempt, mask relaxed"] = {"num_candidates": 1}
+        changes["one candidate, mask relaxed"] = {"num_candidates": 1}
     if not base.inversion:
         changes["inverted, not noised"] = changes.pop("noised, not inverted")
     methods: list[Ours] = []

@@ -1,4 +1,4 @@
-"""`fed-mediffusion study guidance`: the grid, its knee, and ours against the reference."""
+"""`fed-mediffusion study guidance`: the grid, its knee, and ours against the Mediffusion baseline."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +15,9 @@ from simulations.baselines.independent_classifier import independent_classifier
 from simulations.studies.guidance.knee import knee
 from simulations.studies.guidance.measure import MethodEvaluator, Row
 from simulations.studies.guidance.methods import (
+    Baseline,
     Method,
     Ours,
-    Reference,
     Source,
     ablations,
     grid,
@@ -84,7 +84,7 @@ class _Methods:
     """Our guidance at each point of the grid."""
     ours: Sequence[Ours]
     """Our guidance and its ablations."""
-    published: Sequence[Reference]
+    published: Sequence[Baseline]
 
 
 def _methods(run: TrainedRun, options: Options) -> _Methods:
@@ -92,7 +92,7 @@ def _methods(run: TrainedRun, options: Options) -> _Methods:
     if options.ours_alone:
         return _Methods([], [Ours("ours", guidance)], [])
     published = [
-        Reference(f"reference, s {scale:g}, t {start:g}", start, scale)
+        Baseline(f"Mediffusion, scale {scale:g}, strength {start:g}", start, scale)
         for scale, start in options.reference
     ]
     points = options.grid
@@ -219,7 +219,7 @@ def _write(results: dict[str, Any], study: _Study, output: Path) -> Path:
         save_chart(study.grid, results["knee"], output / "grid.png")
     seed, test = derive_seed(results["seed"], "guidance", "panel"), study.test
     for row in study.rows:
-        if row.method.name == "ours" or isinstance(row.method, Reference):
+        if row.method.name == "ours" or isinstance(row.method, Baseline):
             title = row.method.name.replace(",", "").replace(" ", "-")
             path = output / f"panel_{title}.png"
             save_panel(row, test.images, test.model.classes, seed, path)

@@ -51,7 +51,7 @@ def guidance_page(
     parts = [
         "# Guidance of counterfactuals",
         _introduction(results),
-        "## Ours and the reference, test patients",
+        "## Ours and the Mediffusion baseline, test patients",
         _table(rows, [*MAIN, PERCEPTUAL], costs=True),
         "*flipped*: share of images that the model classifies as the target; *independent*: the "
         "same by the independent classifier, of images that both classify correctly; *target*: "
@@ -75,7 +75,7 @@ def guidance_page(
         parts += [
             "## Grid, validation patients",
             _table(grid, MAIN, costs=True, marked=results["knee"]),
-            "The knee of flips against L1, if any, is in bold. Each point has one attempt.",
+            "The knee of flips against L1, if any, is in bold. Each point has one candidate.",
         ]
     if references:
         parts += [

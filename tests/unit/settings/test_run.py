@@ -358,8 +358,9 @@ def test_labelled_fractions_by_site_replace_those_of_the_file() -> None:
 
 PATHS = [
     "/data/archive (1)", "/data/Müller", "/data/数据", "/data/a=b", "/data/a,b", "/data/lab#2",
-         "/data/it's", '/data/"x"', "/data/a b", "/data/[x]", "/data/{x}", "/data/x:y", "/data/123",
-         "C:\\new\\", "/data/a\\'b", "123", "true", "a;b", "архив", "/data/🩻", "(1)", "-x", "*",
+    "/data/it's", '/data/"x"', "/data/a b", "/data/[x]", "/data/{x}", "/data/x:y", "/data/123",
+         "C:\\new\\", "/data/a\\'b", "/d/${HOME}", "/d/\\${x}",
+    "~nobody-here/x", "123", "true", "a;b", "архив", "/data/🩻", "(1)", "-x", "*",
 ]  # fmt: skip
 
 
@@ -375,8 +376,25 @@ def test_a_path_is_taken_as_it_is_given(path: str) -> None:
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=12))
 def test_any_text_can_name_a_column(name: str) -> None:
     asked = ["data=folder", f"data.columns.image={quoted(name)}"]
-    if "${" not in name:
-        assert compose("config", asked).data.columns.image == name
+    assert compose("config", asked).data.columns.image == name
+
+
+@pytest.mark.parametrize("given", ["", "''", '""'])
+def test_a_path_that_the_shell_left_empty_is_not_the_present_folder(given: str) -> None:
+    with pytest.raises(UserError, match=r"data\.root=.*: no path is given; data\.root=\. is"):
+        compose("config", ["data=folder", f"data.root={given}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.window=40,400", "data.window=(1", "data.max_bad_fraction=0,05", "seed=[1",
+     "data.labelled_fraction_by_site={Müller=0.5}", "evaluation.noise_levels=[0.0,(]"],
+)  # fmt: skip
+def test_a_value_that_is_none_is_named_in_the_words_of_the_user(override: str) -> None:
+    with pytest.raises(UserError) as error:
+        compose("config", ["data=folder", override])
+    assert str(error.value).startswith(f"{override}: this value can't be read; allowed are ")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +403,7 @@ def test_any_text_can_name_a_column(name: str) -> None:
         ("data.separator=;", "separator", ";"),
         ("data.separator=,", "separator", ","),
         ("data.separator= ", "separator", " "),
+        ("data.separator=~", "separator", "~"),
         ("data.separator='|'", "separator", "|"),
         ("data.classes=[0,1]", "classes", ("0", "1")),
         ("data.classes=0,1", "classes", ("0", "1")),

@@ -439,7 +439,7 @@ def test_chexpert_in_batches_as_its_host_serves_it(tmp_path: Path) -> None:
     for split in ("valid", "test"):
         (tables / f"{split}.csv").unlink()
     with pytest.raises(
-        UserError, match=r"none of the 3 images is there; looked for .*patient00001"
+        UserError, match=r"none of the 3 images of train.csv is there; looked for .*patient00001"
     ):
         chexpert.read(settings.model_copy(update={"root": tables}), 0)
 
@@ -469,7 +469,56 @@ def test_doubled_folders_of_mirrors_are_found(tmp_path: Path, make: Any) -> None
     assert source.load(0).shape == source.load(1).shape
 
 
-def test_an_error_about_a_missing_table_names_the_searched_paths(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".jpg", ".JPG", ".png"])
+@pytest.mark.parametrize("place", ["images", ".", "archive/ISIC_2019_Training_Input"])
+def test_isic_images_are_found_wherever_a_mirror_has_them(
+    tmp_path: Path, place: str, ending: str
+) -> None:
+    settings = isic_folder(tmp_path)
+    expected = isic2019.read(settings, 0)
+    images = tmp_path / isic2019.IMAGES
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    for path in sorted(images.iterdir()):
+        path.rename(tmp_path / place / f"{path.stem}{ending}")
+    source = isic2019.read(settings, 0)
+    assert source.image_ids == expected.image_ids and source.notes == ()
+    assert source.load(0).shape == (15, 20, 3)
+
+
+def test_chest_images_are_found_wherever_a_mirror_has_them(tmp_path: Path) -> None:
+    settings = chest_folder(tmp_path / "csv")
+    for name, place in zip(CHEST, ["images", "images_001/images", "images_012", "."], strict=True):
+        (tmp_path / "images-224" / "images-224").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csv" / place / name).rename(tmp_path / "images-224" / "images-224" / name)
+    source = chestxray14.read(settings.model_copy(update={"root": tmp_path}), 0)
+    assert source.load(3).shape == (16, 32)
+    with pytest.raises(UserError, match=r"none of the 4 images is there or below, the first is 0"):
+        chestxray14.read(settings, 0)
+
+
+@pytest.mark.parametrize("make", [isic_folder, chest_folder, chexpert_folder])
+def test_files_that_an_official_table_does_not_use_are_counted(tmp_path: Path, make: Any) -> None:
+    settings = make(tmp_path)
+    read = {"isic2019": isic2019, "chestxray14": chestxray14, "chexpert": chexpert}[
+        settings.source
+    ].read
+    assert read(settings, 0).notes == ()
+    draw(tmp_path / "images" / "x.png", (16, 16))
+    (tmp_path / "images" / "scan.nii").write_bytes(b"x")
+    (tmp_path / ".hidden").touch()
+    said = [note.text for note in read(settings, 0).notes]
+    assert "1 file is not read: not in the table, the first is images/x.png" in said
+    assert len(said) == 3
+
+
+def test_chexpert_tables_without_the_batch_of_their_images_are_refused(tmp_path: Path) -> None:
+    settings = chexpert_folder(tmp_path)
+    (tmp_path / "CheXpert-v1.0-small" / "train").rename(tmp_path.parent / "elsewhere")
+    with pytest.raises(UserError, match=r"none of the 3 images of train\.csv is there; looked for"):
+        chexpert.read(settings, 0)
+
+
+def test_a_table_that_is_not_there_says_where_was_looked(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for read, source, table in (
         (isic2019.read, "isic2019", isic2019.TRUTH),

@@ -19,11 +19,20 @@ def table(folder: Path, content: bytes | str, name: str = "table.csv") -> Path:
     return path
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "latin-1"])
 def test_encodings(tmp_path: Path, encoding: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert read_table(table(tmp_path, TEXT.encode(encoding)), ("image", "label")) == ROWS
-    assert ("Latin-1" in caplog.text) == (encoding == "latin-1")
+    assert ("Windows-1252" in caplog.text) == (encoding in ("cp1252", "latin-1"))
+
+
+def test_signs_of_windows_are_read_where_they_can_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = "image,label\na.png,“früh” –\n".encode("cp1252")
+    assert read_table(table(tmp_path, raw), ("label",))[0]["label"] == "“früh” –"
+    assert read_table(table(tmp_path, raw + b"\x81.png,x\n"), ("image",))[1]["image"] == "\x81.png"
+    assert "Latin-1" in caplog.text
 
 
 def test_a_marked_but_broken_utf_8_table_is_read_as_latin_1(tmp_path: Path) -> None:
@@ -31,10 +40,23 @@ def test_a_marked_but_broken_utf_8_table_is_read_as_latin_1(tmp_path: Path) -> N
     assert read_table(table(tmp_path, raw), ("image", "label")) == ROWS
 
 
-@pytest.mark.parametrize("raw", [TEXT.encode("utf-16"), b"\x89PNG\r\n\x1a\n\0\0image,label\n"])
+@pytest.mark.parametrize("raw", [TEXT.encode("utf-16-le"), b"\x89PNG\r\n\x1a\n\0\0image,label\n"])
 def test_a_nul_byte_is_no_text(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(UserError, match="not a CSV file"):
         read_table(table(tmp_path, raw), ("image", "label"))
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"), [("a.xlsx", "image"), ("a.xls", "x"), ("a.csv", "PK\3\4")]
+)
+def test_a_spreadsheet_is_named(tmp_path: Path, name: str, raw: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}: not a CSV file; save the sheet as CSV"):
+        read_table(table(tmp_path, raw, name), ("image",))
+
+
+def test_the_line_that_tells_excel_the_delimiter_is_no_header(tmp_path: Path) -> None:
+    text = "sep=;\r\nimage;label\r\na.png;x\r\n"
+    assert read_table(table(tmp_path, text), ("image",)) == [{"image": "a.png", "label": "x"}]
 
 
 @pytest.mark.parametrize("sign", [";", "\t"])

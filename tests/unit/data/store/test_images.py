@@ -97,6 +97,20 @@ def test_16_bit_colours_that_would_come_out_flat_are_refused(tmp_path: Path) -> 
     assert np.array_equal(decode(whole), (values * 16).astype(np.uint16) >> 8)
 
 
+def test_16_bit_colours_of_a_small_range_are_refused(tmp_path: Path) -> None:
+    """Hounsfield units stored as HU + 32768 fill eight of the upper bytes."""
+    values = np.linspace(31768, 33768, 400).astype(np.uint16).reshape(20, 20, 1).repeat(3, axis=2)
+    with pytest.raises(ImageError, match="fill 8 of 256"):
+        decode(png_of_16_bits(tmp_path / "a.png", values, 2))
+
+
+def test_signed_bytes_of_a_tiff_are_signed(tmp_path: Path) -> None:
+    values = np.arange(-100, 100, dtype=np.int8).reshape(10, 20)
+    saved = save(tmp_path / "a.tif", Image.fromarray(values.view(np.uint8)), tiffinfo={339: (2,)})
+    expected = np.rint((values.astype(float) + 100) / 199 * 255)
+    assert np.array_equal(decode(saved), expected)
+
+
 def test_several_pages_or_frames_are_refused(tmp_path: Path) -> None:
     pages = [Image.new("L", (8, 8), value) for value in (0, 100, 200)]
     for name in ("a.tif", "a.webp", "a.png"):
@@ -175,7 +189,7 @@ def test_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_other_formats_and_pixels_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(ImageError, match="cannot identify"):
+    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF or WebP"):
         decode(tmp_path / "a.png")
 
 

@@ -1,6 +1,7 @@
 """The command line: what goes wrong is one line and an exit status, never a traceback."""
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -58,3 +59,16 @@ def test_a_file_is_no_folder_for_a_run(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fed-mediffusion: run folder {file} is not a folder")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "数据"), ("latin-1", r"\u6570\u636e")])
+def test_a_name_is_printed_in_any_terminal(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "argv", ["fed-mediffusion", "settings", "data.root=/数据"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert not ended.value.code
+    assert f"root: /{shown}" in terminal.buffer.getvalue().decode(encoding)

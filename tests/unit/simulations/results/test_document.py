@@ -281,12 +281,12 @@ def test_studies_of_a_run_have_sections_of_their_own(tmp_path: Path) -> None:
 
     guidance["rows"] = [
         *guidance["rows"],
-        row | {"method": "reference, s 5", "seconds_per_image": 7},
+        row | {"method": "Mediffusion, scale 5", "seconds_per_image": 7},
     ]
     (tmp_path / "results.json").write_text(json.dumps(guidance))
     text = written(Sources(counterfactuals=[tmp_path]), tmp_path, "counterfactuals")
     assert f"Methods on 30 images of phantom ({MADE}):" in text
-    assert "| reference, s 5 | 90% (80% to 100%) | - | - | 0.0200 (" in text
+    assert "| Mediffusion, scale 5 | 90% (80% to 100%) | - | - | 0.0200 (" in text
     assert "| 512 | 7.00 |" in text
 
 

@@ -80,12 +80,12 @@ def test_each_ablation_changes_one_part(inversion: bool) -> None:
     for one in others:
         pairs = zip(base.model_dump().items(), one.guidance.model_dump().values(), strict=True)
         changed[one.name] = {name for (name, before), after in pairs if before != after}
-    assert changed.pop("one attempt") == {"num_candidates", "relax_mask"}
+    assert changed.pop("one candidate") == {"num_candidates", "relax_mask"}
     names = list(changed)
     assert len(names) == 7 and all(len(parts) == 1 for parts in changed.values())
     bare = base.model_copy(update={"proximity_weight": 0.0, "relax_mask": False})
     left = [one.name for one in ablations(bare)]
-    assert not {"without closeness", "mask not relaxed", "one attempt, mask relaxed"} & set(left)
+    assert not {"without closeness", "mask not relaxed", "one candidate, mask relaxed"} & set(left)
     unmasked = ablations(base.model_copy(update={"mask_threshold": 0.0}))
     assert not [one.name for one in unmasked if "mask" in one.name]
     assert ("noised, not inverted" in names) == inversion

@@ -72,7 +72,10 @@ def test_the_study_compares_ours_with_the_reference(run: Path, tmp_path: Path) -
     methods = [row["method"] for row in results["rows"]]
     # Validation patients choose of the published procedure's pairs, and one goes on.
     published = {row["method"]: row["figures"] for row in results["references"]}
-    assert list(published) == ["reference, s 1, t 0.01", "reference, s 200, t 0.01"]
+    assert list(published) == [
+        "Mediffusion, scale 1, strength 0.01",
+        "Mediffusion, scale 200, strength 0.01",
+    ]
     best = max(figures["flipped"]["value"] for figures in published.values())
     assert methods[:2] == ["source", "ours"] and len([m for m in methods if m in published]) == 1
     assert published[methods[-1]]["flipped"]["value"] == best
@@ -208,10 +211,12 @@ def test_a_signal_ends_the_study_and_keeps_its_results(
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["not_measured"] == ["the published procedure"]
     assert signal.getsignal(signal.SIGTERM) == before
-    assert "grid, 1 of 1: s 1, t 0.1, 2 steps\n" in ended.stderr
+    assert "grid, 1 of 1: scale 1, strength 0.1, 2 steps\n" in ended.stderr
     compared = [row["method"] for row in results["rows"]]
-    # The grid's only point is ours with one attempt.
-    assert results["knee"] == "s 1, t 0.1, 2 steps" and "knee of the grid" not in compared
+    # The grid's only point is ours with one candidate.
+    assert (
+        results["knee"] == "scale 1, strength 0.1, 2 steps" and "knee of the grid" not in compared
+    )
     for place, name in enumerate(compared, start=1):
         assert f"test patients, {place} of {len(compared)}: {name}\n" in ended.stderr
 
@@ -219,7 +224,11 @@ def test_a_signal_ends_the_study_and_keeps_its_results(
 @pytest.mark.parametrize(
     ("given", "changes", "message"),
     [
-        (0.9, ["guidance_scale=3"], "s 1, t 0.9, 1 steps: the classifier was trained on noise up"),
+        (
+            0.9,
+            ["guidance_scale=3"],
+            "scale 1, strength 0.9, 1 steps: the classifier was trained on noise up",
+        ),
         (0.2, FAR, f"{GUIDANCE}.num_inference_steps=1 from strength=0.9: the"),
         (0.2, ["guidance_scale=x"], f"setting {GUIDANCE}.guidance_scale='x': input should be a"),
         (0.2, ["guidance_scale=["], f"{GUIDANCE}.guidance_scale=[: this value can't be read"),
