@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import tomllib
 from functools import partial
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.utils import collect_files
+from integration.processes import LIMIT
 
 from simulations.engine.app_bundle import assemble_app
 from simulations.engine.flower_log import error_line, ray_did_not_start
@@ -59,7 +62,7 @@ def main(grid, context):
     folder = Path(config["run-folder"])
     (folder / "marker").write_text(os.environ["FED_MEDIFFUSION_LAUNCH"])
     (folder / "config.json").write_text(json.dumps(dict(config)))
-    if config["config-name"] == "ray" and not (folder / "tried").exists():
+    if config["config-name"] == "raise" and not (folder / "tried").exists():
         (folder / "tried").touch()
         raise Exception("The current node timed out during startup. This could happen")
     if config["config-name"] == "raise":
@@ -154,8 +157,7 @@ def left_behind(run_folder: Path) -> list[str]:
 
 
 def test_a_run_completes_with_its_settings_and_leaves_no_process(app: Path) -> None:
-    """Its Ray takes too long to start at first, and is started once more."""
-    given = plan(app, "ray", AWKWARD)
+    given = plan(app, "complete", AWKWARD)
     seen_alive: list[int] = []
 
     def on_tick() -> None:
@@ -166,7 +168,6 @@ def test_a_run_completes_with_its_settings_and_leaves_no_process(app: Path) -> N
 
     log = given.log_file.read_text()
     assert outcome.status == "completed", (outcome, log)
-    assert "startup. This could happen; Ray is started once more" in log
     assert json.loads((given.run_folder / "config.json").read_text())["overrides"] == AWKWARD
     answers = json.loads((given.run_folder / "answers.json").read_text())
     assert sorted(answer["partition"] for answer in answers) == [0, 1]
@@ -181,9 +182,12 @@ def test_a_run_completes_with_its_settings_and_leaves_no_process(app: Path) -> N
 
 
 def test_a_server_that_raises_is_a_failed_run_that_names_the_error(app: Path) -> None:
+    """Before that, its Ray takes too long to start, and is started once more."""
     given = plan(app, "raise")
     (given.run_folder / "error.txt").write_text("of an earlier attempt\n")
     outcome = launch(given)
+    log = given.log_file.read_text()
+    assert "startup. This could happen; Ray is started once more" in log
     assert (outcome.status, outcome.detail) == ("failed", "ValueError: the phantom has no spine")
     assert left_behind(given.run_folder) == []
 
@@ -235,6 +239,26 @@ def test_a_killed_simulation_process_is_a_failed_run(app: Path) -> None:
     assert len(killed) == 1
     assert (outcome.status, outcome.detail) == ("failed", "the simulation process was killed")
     assert left_behind(given.run_folder) == []
+
+
+def test_what_a_killed_launcher_started_ends_with_it(app: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from integration.test_launcher import launch, plan; "
+        "launch(plan(Path(sys.argv[1]), 'wait'))"
+    )
+    path = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", program, str(app)]
+    launcher = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+    run_folder, deadline = app.parent / "run", time.monotonic() + LIMIT
+    while not (run_folder / "site-0").exists():
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(left_behind(run_folder)) > 3
+    launcher.kill()
+    launcher.wait()
+    while alive := left_behind(run_folder):
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
 
 
 def test_an_app_that_flower_refuses_fails_the_run_with_the_reason(app: Path) -> None:

@@ -1,11 +1,11 @@
 """The site file: a mistake is one line, and the check's last line says ready or not ready."""
 
-import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
+from helpers.crashing_images import crash_at
 from typer.testing import CliRunner
 
 from mediffusion_core.common.errors import UserError
@@ -70,16 +70,13 @@ def test_an_image_that_ends_the_decoder_does_not_end_the_check(
     """Some codecs in C abort on broken files; the reader of DICOM says so of its images."""
 
     def breaking(settings: DataSettings, seed: int) -> Source:
-        return replace(read_source(settings, seed), load=end_the_process, isolated=True)
+        source = read_source(settings, seed)
+        return replace(source, load=partial(crash_at, (0,), source.load), isolated=True)
 
     monkeypatch.setattr("deployment.site_commands.read_source", breaking)
     code, lines = check(sound(tmp_path))
     assert (code, lines[-1]) == (1, "not ready")
     assert any("the decoder crashed on it" in line for line in lines)
-
-
-def end_the_process(index: int) -> np.ndarray:
-    os.abort()
 
 
 def test_an_unset_policy_has_the_default_metrics(tmp_path: Path) -> None:
