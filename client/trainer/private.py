@@ -1,7 +1,7 @@
 """The trainer of runs with differential privacy: charges the ledger first, then answers.
 
-Every sent value that depends on a patient has noise. The size of a round is not sent: neither the
-realised number of images nor the time taken.
+Weights, moments, counts and sums that depend on a patient have noise. The size of a round is not
+sent: neither the realised number of images nor the time taken.
 """
 
 import json

@@ -13,7 +13,7 @@ SEEDS = ("seed", "noise_seed", "sampling_seed")
 class PrivacySettings(StrictModel):
     """Differential privacy in both stages, by DP-SGD (arXiv 1607.00133).
 
-    The unit of privacy is a patient or an image of one site. `ledger`, `ledger_tips` and
+    The unit of privacy is a patient, a lesion or an image of one site. `ledger`, `ledger_tips` and
     `max_epsilon` hold for simulated sites; a real site sets them in its site file.
     """
 

@@ -48,8 +48,8 @@ class JointBatch:
 def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -> dict[str, Tensor]:
     """The parts of the joint objective, each a scalar, from one pass of the network.
 
-    L = w · 1/B Σ ‖f(z_t, t) - target‖² / chw + λ · 1/B_l Σ ℓ(head(z_t', t'), y)
-      + λ λ_u · 1/B_u Σ ℓ(head(strong view), pseudo-label)
+    L = w · 1/B Σ ‖û(z_t, t) - target‖² / chw + λ · 1/B_l Σ ℓ(f(z_t', t'), y)
+      + λ λ_u · 1/B_u Σ ℓ(f(strong view), pseudo-label)
 
     (arXiv 2411.09434, eq. 6; there w = 1, t' = 0 for all rows, and there is no third part.) The
     third part is FixMatch's, arXiv 2001.07685, eq. 4. ℓ is the cross-entropy, binary if the classes

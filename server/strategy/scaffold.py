@@ -6,9 +6,10 @@ follows by summing. A site that is not drawn in a round keeps its weight in c, w
 
     c = Σ w_k c_k / Σ w_k    over all sites that have sent one, weighted by the images it saw,
 
-so that the sites' corrections c - c_k cancel in the component's mean. Robust aggregation forms c as
-it forms the component. (The paper adds each round's changes to c by |S| / N, which is that sum for
-equal weights.) The price: checkpoints hold the component once more for each site.
+so that the sites' corrections c - c_k cancel in the component's mean. (The paper adds each round's
+changes to c by |S| / N, which is that sum for equal weights.) With `federation.num_malicious_sites`
+c is the median or trimmed mean, where that is the component's rule, else the mean with limited
+weights. The price: checkpoints hold the component once more for each site.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -66,14 +66,15 @@ class Sizes:
             for name in (*AUTOENCODING, *JOINT, *average)
         }
         joint, controls = _bytes(sent, JOINT), settings.training.joint.control_variates
+        control = _bytes(components, (UNET, HEAD)) if controls else 0
         return cls(
             autoencoder=_bytes(sent, AUTOENCODING),
             codec=_bytes(components, (AUTOENCODER,)),
-            joint_down=joint + _bytes(sent, average),
-            joint_up=joint,
+            joint_down=joint + _bytes(sent, average) + control,
+            joint_up=joint + control,
             decoded=_bytes(components, JOINT),
             evaluation=_bytes({**components, UNET: encoder_half(components[UNET])}, (UNET, HEAD)),
-            control=_bytes(components, (UNET, HEAD)) if controls else 0,
+            control=control,
             checkpoint=_bytes(components, components),
         )
 
@@ -101,7 +102,8 @@ class Sizes:
         # The codec is sent twice more: for the sums of latents, and to encode the images.
         stages = 2 * self.autoencoder * settings.autoencoder_rounds + 2 * self.codec
         rounds = (self.joint_down + self.joint_up) * federation.num_rounds
-        return stages + rounds + evaluations * self.evaluation
+        # No correction is known before a site's first round.
+        return stages + rounds - self.control + evaluations * self.evaluation
 
 
 def parse_site_counts(text: str) -> list[int]:

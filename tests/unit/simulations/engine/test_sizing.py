@@ -55,14 +55,18 @@ def test_memory_grows_by_control_variates_alone(tiny: tuple[str, ...]) -> None:
     assert sizes.memory(30) - sizes.memory(3) == 27 * sizes.control == 9 * (sizes.decoded - 8)
 
 
-@pytest.mark.parametrize("compression", ["none", "int8"])
+@pytest.mark.parametrize(("compression", "controls"), [("none", True), ("int8", False)])
 def test_a_run_sends_the_predicted_number_of_bytes(
-    tiny: tuple[str, ...], tmp_path: Path, compression: str
+    tiny: tuple[str, ...], tmp_path: Path, compression: str, controls: bool
 ) -> None:
     places = (f"run.folder='{tmp_path / 'run'}'", f"data.store='{tmp_path / 'store'}'")
     # The second round of a stage: in the first one moments are zero, and are not sent.
     short = ("federation.autoencoder_rounds=2", "federation.num_rounds=2", "evaluation.every=2")
-    overrides = (*tiny, *short, *places, f"federation.compression={compression}")
+    varied = (
+        f"federation.compression={compression}",
+        f"training.joint.control_variates={str(controls).lower()}",
+    )
+    overrides = (*tiny, *short, *places, *varied)
     folder = run_in_process("config", overrides)
     sizes = Sizes.of(compose("config", overrides), 5)
     moved = {line["stage"]: line["traffic"] for line in folder.history() if "traffic" in line}
