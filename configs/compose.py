@@ -48,8 +48,9 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
     Raises:
         UserError: one line that names the mistake.
     """
-    if not (FOLDER / f"{config_name}.yaml").is_file():
-        names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    # A server gives a site this name: `../x` would be a file of the site's own.
+    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    if config_name not in names:
         raise UserError(f"no configuration {config_name!r}; allowed: {', '.join(names)}")
     overrides = rejoined(overrides)
     for override in overrides:
