@@ -159,26 +159,42 @@ def restore_state(folder: RunFolder, settings_hash: str) -> RunState | None:
     A checkpoint holds the lines of `metrics.jsonl` up to it, so a damaged file is mended.
 
     Raises:
-        UserError: if the checkpoint was written under other settings, or all are damaged.
+        UserError: if the checkpoint was written under other settings or by another program, or all
+            are damaged.
     """
     newest = newest_checkpoint(folder.checkpoints, log.warning)
     if newest is None:
         folder.rewrite([])
         return None
     state = newest.state
-    if state["settings_hash"] != settings_hash:
+    written_under = state.get("settings_hash")
+    if written_under != settings_hash:
         raise UserError(
             f"checkpoint {newest.folder.name} was written under other settings "
-            f"(hash {state['settings_hash']}, now {settings_hash})"
+            f"(hash {written_under!a}, now {settings_hash})"
         )
-    folder.rewrite(state["history"])
-    restored = from_stored({name: newest.load(name) for name in newest.components()})
+    components = {name: newest.load(name) for name in newest.components()}
+    try:
+        restored = _restored(state, components, newest.number)
+        folder.rewrite(state["history"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint {newest.folder.name} holds no state of this program "
+            f"({type(error).__name__})"
+        ) from None
+    return restored
+
+
+def _restored(
+    state: Mapping[str, Any], components: Mapping[str, StateDict], number: int
+) -> RunState:
+    restored = from_stored(components)
     restored.autoencoder_rounds = state["autoencoder_rounds"]
     restored.joint_rounds = state["joint_rounds"]
     restored.selection = _selection(state["selection"])
     restored.evaluated = state["judged"]
     restored.census = state.get("census", {})
-    restored.saved = newest.number
+    restored.saved = number
     restored.seconds = state["seconds"]
     return restored
 
