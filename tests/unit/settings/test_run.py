@@ -44,6 +44,11 @@ def test_a_configuration_outside_of_the_folder_is_not_read(tmp_path: Path) -> No
         assert refusal(config_name=name).startswith(f"no configuration {name!r}; allowed: config")
 
 
+@pytest.mark.parametrize("override", ["=1", "+=1", "~=", "++ =a"])
+def test_a_value_without_a_key_is_refused(override: str) -> None:
+    assert "is not of the form key=value" in refusal(override)
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
     settings = compose("config", [f"{group}={choice}", "data.image_size=64"])
