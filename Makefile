@@ -17,7 +17,7 @@ TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export FLWR_TELEMETRY_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install simulate test bench docs docker-build docker-test lint format clean
+.PHONY: help install simulate test fuzz bench docs docker-build docker-test lint format clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...]"
@@ -31,6 +31,9 @@ simulate: $(VENV)/.installed ## run a simulation, on built-in data unless ARGS="
 
 test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit -k name"
 	@$(BIN)/pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile --no-loadscope-reorder)
+
+fuzz: $(VENV)/.installed-fuzz ## fuzz with 100,000 cases a target, or as ARGS="images --cases 5000 --guided" says
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, training and server
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
@@ -83,6 +86,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev
+	@$(PIP_INSTALL) --editable '.[fuzz]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -50,6 +50,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> Settings:
     Raises:
         UserError: one line that names the mistake.
     """
+    # A server gives a site this name: `../x` would be a file of the site's own.
     names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     if config_name not in names:
         raise UserError(f"no configuration {config_name!r}; allowed: {', '.join(names)}")
@@ -119,7 +120,8 @@ def _to_mapping(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
             composed = hydra_compose(config_name, overrides=list(overrides))
         mapping = OmegaConf.to_container(composed, resolve=False)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        # Hydra checks some of what it is given with Python's own errors.
         raise UserError(_one_line(error, config_name, overrides)) from None
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
@@ -218,7 +220,7 @@ def _check_override(override: str) -> None:
     key, equals, value = override.partition("=")
     if INTERPOLATION in key or (INTERPOLATION in value and not is_text(_key(override))):
         raise _interpolation_refused(override)
-    if not equals:
+    if not equals or not key.strip("+~ "):
         raise UserError(
             f"override {override!r} is not of the form key=value (a value with blanks needs "
             "quotation marks, which the shell takes away: 'key=a value')"
@@ -239,5 +241,6 @@ def _one_line(error: Exception, config_name: str, overrides: Sequence[str]) -> s
         if key not in groups() and key not in known and key in str(error):
             near = did_you_mean(former_names(Settings).get(key, key), known)
             return f"unknown setting {key}{near or '; fed-mediffusion settings lists all'}"
-    first = re.sub(r"\s+", " ", str(error).strip().splitlines()[0])
+    text = str(error).strip() or type(error).__name__
+    first = re.sub(r"\s+", " ", text.splitlines()[0])
     return f"the configuration does not compose: {first}"

@@ -71,26 +71,42 @@ def restore_state(folder: RunFolder, settings: Settings) -> RunState | None:
     A checkpoint holds the lines of `metrics.jsonl` up to it, so a damaged file is mended.
 
     Raises:
-        UserError: if the checkpoint was written under other settings, or all are damaged.
+        UserError: if the checkpoint was written under other settings or by another program, or all
+            are damaged.
     """
     newest = newest_checkpoint(resumable_checkpoints(folder.checkpoints, settings), log.warning)
     if newest is None:
         folder.rewrite([])
         return None
     values = newest.state
-    if values["settings_hash"] != settings.fingerprint():
+    written_under = values.get("settings_hash")
+    if written_under != settings.fingerprint():
         raise UserError(
             f"checkpoint {newest.folder.name} was written under other settings "
-            f"(hash {values['settings_hash']}, now {settings.fingerprint()})"
+            f"(hash {written_under!a}, now {settings.fingerprint()})"
         )
-    folder.rewrite(values["history"])
-    restored = from_stored({name: newest.load(name) for name in newest.components()})
+    components = {name: newest.load(name) for name in newest.components()}
+    try:
+        restored = _restored(values, components, newest.number)
+        folder.rewrite(values["history"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint {newest.folder.name} holds no state of this program "
+            f"({type(error).__name__})"
+        ) from None
+    return restored
+
+
+def _restored(
+    values: Mapping[str, Any], components: Mapping[str, StateDict], number: int
+) -> RunState:
+    restored = from_stored(components)
     restored.autoencoder_rounds = values["autoencoder_rounds"]
     restored.joint_rounds = values["joint_rounds"]
     restored.selection = _selection(values["selection"])
     restored.evaluated = values["judged"]
     restored.census = values["census"]
-    restored.saved = newest.number
+    restored.saved = number
     restored.seconds = values["seconds"]
     return restored
 

@@ -109,6 +109,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write what the tiny run gave to tests/golden instead of comparing it",
     )
+    parser.addoption(
+        "--fuzz-cases",
+        type=int,
+        default=2_000,
+        help="cases of each target in tests/fuzz; make fuzz runs 100,000",
+    )
 
 
 @pytest.fixture(scope="session")

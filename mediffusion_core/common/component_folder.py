@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,13 +32,31 @@ class ComponentFolder:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The content of `state.json`."""
-        state: dict[str, Any] = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        """The content of `state.json`.
+
+        Raises:
+            UserError: if it cannot be read, or is no JSON object.
+        """
+        path = self.folder / STATE
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
+        if not isinstance(state, dict):
+            raise UserError(f"{path} is no JSON object")
         return state
 
     def load(self, component: str) -> StateDict:
-        """The tensors of one component."""
-        return dict(load_file(self.folder / f"{component}.safetensors"))
+        """The tensors of one component.
+
+        Raises:
+            UserError: if its file cannot be read, or is no safetensors file.
+        """
+        path = self.folder / f"{component}.safetensors"
+        try:
+            return dict(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
 
     def components(self) -> list[str]:
         """Names of the components it holds."""

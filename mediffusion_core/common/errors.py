@@ -1,8 +1,25 @@
 """Errors whose text is meant for the person at the keyboard."""
 
+import unicodedata
+
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories: control characters, surrogates, ends of lines and of paragraphs."""
+
 
 class UserError(Exception):
-    """A user's mistake: one line that names it and the allowed values."""
+    """A user's mistake: one line that names it and the allowed values.
+
+    The text may quote files and values from elsewhere, so line breaks and control characters, which
+    a terminal would obey, become escapes.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Takes the line."""
+        super().__init__("".join(map(_shown, text)))
+
+
+def _shown(sign: str) -> str:
+    return repr(sign)[1:-1] if unicodedata.category(sign) in UNPRINTABLE else sign
 
 
 class LedgerError(UserError):

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from mediffusion_core.common.component_folder import STATE, read_folder, write_folder
+from mediffusion_core.common.component_folder import (
+    STATE,
+    StateDict,
+    read_folder,
+    write_folder,
+)
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.counterfactuals.baselines.mediffusion import mediffusion_latents
@@ -35,6 +40,8 @@ from mediffusion_core.settings import CounterfactualSettings, Settings
 BATCH = 128
 TOGETHER = 32
 """Images that are classified at once, no more and no fewer."""
+REASON = 200
+"""Signs of a library's error that a message quotes."""
 
 
 @dataclass
@@ -229,17 +236,29 @@ class TrainedModel:
         """Opens a folder written by `save`.
 
         Raises:
-            UserError: if there is no model in the folder, or it is damaged.
+            UserError: if there is no model in the folder, it is damaged, or it was written by
+                another program.
         """
         if not (folder / STATE).is_file():
             raise UserError(f"no trained model in {folder}; has the run finished an evaluation?")
         saved = read_folder(folder)
         state = saved.state
+        weights = {name: saved.load(name) for name in (AUTOENCODER, UNET, HEAD)}
+        try:
+            return cls._restored(state, weights, device)
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:REASON]
+            raise UserError(f"{folder} holds no model of this program ({reason})") from None
+
+    @classmethod
+    def _restored(
+        cls, state: Mapping[str, Any], weights: Mapping[str, StateDict], device: torch.device
+    ) -> Self:
         settings = Settings.model_validate(state["settings"])
-        classes = tuple(state["classes"])
+        classes = tuple(map(str, state["classes"]))
         codec = untrained_codec(settings.model.autoencoder, settings.data.channels)
-        codec.load_state_dict(saved.load(AUTOENCODER))
-        joint = restore_joint(settings, len(classes), saved.load(UNET), saved.load(HEAD))
+        codec.load_state_dict(weights[AUTOENCODER])
+        joint = restore_joint(settings, len(classes), weights[UNET], weights[HEAD])
         multi_label = bool(state["multi_label"])
         # Models that were written before there was a temperature have none.
         temperature = float(state.get("temperature", 1.0))

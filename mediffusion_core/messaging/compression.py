@@ -61,7 +61,11 @@ def compress_weights(state: StateDict, method: Compression) -> StateDict:
 
 
 def decompress_weights(travelling: StateDict, method: Compression) -> StateDict:
-    """Decompresses `compress_weights`: the component that a site trains."""
+    """Decompresses `compress_weights`: the component that a site trains.
+
+    Raises:
+        ValueError: if a tensor is of another form than `compress_weights` makes.
+    """
     return travelling if method == "none" else _squares(_decoded(travelling))
 
 
@@ -83,12 +87,12 @@ def apply_change(before: StateDict, travelling: StateDict, method: Compression) 
     """Decompresses `compress_change`: adds it to the server's component.
 
     Raises:
-        ValueError: if names or shapes differ from the server's, or scales are missing.
+        ValueError: if names, shapes or types differ from the server's, or scales are missing.
     """
     if method == "none":
         return travelling
     decoded, ours = _decoded(travelling), _roots(before)
-    if {n: v.shape for n, v in decoded.items()} != {n: v.shape for n, v in ours.items()}:
+    if _forms(decoded) != _forms(ours):
         raise ValueError("a change of other weights")
     moved = {name: value + decoded[name] for name, value in ours.items()}
     # relu keeps NaN, which the reply contract then refuses.
@@ -104,6 +108,10 @@ def layout(state: StateDict, method: Compression) -> dict[str, tuple[torch.Size,
         if code in EIGHT_BITS:
             found[name + SCALE] = (value.shape[:1], torch.float32)
     return found
+
+
+def _forms(state: StateDict) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (value.shape, value.dtype) for name, value in state.items()}
 
 
 def _code(name: str, value: Tensor, method: Compression) -> torch.dtype | None:
@@ -155,9 +163,14 @@ def _decoded(travelling: StateDict) -> dict[str, Tensor]:
         if name.endswith(SCALE):
             continue
         scale = travelling.get(name + SCALE)
+        if (value.dtype in EIGHT_BITS) != (scale is not None):
+            raise ValueError(f"{name} has codes without scales, or scales without codes")
         if scale is not None:
-            if scale.shape != value.shape[:1]:
-                raise ValueError(f"{name} has {len(value)} rows and another number of scales")
+            fits = value.dim() > 1 and scale.shape == value.shape[:1]
+            if not fits or scale.dtype != torch.float32:
+                raise ValueError(f"{name} has other scales than one for each row")
             value = (value.float().flatten(1) * scale[:, None]).reshape(value.shape)
         state[name] = value.float() if value.dtype == torch.bfloat16 else value
+        if name.endswith(SQUARE) and state[name].dtype != torch.float32:
+            raise ValueError(f"{name} is of type {value.dtype}")
     return state

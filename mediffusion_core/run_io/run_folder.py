@@ -56,17 +56,22 @@ class RunFolder:
         """Leaves a folder alone that holds a run with other settings.
 
         Raises:
-            UserError: if it does, or if it is a file.
+            UserError: if it does, if its settings cannot be read, or if it is a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is not a folder; choose another run.folder")
         written = self.path / "settings.json"
         if written.is_file():
-            before = json.loads(written.read_text()).get("settings_hash")
+            try:
+                before = json.loads(written.read_text(encoding="utf-8"))["settings_hash"]
+            except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f"{written} cannot be read ({type(error).__name__}); choose another run.folder"
+                ) from None
             if before != settings.fingerprint():
                 raise UserError(
                     f"run folder {self.path.name} holds a run with other settings "
-                    f"(hash {before}, now {settings.fingerprint()}); choose another run.folder"
+                    f"(hash {before!a}, now {settings.fingerprint()}); choose another run.folder"
                 )
 
     @contextmanager

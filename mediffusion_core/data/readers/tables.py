@@ -161,7 +161,7 @@ def _parquet_rows(path: Path, wanted: tuple[str, ...]) -> list[dict[str, str]]:
                     )
             table = file.read(columns=list(wanted))
             cells = [[_cell(value) for value in table.column(n).to_pylist()] for n in wanted]
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, LookupError) as error:  # names, cells: not UTF-8
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a Parquet file ({reason})") from None
     return [dict(zip(wanted, row, strict=True)) for row in zip(*cells, strict=True)]

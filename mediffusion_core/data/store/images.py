@@ -82,6 +82,7 @@ def decode(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of corrupt EXIF elements, with the lines of its code
             # Between one and two times its limit Pillow only warns of a decompression bomb.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:

@@ -145,7 +145,7 @@ def test_a_change_of_other_weights_is_refused(method: Compression) -> None:
     for theirs in ({"v": torch.zeros(2, 3)}, {"w": torch.zeros(3, 3)}, {}):
         with pytest.raises(ValueError, match="other weights"):
             apply_change(ours, compress_change(theirs, theirs, method), method)
-    with pytest.raises(ValueError, match="another number of scales"):
+    with pytest.raises(ValueError, match="other scales than one for each row"):
         apply_change(
             ours, {"w": torch.zeros(2, 3, dtype=torch.int8), "w:scale": torch.ones(3)}, "int8"
         )
@@ -179,3 +179,34 @@ def test_a_continued_run_equals_an_uninterrupted_one(tiny: tuple[str, ...], tmp_
     for name, state in whole.items():
         got = again.load(name)
         assert all(torch.equal(got[key], value) for key, value in state.items())
+
+
+FOREIGN = {
+    "scales of a bias": {"conv.bias:scale": torch.ones(3)},
+    "a scale of a number": {"steps:scale": torch.tensor(1.0)},
+    "scales of another type": {"conv.weight:scale": torch.ones(3, dtype=torch.int64)},
+    "too few scales": {"conv.weight:scale": torch.ones(2)},
+    "codes without scales": {"conv.bias": torch.ones(3, dtype=torch.int8)},
+    "floating codes without scales": {"conv.bias": torch.ones(3).to(torch.float8_e4m3fn)},
+    "a second moment of truth values": {"conv.weight.exp_avg_sq": torch.ones(3, 4) > 0},
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+def test_tensors_of_another_form_are_refused(foreign: dict[str, Tensor]) -> None:
+    before = component((3, 4, 1), 0, 1.0)
+    travelling = {**compress_change(before, before, "int8"), **foreign}
+    for decode in (
+        lambda: decompress_weights(travelling, "int8"),
+        lambda: apply_change(before, travelling, "int8"),
+    ):
+        with pytest.raises(ValueError, match=r"scales|is of type"):
+            decode()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.bool, torch.complex64])
+def test_changes_of_another_type_are_refused(dtype: torch.dtype) -> None:
+    before = component((3, 4, 1), 0, 1.0)
+    travelling = {**compress_change(before, before, "int8"), "conv.bias": torch.ones(3).to(dtype)}
+    with pytest.raises(ValueError, match="other weights"):
+        apply_change(before, travelling, "int8")

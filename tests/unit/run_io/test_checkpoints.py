@@ -172,6 +172,27 @@ def test_a_folder_from_before_there_were_checksums_is_read(tmp_path: Path) -> No
     assert read_folder(tmp_path / "model").state == {"round": 1}
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"[" * 10**5])
+def test_a_state_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    write_folder(tmp_path / "model", components(), {})
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    (tmp_path / "model" / "state.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"state\.json (cannot be read|is no JSON object)"):
+        _ = read_folder(tmp_path / "model").state
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\xff" * 40, None])
+def test_weights_that_are_none_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    write_folder(tmp_path / "model", components(), {})
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    weights = tmp_path / "model" / "unet.safetensors"
+    weights.unlink()
+    if content is not None:
+        weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"unet\.safetensors cannot be read"):
+        read_folder(tmp_path / "model").load("unet")
+
+
 # Kills
 
 

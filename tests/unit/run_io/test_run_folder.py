@@ -60,6 +60,18 @@ def test_a_torn_last_line_is_not_read_and_is_dropped_on_rewind(tmp_path: Path) -
     assert [line["round"] for line in folder.history()] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[]", b"3", b"{}", b'{"settings_hash": "two\\nlines"}']
+)
+def test_a_folder_with_settings_that_cannot_be_read_is_refused(
+    tmp_path: Path, settings: Settings, content: bytes
+) -> None:
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"choose another run\.folder$") as error:
+        RunFolder(tmp_path).create(settings)
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_keeps_its_settings(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     folder = RunFolder(tmp_path / "run")
     settings = compose("config", tiny)
@@ -252,6 +264,30 @@ def test_a_damaged_model_is_a_mistake_that_is_named(tmp_path: Path, settings: Se
     weights.write_bytes(content)
     with pytest.raises(UserError, match=r"model is damaged: head\.safetensors is not as it was"):
         TrainedModel.load(tmp_path / "model", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": None},
+        {"settings": {"seed": "one"}},
+        {"classes": 3},
+        {"classes": ["one", "class", "too", "many"]},
+        {"temperature": "warm"},
+        {"multi_label": "absent"},
+    ],
+)
+def test_a_model_of_another_program_is_refused(
+    tmp_path: Path, settings: Settings, change: dict[str, object]
+) -> None:
+    trained(settings).save(tmp_path / "model")
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    path = tmp_path / "model" / "state.json"
+    state = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in state.items() if value != "absent"}))
+    with pytest.raises(UserError, match="holds no model of this program") as error:
+        TrainedModel.load(tmp_path / "model", torch.device("cpu"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_saved_model_says_nothing_of_where_it_was_made(

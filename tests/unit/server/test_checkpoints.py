@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from helpers.power_loss import LOSSES, Loss, cut_short
+from safetensors.torch import load_file
 
 from configs.compose import compose
+from mediffusion_core.common.component_folder import write_folder
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.messaging.protocol import AUTOENCODING, HEAD, JOINT, UNET
 from mediffusion_core.run_io.checkpoints import list_checkpoints
@@ -111,6 +113,30 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
         (checkpoint.folder / "state.json").write_text("{}")
     with pytest.raises(UserError, match=r"^all checkpoints in .* are damaged: .*joint-3.*joint-2"):
         restore_state(folder, settings)
+    assert folder.metrics.read_text() == metrics
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"settings_hash": "two\nlines"},
+        {"settings_hash": "HASH"},
+        {"settings_hash": "HASH", "joint_rounds": 1, "selection": 3},
+    ],
+)
+def test_a_checkpoint_of_another_program_is_refused(
+    folder: RunFolder, settings: Settings, state: dict[str, object]
+) -> None:
+    metrics = folder.metrics.read_text()
+    newest = list_checkpoints(folder.checkpoints)[-1].folder
+    parts = {path.stem: load_file(path) for path in newest.glob("*.safetensors")}
+    if state.get("settings_hash") == "HASH":
+        state = {**state, "settings_hash": settings.fingerprint()}
+    write_folder(newest, parts, state)
+    with pytest.raises(UserError, match=r"other settings|no state of this program") as error:
+        restore_state(folder, settings)
+    assert "\n" not in str(error.value)
     assert folder.metrics.read_text() == metrics
 
 

@@ -1,6 +1,7 @@
 """Configurations: all of them compose, and a mistake is one line that helps."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,18 @@ def refusal(*overrides: str, config_name: str = "config") -> str:
     text = str(error.value)
     assert "\n" not in text
     return text
+
+
+def test_a_configuration_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "outside.yaml").write_text((FOLDER / "config.yaml").read_text())
+    outside = os.path.relpath(tmp_path / "outside", FOLDER)
+    for name in (outside, str(tmp_path / "outside"), "model/tiny", "model/../config", "", "\0"):
+        assert refusal(config_name=name).startswith(f"no configuration {name!r}; allowed: config")
+
+
+@pytest.mark.parametrize("override", ["=1", "+=1", "~=", "++ =a"])
+def test_a_value_without_a_key_is_refused(override: str) -> None:
+    assert "is not of the form key=value" in refusal(override)
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

@@ -168,3 +168,13 @@ def test_a_path_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
     with pytest.raises(UserError, match="image ") as error:
         image_path(tmp_path, name)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["image", "lesion", "a.png"])
+def test_parquet_text_that_is_not_utf8_is_a_mistake(tmp_path: Path, text: str) -> None:
+    path = write_parquet(tmp_path, image=["a.png"], lesion=["x"])
+    damaged = path.read_bytes().replace(text.encode(), b"\xff" * len(text))
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"table\.parquet: not a Parquet file|is missing") as error:
+        read_table(path, ("image",))
+    assert "\n" not in str(error.value)

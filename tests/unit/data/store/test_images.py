@@ -164,6 +164,14 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, kind: str, orientation
         assert np.array_equal(to_8_bit(image.convert("RGB")), read)
 
 
+def test_corrupt_exif_warns_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description that ends early"
+    path = save(tmp_path / "a.jpg", Image.new("L", (6, 4)), exif=exif.tobytes()[:-20])
+    assert decode(path).shape == (4, 6)
+    assert list(recwarn) == []
+
+
 def test_a_jpeg_is_decoded_whole(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", Image.fromarray(gradient(400, 600)))
     with Image.open(path) as image:
