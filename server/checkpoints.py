@@ -174,5 +174,5 @@ def _selected(checkpoint: Checkpoint) -> str | None:
     try:
         selection = checkpoint.state["selection"]
         return f"{JOINT_STAGE}-{selection['kept']}" if selection else None
-    except (OSError, ValueError, KeyError, TypeError):  # damaged
+    except (UserError, KeyError, TypeError):  # damaged
         return None
