@@ -24,7 +24,7 @@ from mediffusion_core.common.component_folder import STATE, SUMS
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.run_io.run_folder import RunFolder
-from server.checkpoints import restore_state
+from server.checkpoints import restore_state, save_state
 from server.state import fresh_state
 
 CLASSES = ("effusion", "nodule")
@@ -39,7 +39,7 @@ def target(root: Path) -> Target:
     run_folder = RunFolder(root)
     state = fresh_state(settings, len(CLASSES))
     for stage in ("autoencoder", "joint"):
-        state.save(run_folder, settings.fingerprint(), stage)
+        save_state(state, run_folder, settings, stage)
     untrained_model(settings, CLASSES).save(run_folder.model)
     newest = max(run_folder.checkpoints.iterdir())
     folders = (newest, run_folder.model)
