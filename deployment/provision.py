@@ -3,7 +3,8 @@
 Existing files stay unchanged. Run the command again after a site was added.
 
     authority/          for the coordinator: ca.key, signer.key and their public keys
-    server/             for the server: key, certificate, compose file, signers.pem, sites/SITE.pub
+    server/             for the server: key, certificate, compose file and manifests, signers.pem,
+                        sites/SITE.pub
     kits/SITE/          for one site
     revoked/            public keys of revoked sites
 
@@ -180,7 +181,8 @@ class Kits:
         (self._server / "ca.pem").write_bytes(certificates.certificate_pem(authority))
         (self._server / "server.pem").write_bytes(certificates.certificate_pem(certificate))
         certificates.write_secret(self._server / "server.key", certificates.private_pem(server_key))
-        self._fill("server.compose.yaml", self._server / "compose.yaml", {})
+        for kind in ("kubernetes", "kustomization", "compose"):
+            self._fill(f"server.{kind}.yaml", self._server / f"{kind}.yaml", {})
         return f"made the server's certificate, valid until {_until(certificate)}"
 
     def _make_kit(self, site: str) -> str:
@@ -191,6 +193,8 @@ class Kits:
         filled = {"site": site, "until": _until(certificate)}
         self._fill("README.md", kit / "README.md", filled)
         self._fill("site.toml", kit / "site.toml", filled)
+        for kind in ("kubernetes", "kustomization"):
+            self._fill(f"site.{kind}.yaml", kit / f"{kind}.yaml", filled)
         # Written last: `make` takes the kit as complete once this file exists.
         self._fill("site.compose.yaml", kit / "compose.yaml", filled)
         return f"made the kit of {site}: {kit}"

@@ -1,6 +1,7 @@
 """Dockerfile and manifests: what checkers say of them, and that they are the compose files'."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,19 @@ TEMPLATES = Path(__file__).parents[3] / "deployment" / "templates"
 NAMES = ("server", "site")
 
 
+def filled(template: str) -> str:
+    """A file that `fed-mediffusion provision` writes."""
+    values = {
+        "federation": "chest",
+        "site": "uni",
+        "server": "federation.example.org:8000",
+        "port": "8000",
+    }
+    return Template((TEMPLATES / template).read_text()).substitute(values)
+
+
 def manifests(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((DOCKER / "kubernetes" / f"{name}.yaml").read_text()))
+    return list(yaml.safe_load_all(filled(f"{name}.kubernetes.yaml")))
 
 
 def pod(name: str) -> dict[str, Any]:
@@ -28,10 +40,7 @@ def pod(name: str) -> dict[str, Any]:
 
 
 def service(name: str) -> dict[str, Any]:
-    """Of the compose file that `fed-mediffusion provision` writes."""
-    values = {"federation": "chest", "server": "federation.example.org:8000", "port": "8000"}
-    text = Template((TEMPLATES / f"{name}.compose.yaml").read_text()).substitute(values)
-    return dict(yaml.safe_load(text)["services"][name])
+    return dict(yaml.safe_load(filled(f"{name}.compose.yaml"))["services"][name])
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
@@ -93,6 +102,39 @@ def test_manifests_are_those_of_kubernetes(name: str) -> None:
     for manifest in manifests(name):
         for version in ("1.30", "1.34"):
             kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kustomization_makes_what_the_manifests_name(name: str) -> None:
+    made = yaml.safe_load(filled(f"{name}.kustomization.yaml"))
+    (secret,) = made["secretGenerator"]
+    (kit,) = [volume["secret"] for volume in pod(name)["volumes"] if "secret" in volume]
+    assert secret["name"] == kit["secretName"]
+    assert set(secret["files"]) == {item["key"] for item in kit["items"]}
+    (image,) = made["images"]
+    (container,) = pod(name)["containers"]
+    assert container["image"].rpartition(":")[0] == image["name"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+@pytest.mark.parametrize("name", NAMES)
+def test_kubectl_builds_the_kustomization(name: str, tmp_path: Path) -> None:
+    for kind in ("kubernetes", "kustomization"):
+        (tmp_path / f"{kind}.yaml").write_text(filled(f"{name}.{kind}.yaml"))
+    files = yaml.safe_load(filled(f"{name}.kustomization.yaml"))["secretGenerator"][0]["files"]
+    for file in files:
+        (tmp_path / file).write_text(file)
+    command = ["kubectl", "kustomize", str(tmp_path)]
+    built = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = {one["kind"]: one for one in yaml.safe_load_all(built.stdout)}
+    assert found.keys() == {one["kind"] for one in manifests(name)} | {"Secret"}
+    assert {one["metadata"]["namespace"] for one in found.values()} == {"fed-mediffusion"}
+    spec = found["Deployment"]["spec"]["template"]["spec"]
+    (kit,) = [volume["secret"] for volume in spec["volumes"] if "secret" in volume]
+    assert kit["secretName"] == found["Secret"]["metadata"]["name"]
+    assert set(found["Secret"]["data"]) == set(files)
+    for one in found.values():
+        kubernetes_validate.validate(one, "1.34", strict=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -93,6 +93,8 @@ def test_a_kit_holds_a_sites_files_and_no_secret_of_others(federation: Path) -> 
         "README.md",
         "ca.pem",
         "compose.yaml",
+        "kubernetes.yaml",
+        "kustomization.yaml",
         "node.key",
         "signer.pem",
         "site.toml",
