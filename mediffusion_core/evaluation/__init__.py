@@ -25,13 +25,6 @@ from mediffusion_core.evaluation.classification import (
     macro_interval,
     threshold_counts,
 )
-from mediffusion_core.evaluation.features import (
-    EXTRACTORS,
-    FeatureExtractor,
-    build_extractor,
-    efficientnet_lite0,
-    inception,
-)
 from mediffusion_core.evaluation.generation import (
     frechet_distance,
     halves_by_group,
@@ -40,21 +33,16 @@ from mediffusion_core.evaluation.generation import (
 from mediffusion_core.evaluation.similarity import psnr
 
 __all__ = [
-    "EXTRACTORS",
-    "FeatureExtractor",
     "auc_from_counts",
     "best_temperature",
     "bootstrap_auc",
     "bootstrap_counts",
     "brier_score",
-    "build_extractor",
     "calibration_error",
     "class_scores",
-    "efficientnet_lite0",
     "exact_auc",
     "frechet_distance",
     "halves_by_group",
-    "inception",
     "interval",
     "kernel_distance",
     "logit_thresholds",

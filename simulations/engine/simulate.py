@@ -14,7 +14,7 @@ from rich.console import Console
 from configs import compose, flatten, quoted
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.evaluation import build_extractor
+from mediffusion_core.evaluation.features import build_extractor
 from mediffusion_core.run_io.checkpoints import newest_checkpoint, resumable_checkpoints
 from mediffusion_core.run_io.provenance import COMMIT_VARIABLE, current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, write_json

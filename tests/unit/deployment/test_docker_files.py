@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
+from modulefinder import ModuleFinder
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from deployment.admission import SIGNER, UNSIGNED, Admission
 
@@ -49,10 +53,42 @@ def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
+def site_build() -> str:
+    """The commands that make the environment of a site's image, each on one line."""
+    text = (DOCKER / "Dockerfile").read_text().replace("\\\n", "")
+    return text.partition(" AS site-build\n")[2].partition("\nFROM ")[0]
+
+
+def test_a_site_needs_no_package_that_its_image_lacks() -> None:
+    """No module of a site imports one, also inside a function, and no other package requires one.
+
+    Names are those of the lock file, whose packages the image has.
+    """
+    (words,) = re.findall(r"pip uninstall --quiet --yes (.*?)&&", site_build())
+    removed = set(words.split())
+    lock = (DOCKER / "requirements.lock").read_text()
+    kept = {*re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE), "torch"} - removed
+    required = {
+        canonicalize_name(need.name)
+        for package in kept
+        for need in map(Requirement, requires(package) or ())
+        if need.marker is None or need.marker.evaluate({"extra": ""})
+    }
+    assert removed & required == set()
+    finder = ModuleFinder(path=[str(DOCKER.parent)])
+    for program in ("clientapp", "command_line", "health", "supernode"):
+        finder.import_hook(f"deployment.{program}")
+    finder.import_hook("client.client_app")
+    imported = {name.partition(".")[0] for name in finder.badmodules}
+    owners = packages_distributions()
+    used = {canonicalize_name(owner) for name in imported for owner in owners.get(name, ())}
+    assert {"torch", "flwr", "diffusers"} <= used
+    assert removed & used == set()
+
+
 def test_a_site_keeps_only_the_programs_that_it_starts(tmp_path: Path) -> None:
     """Those of the programs installed here that the Dockerfile deletes."""
-    text = (DOCKER / "Dockerfile").read_text().replace("\\\n", "")
-    lines = text.partition(" AS site-build\n")[2].partition("\nFROM ")[0]
+    lines = site_build()
     (delete,) = re.findall(r"&& +(find /opt/venv/bin .*?-delete)", lines)
     installed = {path.name for path in Path(sys.executable).parent.iterdir()}
     assert {

