@@ -4,31 +4,23 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from integration.processes import LIMIT, Command, start, workers
+from integration.processes import Command, start, workers
+from integration.run_folders import STAGES, assert_same_end, checkpoint, untimed
 
 from configs.compose import compose
-from mediffusion_core.common.component_folder import ComponentFolder, read_folder
-from mediffusion_core.common.sealed_tensors import load_tensors
 from mediffusion_core.inference.joint_model import TrainedModel
-from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.run_io.run_folder import RunFolder
-from mediffusion_core.run_io.set_back import set_back
 from simulations.engine.in_process import run_in_process
 from simulations.engine.processes import marked_processes, send_signal
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run.json"
 COMMAND = "python -m pytest tests/integration/test_run.py -k golden --write-golden"
-TIMES = {"time", "seconds", "seconds_per_image"}
-STAGES = ("autoencoder", "joint")
 LOSSES = ("loss", "diffusion_loss", "classification_loss", "psnr")
 
 
@@ -100,13 +92,6 @@ def undisturbed(
     return run_in_process("config", [*tiny, store, f"run.folder='{place}'"])
 
 
-def untimed(value: Any) -> Any:
-    """The same without what a clock says."""
-    if isinstance(value, dict):
-        return {key: untimed(item) for key, item in value.items() if key not in TIMES}
-    return [untimed(item) for item in value] if isinstance(value, list) else value
-
-
 def figures(folder: RunFolder) -> dict[str, Any]:
     """The values to compare with the golden file: counts, losses and evaluations."""
     history, summary = folder.history(), summary_of(folder)
@@ -154,18 +139,6 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found["fid"] == pytest.approx(expected["fid"], rel=0.02)
     assert found["fid_floor"] == pytest.approx(expected["fid_floor"], rel=1e-3)
     assert found["kid"] == pytest.approx(expected["kid"], rel=0.05)
-
-
-def test_the_server_alone_may_hold_the_labels(
-    shortest: tuple[str, ...], store: str, tmp_path: Path
-) -> None:
-    """One participant more than sites, and the only one that trains the classifier."""
-    run = f"run.folder='{tmp_path / 'run'}'"
-    folder = run_in_process("config", [*shortest, store, run, "data.labels_at=server"])
-    joint = [line for line in folder.history() if line["stage"] == "joint"]
-    seen = {site: metrics["labelled_seen"] for site, metrics in joint[-1]["sites"].items()}
-    assert [site for site, count in seen.items() if count] == ["server"]
-    assert sorted(seen) == ["server", "site-0", "site-1", "site-2"]
 
 
 def test_the_run_gives_the_golden_figures(whole: Finished, request: pytest.FixtureRequest) -> None:
@@ -263,110 +236,12 @@ def test_the_model_can_be_used_without_the_federation(whole: Finished) -> None:
     assert model.temperature == whole.summary["calibration"]["temperature"]
 
 
-def checkpoint(folder: RunFolder, ending: str) -> bool:
-    return any(path.folder.name.endswith(ending) for path in list_checkpoints(folder.checkpoints))
-
-
 def end_a_site(command: Command) -> str:
     """SIGKILL to one process in which a site works; returns the run's marker."""
     marker = command.marker()
     command.wait_until(lambda: bool(workers(marker)))
     send_signal(workers(marker)[0], signal.SIGKILL)
     return marker
-
-
-def assert_same_end(folder: RunFolder, expected_folder: RunFolder) -> None:
-    """The newest checkpoints of two runs hold the same arrays, bit by bit."""
-    expected = list_checkpoints(expected_folder.checkpoints)[-1]
-    found = list_checkpoints(folder.checkpoints)[-1]
-    assert found.folder.name == expected.folder.name
-    assert_same_arrays(found, expected)
-
-
-def assert_same_arrays(found: ComponentFolder, expected: ComponentFolder) -> None:
-    assert found.components() == expected.components() != []
-    for component in expected.components():
-        tensors = expected.load(component)
-        assert found.load(component).keys() == tensors.keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(found.load(component)[name], tensor), (component, name)
-
-
-IN_PROCESS = "import sys; from simulations.engine.in_process import run_in_process as run; "
-
-
-def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tuple[RunFolder, ...]:
-    """The same run undisturbed, and killed after a checkpoint and resumed; both end alike.
-
-    In one process each, since what a resumed run takes up does not depend on how sites are reached.
-    """
-    whole, broken = folders = [RunFolder(folder / name) for name in ("whole", "broken")]
-    overrides = [[*arguments, f"run.folder='{one.path}'"] for one in folders]
-    run_in_process("config", overrides[0])
-
-    program = f"{IN_PROCESS}run('config', sys.argv[1:])"
-    killed = subprocess.Popen([sys.executable, "-c", program, *overrides[1]])
-    deadline = time.monotonic() + LIMIT
-    while not checkpoint(broken, until):
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    killed.kill()
-    killed.wait()
-    assert not checkpoint(broken, list_checkpoints(whole.checkpoints)[-1].folder.name)
-    run_in_process("config", overrides[1])
-
-    assert_same_end(broken, whole)
-    return whole, broken
-
-
-def test_the_state_of_server_and_sites_is_restored(
-    tiny: tuple[str, ...], store: str, tmp_path: Path
-) -> None:
-    """Server optimizers, control variates and normalisation of the sites' own, all at once."""
-    chosen = [
-        "federation.fraction_train=0.67",
-        "federation.num_rounds=4",
-        "federation.server.autoencoder.method=fedavgm",
-        "federation.server.autoencoder.beta1=0.3",
-        "federation.server.unet.method=fedyogi",
-        "federation.server.unet.learning_rate=0.003",
-        "federation.local_normalisation=true",
-        "training.joint.proximal_weight=0.01",
-        "training.joint.control_variates=true",
-    ]
-    whole, broken = run_whole_and_broken([*tiny, *chosen, store], "joint-2", tmp_path)
-    newest = list_checkpoints(whole.checkpoints)[-1]
-    assert {name for name in newest.components() if name.startswith("server_")} == {
-        "server_autoencoder",
-        "server_unet",
-    }
-    took_part = [tuple(line["sites"]) for line in whole.history() if line["stage"] in STAGES]
-    assert {len(sites) for sites in took_part} == {2} and len(set(took_part)) > 1
-    sites = {
-        component: {name.split("/")[0] for name in newest.load(f"control_{component}")}
-        for component in ("unet", "head")
-    }
-    # site-2 has no label, so it has no gradient of the head.
-    assert sites == {"unet": {"site-0", "site-1", "site-2"}, "head": {"site-0", "site-1"}}
-    own = [sorted(one.path.glob("sites/*/normalisation-*")) for one in (whole, broken)]
-    assert own[0]
-    for one, other in zip(*own, strict=True):
-        assert (one.parent.name, one.name) == (other.parent.name, other.name)
-        tensors, expected = load_tensors(one)[0], load_tensors(other)[0]
-        assert tensors.keys() == expected.keys()
-        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
-
-    # Set back by a round, the run ends so once more. Only rounds 3 and 4 are evaluated.
-    overrides = [*tiny, *chosen, store, f"run.folder='{broken.path}'"]
-    assert (broken.model / "state.json").exists()
-    set_back(broken, "3", compose("config", overrides))
-    assert not broken.model.exists()
-    run_in_process("config", overrides)
-    assert_same_end(broken, whole)
-    assert untimed(broken.history()) == untimed(whole.history())
-    assert_same_arrays(read_folder(broken.model), read_folder(whole.model))
-    pictures = [sorted(path.name for path in one.pictures.iterdir()) for one in (broken, whole)]
-    assert pictures[0] == pictures[1]
 
 
 def test_a_mistake_is_one_line_and_costs_no_run(temporary: Path, tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Runs in one process: what a killed run restores, and labels at the server alone."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from integration.processes import LIMIT
+from integration.run_folders import (
+    STAGES,
+    assert_same_arrays,
+    assert_same_end,
+    checkpoint,
+    untimed,
+)
+
+from configs.compose import compose
+from mediffusion_core.common.component_folder import read_folder
+from mediffusion_core.common.sealed_tensors import load_tensors
+from mediffusion_core.run_io.checkpoints import list_checkpoints
+from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.set_back import set_back
+from simulations.engine.in_process import run_in_process
+
+SMALL = (
+    "data.phantom.patients_per_site=[24,24,24]",
+    "training.autoencoder.local_epochs=1",
+    "training.joint.local_epochs=1",
+    "evaluation.counterfactual.count=2",
+    "evaluation.counterfactual.panel=1",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"data.store={tmp_path_factory.mktemp('store')}"
+
+
+IN_PROCESS = "import sys; from simulations.engine.in_process import run_in_process as run; "
+
+
+def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tuple[RunFolder, ...]:
+    """The same run undisturbed, and killed after a checkpoint and resumed; both end alike.
+
+    In one process each, since what a resumed run takes up does not depend on how sites are reached.
+    """
+    whole, broken = folders = [RunFolder(folder / name) for name in ("whole", "broken")]
+    overrides = [[*arguments, f"run.folder='{one.path}'"] for one in folders]
+    run_in_process("config", overrides[0])
+
+    program = f"{IN_PROCESS}run('config', sys.argv[1:])"
+    killed = subprocess.Popen([sys.executable, "-c", program, *overrides[1]])
+    deadline = time.monotonic() + LIMIT
+    while not checkpoint(broken, until):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not checkpoint(broken, list_checkpoints(whole.checkpoints)[-1].folder.name)
+    run_in_process("config", overrides[1])
+
+    assert_same_end(broken, whole)
+    return whole, broken
+
+
+def test_the_state_of_server_and_sites_is_restored(
+    tiny: tuple[str, ...], store: str, tmp_path: Path
+) -> None:
+    """Server optimizers, control variates and normalisation of the sites' own, all at once."""
+    chosen = [
+        "federation.fraction_train=0.67",
+        "federation.num_rounds=4",
+        "federation.server.autoencoder.method=fedavgm",
+        "federation.server.autoencoder.beta1=0.3",
+        "federation.server.unet.method=fedyogi",
+        "federation.server.unet.learning_rate=0.003",
+        "federation.local_normalisation=true",
+        "training.joint.proximal_weight=0.01",
+        "training.joint.control_variates=true",
+    ]
+    whole, broken = run_whole_and_broken([*tiny, *SMALL, *chosen, store], "joint-2", tmp_path)
+    newest = list_checkpoints(whole.checkpoints)[-1]
+    assert {name for name in newest.components() if name.startswith("server_")} == {
+        "server_autoencoder",
+        "server_unet",
+    }
+    took_part = [tuple(line["sites"]) for line in whole.history() if line["stage"] in STAGES]
+    assert {len(sites) for sites in took_part} == {2} and len(set(took_part)) > 1
+    sites = {
+        component: {name.split("/")[0] for name in newest.load(f"control_{component}")}
+        for component in ("unet", "head")
+    }
+    # site-2 has no label, so it has no gradient of the head.
+    assert sites == {"unet": {"site-0", "site-1", "site-2"}, "head": {"site-0", "site-1"}}
+    own = [sorted(one.path.glob("sites/*/normalisation-*")) for one in (whole, broken)]
+    assert own[0]
+    for one, other in zip(*own, strict=True):
+        assert (one.parent.name, one.name) == (other.parent.name, other.name)
+        tensors, expected = load_tensors(one)[0], load_tensors(other)[0]
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+    # Set back by a round, the run ends so once more. Only rounds 3 and 4 are evaluated.
+    overrides = [*tiny, *SMALL, *chosen, store, f"run.folder='{broken.path}'"]
+    assert (broken.model / "state.json").exists()
+    set_back(broken, "3", compose("config", overrides))
+    assert not broken.model.exists()
+    run_in_process("config", overrides)
+    assert_same_end(broken, whole)
+    assert untimed(broken.history()) == untimed(whole.history())
+    assert_same_arrays(read_folder(broken.model), read_folder(whole.model))
+    pictures = [sorted(path.name for path in one.pictures.iterdir()) for one in (broken, whole)]
+    assert pictures[0] == pictures[1]
+
+
+def test_the_server_alone_may_hold_the_labels(
+    shortest: tuple[str, ...], store: str, tmp_path: Path
+) -> None:
+    """One participant more than sites, and the only one that trains the classifier."""
+    run = f"run.folder='{tmp_path / 'run'}'"
+    folder = run_in_process("config", [*shortest, *SMALL, store, run, "data.labels_at=server"])
+    joint = [line for line in folder.history() if line["stage"] == "joint"]
+    seen = {site: metrics["labelled_seen"] for site, metrics in joint[-1]["sites"].items()}
+    assert [site for site, count in seen.items() if count] == ["server"]
+    assert sorted(seen) == ["server", "site-0", "site-1", "site-2"]
