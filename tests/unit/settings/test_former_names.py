@@ -1,10 +1,13 @@
 """Settings that folders of former runs wrote under other names."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from mediffusion_core.settings import CounterfactualSettings, DiffusionSettings
 from mediffusion_core.settings.federation import FederationSettings
+from mediffusion_core.settings.site_file import SiteLedger
 
 ROUNDS = {"num_sites": 3, "num_rounds": 1, "autoencoder_rounds": 1}
 
@@ -13,6 +16,10 @@ def test_a_former_name_is_read() -> None:
     settings = FederationSettings.model_validate({**ROUNDS, "min_replies": 2})
     assert settings.min_sites == 2
     assert "min_replies" not in settings.model_dump()
+
+
+def test_a_former_site_file_is_read() -> None:
+    assert SiteLedger.model_validate({"head": "/kept/tip"}).tip == Path("/kept/tip")
 
 
 def test_a_former_and_a_present_name_together_are_refused() -> None:

@@ -257,6 +257,9 @@ def test_folders_of_former_runs_are_read() -> None:
     for server in federation["server"].values():
         server["adaptivity"] = server.pop("tau")
     privacy["mode"] = privacy.pop("grad_sample_mode")
+    privacy["ledger_heads"] = privacy.pop("ledger_tips")
+    head = former["model"]["head"]
+    head["moments"] = head.pop("latent_statistics")
     former["diffusion"] |= {"beta_start": 0.0015, "beta_end": 0.0195}
     former["training"]["joint"] |= {"class_balance": "none", "min_snr_gamma": None}
     assert Settings.model_validate(former) == settings
