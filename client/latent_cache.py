@@ -13,8 +13,9 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.sealed_tensors import load_tensors, save_tensors
 from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.inference.joint_model import restore_autoencoder
 from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT
-from mediffusion_core.models import Autoencoder, channel_sums, untrained_codec
+from mediffusion_core.models import channel_sums, untrained_codec
 from mediffusion_core.training.latent_files import LATENTS
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import encode_images, encode_views
@@ -32,9 +33,7 @@ UNLABELLED_VIEWS = 2
 def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
     """Sums and sums of squares of the site's latents per channel, and how many values."""
     settings = site.settings
-    autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
-    autoencoder.load_state_dict(dict(weights))
-    autoencoder.to(site.device).eval()
+    autoencoder = restore_autoencoder(settings, weights).to(site.device).eval()
     images = site.dataset.train(site.index)
     channels = settings.model.autoencoder.latent_channels
     total, squares = torch.zeros(2, channels, dtype=torch.float64)

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.common.hashing import derive_seed
-from mediffusion_core.inference.joint_model import TrainedModel, build_joint, restore_joint
+from mediffusion_core.inference.joint_model import (
+    TrainedModel,
+    build_joint,
+    restore_autoencoder,
+    restore_joint,
+)
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
@@ -82,8 +87,7 @@ class RunState:
 
     def codec(self, settings: Settings) -> LatentCodec:
         """The global autoencoder with the latent scale; unit scale before the latent census."""
-        autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
-        autoencoder.load_state_dict(dict(self.weights[AUTOENCODER]))
+        autoencoder = restore_autoencoder(settings, self.weights[AUTOENCODER])
         channels = settings.model.autoencoder.latent_channels
         unit = {"mean": torch.zeros(channels), "std": torch.ones(channels)}
         scale = self.latent_scale or unit

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from client.site import Site, site_log
-from mediffusion_core.inference.joint_model import restore_joint
+from mediffusion_core.inference.joint_model import restore_autoencoder, restore_joint
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODER_MOMENTS,
@@ -115,9 +115,7 @@ class Trainer(ABC):
             The same after the round, and metrics.
         """
         settings = self.site.settings
-        autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
-        autoencoder.load_state_dict(dict(components[AUTOENCODER]))
-        autoencoder.to(self.site.device)
+        autoencoder = restore_autoencoder(settings, components[AUTOENCODER]).to(self.site.device)
         optimizer = autoencoder_optimizer(autoencoder, settings.training.autoencoder)
         load_moments(optimizer, autoencoder, components[AUTOENCODER_MOMENTS])
         metrics = self._train_autoencoder(autoencoder, optimizer, round_number)

@@ -19,6 +19,7 @@ from mediffusion_core.common.errors import RefusedError, UserError
 from mediffusion_core.common.files import write_durably
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.diffusion.process import DiffusionProcess
+from mediffusion_core.inference.joint_model import restore_autoencoder
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.accounting.noisy_statistics import (
@@ -53,8 +54,7 @@ class PrivateTrainer(Trainer):
     def latent_sums(self, weights: StateDict) -> dict[str, Tensor]:
         """Sums with noise, over one image of each unit; see `Trainer.latent_sums`."""
         settings = self.site.settings
-        autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
-        autoencoder.load_state_dict(dict(weights))
+        autoencoder = restore_autoencoder(settings, weights)
         counts, plan = self._counted()
         charge(self.site, plan.statistics_charge, "latents", 1)
         return noised_latent_sums(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.files import sync
+from mediffusion_core.common.files import sync, unfinished
 
 StateDict = dict[str, Tensor]
 
@@ -80,7 +80,7 @@ def write_folder(
     """Writes components and `state.json` into a folder that appears whole or not at all."""
     final.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(final.parent)
-    temporary = final.with_name(f".{final.name}.new")
+    temporary = unfinished(final)
     temporary.mkdir()
     for name, tensors in components.items():
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}

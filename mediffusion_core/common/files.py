@@ -18,7 +18,7 @@ def sync(path: Path) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """The file that a process leaves when it is killed while it replaces the given one."""
+    """The file or folder that a process leaves if it is killed while it replaces the given one."""
     return path.with_name(f".{path.name}.new")
 
 

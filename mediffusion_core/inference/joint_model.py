@@ -29,6 +29,7 @@ from mediffusion_core.inference.classify import classifier_views, classify_laten
 from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.models import (
     DECODER_HALF,
+    Autoencoder,
     JointUNet,
     LatentCodec,
     class_probabilities,
@@ -279,6 +280,13 @@ def logits_of(settings: Settings, joint: JointUNet, latents: Tensor) -> Tensor:
     )
     free = turns_and_flips(settings.data.augmentation)
     return classify_latents(joint, latents, orientation_free=free, views=views)
+
+
+def restore_autoencoder(settings: Settings, weights: Mapping[str, Tensor]) -> Autoencoder:
+    """The autoencoder with a copy of these weights, on the CPU."""
+    autoencoder = Autoencoder(settings.model.autoencoder, settings.data.channels)
+    autoencoder.load_state_dict(dict(weights))
+    return autoencoder
 
 
 def build_joint(settings: Settings, num_classes: int) -> JointUNet:

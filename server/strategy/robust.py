@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.messaging.moment_names import MEAN, SQUARE
-from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, MOMENTS, UNET, WEIGHTED_BY
+from mediffusion_core.messaging.protocol import MOMENTS, WEIGHTED_BY
 from mediffusion_core.settings import Aggregation, FederationSettings
 from server.messages import Reply
 from server.robust_statistics import median
@@ -19,6 +19,7 @@ from server.strategy.aggregation import site_weight
 from server.strategy.gathering import Aggregated
 from server.strategy.rules import Changes, Choice, choose
 from server.strategy.scaffold import plain_mean
+from server.strategy.server_optimizers import by_component
 
 StateDict = Mapping[str, Tensor]
 
@@ -127,9 +128,10 @@ def common_control(
     sites: Mapping[str, StateDict],
     weights: Mapping[str, float],
 ) -> StateDict:
-    """SCAFFOLD's c of the sites' gradients: their mean, or aggregated as the component is.
+    """SCAFFOLD's c of the newest counted gradient of each site.
 
-    Where Krum selects sites, only theirs are kept, and c is the mean of those.
+    By the component's rule if that is the median or the trimmed mean, else the mean with limited
+    weights; without malicious sites the plain mean.
     """
     malicious = federation.num_malicious_sites
     if not malicious:
@@ -145,9 +147,7 @@ def common_control(
 
 
 def _rule(federation: FederationSettings, component: str) -> Aggregation:
-    server = federation.server
-    rules = {AUTOENCODER: server.autoencoder, UNET: server.unet, HEAD: server.head}
-    return rules[component].aggregation
+    return by_component(federation.server)[component].aggregation
 
 
 def _keep_adams_bound(moments: Mapping[str, Tensor]) -> None:

@@ -16,12 +16,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mediffusion_core.settings import ServerOptimizer
+from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
+from mediffusion_core.settings import ServerOptimizer, ServerSettings
 
 StateDict = Mapping[str, Tensor]
 
 MEAN = ".mean"
 SQUARE = ".square"
+
+
+def by_component(server: ServerSettings) -> dict[str, ServerOptimizer]:
+    """The settings of each component."""
+    return {AUTOENCODER: server.autoencoder, UNET: server.unet, HEAD: server.head}
 
 
 def server_step(

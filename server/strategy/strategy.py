@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.settings import Settings
 from server.state import RunState
 from server.strategy.aggregation import moving_average
@@ -15,7 +14,7 @@ from server.strategy.client_level import ClientLevelPrivacy
 from server.strategy.gathering import Aggregated, Gathering, MeanOfReplies
 from server.strategy.robust import RobustAggregator, common_control
 from server.strategy.scaffold import Nested, corrections
-from server.strategy.server_optimizers import server_step
+from server.strategy.server_optimizers import by_component, server_step
 
 StateDict = Mapping[str, Tensor]
 
@@ -30,8 +29,7 @@ class Strategy:
         """Takes the run's settings and folder."""
         federation = settings.federation
         self._federation, self._spool = federation, folder / SPOOL
-        server = federation.server
-        self._optimizers = {AUTOENCODER: server.autoencoder, UNET: server.unet, HEAD: server.head}
+        self._optimizers = by_component(federation.server)
         self._client_level = None
         if federation.client_level.enabled:
             sites = federation.asked_of(settings.num_participants)

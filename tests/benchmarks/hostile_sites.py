@@ -25,6 +25,7 @@ from helpers.attacks import ABSENT, Always, Attack, run_with, well_formed
 from helpers.malformed import MALFORMED
 
 from mediffusion_core.run_io.provenance import current_commit
+from server.messages import SiteError
 
 REFUSED = (
     "NaN",
@@ -86,7 +87,12 @@ def lines(kinds: list[str]) -> Iterator[dict[str, Any]]:
         chosen = "experiment=phantom_robust" if name == kind else "federation.num_sites=4"
         size = SHORT if name in REFUSED else LEARNING
         with tempfile.TemporaryDirectory() as folder:
-            _, summary = run_with((chosen, *TINY, *size), Path(folder), attacks()[name])
+            try:
+                _, summary = run_with((chosen, *TINY, *size), Path(folder), attacks()[name])
+            except SiteError as error:
+                ended = {"kind": kind, "status": "failed", "reason": str(error)}
+                yield {**ended, "commit": current_commit()}
+                continue
         yield {
             "kind": kind,
             "status": summary["status"],

@@ -19,7 +19,7 @@ from integration.processes import LIMIT
 from simulations.engine.app_bundle import assemble_app
 from simulations.engine.flower_log import error_line, ray_did_not_start
 from simulations.engine.launcher import Launch, concurrent_sites, launch
-from simulations.engine.processes import MARKER_VARIABLE
+from simulations.engine.processes import marked_processes, simulation_process
 
 AWKWARD = "sites=[1,2] name='St. \"Anna\"' path=C:\\new x=${y} = é"
 
@@ -142,18 +142,9 @@ def plan(app: Path, mode: str, overrides: str = "") -> Launch:
     )
 
 
-def left_behind(run_folder: Path) -> list[str]:
-    """Command lines of the running processes that have the server's marker."""
-    wanted = f"{MARKER_VARIABLE}={(run_folder / 'marker').read_text()}".encode()
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if wanted in (process / "environ").read_bytes().split(b"\0"):
-                    found.append((process / "cmdline").read_bytes().decode())
-            except OSError:
-                continue
-    return found
+def left_behind(run_folder: Path) -> list[int]:
+    """The running processes that have the server's marker."""
+    return marked_processes((run_folder / "marker").read_text())
 
 
 def test_a_run_completes_with_its_settings_and_leaves_no_process(app: Path) -> None:
@@ -219,20 +210,14 @@ def test_a_signal_stops_the_run_and_keeps_its_files(app: Path) -> None:
 
 def test_a_killed_simulation_process_is_a_failed_run(app: Path) -> None:
     given = plan(app, "wait")
-    killed: list[float] = []
+    killed: list[int] = []
 
     def on_tick() -> None:
         if (given.run_folder / "site-0").exists() and not killed:
-            marker = f"{MARKER_VARIABLE}={(given.run_folder / 'marker').read_text()}".encode()
-            for process in Path("/proc").iterdir():
-                try:
-                    if b"flwr-simulation" in (process / "cmdline").read_bytes() and (
-                        marker in (process / "environ").read_bytes()
-                    ):
-                        os.kill(int(process.name), signal.SIGKILL)
-                        killed.append(time.monotonic())
-                except (OSError, ValueError):
-                    continue
+            simulation = simulation_process((given.run_folder / "marker").read_text())
+            if simulation is not None:
+                os.kill(simulation, signal.SIGKILL)
+                killed.append(simulation)
 
     outcome = launch(given, on_tick)
 

@@ -58,7 +58,7 @@ class Cap:
     delta: float
 
 
-def default_tip_file(folder: Path) -> Path:
+def _default_tip(folder: Path) -> Path:
     """File of the tip beside the folder. Its ending is that of the ledgers that exist."""
     return folder.with_name(f"{folder.name}.head")
 
@@ -93,7 +93,7 @@ class Ledger:
         Raises:
             LedgerError: if the ledger is missing, older than its tip, damaged or edited.
         """
-        ledger = cls(folder, tip or default_tip_file(folder), cap)
+        ledger = cls(folder, tip or _default_tip(folder), cap)
         if begin:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with ledger._turn():
@@ -214,7 +214,7 @@ class Ledger:
         Raises:
             LedgerError: if the ledger does not contain `known`, or its chain is broken.
         """
-        ledger = cls(folder, tip or default_tip_file(folder), None)
+        ledger = cls(folder, tip or _default_tip(folder), None)
         with ledger._sound() as (_, _, content):
             _refuse_unless_extends(content, known, "a tip kept elsewhere")
             write_tip(ledger._tip_path, content.tip)
