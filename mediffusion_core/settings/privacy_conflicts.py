@@ -57,6 +57,12 @@ WITH_DP_SGD: tuple[Conflict, ...] = (
         "training.joint.control_variates=false",
     ),
     Conflict(
+        "federation.direction_check=true",
+        lambda s: s.federation.direction_check,
+        "noise gives the sites' changes directions of their own",
+        "federation.direction_check=false",
+    ),
+    Conflict(
         "model.head.pooling=attention",
         lambda s: s.model.head.pooling == "attention",
         "the gradients of its queries cannot be clipped for each unit",

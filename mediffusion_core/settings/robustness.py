@@ -23,9 +23,10 @@ def refuse_void_robustness(settings: "Settings") -> None:
         for name, one in federation.server
         if one.aggregation in UNWEIGHTED
     }
-    bound = [f"federation.norm_bound={federation.norm_bound:g}"] if federation.norm_bound else []
+    checks = [f"federation.norm_bound={federation.norm_bound:g}"] if federation.norm_bound else []
+    checks += ["federation.direction_check=true"] if federation.direction_check else []
     if not malicious:
-        for given in (*rules, *bound):
+        for given in (*rules, *checks):
             raise ValueError(
                 f"{given} needs federation.num_malicious_sites, the number of sites that may be "
                 "malicious; it must be at least 1"

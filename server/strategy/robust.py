@@ -28,11 +28,12 @@ ADAM_RATIO = 7.3
 
 
 class RobustAggregator:
-    """Aggregates the components of one round by their rules, after `federation.norm_bound`.
+    """Aggregates the components of one round by their rules, after two checks of the changes.
 
-    A site whose change of any component is beyond the bound is set aside for the round, rather
-    than shortened: it would keep its direction, and its moments cannot be shortened alike. Adam's
-    moments are aggregated of the same sites and by the same rule as their component.
+    A site whose change of any component is longer than `federation.norm_bound` allows is set aside
+    for the round, rather than shortened: it would keep its direction, and its moments cannot be
+    shortened alike. So is a site that fails `federation.direction_check`. Adam's moments are
+    aggregated over the same sites and by the same rule as their component.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class RobustAggregator:
         """The result; to be called once. Deletes the files."""
         ordered = {c: dict(sorted(weights.items())) for c, weights in self._weights.items()}
         changes = {c: self._changes(c, list(sites)) for c, sites in ordered.items() if sites}
-        set_aside = self._beyond_bound(changes)
+        set_aside = self._against_the_others(changes) | self._beyond_bound(changes)
         choices, malicious = dict[str, Choice](), self._federation.num_malicious_sites
         for component, weights in ordered.items():
             counted = {site: n for site, n in weights.items() if site not in set_aside}
@@ -103,6 +104,25 @@ class RobustAggregator:
                     reasons[site] = (
                         f"changed {component} {times} of the round; "
                         f"federation.norm_bound is {bound:g}"
+                    )
+        return reasons
+
+    def _against_the_others(self, changes: Mapping[str, Changes]) -> dict[str, str]:
+        """By site, why it is set aside: fewer than f other sites changed a component its way.
+
+        Of 2 f + 1 sites an honest one has f honest others, and a malicious one f - 1 accomplices.
+        A median alone is not enough. The honest changes of one weight differ by more than their
+        mean, so that one false value of four moves the median nearly as far as it moves a mean.
+        """
+        malicious, reasons = self._federation.num_malicious_sites, dict[str, str]()
+        for component, one in changes.items():
+            if not self._federation.direction_check or len(one.sites) <= 2 * malicious:
+                continue
+            for site, supporters in zip(one.sites, one.supporters().tolist(), strict=True):
+                if supporters < malicious:
+                    reasons[site] = (
+                        f"changed {component} in the direction of {supporters} other sites, and "
+                        f"federation.direction_check needs {malicious}"
                     )
         return reasons
 

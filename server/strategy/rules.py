@@ -22,6 +22,10 @@ class Changes:
         """(n,) of each site's change."""
         return self.products.diagonal().clamp(min=0).sqrt()
 
+    def supporters(self) -> Tensor:
+        """(n,) of how many other sites' changes are at a right angle or less to each site's."""
+        return (self.products >= 0).sum(dim=1) - 1
+
     def squares(self, sites: Collection[str]) -> Tensor:
         """Squared distances of the given sites' weights, in their order."""
         rows = [self.sites.index(site) for site in sites]

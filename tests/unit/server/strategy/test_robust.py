@@ -25,10 +25,12 @@ State = dict[str, Tensor]
 RULES: tuple[Aggregation, ...] = ("mean", "median", "trimmed_mean", "krum", "multi_krum")
 
 
-def federation(rule: Aggregation, malicious: int = 1, bound: float | None = None) -> Any:
+def federation(
+    rule: Aggregation, malicious: int = 1, bound: float | None = None, directions: bool = False
+) -> Any:
     server = {"unet": {"aggregation": rule}, "head": {"aggregation": rule}}
     given = {"num_malicious_sites": malicious, "norm_bound": bound, "server": server}
-    return FederationSettings.model_validate(given)
+    return FederationSettings.model_validate({**given, "direction_check": directions})
 
 
 def sent() -> dict[str, State]:
@@ -149,6 +151,34 @@ def test_where_the_others_changed_nothing_any_change_is_beyond_the_bound(tmp_pat
     }
 
 
+@pytest.mark.parametrize("malicious", [1, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_sites_that_change_a_component_the_other_way_are_set_aside(
+    tmp_path: Path, rule: Aggregation, malicious: int
+) -> None:
+    honest = [reply(number) for number in range(2 * malicious + 3)]
+    accomplices = [reply(n, scale=-1.0) for n in range(10, 10 + malicious)]
+    settings = federation(rule, malicious, directions=True)
+    found = aggregated(settings, [*honest, *accomplices], tmp_path)
+    without = aggregated(settings, honest, tmp_path)
+    assert set(found.set_aside) == {one.site for one in accomplices}
+    assert not without.set_aside and found.sites == without.sites
+    reason = f"in the direction of {malicious - 1} other sites, and federation.direction_check"
+    assert all(reason in one for one in found.set_aside.values())
+    for component in JOINT:
+        for name, value in without.components[component].items():
+            assert torch.equal(found.components[component][name], value)
+
+
+def test_a_site_that_changed_nothing_or_has_too_few_others_is_not_against_them(
+    tmp_path: Path,
+) -> None:
+    settings = federation("median", directions=True)
+    still = [reply(0), reply(1), reply(2), reply(3, scale=0.0)]
+    assert not aggregated(settings, still, tmp_path).set_aside
+    assert not aggregated(settings, [reply(0), reply(1, scale=-1.0)], tmp_path).set_aside
+
+
 def test_trimmed_moments_keep_the_ratio_of_adam(tmp_path: Path) -> None:
     """Sites with large first moments and sites with small second ones may be others."""
     replies = [reply(number) for number in range(5)]
@@ -204,6 +234,7 @@ def test_the_common_control_variate_is_aggregated_as_its_component(
     [
         (["federation.server.unet.aggregation=median"], "needs federation.num_malicious_sites"),
         (["federation.norm_bound=3"], "needs federation.num_malicious_sites"),
+        (["federation.direction_check=true"], "needs federation.num_malicious_sites"),
         (["federation.num_malicious_sites=2"], "needs 5 sites in each round for 2 malicious"),
         (
             ["federation.num_malicious_sites=1", "federation.server.head.aggregation=krum"],
