@@ -35,8 +35,8 @@ MEANINGS = {
     Outcome.NAME: "the site took a name that belongs to another key or node",
     Outcome.LATE: "the site came after all sites for which client-level noise is planned",
     Outcome.BOUND: "the site's change of a component is longer than `federation.norm_bound` "
-    "allows, or fails `federation.direction_check`; the audit log has a line with `counted` for "
-    "the same reply before it",
+    "allows, or agrees less than `federation.agreement_bound` asks; the audit log has a line with "
+    "`counted` for the same reply before it",
     Outcome.UNCHECKED: "the check of the reply failed; the server's log has the traceback",
 }
 """The meaning of each outcome."""

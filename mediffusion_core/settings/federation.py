@@ -110,9 +110,10 @@ class FederationSettings(StrictModel):
     norm_bound: Annotated[float, Field(gt=1.0)] | None = None
     """Largest norm of a site's change of a component in a round, as a multiple of the median over
     the sites, above 1. The reply of a site beyond it does not count. None: no bound."""
-    direction_check: bool = False
-    """Whether the reply of a site does not count if its change of a component points away, by more
-    than a right angle, from all but fewer than f other sites' changes."""
+    agreement_bound: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Least agreement of a site in a round, as a share of the median over the sites, 0 to below 1.
+    A site's agreement is the f-th largest cosine of its change of a component with other sites'
+    changes. The reply of a site below it does not count. None: no bound."""
     local_normalisation: bool = False
     """Whether each site keeps its own normalisation layers in the joint stage (FedBN,
     arXiv 2102.07623)."""

@@ -57,10 +57,10 @@ WITH_DP_SGD: tuple[Conflict, ...] = (
         "training.joint.control_variates=false",
     ),
     Conflict(
-        "federation.direction_check=true",
-        lambda s: s.federation.direction_check,
+        "federation.agreement_bound",
+        lambda s: s.federation.agreement_bound is not None,
         "noise gives the sites' changes directions of their own",
-        "federation.direction_check=false",
+        "federation.agreement_bound=null",
     ),
     Conflict(
         "model.head.pooling=attention",

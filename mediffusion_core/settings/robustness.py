@@ -24,7 +24,8 @@ def refuse_void_robustness(settings: "Settings") -> None:
         if one.aggregation in UNWEIGHTED
     }
     checks = [f"federation.norm_bound={federation.norm_bound:g}"] if federation.norm_bound else []
-    checks += ["federation.direction_check=true"] if federation.direction_check else []
+    if federation.agreement_bound is not None:
+        checks.append(f"federation.agreement_bound={federation.agreement_bound:g}")
     if not malicious:
         for given in (*rules, *checks):
             raise ValueError(

@@ -32,7 +32,7 @@ class RobustAggregator:
 
     A site whose change of any component is longer than `federation.norm_bound` allows is set aside
     for the round, rather than shortened: it would keep its direction, and its moments cannot be
-    shortened alike. So is a site that fails `federation.direction_check`. Adam's moments are
+    shortened alike. So is a site below `federation.agreement_bound`. Adam's moments are
     aggregated over the same sites and by the same rule as their component.
     """
 
@@ -60,7 +60,7 @@ class RobustAggregator:
         """The result; to be called once. Deletes the files."""
         ordered = {c: dict(sorted(weights.items())) for c, weights in self._weights.items()}
         changes = {c: self._changes(c, list(sites)) for c, sites in ordered.items() if sites}
-        set_aside = self._against_the_others(changes) | self._beyond_bound(changes)
+        set_aside = self._disagreeing(changes) | self._beyond_bound(changes)
         choices, malicious = dict[str, Choice](), self._federation.num_malicious_sites
         for component, weights in ordered.items():
             counted = {site: n for site, n in weights.items() if site not in set_aside}
@@ -107,23 +107,25 @@ class RobustAggregator:
                     )
         return reasons
 
-    def _against_the_others(self, changes: Mapping[str, Changes]) -> dict[str, str]:
-        """By site, why it is set aside: fewer than f other sites changed a component its way.
+    def _disagreeing(self, changes: Mapping[str, Changes]) -> dict[str, str]:
+        """By site, why it is set aside. More than f sites cannot all be malicious.
 
-        Of 2 f + 1 sites an honest one has f honest others, and a malicious one f - 1 accomplices.
         A median alone is not enough. The honest changes of one weight differ by more than their
         mean, so that one false value of four moves the median nearly as far as it moves a mean.
         """
-        malicious, reasons = self._federation.num_malicious_sites, dict[str, str]()
+        malicious, bound = self._federation.num_malicious_sites, self._federation.agreement_bound
+        reasons = dict[str, str]()
         for component, one in changes.items():
-            if not self._federation.direction_check or len(one.sites) <= 2 * malicious:
+            if bound is None or len(one.sites) <= 2 * malicious:
                 continue
-            for site, supporters in zip(one.sites, one.supporters().tolist(), strict=True):
-                if supporters < malicious:
-                    reasons[site] = (
-                        f"changed {component} in the direction of {supporters} other sites, and "
-                        f"federation.direction_check needs {malicious}"
-                    )
+            agreements = one.agreements(malicious)
+            least = bound * float(median(list(agreements)).clamp(min=0))
+            below = [index for index, value in enumerate(agreements.tolist()) if value < least]
+            for index in below if len(below) <= malicious else ():
+                reasons[one.sites[index]] = (
+                    f"changed {component} with an agreement of {agreements[index]:.3g}; "
+                    f"federation.agreement_bound={bound:g} asks for {least:.3g}"
+                )
         return reasons
 
     def _combined(self, name: str, choice: Choice) -> dict[str, Tensor]:

@@ -9,6 +9,9 @@ from torch import Tensor
 from mediffusion_core.settings import Aggregation
 from server.robust_statistics import capped, krum_scores, middle, trimmed_mean
 
+TINY = 1e-300
+"""Below every product of two lengths above 0."""
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -22,9 +25,16 @@ class Changes:
         """(n,) of each site's change."""
         return self.products.diagonal().clamp(min=0).sqrt()
 
-    def supporters(self) -> Tensor:
-        """(n,) of how many other sites' changes are at a right angle or less to each site's."""
-        return (self.products >= 0).sum(dim=1) - 1
+    def agreements(self, malicious: int) -> Tensor:
+        """(n,) of the f-th largest cosine of each site's change with those of the others.
+
+        Of 2 f + 1 sites an honest one has f honest others, and a malicious one f - 1 accomplices.
+        A site that changed nothing is at a right angle to all.
+        """
+        lengths = self.norms()
+        cosines = self.products / (lengths[:, None] * lengths).clamp(min=TINY)
+        cosines.fill_diagonal_(-torch.inf)
+        return cosines.sort(dim=1, descending=True).values[:, malicious - 1]
 
     def squares(self, sites: Collection[str]) -> Tensor:
         """Squared distances of the given sites' weights, in their order."""

@@ -19,6 +19,7 @@ from server.messages import Reply
 from server.state import RunState
 from server.strategy.gathering import Aggregated, Gathering
 from server.strategy.robust import ADAM_RATIO, RobustAggregator, common_control
+from server.strategy.rules import Changes
 from server.strategy.scaffold import corrections
 
 State = dict[str, Tensor]
@@ -26,11 +27,14 @@ RULES: tuple[Aggregation, ...] = ("mean", "median", "trimmed_mean", "krum", "mul
 
 
 def federation(
-    rule: Aggregation, malicious: int = 1, bound: float | None = None, directions: bool = False
+    rule: Aggregation,
+    malicious: int = 1,
+    bound: float | None = None,
+    agreement: float | None = None,
 ) -> Any:
     server = {"unet": {"aggregation": rule}, "head": {"aggregation": rule}}
     given = {"num_malicious_sites": malicious, "norm_bound": bound, "server": server}
-    return FederationSettings.model_validate({**given, "direction_check": directions})
+    return FederationSettings.model_validate({**given, "agreement_bound": agreement})
 
 
 def sent() -> dict[str, State]:
@@ -153,30 +157,47 @@ def test_where_the_others_changed_nothing_any_change_is_beyond_the_bound(tmp_pat
 
 @pytest.mark.parametrize("malicious", [1, 2])
 @pytest.mark.parametrize("rule", RULES)
-def test_sites_that_change_a_component_the_other_way_are_set_aside(
+def test_sites_whose_direction_too_few_others_share_are_set_aside(
     tmp_path: Path, rule: Aggregation, malicious: int
 ) -> None:
     honest = [reply(number) for number in range(2 * malicious + 3)]
     accomplices = [reply(n, scale=-1.0) for n in range(10, 10 + malicious)]
-    settings = federation(rule, malicious, directions=True)
+    settings = federation(rule, malicious, agreement=0.5)
     found = aggregated(settings, [*honest, *accomplices], tmp_path)
     without = aggregated(settings, honest, tmp_path)
     assert set(found.set_aside) == {one.site for one in accomplices}
     assert not without.set_aside and found.sites == without.sites
-    reason = f"in the direction of {malicious - 1} other sites, and federation.direction_check"
-    assert all(reason in one for one in found.set_aside.values())
+    assert all("agreement_bound=0.5 asks" in one for one in found.set_aside.values())
     for component in JOINT:
         for name, value in without.components[component].items():
             assert torch.equal(found.components[component][name], value)
 
 
-def test_a_site_that_changed_nothing_or_has_too_few_others_is_not_against_them(
-    tmp_path: Path,
-) -> None:
-    settings = federation("median", directions=True)
-    still = [reply(0), reply(1), reply(2), reply(3, scale=0.0)]
-    assert not aggregated(settings, still, tmp_path).set_aside
+def test_where_more_sites_disagree_than_may_be_malicious_none_is_set_aside(tmp_path: Path) -> None:
+    settings = federation("median", agreement=0.5)
+    against = [reply(number, scale=-1.0 if number > 1 else 1.0) for number in range(4)]
+    assert not aggregated(settings, against, tmp_path).set_aside
     assert not aggregated(settings, [reply(0), reply(1, scale=-1.0)], tmp_path).set_aside
+
+
+def test_a_site_that_changed_nothing_has_no_agreement(tmp_path: Path) -> None:
+    settings = federation("median", agreement=0.5)
+    still = [reply(0), reply(1), reply(2), reply(3, scale=0.0)]
+    assert set(aggregated(settings, still, tmp_path).set_aside) == {"site-3"}
+    none = [reply(number, scale=0.0) for number in range(4)]
+    assert not aggregated(settings, none, tmp_path).set_aside
+
+
+@pytest.mark.parametrize("malicious", [1, 2, 3])
+def test_agreements_are_the_cosines_of_a_slow_reference(malicious: int) -> None:
+    points = torch.randn(7, 5, generator=torch.Generator().manual_seed(malicious)).double()
+    found = Changes([f"site-{n}" for n in range(7)], points @ points.T).agreements(malicious)
+    for index, one in enumerate(points):
+        others = [
+            torch.cosine_similarity(one, p, dim=0) for n, p in enumerate(points) if n != index
+        ]
+        expected = sorted(others, reverse=True)[malicious - 1]
+        assert float(found[index]) == pytest.approx(float(expected))
 
 
 def test_trimmed_moments_keep_the_ratio_of_adam(tmp_path: Path) -> None:
@@ -234,7 +255,7 @@ def test_the_common_control_variate_is_aggregated_as_its_component(
     [
         (["federation.server.unet.aggregation=median"], "needs federation.num_malicious_sites"),
         (["federation.norm_bound=3"], "needs federation.num_malicious_sites"),
-        (["federation.direction_check=true"], "needs federation.num_malicious_sites"),
+        (["federation.agreement_bound=0"], "needs federation.num_malicious_sites"),
         (["federation.num_malicious_sites=2"], "needs 5 sites in each round for 2 malicious"),
         (
             ["federation.num_malicious_sites=1", "federation.server.head.aggregation=krum"],
