@@ -40,7 +40,7 @@ class Target:
         run: Gives one case to the code.
         refused: The declared errors of the boundary.
         share: Part of the asked cases that is run, below 1 where a case is dear.
-        seconds: Limit of one case.
+        seconds: CPU time that a case may take.
         mebibytes: Limit of the growth of the process, with the memory of the fuzzer itself.
         seeds: Valid inputs, for the coverage-guided fuzzer; empty where it does not pay.
         of_bytes: The case that stands for the bytes of that fuzzer.
@@ -111,7 +111,7 @@ class Guard:
         # The installed packages may read their own files, and import late.
         places = (target.root, REPOSITORY, sys.prefix, sys.base_prefix, "/proc", "/dev/null")
         self._allowed = tuple(Path(os.path.realpath(place)) for place in places)
-        signal.signal(signal.SIGALRM, _raise_hang)
+        signal.signal(signal.SIGPROF, _raise_hang)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         # What a case may ask for; how much it may use is measured below.
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -125,7 +125,7 @@ class Guard:
         """Runs one case; raises for every outcome that a target does not allow."""
         self._board.start(case)
         self._found.clear()
-        signal.setitimer(signal.ITIMER_REAL, self._target.seconds)
+        signal.setitimer(signal.ITIMER_PROF, self._target.seconds)
         self._watches = True
         refusal: Exception | None = None
         try:
@@ -134,7 +134,7 @@ class Guard:
             refusal = error
         finally:
             self._watches = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         if self._found:
             raise ForbiddenError(self._found[0])
         if refusal is not None and len(str(refusal).splitlines()) != 1:
