@@ -1,27 +1,18 @@
 """The site's side of the federation.
 
-An exception leaves the site as a code and a random id; its text stays in the site's own log.
+An exception leaves the site as a failure (`client.failures`); its text stays in the site's own log.
 """
 
-import traceback
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import audit, latent_cache, privacy_budget
 from client.declared_content import refuse_undeclared
-from client.site import Site, open_site, site_log
+from client.failures import Failure, OtherSettingsError, asked, failure
+from client.site import Site, open_site
 from client.trainer import Components, Metrics, StateDict, Trainer, trainer_of
-from mediffusion_core.common.errors import (
-    AuditError,
-    BudgetSpent,
-    LedgerError,
-    RefusedError,
-    UserError,
-)
-from mediffusion_core.common.logs import log
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import (
     component_compression,
@@ -30,7 +21,6 @@ from mediffusion_core.messaging.compression import (
 )
 from mediffusion_core.messaging.omission import left_out, unchanged, with_zero_moments, without
 from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
-from mediffusion_core.privacy.dp_sgd.gradient_check import WrongGradientError
 from mediffusion_core.settings import Compression
 
 app = ClientApp()
@@ -38,41 +28,28 @@ app = ClientApp()
 Handler = Callable[[Trainer, RecordDict], RecordDict]
 
 
-class _OtherSettingsError(Exception):
-    """Server and site do not run the same settings."""
-
-
-CODES: Mapping[type[Exception], str] = {
-    BudgetSpent: protocol.BUDGET,
-    AuditError: "audit",
-    RefusedError: "refused",
-    WrongGradientError: "gradients",
-    _OtherSettingsError: "settings",
-    UserError: "data",
-}
-"""The code that leaves the site, by type of error; the first match counts."""
-
-
 def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
     """Wraps a handler: checks settings and ledger, and lets no error text out."""
 
     def answer(message: Message, context: Context) -> Message:
         site: Site | None = None
+        failed: Failure | None = None
         try:
             site = open_site(context)
             trainer = trainer_of(site)
             expected = str(_instructions(message.content)["settings_hash"])
             if expected != site.settings.fingerprint():
-                raise _OtherSettingsError(f"{expected} at the server")
+                raise OtherSettingsError(f"{expected} at the server")
             with site.held():
                 content = _handled(handler, trainer, message)
         except Exception as error:
-            content = _failure(error, site)
+            failed = failure(error, message, context, site)
+            content = failed.content()
         try:
-            audit.write_answer(message, context.run_id, site, content)
+            audit.write_answer(message, context.run_id, site, failed)
         except Exception as error:
-            content = _failure(error, site)
-        content[protocol.ANSWERS_TO] = _answered(message)
+            content = failure(error, message, context, site).content()
+        content[protocol.ANSWERS_TO] = ConfigRecord({**asked(message)})
         return Message(content, reply_to=message)
 
     return answer
@@ -95,27 +72,6 @@ def _handled(handler: Handler, trainer: Trainer, message: Message) -> RecordDict
 def _instructions(content: RecordDict) -> dict[str, object]:
     """Settings hash and round of a message; empty where it has none."""
     return dict(content.config_records.get(protocol.INSTRUCTIONS, {}))
-
-
-def _answered(message: Message) -> ConfigRecord:
-    """Which message the reply answers."""
-    kind = message.metadata.message_type
-    return ConfigRecord({**protocol.answered(kind, _instructions(message.content))})
-
-
-def _failure(error: Exception, site: Site | None) -> RecordDict:
-    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "internal")
-    if isinstance(error, LedgerError):
-        code = error.code
-    identity = uuid.uuid4().hex[:8]
-    try:
-        if site is not None:
-            site_log(site.folder).error("%s %s\n%s", identity, error, traceback.format_exc())
-        else:
-            log.error("%s %s", identity, error)
-    except OSError:  # Flower would send the text of an error that is raised here
-        log.error("%s %s", identity, error)
-    return RecordDict({protocol.FAILURE: ConfigRecord({"code": code, "id": identity})})
 
 
 def _state(content: RecordDict, component: str, method: Compression = "none") -> StateDict:

@@ -7,13 +7,18 @@ never reads or writes a path that the server names. Its `--node-config` has thes
 `site-file`: names all images of the site and its device.
 `data-root`: without a site file, images of all sites; the site takes part `partition-id`.
 `device`, `threads`: where the site computes; by default as the run asks.
+
+A private run on images needs a site file: without one the run's settings say what the images are,
+and a server could try settings until they fit.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.errors import RefusedError, UserError
+from mediffusion_core.privacy.ledger.site_ledger import LedgerPlaces, ledger_places
 from mediffusion_core.settings import RunSettings, Settings
+from mediffusion_core.settings.site_file import SiteFile
 
 NodeConfig = Mapping[str, str | int | float | bool]
 
@@ -34,27 +39,29 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
         node: What the site's SuperNode was started with.
 
     Raises:
+        RefusedError: if a private run needs images and the site has no site file.
         UserError: if the run needs images and the site names none, or the run's table lies outside
             the site's data root.
     """
     if FOLDER not in node:
         return settings
     run = RunSettings(keep_last=settings.run.keep_last)
+    privacy = settings.privacy.model_copy(update={"ledger": None, "ledger_tips": None})
+    settings = settings.model_copy(update={"run": run, "privacy": privacy})
     if SITE_FILE in node:  # which says all that follows
-        return settings.model_copy(update={"run": run})
+        return settings
+    if privacy.enabled and settings.data.source != "phantom":
+        raise RefusedError(f"a private run on images needs {SITE_FILE} in this site's node config")
     root = Path(str(node[DATA_ROOT])) if DATA_ROOT in node else None
     data = settings.data
     if root is None and data.source != "phantom":
         raise UserError(f"data={data.source} needs {DATA_ROOT} in this site's node config")
     if data.table is not None and not _lies_in(root, data.table):
         raise UserError(f"data.table {data.table} does not lie in this site's data root")
-    ledger = {"ledger": Path(str(node[FOLDER])) / LEDGER, "ledger_tips": None}
     return settings.model_copy(
         update={
-            "run": run,
             "device": str(node.get(DEVICE, settings.device)),
             "data": data.model_copy(update={"root": root, "store": None}),
-            "privacy": settings.privacy.model_copy(update=ledger),
         }
     )
 
@@ -65,6 +72,13 @@ def own_folder(settings: Settings, node: NodeConfig) -> Path | None:
     Runs with the same settings share it, so that a continued one finds what the site kept.
     """
     return Path(str(node[FOLDER])) / settings.fingerprint() if FOLDER in node else None
+
+
+def own_ledger(node: NodeConfig, name: str) -> LedgerPlaces | None:
+    """The places of a deployed site's ledger, given the site's name; None in simulation."""
+    if SITE_FILE in node:
+        return ledger_places(SiteFile.read(Path(str(node[SITE_FILE]))))
+    return LedgerPlaces(Path(str(node[FOLDER])) / LEDGER / name) if FOLDER in node else None
 
 
 def own_threads(settings: Settings, node: NodeConfig) -> int:

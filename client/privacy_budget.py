@@ -1,30 +1,43 @@
 """The site's privacy ledger, which is charged before a reply leaves."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from client.site import Site
+from client.site import Site, site_log
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.ledger.ledger import Cap, Ledger, LedgerTip
-from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
+from mediffusion_core.privacy.ledger.site_ledger import LEFT_OUT, simulated_ledger
 
 TIP = "tip"
 
 
-def charge(site: Site, cost: Charge, stage: str, round_number: int) -> None:
-    """Charges all units that a reply may sample from; on the site's disk when this returns.
+def charge(site: Site, cost: Charge, stage: str, round_number: int) -> frozenset[str]:
+    """Charges the units that a reply may sample from; on the site's disk when this returns.
 
     A site without units writes an entry too, since the ledger's tip leaves with the reply and
     must not tell that there are none.
 
+    Returns:
+        The charged patients or lesions: all but those that would be past what the site allows.
+        Only the site's own log says how many these are.
+
     Raises:
-        BudgetSpent: if a unit would be past what the site allows; nothing is charged then.
         LedgerError: if the ledger is not to be trusted.
     """
     run = site.folder.parent.parent.name
-    _ledger(site).charge(_names(site), cost, stage, run, round_number)
+    if site.own_ledger is None:
+        run = f"{run}/{site.name}"
+    units = _names(site)
+    charged = _ledger(site).charge(units, cost, stage, run, round_number)
+    if left_out := len(units) - len(charged):
+        with suppress(OSError):  # a failure would tell that there are such units
+            site_log(site.folder).info(
+                "%s %d: %d of %d %s", stage, round_number, left_out, len(units), LEFT_OUT
+            )
+    return charged
 
 
 def spent(site: Site) -> float:
@@ -54,8 +67,8 @@ def ledger_tip(site: Site) -> dict[str, Tensor]:
 def _ledger(site: Site) -> Ledger:
     privacy = site.settings.privacy
     cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
-    folder, tip = simulated_ledger(site.folder, privacy)
-    return Ledger.open(folder, tip=tip, cap=cap)
+    run = site.folder.parent.parent
+    return (site.own_ledger or simulated_ledger(run, privacy)).open(cap)
 
 
 def _names(site: Site) -> list[str]:

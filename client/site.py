@@ -20,6 +20,7 @@ from client.node_configuration import (
     FOLDER,
     SITE_FILE,
     own_folder,
+    own_ledger,
     own_settings,
     own_threads,
 )
@@ -32,8 +33,10 @@ from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
     open_federated_dataset,
 )
+from mediffusion_core.privacy.ledger.site_ledger import LedgerPlaces
 from mediffusion_core.run_io.run_folder import run_path
 from mediffusion_core.settings import Settings
+from mediffusion_core.settings.site_file import SiteFile
 from mediffusion_core.settings.site_policy import SitePolicy
 from mediffusion_core.training.local_report import Progress
 
@@ -53,6 +56,8 @@ class Site:
     folder: Path
     policy: SitePolicy = SIMULATED
     """The site's limits on runs."""
+    own_ledger: LedgerPlaces | None = None
+    """The ledger of a deployed site; None for a simulated one, which shares that of the run."""
 
     @property
     def name(self) -> str:
@@ -107,6 +112,7 @@ def open_site(context: Context) -> Site:
 
     Raises:
         UserError: if its settings do not compose, or its images cannot be opened.
+        RefusedError: if a deployed site takes no part in the run.
     """
     config, node = context.run_config, context.node_config
     own = tuple((key, node[key]) for key in (FOLDER, SITE_FILE, DATA_ROOT, DEVICE) if key in node)
@@ -116,9 +122,32 @@ def open_site(context: Context) -> Site:
     if index >= len(dataset.clients):
         raise UserError(f"partition {index} asked for, but there are {len(dataset.clients)} sites")
     shared = run_path(settings.run, context.run_id)
-    folder = (own_folder(settings, node) or shared) / "sites" / dataset.clients[index].site
+    name = dataset.clients[index].site
+    folder = (own_folder(settings, node) or shared) / "sites" / name
     folder.mkdir(parents=True, exist_ok=True)
-    return Site(settings, dataset, index, folder, policy)
+    return Site(settings, dataset, index, folder, policy, own_ledger(node, name))
+
+
+def is_told(context: Context) -> bool:
+    """Whether the reason of a failure may leave the site.
+
+    It may not in a run with differential privacy, nor at a site that takes part in no other run,
+    nor if settings or site file can't be read.
+    """
+    config, node = context.run_config, context.node_config
+    try:
+        if _composed(str(config["config-name"]), str(config["overrides"])).privacy.enabled:
+            return False
+        if SITE_FILE in node:
+            return not SiteFile.read(Path(str(node[SITE_FILE]))).policy.require_privacy
+    except Exception:  # whatever it is, it may not leave
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def _composed(config_name: str, overrides: str) -> Settings:
+    return compose(config_name, split(overrides))
 
 
 @lru_cache(maxsize=1)
@@ -126,7 +155,7 @@ def _opened(
     config_name: str, overrides: str, own: tuple[tuple[str, Any], ...]
 ) -> tuple[Settings, FederatedDataset, SitePolicy]:
     node = dict(own)
-    settings = own_settings(compose(config_name, split(overrides)), node)
+    settings = own_settings(_composed(config_name, overrides), node)
     if SITE_FILE in node:
         return open_own(settings, Path(node[SITE_FILE]))
     return settings, open_federated_dataset(settings), SIMULATED

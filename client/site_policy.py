@@ -11,29 +11,34 @@ from mediffusion_core.data.partitioning.federated_dataset import (
     open_federated_dataset,
 )
 from mediffusion_core.messaging.protocol import WEIGHTED_BY
-from mediffusion_core.privacy.ledger.site_ledger import ledger_places
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.settings.site_file import SiteFile
 from mediffusion_core.settings.site_policy import Bounds, SitePolicy
 
+AGREED = ("classes", "multi_label", "test_fraction", "validation_fraction", "max_bad_fraction")
+"""Settings of `data` that describe a site's images and that a run needs to know. The site file sets
+them. A run that sets them otherwise is refused before the images are opened: whether they fit the
+images would tell what these are."""
+
 
 def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset, SitePolicy]:
     """Opens the images of a site file, prepared and split by the run's settings.
 
-    The site file sets where the images lie and how they are read. The run sets their size, the
-    shares of the splits and the classes.
+    The site file sets where the images lie, how they are read and split, and their classes. The run
+    sets their size.
 
     Args:
         settings: Of the run.
         path: The site file.
 
     Returns:
-        The run's settings with the site's device, ledger and limit of ε; the images as those of
-        the only site; and the site policy.
+        The run's settings with the site's device and limit of ε; the images as those of the only
+        site; and the site policy.
 
     Raises:
-        RefusedError: if the run asks for more than the site agrees to.
+        RefusedError: if the run asks for more than the site agrees to, or describes the images
+            otherwise than the site file.
         UserError: if the site file is wrong, or its images have not the run's classes in the
             run's order, so that outputs of the classifier would mean other findings.
     """
@@ -42,8 +47,7 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
     classes = settings.data.classes
     if classes is None:
         raise UserError("a run on the sites' own images needs data.classes")
-    if file.data.multi_label != settings.data.multi_label:
-        raise UserError(f"data.multi_label is {settings.data.multi_label} in the run, not here")
+    _refuse_other_data(settings, file)
     # A real site is not dealt by the run's partition.
     one_place = {
         "partition": "uniform",
@@ -70,7 +74,7 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
 
 
 def _agreed(settings: Settings, file: SiteFile) -> Settings:
-    """The run's settings with the site's device and ledger, and within what the site agrees to."""
+    """The run's settings with the site's device and limit of ε, if the site agrees to them."""
     policy, privacy = file.policy, settings.privacy
     _refuse_settings(settings, policy)
     weighing = {*WEIGHTED_BY.values()}
@@ -87,18 +91,23 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
             "unless its file says policy.require_privacy = false"
         )
     limits = [limit for limit in (policy.max_epsilon, privacy.max_epsilon) if limit is not None]
-    places = dict(zip(("folder", "tip"), ledger_places(file), strict=True))
-    for name, place in places.items():
-        if place.name != file.name:
-            raise UserError(f"ledger.{name} {place} must end in the site's name, {file.name}")
-    own = {
-        "ledger": places["folder"].parent,
-        "ledger_tips": places["tip"].parent,
-        "max_epsilon": min(limits, default=None),
-    }
+    own = {"max_epsilon": min(limits, default=None)}
     return settings.model_copy(
         update={"device": policy.device, "privacy": privacy.model_copy(update=own)}
     )
+
+
+def _refuse_other_data(settings: Settings, file: SiteFile) -> None:
+    """Refuses a run that describes the images otherwise than the site file.
+
+    Without privacy the site file may leave the classes to the run.
+    """
+    if settings.privacy.enabled and file.data.classes is None:
+        raise RefusedError("a private run needs data.classes in the site file")
+    for name in AGREED:
+        asked, own = getattr(settings.data, name), getattr(file.data, name)
+        if asked != own and (name, own) != ("classes", None):
+            raise RefusedError(f"data.{name} is {asked} in the run and {own} in the site file")
 
 
 def _refuse_settings(settings: Settings, policy: SitePolicy) -> None:

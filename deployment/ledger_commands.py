@@ -14,7 +14,11 @@ from rich.table import Table
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.privacy.ledger.ledger import Entry, Ledger, LedgerTip
-from mediffusion_core.privacy.ledger.site_ledger import ledger_places, open_site_ledger
+from mediffusion_core.privacy.ledger.site_ledger import (
+    LedgerPlaces,
+    ledger_places,
+    open_site_ledger,
+)
 from mediffusion_core.settings.site_file import SiteFile
 
 
@@ -95,8 +99,8 @@ def verify_ledger(path: Path, against: str | None, restore_tip: bool) -> str:
     if restore_tip:
         if known is None:
             raise UserError("--restore-tip needs --against: a ledger tip kept elsewhere")
-        folder, tip_file = (path, None) if path.is_dir() else ledger_places(SiteFile.read(path))
-        Ledger.restore_tip(folder, tip_file, known)
+        places = LedgerPlaces(path) if path.is_dir() else ledger_places(SiteFile.read(path))
+        Ledger.restore_tip(places.folder, places.tip, known)
     ledger = open_ledger(path, None).ledger
     if known is not None:
         ledger.must_extend(known)

@@ -42,6 +42,8 @@ def findings_of_site(path: Path, image_size: int, channels: Literal[1, 3]) -> It
     site = SiteFile.read(path)
     yield CheckResult("ok", f"site file: {site.name}, {path}")
     yield CheckResult("ok", f"policy: {_policy(site)}")
+    if site.data.classes is None:
+        yield CheckResult("warning", "data.classes is missing; private runs need it")
     yield _result("device", lambda: str(resolve_device(site.policy.device)))
     try:
         source = read_source(site.data_settings(image_size, channels), 0)

@@ -232,9 +232,11 @@ def error_codes_page() -> str:
         "# Error codes",
         "This page is generated from the code.",
         "## Codes of a site",
-        "A site answers with a code and a random id; the text of the error stays in its own log, "
+        "A site answers with a code and an id; the text of the error stays in its own log, "
         "`site.log` in the site's folder of the run, or the log of its container before that "
-        "folder exists.",
+        "folder exists. In a run with differential privacy, and at a site that takes part in no "
+        "other, `failed` leaves in the place of every other code. Its id is the same for the same "
+        "message; the site's logs have the other code under it.",
         _table(["code", "meaning", "what to do"], failures),
         "## Outcomes at the server",
         "`set_aside` in `metrics.jsonl` and the audit log say what became of a message to a site.",

@@ -67,7 +67,7 @@ class FlowerSites(Sites):
         """
         deadline = time.monotonic() + self._timeout
         replies = self._joined()
-        while len(self._nodes) + len(self._spent) < self._minimum:
+        while len(self._nodes) < self._minimum:
             if time.monotonic() > deadline:
                 raise SiteError(f"{len(self._nodes)} sites are left, {self._minimum} are needed")
             time.sleep(LOOK)
@@ -80,11 +80,10 @@ class FlowerSites(Sites):
         there = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
         replies: list[Reply] = []
         self._joining = still_waiting(self._joining, there)
-        self._spent &= there.keys()
         for node, content in received(self._grid, self._joining):
             if not self._count(protocol.CENSUS, node, content, self._admit, replies.append):
                 self._not_before[node] = now + AFTER_FAILURE
-        known = {*self._nodes.values(), *self._spent, *(one.node for one in self._joining.values())}
+        known = {*self._nodes.values(), *(one.node for one in self._joining.values())}
         resting = {node for node, moment in self._not_before.items() if now < moment}
         new = sorted(there.keys() - known - resting)
         messages = [self._message(protocol.CENSUS, 0, node, {}) for node in new]

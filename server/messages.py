@@ -35,10 +35,6 @@ class RefusedReplyError(Exception):
         self.code = code
 
 
-class BudgetSpentError(Exception):
-    """A site takes part no more: its patients have spent what it allows."""
-
-
 @dataclass(frozen=True)
 class Reply:
     """The reply of one site, checked by the reply contract and decoded once.
@@ -78,23 +74,16 @@ def size_of(records: Mapping[str, ArrayRecord]) -> int:
     return sum(len(array.data) for record in records.values() for array in record.values())
 
 
-def refuse_failure(content: RecordDict, private: bool) -> None:
+def refuse_failure(content: RecordDict) -> None:
     """Refuses the reply of a site that could not do its work.
 
-    Args:
-        content: Of the reply.
-        private: Whether the run has privacy budgets.
-
     Raises:
-        BudgetSpentError: if the site takes part no more, in a private run.
         RefusedReplyError: with the site's code and id, if they are of the form that sites use.
     """
     failure = content.config_records.get(protocol.FAILURE)
     if failure is None:
         return
     code, identity = str(failure.get("code")), str(failure.get("id"))
-    if code == protocol.BUDGET and private:
-        raise BudgetSpentError
     if not (FAILURE_CODE.fullmatch(code) and FAILURE_ID.fullmatch(identity)):
         raise RefusedReplyError("failed, with a code that no site uses")
     raise RefusedReplyError(

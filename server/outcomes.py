@@ -10,7 +10,6 @@ class Outcome(StrEnum):
     """The outcome of a message to a site; every other one than `COUNTED` sets its reply aside."""
 
     COUNTED = "counted"
-    BUDGET = "budget"
     FAILED = "failed"
     SILENT = "silent"
     LOST = "lost"
@@ -24,7 +23,6 @@ class Outcome(StrEnum):
 
 MEANINGS = {
     Outcome.COUNTED: "the reply counts",
-    Outcome.BUDGET: "the site's patients have spent their budget; it is asked no more",
     Outcome.FAILED: "the site answered with a failure code and an id",
     Outcome.SILENT: "no reply within `federation.round_timeout`",
     Outcome.LOST: "Flower could not deliver the message, or the site refused the run's code; the "

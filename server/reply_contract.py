@@ -100,7 +100,6 @@ class ReplyContract:
             The site's name, its counts, and in a private run the tip of its ledger.
 
         Raises:
-            BudgetSpentError: if the site takes part no more.
             RefusedReplyError: if the answer breaks the contract.
         """
         self._refuse_other(Asked(CENSUS, 0, {}), content)
@@ -120,7 +119,6 @@ class ReplyContract:
             content: Of the reply.
 
         Raises:
-            BudgetSpentError: if the site takes part no more.
             RefusedReplyError: if the answer breaks the contract.
         """
         self._refuse_other(asked, content)
@@ -148,7 +146,7 @@ class ReplyContract:
         answers_to = dict(content.config_records.get(protocol.ANSWERS_TO, {}))
         if answers_to != protocol.answered(asked.kind, instructions):
             raise RefusedReplyError("answered another message, round or settings")
-        refuse_failure(content, self._settings.privacy.enabled)
+        refuse_failure(content)
         if set(content) - ANSWERS[asked.kind].records - set(disclosure.WITH_ANY):
             raise RefusedReplyError("sent records that its kind of message does not have")
 

@@ -30,7 +30,7 @@ from server.checkpoints import save_state
 from server.evaluation_round import EvaluationRounds
 from server.label_counts import label_counts
 from server.latent_scale import latent_scale
-from server.messages import Reply, SiteError
+from server.messages import Reply
 from server.pooled import CappedValidationSums, PooledValidation, ValidationSums
 from server.sites import Sites
 from server.state import RunState
@@ -134,8 +134,6 @@ class FederatedRun:
         scaling = state.latent_scale is None and self._strategy.spent() is None
         if scaling:
             replies = self._ask(protocol.LATENT_CENSUS, 1, state.shared((AUTOENCODER,)))
-            if not replies:
-                raise SiteError("every site's privacy budget is spent, and there are no latents")
             state.latent_scale = latent_scale(replies, self._settings)
         untrained = not self._settings.autoencoder_rounds and state.evaluated < 0
         figures = {"psnr": self._evaluation.reconstruction(state)} if untrained else {}

@@ -17,7 +17,6 @@ from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import message_compression
 from mediffusion_core.settings import Settings
 from server.messages import (
-    BudgetSpentError,
     Census,
     RefusedReplyError,
     Reply,
@@ -62,7 +61,6 @@ class Sites(ABC):
         self._planned = settings.num_participants if hidden else None
         self._nodes: dict[str, int] = {}
         self._census: dict[str, Census] = {}
-        self._spent: set[int] = set()
         self._set_aside: list[SetAside] = []
 
     @property
@@ -93,9 +91,7 @@ class Sites(ABC):
             return self._count(protocol.CENSUS, node, content, self._admit, replies.append)
 
         self._exchange(protocol.CENSUS, 0, {node: {} for node in nodes}, receive, self._minimum)
-        if self._spent and not replies:
-            raise SiteError("every site's privacy budget is spent")
-        self._refuse_too_few(protocol.CENSUS, len(replies) + len(self._spent), self._minimum)
+        self._refuse_too_few(protocol.CENSUS, len(replies), self._minimum)
         return _ordered(replies)
 
     @abstractmethod
@@ -122,8 +118,6 @@ class Sites(ABC):
             take: Gets each reply that counts, once and as it comes. Of its components the returned
                 reply has the ledger tip alone, so that no two replies need be in memory at once.
 
-        A site whose privacy budget is spent has no reply, and is asked no more.
-
         Raises:
             SiteError: if too few replies count.
         """
@@ -135,7 +129,7 @@ class Sites(ABC):
         }
         needed = self._needed(kind, len(records))
         asked = Asked(kind, round_number, components)
-        spent, replies = len(self._spent), list[Reply]()
+        replies = list[Reply]()
 
         def read(node: int, content: RecordDict) -> Reply:
             name, received = self._name(node), size_of(records[node])
@@ -154,7 +148,7 @@ class Sites(ABC):
             return self._count(kind, node, content, read, keep)
 
         self._exchange(kind, round_number, records, receive, needed)
-        self._refuse_too_few(kind, len(replies) + len(self._spent) - spent, needed)
+        self._refuse_too_few(kind, len(replies), needed)
         return _ordered(replies)
 
     @abstractmethod
@@ -213,10 +207,6 @@ class Sites(ABC):
             if isinstance(content, RefusedReplyError):
                 raise content
             reply = read(node, content)
-        except BudgetSpentError:
-            outcome, reason = Outcome.BUDGET, "has spent its privacy budget"
-            self._nodes.pop(name, None)
-            self._spent.add(node)
         except RefusedReplyError as error:
             outcome, reason = error.code, str(error)
         except Exception:  # whatever a site sends must not end the run
@@ -228,7 +218,7 @@ class Sites(ABC):
         else:
             self._set_aside.append(SetAside(name, kind, reason, outcome))
         self._note(kind, node, name, outcome)
-        return outcome in (Outcome.COUNTED, Outcome.BUDGET)
+        return outcome is Outcome.COUNTED
 
     def _note(self, kind: str, node: int, site: str, outcome: Outcome) -> None:  # noqa: B027
         """Takes the outcome of a message to a site. Sites in this process keep no audit log."""
@@ -236,10 +226,10 @@ class Sites(ABC):
     def _needed(self, kind: str, asked: int) -> int:
         """How many replies must count, so that the run keeps its minimum of sites.
 
-        Sites with a spent budget count towards the minimum. Training needs one reply. Encoding
-        needs none: the only sites asked may be those that were away before.
+        Training needs one reply. Encoding needs none: the only sites asked may be those that were
+        away before.
         """
-        spare = max(0, len(self._nodes) + len(self._spent) - self._minimum)
+        spare = max(0, len(self._nodes) - self._minimum)
         return max(0 if kind == protocol.ENCODE else min(1, asked), asked - spare)
 
     def _refuse_too_few(self, kind: str, counted: int, needed: int) -> None:

@@ -5,6 +5,7 @@ sent: neither the realised number of images nor the time taken.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ CERTAIN = 3
 class PrivateTrainer(Trainer):
     """A site's answers with noise, each charged to the site's privacy ledger.
 
-    Every answer raises `UserError` if the settings promise too little to so few units, and
-    `BudgetSpent` if the site's units have spent what they may.
+    A unit whose budget does not carry the charge of an answer is left out of that answer. The
+    decision is made again with each charge, by the unit's own charges: the condition of the
+    individual filter (arXiv 2008.11193). So a unit takes part until its budget is spent, a repeated
+    round included, and a site whose units have all spent theirs answers as one without images.
+
+    Every answer raises `UserError` if the settings promise too little to so few units.
     """
 
     def census(self) -> dict[str, int | list[int]]:
@@ -56,11 +61,11 @@ class PrivateTrainer(Trainer):
         settings = self.site.settings
         autoencoder = restore_autoencoder(settings, weights)
         counts, plan = self._counted()
-        charge(self.site, plan.statistics_charge, "latents", 1)
+        index = self._charged(plan.statistics_charge, "latents", 1)
         return noised_latent_sums(
             autoencoder.to(self.site.device).eval(),
             self.site.dataset.train(self.site.index),
-            UnitIndex(*self.units()),
+            index,
             counts.units,
             settings.privacy.release_noise,
             torch.Generator().manual_seed(secret_seed()),
@@ -84,12 +89,25 @@ class PrivateTrainer(Trainer):
         """The ledger's tip after the answer."""
         return ledger_tip(self.site)
 
-    def units(self) -> tuple[Tensor, int]:
-        """The privacy unit of each training image (n,), and the number of units."""
+    def units(self, charged: Collection[str] | None = None) -> tuple[Tensor, int]:
+        """The privacy unit of each training image (n,), and the number of units.
+
+        Args:
+            charged: The patients or lesions whose units count; all by default. The images of
+                others have numbers behind.
+        """
         rows = self.site.dataset.train(self.site.index).rows
-        if self.site.settings.privacy.unit == "patient":
-            return numbered(self.site.dataset.groups(rows))
-        return numbered(rows.tolist())
+        patients = self.site.dataset.groups(rows)
+        left_out = set() if charged is None else set(patients) - set(charged)
+        if self.site.settings.privacy.unit == "image":
+            images = [str(row) for row in rows]
+            behind = {image for image, one in zip(images, patients, strict=True) if one in left_out}
+            return numbered(images, behind)
+        return numbered(patients, left_out)
+
+    def _charged(self, cost: Charge, stage: str, round_number: int) -> UnitIndex:
+        """Charges an answer to the ledger; the index of the units that it may sample."""
+        return UnitIndex(*self.units(charge(self.site, cost, stage, round_number)))
 
     def _train_autoencoder(
         self, autoencoder: Autoencoder, optimizer: torch.optim.AdamW, round_number: int
@@ -99,14 +117,14 @@ class PrivateTrainer(Trainer):
         _, plan = self._counted()
         steps = plan.steps("autoencoder", round_number)
         if steps:
-            charge(self.site, plan.step_charge(steps), "autoencoder", round_number)
+            index = self._charged(plan.step_charge(steps), "autoencoder", round_number)
             train_private_autoencoder(
                 autoencoder,
                 optimizer,
                 self.site.dataset.train(self.site.index),
                 settings.training.autoencoder,
                 settings.latent_shape,
-                self._private_round(plan, "autoencoder", round_number),
+                self._private_round(index, plan, "autoencoder", round_number),
             )
         return {"images_seen": steps * plan.expected_units, "labelled_seen": 0.0, "steps": steps}
 
@@ -123,7 +141,7 @@ class PrivateTrainer(Trainer):
         steps = plan.steps("joint", round_number)
         if steps:
             latents = latent_cache.kept_latents(self.site)
-            charge(self.site, plan.step_charge(steps), "joint", round_number)
+            index = self._charged(plan.step_charge(steps), "joint", round_number)
             with training_parts(joint, optimizer, settings.training.joint, settings.privacy):
                 train_private_joint(
                     joint,
@@ -131,17 +149,19 @@ class PrivateTrainer(Trainer):
                     latents,
                     settings.training.joint,
                     DiffusionProcess.of(settings.diffusion),
-                    self._private_round(plan, "joint", round_number),
+                    self._private_round(index, plan, "joint", round_number),
                 )
         certain = counts.labelled > CERTAIN * counts.deviation
         labelled = counts.labelled * min(1.0, plan.sample_rate * steps) if certain else 0.0
         seen = {"images_seen": steps * plan.expected_units, "labelled_seen": labelled}
         return {}, {**seen, "steps": steps}
 
-    def _private_round(self, plan: Plan, stage: Stage, number: int) -> PrivateRound:
+    def _private_round(
+        self, index: UnitIndex, plan: Plan, stage: Stage, number: int
+    ) -> PrivateRound:
         """Units, mechanism and steps of a round of a stage."""
         return PrivateRound(
-            index=UnitIndex(*self.units()),
+            index=index,
             mechanism=plan.mechanism(),
             privacy=self.site.settings.privacy,
             steps=plan.steps(stage, number),
@@ -171,11 +191,10 @@ class PrivateTrainer(Trainer):
             kept = _read_plan(path)
             counts = NoisedCounts(**kept["counts"])
             return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
-        unit_of, units = self.units()
-        labelled = len(set(unit_of[site.dataset.train(site.index).labelled].tolist()))
         noise = site.settings.privacy.release_noise
-        charge(site, Charge(1.0, noise, 1), "census", 0)
-        counts = noised_counts(units, labelled, noise)
+        index = self._charged(Charge(1.0, noise, 1), "census", 0)
+        labelled = index.subset(site.dataset.train(site.index).labelled).counts.count_nonzero()
+        counts = noised_counts(len(index.counts), int(labelled), noise)
         plan = Plan.of(site.settings, counts.units)
         kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
         write_durably(path, json.dumps({**kept, SUM: fingerprint(**kept)}).encode())

@@ -35,11 +35,5 @@ class AuditError(UserError):
     """An audit log that can't be written or fails verification. The text may not leave a site."""
 
 
-class BudgetSpent(UserError):  # noqa: N818 (it names a state of the site, not a fault)
-    """A reply would exceed the privacy budget that the site allows. `code` may leave the site."""
-
-    code = "budget-spent"
-
-
 class RefusedError(Exception):
     """A site will not answer, since the answer would tell more than it has agreed to."""

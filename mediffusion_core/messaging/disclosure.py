@@ -146,8 +146,9 @@ ANSWERS = {
 WITH_ANY = {
     ANSWERS_TO: ("with each reply, the kind, round and settings hash of the server's message"),
     FAILURE: (
-        "instead of a reply, a failure code and a random id. The code `budget` means that the "
-        "site's patients have spent their budget, and reveals that they took part before"
+        "instead of a reply, a failure code and a random id. In a run with `privacy=dp`, and at a "
+        "site that takes part in no other, every failure is the same: the code is `failed`, the id "
+        "a hash of kind, round and settings hash of the message"
     ),
     LEDGER_TIP: (
         "with `privacy=dp`, with each reply, the ledger tip: the number of entries and a digest "

@@ -1,11 +1,12 @@
-"""The codes with which a site answers instead of a reply, and what its engineer can do.
+"""The codes of a site's failures, and what its engineer can do.
 
+With differential privacy they stay in the site's logs, and `FAILED` leaves in their place.
 docs/reference/error-codes.md has them as a table.
 """
 
 from dataclasses import dataclass
 
-from mediffusion_core.messaging.protocol import BUDGET
+from mediffusion_core.messaging.protocol import FAILED
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,14 @@ FAILURES = {
         "free the disk, or move a log that was cut off and its tip away; `audit verify` names the "
         "cause",
     ),
-    BUDGET: Failure(
-        "the site's patients have spent their budget; the site takes part no more",
-        "nothing: `site ledger show` has the charges",
-    ),
     "data": Failure(
         "the run's settings don't compose, or don't fit the site's images",
         "read the line in the site's log; `site check` and `data check` look at images and labels",
+    ),
+    FAILED: Failure(
+        "any failure in a run with differential privacy, or at a site that takes part in no other "
+        "run",
+        "look the id up in the site's log or audit log, which have the reason's own code",
     ),
     "gradients": Failure(
         "per-sample gradients differ from those of autograd, so noise would protect too little",
@@ -60,6 +62,11 @@ FAILURES = {
     "ledger-busy": Failure(
         "another process held the ledger for a minute",
         "end the other process; one site, one ledger",
+    ),
+    "ledger-by-site": Failure(
+        "a simulation's folder has ledgers of single sites, of an earlier version; their charges "
+        "can't be joined",
+        "finish with that version; name another folder for patients who are in none of them",
     ),
     "ledger-edited": Failure("the ledger's chain is broken", "restore a copy that is sound"),
     "ledger-format": Failure(

@@ -70,16 +70,15 @@ METRICS = "metrics"
 COUNTS = "counts"
 """ArrayRecord from a site: confusion counts and losses, or sums over latents."""
 FAILURE = "failure"
-"""ConfigRecord from a site after an error: a code and a random id, never a text."""
+"""ConfigRecord from a site after an error: a code and an id, never a text."""
+FAILED = "failed"
+"""Code of every failure in a run with differential privacy."""
 
 LEDGER_TIP = "ledger_tip"
 """ArrayRecord in both directions of a private run: the site's ledger tip. A site sends it with each
 reply. The server keeps it and returns it with the next message, and the site then refuses an older
 copy of its ledger. The digest is keyed with the site's salt, so the tip reveals the number of
 entries alone."""
-BUDGET = "budget"
-"""Failure code of a site that leaves the run: its patients have spent the site's budget."""
-
 WEIGHTED_BY = {
     AUTOENCODER: "images_seen",
     UNET: "images_seen",

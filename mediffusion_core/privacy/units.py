@@ -1,6 +1,6 @@
 """The privacy units of a site: the image, patient or lesion that each training image belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ class UnitIndex:
     """
 
     def __init__(self, unit_of: Tensor, num_units: int) -> None:
-        """Takes the unit of each image, (n,) in [0, num_units)."""
-        self.counts = torch.bincount(unit_of, minlength=num_units)
+        """Takes the unit of each image, (n,).
+
+        Images of units numbered from `num_units` on belong to no unit and are never drawn.
+        """
+        self.counts = torch.bincount(unit_of, minlength=num_units)[:num_units]
         """Images of each unit, (num_units,)."""
         self._unit_of = unit_of
         self._order = unit_of.argsort(stable=True)
@@ -35,11 +38,14 @@ class UnitIndex:
         return self._order[self._starts[units] + within]
 
 
-def numbered(names: Sequence[str | int]) -> tuple[Tensor, int]:
-    """Numbers units in the order of their names.
+def numbered(names: Sequence[str], left_out: Collection[str] = ()) -> tuple[Tensor, int]:
+    """Numbers units in the order of their names, those that are left out behind the others.
 
     Returns:
-        The number of each name's unit (n,), and the number of units.
+        The number of each name's unit (n,), and the number of units that are not left out.
     """
-    distinct = {name: number for number, name in enumerate(sorted(set(names)))}
-    return torch.tensor([distinct[name] for name in names], dtype=torch.long), len(distinct)
+    behind = set(left_out)
+    counted = sorted(set(names) - behind)
+    order = [*counted, *sorted(set(names) & behind)]
+    distinct = {name: number for number, name in enumerate(order)}
+    return torch.tensor([distinct[name] for name in names], dtype=torch.long), len(counted)

@@ -37,7 +37,7 @@ Uncertain = Literal["zeros", "ones", "ignore"]
 
 
 class TableSettings(StrictModel):
-    """How images and labels are read. A run and a site file share these settings."""
+    """How images and labels are read and split. A run and a site file share these settings."""
 
     table: Path | None = None
     """CSV or Parquet file with one row an image, for `folder` and `dicom`. None: a folder for each
@@ -56,6 +56,12 @@ class TableSettings(StrictModel):
     """The same for single findings, by name."""
     window: tuple[float, Positive] | None = None
     """Centre and width of the DICOM window, in units of the image. None: the file's own window."""
+    test_fraction: Share = 0.2
+    """Share of the patients in the test set, above 0 and below 0.9."""
+    validation_fraction: Share = 0.1
+    """Share of the patients in the sites' validation sets, above 0 and below 0.9."""
+    max_bad_fraction: Fraction = 0.01
+    """Largest share of unreadable images with which a data set is accepted, 0 to 1."""
     store: Path | None = None
     """Folder of prepared images. None: `$FED_MEDIFFUSION_STORE`, or one in the user's cache."""
 
@@ -90,14 +96,8 @@ class DataSettings(TableSettings):
     """Holder of the labelled images: the sites, or the server alone."""
     use_unlabelled: bool = True
     """Whether unlabelled images train the networks."""
-    test_fraction: Share = 0.2
-    """Share of the patients in the test set, above 0 and below 0.9."""
-    validation_fraction: Share = 0.1
-    """Share of the patients in the sites' validation sets, above 0 and below 0.9."""
     augmentation: Literal["none", "radiograph", "dermoscopy", "dermoscopy_colour"] = "none"
     """Which random views are drawn of a training image."""
-    max_bad_fraction: Fraction = 0.01
-    """Largest share of unreadable images with which a data set is accepted, 0 to 1."""
     phantom: PhantomSettings = PhantomSettings()
     """The phantoms."""
 

@@ -60,11 +60,12 @@ class PrivacySettings(StrictModel):
     public_model: Path | None = None
     """Folder of a model of public images, from which training starts."""
     ledger: Path | None = None
-    """Folder of the simulated sites' privacy ledgers. None: in the run's folder."""
+    """Folder of the simulated sites' privacy ledger. None: in the run's folder."""
     ledger_tips: Path | None = None
-    """Folder of the second copy of the ledgers' tips. None: beside the ledgers."""
+    """Folder of the second copy of the ledger's tip. None: beside the ledger."""
     max_epsilon: Positive | None = None
-    """Largest ε of a unit over all runs with the same ledger, above 0. None: no limit."""
+    """Largest ε of a unit over all runs with the same ledger, above 0. A unit that has spent it is
+    left out. None: no limit."""
 
     @model_validator(mode="before")
     @classmethod

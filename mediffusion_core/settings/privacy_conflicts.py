@@ -91,12 +91,6 @@ WITH_CLIENT_LEVEL: tuple[Conflict, ...] = (
         "privacy.trained=all",
     ),
     Conflict(
-        "federation.fraction_train below 1",
-        lambda s: s.privacy.enabled and s.federation.fraction_train < 1,
-        "with privacy.enabled a site's spent budget would change which other sites are drawn",
-        "federation.fraction_train=1",
-    ),
-    Conflict(
         "federation.weighting=steps",
         lambda s: s.federation.weighting == "steps",
         "client-level privacy needs sites of equal weight",

@@ -71,7 +71,7 @@ class SitesHere(Sites):
     def newcomers(self) -> list[Reply]:
         """Asks those for their census again whose last one did not count."""
         replies: list[Reply] = []
-        for index in set(range(self._participants)) - {*self._nodes.values(), *self._spent}:
+        for index in set(range(self._participants)) - set(self._nodes.values()):
             content = self._answer(protocol.CENSUS, 0, index, {})
             self._count(protocol.CENSUS, index, content, self._admit, replies.append)
         return replies

@@ -15,6 +15,7 @@ from configs import compose, flatten, quoted
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation.features import build_extractor
+from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
 from mediffusion_core.run_io.checkpoints import newest_checkpoint, resumable_checkpoints
 from mediffusion_core.run_io.provenance import COMMIT_VARIABLE, current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, write_json
@@ -62,6 +63,8 @@ def simulate(
     with RunFolder(folder).launched():
         # Another process may have used the folder while the images were prepared.
         RunFolder(folder).refuse_others(settings)
+        if settings.privacy.enabled:
+            simulated_ledger(folder, settings.privacy)  # refuses those of single sites
         if at is not None:
             aside = set_back(RunFolder(folder), at, settings)
             console.print(f"later results are set aside in {aside}", markup=False, highlight=False)

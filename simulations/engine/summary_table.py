@@ -9,15 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mediffusion_core.common.errors import LedgerError
-from mediffusion_core.privacy.ledger.ledger import Ledger
-from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
+from mediffusion_core.privacy.ledger.site_ledger import LEFT_OUT, simulated_ledger
 from mediffusion_core.reporting.formats import number
 from mediffusion_core.reporting.headline import Row, headline
 from mediffusion_core.settings import Settings
 
 
 def summary_table(settings: Settings, folder: Path) -> Table:
-    """The figures in `summary.json`, ε of the planned rounds, and ε of the sites' ledgers.
+    """The figures in `summary.json`, ε of the planned rounds, and ε of the ledger.
 
     Args:
         settings: Of the run.
@@ -44,16 +43,17 @@ def _promised(summary: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _spent(settings: Settings, folder: Path) -> Iterator[Row]:
-    """The largest ε in the ledger of each simulated site that has one."""
+    """The largest ε of a unit in the ledger of the simulation, wherever the unit was dealt."""
     privacy = settings.privacy
     if not privacy.enabled:
         return
-    for site in sorted(folder.glob("sites/*")):
-        place, tip = simulated_ledger(site, privacy)
-        name, details = f"ε in the ledger of {site.name}", "all charges, also of other runs"
-        try:
-            spent = Ledger.open(place, tip=tip, begin=False).worst(privacy.target_delta)
-        except LedgerError as error:
-            yield Row(name, "unknown", str(error))
-        else:
-            yield Row(name, number(spent, 2), details)
+    name = "ε in the ledger of all sites"
+    try:
+        ledger = simulated_ledger(folder, privacy).open(begin=False)
+        spent = ledger.worst(privacy.target_delta)
+    except LedgerError as error:
+        yield Row(name, "unknown", str(error))
+    else:
+        logs = [log.name for log in folder.glob("sites/*/site.log") if LEFT_OUT in log.read_text()]
+        left_out = "; units with a spent budget were left out, see sites/*/site.log" if logs else ""
+        yield Row(name, number(spent, 2), f"all charges, also of other runs{left_out}")

@@ -47,7 +47,7 @@ from mediffusion_core.messaging.protocol import (
 )
 from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
 from mediffusion_core.settings import Compression, Settings
-from server.messages import BudgetSpentError, RefusedReplyError
+from server.messages import RefusedReplyError
 from server.reply_contract import Asked, ReplyContract
 from server.state import fresh_state
 from simulations.engine.in_process import answer, order
@@ -109,7 +109,7 @@ def target(root: Path) -> Target:
         root=root,
         cases=st.tuples(numbers, st.lists(edit, max_size=2), st.one_of(st.just([]), EDITS)),
         run=run,
-        refused=(RefusedReplyError, BudgetSpentError),
+        refused=(RefusedReplyError,),
         seeds=seeds,
         of_bytes=lambda given: (given[0] % len(SMALL_KINDS) if given else 0, [], given[1:]),
     )

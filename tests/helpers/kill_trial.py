@@ -162,9 +162,10 @@ class Trial:
 
     def _is_charged(self, run: RunFolder) -> None:
         summary = json.loads((run.path / "summary.json").read_text())
+        ledger = Ledger.open(run.path / "ledger", begin=False)
         for site, promised in summary["privacy"]["sites"].items():
-            ledger = Ledger.open(run.path / "sites" / site / "ledger", begin=False)
-            charged = Counter((one.stage, one.round_number) for one in ledger.entries())
+            mine = [one for one in ledger.entries() if one.run.endswith(f"/{site}")]
+            charged = Counter((one.stage, one.round_number) for one in mine)
             for line in run.history():
                 if line["stage"] in ("autoencoder", "joint") and line["sites"][site]["steps"]:
                     assert charged[line["stage"], line["round"]] >= 1, (site, line)

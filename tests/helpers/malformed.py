@@ -196,7 +196,6 @@ MALFORMED: list[tuple[str, str, Tamper]] = [
     # Failures
     ("failure", TRAIN_JOINT, on_config(FAILURE, code="internal", id="0123abcd")),
     ("failure of any text", ENCODE, on_config(FAILURE, code="x\ny" * 9999, id="0123abcd")),
-    ("budget where there is none", TRAIN_JOINT, on_config(FAILURE, code="budget", id="0123abcd")),
     ("failure without an id", CENSUS, on_config(FAILURE, code="internal")),
     # Census
     ("count -1", CENSUS, on_metrics(train=-1)),

@@ -19,7 +19,7 @@ from unit.test_documentation import PAGES, ROOT, SUMMARY, blocks, commands
 from configs.compose import compose
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.ledger.ledger import Ledger
-from mediffusion_core.privacy.ledger.site_ledger import open_site_ledger
+from mediffusion_core.privacy.ledger.site_ledger import ALL_SITES, open_site_ledger
 from mediffusion_core.run_io.run_folder import RunFolder, write_json
 from mediffusion_core.settings.site_file import SiteFile
 from simulations.cli.main import app
@@ -76,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> Pa
         (folder / shown).write_text(at(folder, block["code"]).replace("cuda:0", "cpu"))
     charge = Charge(1.0, 30.0, 4)
     site = open_site_ledger(SiteFile.read(folder / "site.toml"))
-    for ledger in (site, Ledger.open(folder / "data" / "ledgers" / "site-0")):
+    for ledger in (site, Ledger.open(folder / "data" / "ledgers" / ALL_SITES)):
         ledger.charge(["Anna"], charge, "joint", "first", 1)
     return folder
 

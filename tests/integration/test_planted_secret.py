@@ -65,6 +65,10 @@ def hits(content: bytes) -> int:
 def planted(folder: Path, name: str) -> dict[str, Any]:
     """A site whose folder, files and patients have the secret in their names."""
     node = described_site(folder / SECRET, name, policy=f"{OPEN}\n")
+    file = Path(node["site-file"])
+    file.write_text(
+        file.read_text().replace("[data.columns]", "test_fraction = 0.5\n[data.columns]")
+    )
     images = folder / SECRET / name / "images"
     for image in images.glob("*.png"):
         image.rename(image.with_name(f"{SECRET}-{image.name}"))

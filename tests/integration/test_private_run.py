@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from helpers.messages import sent
 from torch import Tensor
 
@@ -19,12 +19,15 @@ from mediffusion_core.messaging.serialization import FORMAT, unpack
 from mediffusion_core.models import Autoencoder, LatentCodec
 from mediffusion_core.privacy.accounting.accountant import Charge, noise_multiplier_for
 from mediffusion_core.privacy.ledger.ledger import Ledger
+from mediffusion_core.privacy.ledger.site_ledger import ALL_SITES
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.training.adam_moments import fresh_moments
 from server.latent_scale import noise_in_sums
+from server.messages import SiteError
 from server.run import FederatedRun
 from server.state import fresh_state
 from simulations.engine.in_process import run_in_process
+from simulations.engine.simulate import _site_errors
 
 Weights = Mapping[str, Tensor]
 
@@ -55,44 +58,54 @@ def overrides(tiny: tuple[str, ...], tmp_path: Path, store: Path) -> list[str]:
     return [*tiny, *PRIVATE, f"data.store='{store}'", f"run.folder='{tmp_path / 'run'}'"]
 
 
-def spend(ledger: Ledger, overrides: list[str], site: int, charge: Charge) -> None:
-    """An earlier run on a site's patients."""
+def patients(overrides: list[str], site: int) -> list[str]:
     dataset = open_federated_dataset(compose("config", overrides))
-    patients = dataset.groups(dataset.train(site).rows)
-    ledger.charge(patients, charge, "joint", "an earlier run", 1)
+    return sorted(set(dataset.groups(dataset.train(site).rows)))
 
 
-def test_a_private_federation_costs_the_planned_epsilon_and_continues_without_spent_sites(
+def costing(spent: float) -> Charge:
+    """A charge of an earlier run."""
+    return Charge(1.0, noise_multiplier_for(spent, 1e-4, lambda noise: [Charge(1.0, noise, 1)]), 1)
+
+
+def test_a_private_federation_goes_on_without_the_patients_who_have_spent_their_budget(
     overrides: list[str], tmp_path: Path
 ) -> None:
-    ledgers = {site: Ledger.open(tmp_path / "ledgers" / f"site-{site}") for site in range(3)}
-    # One site may not even be counted, another one's patients have nothing left for training.
-    spend(ledgers[1], overrides, 1, Charge(1.0, 0.1, 1))
-    spend(
-        ledgers[2],
-        overrides,
-        2,
-        Charge(1.0, noise_multiplier_for(19.7, 1e-4, lambda noise: [Charge(1.0, noise, 1)]), 1),
-    )
+    ledger = Ledger.open(tmp_path / "ledgers" / ALL_SITES)
+    whole, half, last = (patients(overrides, site) for site in range(3))
+    # At one site half of the patients may not even be counted. At another one all have too little
+    # left for training.
+    ledger.charge(half[::2], Charge(1.0, 0.1, 1), "joint", "an earlier run", 1)
+    ledger.charge(last, costing(19.7), "joint", "an earlier run", 1)
+    before = ledger.spent(half[::2], 1e-4)
     kept = [f"privacy.ledger='{tmp_path / 'ledgers'}'", "privacy.max_epsilon=20"]
     folder = run_in_process("config", [*overrides, *kept])
     summary = json.loads((folder.path / "summary.json").read_text())
     assert summary["status"] == "completed" and summary["privacy"]["unit"] == "patient"
+    assert not summary["set_aside"]
     promised = summary["privacy"]["sites"]
-    assert set(promised) == set(summary["census"]) == {"site-0", "site-2"}
-    assert ledgers[0].worst(1e-4) == pytest.approx(promised["site-0"]["epsilon"], rel=1e-6)
-    stages = [[entry.stage for entry in ledger.entries()] for ledger in ledgers.values()]
-    assert stages[0] == ["census", "autoencoder", "latents", "joint", "joint"]
-    assert stages[1] == ["joint"]
-    assert stages[2][:2] == ["joint", "census"] and "joint" not in stages[2][2:]
+    assert set(promised) == set(summary["census"]) == {"site-0", "site-1", "site-2"}
+    for site, trained in (("site-0", whole), ("site-1", half[1::2])):
+        planned = promised[site]["epsilon"]
+        assert ledger.spent(trained, 1e-4) == pytest.approx(planned, rel=1e-6)
+    assert ledger.spent(half[::2], 1e-4) == before > 20 >= ledger.spent(last, 1e-4)
+    counted: dict[str, list[int]] = {}
+    for entry in ledger.entries()[2:]:
+        counted.setdefault(entry.run, []).append(entry.units)
+    assert counted["run/site-0"] == [len(whole)] * 5
+    assert counted["run/site-1"] == [len(half) // 2] * 5
+    # Each charge by itself fits in or not.
+    assert counted["run/site-2"][0] == len(last)
+    assert set(counted["run/site-2"]) == {0, len(last)}
+    log = (folder.path / "sites" / "site-1" / "site.log").read_text()
+    assert f"{(len(half) + 1) // 2} of {len(half)} units have spent their budget" in log
     newest = list_checkpoints(folder.checkpoints)[-1]
-    known = bytes(newest.load("ledger_site-0")["tip"].tolist()).decode()
-    assert known == str(ledgers[0].verify())
-    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    rounds = [line["sites"] for line in lines if line["stage"] == "joint"]
+    known = bytes(newest.load("ledger_site-2")["tip"].tolist()).decode()
+    assert known == str(ledger.verify())  # it was charged last
+    rounds = [line["sites"] for line in folder.history() if line["stage"] == "joint"]
     told = {"images_seen", "labelled_seen", "steps"}
     assert [{site: set(sent) for site, sent in one.items()} for one in rounds] == [
-        {"site-0": told}
+        dict.fromkeys(promised, told)
     ] * 2
 
 
@@ -103,9 +116,10 @@ def test_compression_costs_no_privacy(overrides: list[str], tmp_path: Path) -> N
     folder = run_in_process("config", [*overrides, *short, kept])
     summary = json.loads((folder.path / "summary.json").read_text())
     assert summary["status"] == "completed"
-    for site, promised in summary["privacy"]["sites"].items():
-        ledger = Ledger.open(tmp_path / "ledgers" / site)
-        assert ledger.worst(1e-4) == pytest.approx(promised["epsilon"], rel=1e-6)
+    ledger = Ledger.open(tmp_path / "ledgers" / ALL_SITES)
+    for site, promised in enumerate(summary["privacy"]["sites"].values()):
+        spent = ledger.spent(patients(overrides, site), 1e-4)
+        assert spent == pytest.approx(promised["epsilon"], rel=1e-6)
 
 
 def test_a_frozen_autoencoder_stays_and_costs_no_step(overrides: list[str], tmp_path: Path) -> None:
@@ -120,7 +134,8 @@ def test_a_frozen_autoencoder_stays_and_costs_no_step(overrides: list[str], tmp_
     start = fresh_state(compose("config", [*overrides, *linear]), len(CLASSES))
     for name, value in list_checkpoints(folder.checkpoints)[-1].load("autoencoder").items():
         assert torch.equal(value, start.weights["autoencoder"][name]), name
-    stages = [entry.stage for entry in Ledger.open(tmp_path / "ledgers" / "site-0").entries()]
+    entries = Ledger.open(tmp_path / "ledgers" / ALL_SITES).entries()
+    stages = [entry.stage for entry in entries if entry.run == "run/site-0"]
     assert stages == ["census", "latents", "joint"]
     [latents] = [line for line in folder.history() if line["stage"] == "latents"]
     assert latents["psnr"] > 25
@@ -211,12 +226,12 @@ def test_every_kind_of_message_is_charged_empty_or_refused(
         if kind == protocol.ENCODE:
             sending = {protocol.AUTOENCODER: codec.state_dict()}
         content = asked(kind, overrides, sending)
-        ledger = Ledger.open(tmp_path / "run" / "sites" / "site-0" / "ledger")
+        ledger = Ledger.open(tmp_path / "run" / "ledger")
         charged = [entry.stage for entry in ledger.entries()][len(entries) :]
         entries += charged
         if kind == protocol.EVALUATE:
             failure = content.config_records[protocol.FAILURE]
-            assert failure["code"] == "refused"
+            assert failure["code"] == protocol.FAILED
         elif kind == protocol.ENCODE:
             assert set(content) == {protocol.ANSWERS_TO, protocol.LEDGER_TIP} and not charged
         else:
@@ -236,7 +251,7 @@ def test_the_noised_counts_are_drawn_and_charged_once(overrides: list[str], tmp_
         for _ in range(2)
     )
     assert first == second and set(first) == {"train", "labelled"}
-    ledger = Ledger.open(tmp_path / "run" / "sites" / "site-0" / "ledger")
+    ledger = Ledger.open(tmp_path / "run" / "ledger")
     assert [entry.stage for entry in ledger.entries()] == ["census"]
 
 
@@ -253,19 +268,60 @@ def test_the_same_question_twice_is_charged_twice_and_answered_with_other_noise(
         for _ in range(2)
     ]
     assert not torch.equal(*totals)
-    ledger = Ledger.open(tmp_path / "run" / "sites" / "site-0" / "ledger")
+    ledger = Ledger.open(tmp_path / "run" / "ledger")
     assert [entry.stage for entry in ledger.entries()] == ["census", "latents", "latents"]
 
 
-def test_a_site_at_its_cap_answers_with_a_code_and_does_nothing(
-    overrides: list[str], codec: LatentCodec
+@pytest.mark.parametrize(
+    ("sites", "caps", "more"),
+    [((0, 0), (1000.0, 0.001), ()), ((0, 2), (1000.0, 1000.0), ("data.use_unlabelled=false",))],
+    ids=["all budgets are spent", "no label and so no image"],
+)
+def test_a_site_with_nothing_to_train_on_answers_as_any_other(
+    overrides: list[str],
+    codec: LatentCodec,
+    tmp_path: Path,
+    sites: tuple[int, int],
+    caps: tuple[float, float],
+    more: tuple[str, ...],
 ) -> None:
-    given = [*overrides, "privacy.max_epsilon=0.5"]
-    weights = components(given, codec)
-    sending = {name: weights[name] for name in protocol.AUTOENCODING}
-    content = asked(protocol.TRAIN_AUTOENCODER, given, sending)
-    assert set(content) == {protocol.ANSWERS_TO, protocol.FAILURE}
-    assert content.config_records[protocol.FAILURE]["code"] == protocol.BUDGET
+    weights = components(overrides, codec)
+    shapes: list[dict[str, object]] = []
+    for name, site, cap in zip(("run", "empty"), sites, caps, strict=True):
+        folder = f"run.folder='{tmp_path / name}'"
+        given = [*overrides, f"privacy.max_epsilon={cap}", folder, *more]
+        found: dict[str, object] = {}
+        for kind, names in SENT.items():
+            sending = {name: weights[name] for name in names}
+            if kind == protocol.ENCODE:
+                sending = {protocol.AUTOENCODER: codec.state_dict()}
+            found |= shape(kind, asked(kind, given, sending, site))
+        found.pop(f"{protocol.CENSUS} {protocol.IDENTITY}")
+        shapes.append(found)
+    assert shapes[0] == shapes[1]
+    charged = [
+        [(entry.stage, entry.units > 0) for entry in Ledger.open(tmp_path / name).entries()]
+        for name in ("run/ledger", "empty/ledger")
+    ]
+    stages = ("census", "autoencoder", "latents", "joint")
+    assert charged == [[(stage, units) for stage in stages] for units in (True, False)]
+
+
+def shape(kind: str, content: RecordDict) -> dict[str, object]:
+    """All of a reply but its numbers, which are noised."""
+    found: dict[str, object] = {}
+    for name, record in content.items():
+        if name == protocol.LEDGER_TIP:
+            tip = bytes(unpack(record[FORMAT].data)["tip"].tolist())  # type: ignore[union-attr]
+            found[f"{kind} {name}"] = tip.split(b":")[0]
+        elif isinstance(record, ArrayRecord):
+            tensors = unpack(record[FORMAT].data)
+            found |= {f"{kind} {name} {one}": value.shape for one, value in tensors.items()}
+        elif name == protocol.METRICS:
+            found[f"{kind} {name}"] = set(record)
+        else:
+            found[f"{kind} {name}"] = {key: str(value) for key, value in record.items()}
+    return found
 
 
 def test_a_ledger_older_than_the_servers_knowledge_is_refused(
@@ -275,18 +331,19 @@ def test_a_ledger_older_than_the_servers_knowledge_is_refused(
     tip = unpack(told[FORMAT].data)
     again = asked(protocol.CENSUS, overrides, {protocol.LEDGER_TIP: tip})
     assert protocol.FAILURE not in again
-    ledger = tmp_path / "run" / "sites" / "site-0" / "ledger"
+    ledger = tmp_path / "run" / "ledger"
     shutil.rmtree(ledger)
     ledger.with_name("ledger.head").unlink()
     content = asked(protocol.CENSUS, overrides, {protocol.LEDGER_TIP: tip})
-    assert content.config_records[protocol.FAILURE]["code"] == "ledger-behind"
+    assert content.config_records[protocol.FAILURE]["code"] == protocol.FAILED
+    assert "ledger-behind" in (tmp_path / "run" / "sites" / "site-0" / "site.log").read_text()
 
 
 def test_a_ledger_set_back_while_the_run_was_down_is_refused(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server keeps the ledger's tip over its own restart, and compares it before a round."""
-    ledger, older = tmp_path / "run" / "sites" / "site-0" / "ledger", tmp_path / "older"
+    ledger, older = tmp_path / "run" / "ledger", tmp_path / "older"
     tip = ledger.with_name("ledger.head")
     joint_round = FederatedRun._joint_round
 
@@ -303,14 +360,17 @@ def test_a_ledger_set_back_while_the_run_was_down_is_refused(
     shutil.rmtree(ledger)
     shutil.copytree(older, ledger)
     shutil.copy(tmp_path / tip.name, tip)
-    folder = run_in_process("config", overrides)
-    summary = json.loads((folder.path / "summary.json").read_text())
-    assert {one["site"] for one in summary["set_aside"]} == {"site-0"}
-    assert all("ledger-behind" in one["reason"] for one in summary["set_aside"])
-    trained = [set(line["sites"]) for line in folder.history() if line["stage"] == "joint"]
-    assert trained[-1] == {"site-1", "site-2"}
+    with pytest.raises(SiteError, match=r"0 replies to query\.encode count"):
+        run_in_process("config", overrides)
+    for site in range(3):
+        log = tmp_path / "run" / "sites" / f"site-{site}" / "site.log"
+        assert "ledger-behind" in log.read_text()
 
 
-def test_too_large_a_delta_is_refused(overrides: list[str]) -> None:
+def test_too_large_a_delta_is_refused(overrides: list[str], tmp_path: Path) -> None:
     content = asked(protocol.CENSUS, [*overrides, "privacy.target_delta=0.01"], {})
-    assert content.config_records[protocol.FAILURE]["code"] == "data"
+    failure = content.config_records[protocol.FAILURE]
+    assert failure["code"] == protocol.FAILED
+    # The person who simulates owns the sites, and is shown the reason.
+    [line] = _site_errors(tmp_path / "run", f"site-0 failed: code failed, id {failure['id']}; ...")
+    assert "site-0: " in line and "privacy.target_delta=0.01 is too large for a site" in line

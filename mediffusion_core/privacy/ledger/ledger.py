@@ -6,6 +6,11 @@ unit that training may draw, and is written before training. A unit needs the sa
 dataset. If single images are protected, the charge still goes to their patients: later runs that
 protect patients would otherwise miss it.
 
+**Spent budgets.** A unit whose charge would pass the cap is left out of it, alone: the other units
+are charged and trained on. This is the individual filter of arXiv 2008.11193. Its theorem needs
+that the decision for a unit depends on that unit's own charges alone, so that one unit more or less
+changes no decision for another. Decision and charge are one transaction.
+
 **Order of writes.** `charge` commits the entry to the ledger's file, then writes the ledger tip
 (count and chain digest) to the second place, then returns. Only then may a result be computed that
 can leave the site. If the process is killed
@@ -24,7 +29,7 @@ tip kept elsewhere, such as the server's (`must_extend`). A site without a serve
 A lock on the folder and SQLite's own lock serialise processes. Both need a local disk.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,19 +37,18 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Self, TypeVar
 
-import numpy as np
 from filelock import FileLock
 
-from mediffusion_core.common.errors import BudgetSpent, LedgerError, UserError
+from mediffusion_core.common.errors import LedgerError, UserError
 from mediffusion_core.common.files import sync
 from mediffusion_core.data.pseudonyms import hashed, salt_path, site_salt
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, within
 from mediffusion_core.privacy.ledger import storage
 from mediffusion_core.privacy.ledger.storage import Content, Entry
 from mediffusion_core.privacy.ledger.tip import LedgerTip, read_tip, write_tip
-from mediffusion_core.privacy.ledger.unit_sets import from_bits, largest_compositions
+from mediffusion_core.privacy.ledger.unit_sets import largest_compositions, unit_compositions
 
-__all__ = ["BudgetSpent", "Cap", "Charge", "Entry", "Ledger", "LedgerError", "LedgerTip"]
+__all__ = ["Cap", "Charge", "Entry", "Ledger", "LedgerError", "LedgerTip"]
 
 Key = TypeVar("Key")
 FILE, LOCK, SALT_NAME = "ledger.sqlite", "ledger.lock", "ledger"
@@ -103,32 +107,31 @@ class Ledger:
 
     def charge(
         self, units: Sequence[str], charge: Charge, stage: str, run: str, round_number: int
-    ) -> LedgerTip:
+    ) -> frozenset[str]:
         """Charges units for the steps that follow. The entry is on disk when this returns.
 
         Args:
-            units: Names of the patients or lesions that the steps sample; may repeat, may be empty.
+            units: Names of the patients or lesions to sample; may repeat, may be empty.
             charge: Cost of the steps.
             stage: Stage of training, or kind of message.
             run: Name of the run.
             round_number: Round of the stage.
 
         Returns:
-            The new ledger tip, for the server.
+            The charged units, which the steps may sample: those that stay within the site's cap.
 
         Raises:
-            BudgetSpent: if a unit would exceed the site's cap; nothing is charged then.
             LedgerError: if the ledger fails verification.
         """
         labels = _now(), run, stage, round_number
         with self._content() as (connection, salt, content):
-            charged = _hashes(units, salt)
-            self._refuse_past_cap(content, charged, charge)
+            names = {_hash(unit, salt): unit for unit in units}
+            charged = self._within_cap(content, list(names), charge)
             tip = storage.append(connection, content, salt, charged, charge, labels)
             connection.commit()
             write_tip(self._tip_path, tip)
             self._seen = tip
-        return tip
+        return frozenset(names[one] for one in charged)
 
     def spent(self, units: Sequence[str], delta: float) -> float:
         """The largest ε at δ of these units, over all stages and runs.
@@ -170,7 +173,7 @@ class Ledger:
             LedgerError: if the ledger fails verification.
         """
         with self._content() as (_, salt, content):
-            return _compositions(content, _hashes(units, salt))
+            return _compositions(content, {_hash(unit, salt) for unit in units})
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, in order.
@@ -285,41 +288,35 @@ class Ledger:
         except UserError:
             raise LedgerError("salt-damaged", f"the ledger's salt {path} is damaged") from None
 
-    def _refuse_past_cap(self, content: Content, units: frozenset[bytes], charge: Charge) -> None:
+    def _within_cap(
+        self, content: Content, units: Sequence[bytes], charge: Charge
+    ) -> frozenset[bytes]:
+        """The units that the charge leaves within the cap, each by its own charges."""
         if self.cap is None:
-            return
-        before = _compositions(content, units) or [()]
-        for composition in before:
-            if not within([*composition, charge], self.cap.max_epsilon, self.cap.delta):
-                asked = epsilon([*composition, charge], self.cap.delta)
-                spent = epsilon(composition, self.cap.delta)
-                raise BudgetSpent(
-                    f"the site allows ε = {self.cap.max_epsilon:g} at δ = {self.cap.delta:g}; a "
-                    f"patient has spent {spent:.3g} and would have spent {asked:.3g}"
-                )
+            return frozenset(units)
+        compositions, of_unit = unit_compositions(
+            content.memberships(units), content.charged(content.entries)
+        )
+        fits = [
+            within([*one, charge], self.cap.max_epsilon, self.cap.delta) for one in compositions
+        ]
+        return frozenset(unit for unit, one in zip(units, of_unit, strict=True) if fits[one])
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _hashes(units: Sequence[str], salt: bytes) -> frozenset[bytes]:
-    return frozenset(bytes.fromhex(hashed(unit, salt)) for unit in set(units))
+def _hash(unit: str, salt: bytes) -> bytes:
+    return bytes.fromhex(hashed(unit, salt))
 
 
 def _compositions(
-    content: Content, units: frozenset[bytes], entries: Sequence[Entry] | None = None
+    content: Content, units: Iterable[bytes], entries: Sequence[Entry] | None = None
 ) -> list[tuple[Charge, ...]]:
     """The largest compositions of the given units, over all entries or the given ones."""
-    known = np.fromiter(
-        (content.numbers[unit] for unit in units if unit in content.numbers), dtype=np.int64
-    )
-    columns = {key: column for column, key in enumerate(content.unit_sets)}
-    held = np.zeros((len(known), len(columns)), dtype=bool)  # (U, M)
-    for key, column in columns.items():
-        held[:, column] = from_bits(content.unit_sets[key], len(content.numbers))[known]
-    charged = content.entries if entries is None else entries
-    return largest_compositions(held, [(columns[e.unit_set], e.charge) for e in charged])
+    charged = content.charged(content.entries if entries is None else entries)
+    return largest_compositions(content.memberships(list(units)), charged)
 
 
 def _refuse_unless_extends(content: Content, tip: LedgerTip, whose: str) -> None:

@@ -9,19 +9,20 @@ added or removed without breaking the chain.
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import LedgerError
 from mediffusion_core.common.hash_chain import first_digest, next_digest
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.ledger.tip import LedgerTip
-from mediffusion_core.privacy.ledger.unit_sets import as_bits
+from mediffusion_core.privacy.ledger.unit_sets import as_bits, from_bits
 
 FORMAT = 1
 _TABLES = (
@@ -85,6 +86,20 @@ class Content:
     def tip(self) -> LedgerTip:
         """Number of entries, and last link of the chain."""
         return LedgerTip(len(self.entries), self.digests[-1])
+
+    def memberships(self, units: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Membership of each unit in each unit set, (U, M); of a unit without a charge in none."""
+        numbers = [self.numbers.get(unit, -1) for unit in units]
+        held = np.zeros((len(units), len(self.unit_sets)), dtype=bool)
+        for column, bits in enumerate(self.unit_sets.values()):
+            known = from_bits(bits, len(self.numbers))
+            held[:, column] = np.append(known, False)[numbers]  # -1 takes the last
+        return held
+
+    def charged(self, entries: Sequence[Entry]) -> list[tuple[int, Charge]]:
+        """By entry, the column of its unit set in `memberships`, and its charge."""
+        columns = {key: column for column, key in enumerate(self.unit_sets)}
+        return [(columns[entry.unit_set], entry.charge) for entry in entries]
 
 
 @contextmanager

@@ -36,7 +36,6 @@ from mediffusion_core.evaluation.membership_inference import (
     largest_tpr,
 )
 from mediffusion_core.inference.joint_model import TrainedModel
-from mediffusion_core.privacy.ledger.ledger import Ledger
 from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
 from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
@@ -153,8 +152,8 @@ def _joined(losses: Mapping[str, Losses]) -> Losses:
 def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
     """ε of a run, and the largest true positive rate under it; empty without DP.
 
-    The ε of a site is the planned one, or that in its ledger if it is larger, as when rounds were
-    repeated.
+    It is the largest planned ε of a site, or that of the run in the ledger if it is larger, as when
+    rounds were repeated.
 
     Raises:
         LedgerError: if a ledger exists and fails its verification.
@@ -164,20 +163,18 @@ def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
     except (OSError, ValueError, KeyError):
         return {}
     delta = promised["target_delta"]
-    epsilon = max(
-        max(planned["epsilon"], _spent(run, privacy, site, delta))
-        for site, planned in promised["sites"].items()
-    )
+    planned = (one["epsilon"] for one in promised["sites"].values())
+    epsilon = max([*planned, _spent(run, privacy, delta)])
     return {"epsilon": epsilon, "delta": delta, "largest_tpr": largest_tpr(epsilon, delta)}
 
 
-def _spent(run: Path, privacy: PrivacySettings, site: str, delta: float) -> float:
-    """ε of one run in a site's ledger; 0 if there is no ledger."""
-    folder, tip = simulated_ledger(run / "sites" / site, privacy)
-    if not folder.is_dir():
+def _spent(run: Path, privacy: PrivacySettings, delta: float) -> float:
+    """ε of one run in the ledger of the simulation; 0 if there is no ledger."""
+    places = simulated_ledger(run, privacy)
+    if not places.folder.is_dir():
         return 0.0
-    ledger = Ledger.open(folder, tip=tip, begin=False)
-    return ledger.worst_by(delta, lambda entry: entry.run).get(run.name, 0.0)
+    spent = places.open(begin=False).worst_by(delta, lambda entry: entry.run.split("/")[0])
+    return spent.get(run.name, 0.0)
 
 
 def _table(attacks: Mapping[str, Mapping[str, Any]], ceiling: Mapping[str, Any]) -> Table:

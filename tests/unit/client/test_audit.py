@@ -48,12 +48,13 @@ def test_an_answer_is_logged_with_what_was_asked_of_which_data_and_epsilon(
     assert (last(log)["kind"], last(log)["outcome"]) == (protocol.EVALUATE, "internal")
 
 
-def test_a_refusal_is_logged_with_the_code_and_the_id_that_leave(tmp_path: Path, log: Path) -> None:
+def test_a_refusal_is_logged_with_its_reason_and_the_id_that_leaves(
+    tmp_path: Path, log: Path
+) -> None:
     sent = census(described_site(tmp_path, "uni", policy="")).config_records[protocol.FAILURE]
     line = last(log)
-    assert (line["outcome"], line["error"]) == (sent["code"], sent["id"]) and sent[
-        "code"
-    ] == "refused"
+    assert (line["outcome"], line["error"]) == ("refused", sent["id"])
+    assert sent["code"] == protocol.FAILED
     assert (line["site"], line["data"], line["epsilon"]) == (None, None, None)
 
 

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from client.node_configuration import own_folder, own_settings, own_threads
+from client.node_configuration import own_folder, own_ledger, own_settings, own_threads
 from configs.compose import compose
-from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.errors import RefusedError, UserError
+from mediffusion_core.privacy.ledger.site_ledger import LedgerPlaces
 
 FROM_THE_SERVER = (
     "run.folder=/srv/run",
     "data.root=/etc",
     "data.store=/srv/store",
     "device=cuda:3",
+    "privacy.ledger=/srv/ledger",
+    "privacy.ledger_tips=/srv/tips",
 )
 
 
@@ -20,7 +23,7 @@ def test_a_simulated_site_has_the_folder_of_the_run() -> None:
     settings = compose("config", FROM_THE_SERVER)
     node = {"partition-id": 0, "num-partitions": 3}
     assert own_settings(settings, node) == settings
-    assert own_folder(settings, node) is None
+    assert own_folder(settings, node) is own_ledger(node, "site-0") is None
 
 
 def test_a_deployed_site_takes_no_path_from_the_server(tmp_path: Path) -> None:
@@ -31,8 +34,8 @@ def test_a_deployed_site_takes_no_path_from_the_server(tmp_path: Path) -> None:
 
     assert (own.run.folder, own.data.root, own.data.store) == (None, Path("/data"), None)
     assert own.device == "cpu"
-    assert own.privacy.ledger == tmp_path / "ledger"
-    assert own.privacy.ledger_tips is None
+    assert own.privacy.ledger is own.privacy.ledger_tips is None
+    assert own_ledger(node, "uni") == LedgerPlaces(tmp_path / "ledger" / "uni")
     assert own.fingerprint() == settings.fingerprint()
     assert own_folder(own, node) == tmp_path / settings.fingerprint()
 
@@ -41,6 +44,14 @@ def test_a_site_without_images_of_its_own_does_not_read_the_servers_path() -> No
     settings = compose("config", ("data=medmnist", "data.root=/etc"))
     with pytest.raises(UserError, match="data=medmnist needs data-root"):
         own_settings(settings, {"folder": "/runs"})
+
+
+def test_a_private_run_on_images_needs_a_site_file(tmp_path: Path) -> None:
+    node = {"folder": str(tmp_path), "data-root": "/data"}
+    private = ("privacy=dp", "data.classes=[a,b]")
+    with pytest.raises(RefusedError, match="needs site-file"):
+        own_settings(compose("config", ("data=folder", "data.root=/x", *private)), node)
+    own_settings(compose("config", ("privacy=dp",)), node)  # phantoms are no patients
 
 
 @pytest.mark.parametrize("table", ["/etc/passwd", "../secret.csv", "a/../../b.csv"])

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from client.client_app import CODES
+from client.failures import CODES
 from mediffusion_core.messaging.failure_codes import FAILURES
+from mediffusion_core.messaging.protocol import FAILED
 from server.messages import FAILURE_CODE
 from server.outcomes import MEANINGS, Outcome
 
@@ -27,7 +28,7 @@ def ledger_codes() -> set[str]:
 
 
 def test_every_code_of_a_site_is_listed_and_no_other() -> None:
-    assert set(FAILURES) == {*CODES.values(), "internal", *ledger_codes()}
+    assert set(FAILURES) == {*CODES.values(), "internal", FAILED, *ledger_codes()}
     assert all(FAILURE_CODE.fullmatch(code) for code in FAILURES)
 
 

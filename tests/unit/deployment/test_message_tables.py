@@ -29,7 +29,7 @@ def test_every_kind_of_message_is_in_the_table_and_has_a_handler() -> None:
 
 def test_every_record_is_one_that_a_site_may_send_or_one_that_it_is_sent() -> None:
     may_leave = set().union(*(answer.records for answer in ANSWERS.values()))
-    records = {*NAMES - KINDS, *protocol.CONTROLS.values()} - {protocol.BUDGET}
+    records = {*NAMES - KINDS, *protocol.CONTROLS.values()} - {protocol.FAILED}
     assert records == may_leave | protocol.FROM_SERVER | set(disclosure.WITH_ANY)
     assert not may_leave & protocol.FROM_SERVER
     assert {*protocol.JOINT, *protocol.CONTROLS.values()} <= may_leave

@@ -88,18 +88,18 @@ def test_a_run_is_attacked_over_all_units_and_at_each_site(
 
 def test_the_ceiling_counts_rounds_that_were_made_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    (run / "sites" / "a").mkdir(parents=True)
+    run.mkdir()
     sites = {"a": {"epsilon": 1.0}, "b": {"epsilon": 1.5}}
     (run / "summary.json").write_text(
         json.dumps({"privacy": {"target_delta": 1e-5, "sites": sites}})
     )
     privacy = PrivacySettings()
     assert privacy_ceiling(run, privacy)["epsilon"] == 1.5
-    ledger = Ledger.open(run / "sites" / "a" / "ledger")
+    ledger = Ledger.open(run / "ledger")
     again = Charge(1.0, 4.0, 1)
     ledger.charge(["p"], Charge(1.0, 0.5, 1), "joint", "another run", 1)
     for _ in range(3):
-        ledger.charge(["p"], again, "joint", "run", 1)
+        ledger.charge(["p"], again, "joint", "run/a", 1)
     found = privacy_ceiling(run, privacy)
     assert 1.5 < found["epsilon"] == pytest.approx(epsilon([again] * 3, 1e-5))
     assert found["largest_tpr"] == largest_tpr(found["epsilon"], 1e-5)

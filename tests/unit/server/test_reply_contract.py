@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import RecordDict
 from helpers.attacks import Always, Attack, run_with
 from helpers.malformed import (
     MALFORMED,
@@ -23,7 +23,6 @@ from helpers.messages import sent
 
 from configs.compose import compose
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
-from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODING,
@@ -39,7 +38,7 @@ from mediffusion_core.messaging.protocol import (
 )
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.settings import Settings
-from server.messages import BudgetSpentError, Census, RefusedReplyError, refuse_failure
+from server.messages import Census, RefusedReplyError
 from server.reply_contract import Asked, ReplyContract
 from server.state import fresh_state
 
@@ -108,12 +107,6 @@ def test_hostile_reply_is_refused_and_its_text_is_not_repeated(
     with pytest.raises(RefusedReplyError) as refused:
         honest.read(kind, content)
     assert str(refused.value).isprintable() and len(str(refused.value)) < 200
-
-
-def test_a_spent_budget_is_no_hostile_reply_where_a_run_is_private() -> None:
-    failure = ConfigRecord({"code": protocol.BUDGET, "id": "0123abcd"})
-    with pytest.raises(BudgetSpentError):
-        refuse_failure(RecordDict({FAILURE: failure}), private=True)
 
 
 def test_hostile_reply_that_raises_anything_sets_its_site_aside(

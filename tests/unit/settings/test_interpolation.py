@@ -89,7 +89,7 @@ def test_a_server_learns_no_variable_of_a_sites_environment(
     guess = compose("config", (*tiny, *place, f"seed={SECRET}")).fingerprint()
     for asked in ("seed=${oc.env:SECRET}", f"seed={ESCAPED}"):
         reply = sent(protocol.CENSUS, (*tiny, *place, asked), guess)
-        assert reply.content.config_records[protocol.FAILURE]["code"] == "data"
+        assert reply.content.config_records[protocol.FAILURE]["code"] == protocol.FAILED
 
 
 @pytest.mark.parametrize("text", [REFERENCE, "/d/${x", "$\\{x"])

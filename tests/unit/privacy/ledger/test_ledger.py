@@ -9,7 +9,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, merged
-from mediffusion_core.privacy.ledger.ledger import BudgetSpent, Cap, Ledger, LedgerError, LedgerTip
+from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, merged, within
+from mediffusion_core.privacy.ledger.ledger import Cap, Ledger, LedgerError, LedgerTip
 
 DELTA = 1e-5
 STEPS = Charge(0.1, 2.0, 10)
@@ -76,7 +75,12 @@ def killed_at(line: int, act: Callable[[], object]) -> bool:
 
 
 def charge(ledger: Ledger, units: tuple[str, ...] = PATIENTS, number: int = 1) -> LedgerTip:
-    return ledger.charge(units, STEPS, "joint", "run", number)
+    charged(ledger, units, number)
+    return ledger.verify()
+
+
+def charged(ledger: Ledger, units: tuple[str, ...] = PATIENTS, number: int = 1) -> set[str]:
+    return set(ledger.charge(units, STEPS, "joint", "run", number))
 
 
 # Charges
@@ -85,7 +89,7 @@ def charge(ledger: Ledger, units: tuple[str, ...] = PATIENTS, number: int = 1) -
 def test_charges_are_composed_and_survive(folder: Path) -> None:
     ledger = Ledger.open(folder)
     assert ledger.spent(PATIENTS, DELTA) == 0
-    assert ledger.charge(PATIENTS, STEPS, "autoencoder", "first", 1).count == 1
+    assert ledger.charge(PATIENTS, STEPS, "autoencoder", "first", 1) == set(PATIENTS)
     ledger.charge(PATIENTS, KINDS[2], "latents", "first", 1)
     ledger.charge(PATIENTS[:3], STEPS, "joint", "second", 1)
     again = Ledger.open(folder)
@@ -229,8 +233,7 @@ def test_a_kill_while_a_ledger_is_begun_leaves_one_that_can_be_begun(tmp_path: P
 def charging(folder: Path, times: int, cap: Cap | None) -> None:
     ledger = Ledger.open(folder, cap=cap)
     for number in range(times):
-        with suppress(BudgetSpent):
-            charge(ledger, number=number)
+        charge(ledger, number=number)
 
 
 def at_once(folder: Path, times: int, cap: Cap | None = None) -> Ledger:
@@ -251,29 +254,51 @@ def test_processes_at_once_take_turns_from_the_first_call_on(folder: Path) -> No
 
 def test_processes_at_once_cannot_pass_the_cap_together(folder: Path) -> None:
     cap = Cap(epsilon([STEPS] * 3, DELTA), DELTA)
-    assert len(at_once(folder, 2, cap).entries()) == 3
+    assert sorted(entry.units for entry in at_once(folder, 2, cap).entries()) == [0, 0, 0, 6, 6, 6]
 
 
 # The cap
 
 
-def test_a_cap_is_never_passed_and_a_refusal_costs_nothing(folder: Path) -> None:
+def test_units_past_the_cap_are_left_out_alone_and_are_not_charged(folder: Path) -> None:
     cap = Cap(epsilon([STEPS] * 2, DELTA), DELTA)
     ledger = Ledger.open(folder, cap=cap)
-    charge(ledger)
-    charge(ledger, PATIENTS[:1])
-    with pytest.raises(BudgetSpent, match="a patient has spent") as caught:
-        charge(ledger, PATIENTS[:2])
-    assert caught.value.code == "budget-spent" and "patient 0" not in str(caught.value)
-    assert ledger.verify().count == 2
-    charge(ledger, PATIENTS[1:])  # who has not spent it may go on
+    assert charged(ledger) == set(PATIENTS)
+    assert charged(ledger, PATIENTS[:1]) == {PATIENTS[0]}
+    assert charged(ledger, PATIENTS[:2]) == {PATIENTS[1]}
+    assert charged(ledger, (*PATIENTS, "a newcomer")) == {*PATIENTS[2:], "a newcomer"}
+    assert charged(ledger) == set()
+    assert [entry.units for entry in ledger.entries()] == [6, 1, 1, 5, 0]
     assert ledger.worst(DELTA) == cap.max_epsilon
 
 
 def test_a_charge_without_noise_exceeds_every_cap(folder: Path) -> None:
     ledger = Ledger.open(folder, cap=Cap(1e9, DELTA))
-    with pytest.raises(BudgetSpent):
-        ledger.charge(PATIENTS, Charge(1.0, 0.0, 1), "joint", "run", 1)
+    assert not ledger.charge(PATIENTS, Charge(1.0, 0.0, 1), "joint", "run", 1)
+    assert ledger.worst(DELTA) == 0
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.sets(st.sampled_from(PATIENTS)), st.sampled_from(KINDS)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.floats(0.3, 3.0),
+)
+def test_whether_a_unit_is_left_out_depends_on_its_own_charges_alone(
+    pattern: list[tuple[set[str], Charge]], most: float
+) -> None:
+    """The condition of the individual filter (arXiv 2008.11193)."""
+    own: dict[str, list[Charge]] = {unit: [] for unit in PATIENTS}
+    with TemporaryDirectory() as place:
+        ledger = Ledger.open(Path(place, "ledger"), cap=Cap(most, DELTA))
+        for number, (units, cost) in enumerate(pattern):
+            expected = {unit for unit in units if within([*own[unit], cost], most, DELTA)}
+            assert ledger.charge(sorted(units), cost, "joint", "run", number) == expected
+            for unit in expected:
+                own[unit].append(cost)
 
 
 # Other hands

@@ -11,6 +11,7 @@ from rich.console import Console
 from configs.compose import compose
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
 from mediffusion_core.privacy.ledger.ledger import Ledger
+from mediffusion_core.privacy.ledger.site_ledger import LEFT_OUT
 from simulations.engine.summary_table import summary_table
 
 SUMMARY: Mapping[str, Any] = {
@@ -52,17 +53,22 @@ def test_figures_that_could_not_be_measured_are_shown_as_such(tmp_path: Path) ->
 
 def test_epsilon_of_the_run_stands_apart_from_that_of_the_ledger(tmp_path: Path) -> None:
     charges = [Charge(0.1, 1.0, 20), Charge(0.1, 1.0, 30)]
-    ledger = Ledger.open(tmp_path / "sites" / "site-0" / "ledger")
+    ledger = Ledger.open(tmp_path / "ledger")
     for charge in charges:
         ledger.charge(["p0"], charge, "joint", "a run", 1)
     planned = {"epsilon": epsilon(charges[:1], 1e-5), "noise_multiplier": 1.0}
     summary = {**SUMMARY, "privacy": {"sites": {"site-0": planned}}}
     shown = printed(tmp_path, summary, "privacy=dp")
     assert f"{planned['epsilon']:.2f}" in line(shown, "ε of this run's planned rounds, site-0")
-    assert f"{epsilon(charges, 1e-5):.2f}" in line(shown, "ε in the ledger of site-0")
-    (tmp_path / "sites" / "site-0" / "ledger.head").unlink()
+    assert f"{epsilon(charges, 1e-5):.2f}" in line(shown, "ε in the ledger of all sites")
+    assert "left out" not in shown
+    log = tmp_path / "sites" / "site-0" / "site.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(f"2026-01-01 INFO joint 3: 2 of 7 {LEFT_OUT}\n")
+    assert "left out" in printed(tmp_path, summary, "privacy=dp")
+    (tmp_path / "ledger.head").unlink()
     shown = printed(tmp_path, summary, "privacy=dp")
-    assert "unknown" in line(shown, "ε in the ledger of site-0") and "tip-removed" in shown
+    assert "unknown" in line(shown, "ε in the ledger of all sites") and "tip-removed" in shown
 
 
 @pytest.mark.parametrize("spent", [9.1, None])
