@@ -9,6 +9,7 @@ from client.site import Site
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.ledger.ledger import Cap, Ledger, LedgerTip
 from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
+from mediffusion_core.privacy.ledger.unit_names import require_names
 
 TIP = "tip"
 
@@ -55,7 +56,9 @@ def _ledger(site: Site) -> Ledger:
     privacy = site.settings.privacy
     cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
     folder, tip = simulated_ledger(site.folder, privacy)
-    return Ledger.open(folder, tip=tip, cap=cap)
+    ledger = Ledger.open(folder, tip=tip, cap=cap)
+    require_names(ledger, site.dataset.names)
+    return ledger
 
 
 def _names(site: Site) -> list[str]:

@@ -35,11 +35,12 @@ from typing import Self, TypeVar
 import numpy as np
 from filelock import FileLock
 
-from mediffusion_core.common.errors import BudgetSpent, LedgerError, UserError
+from mediffusion_core.common.errors import BudgetSpent, LedgerError
 from mediffusion_core.common.files import sync
-from mediffusion_core.data.pseudonyms import hashed, salt_path, site_salt
+from mediffusion_core.data.pseudonyms import hashed, site_salt
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, within
 from mediffusion_core.privacy.ledger import storage
+from mediffusion_core.privacy.ledger.salt import SALT_NAME, ledger_salt
 from mediffusion_core.privacy.ledger.storage import Content, Entry
 from mediffusion_core.privacy.ledger.tip import LedgerTip, read_tip, write_tip
 from mediffusion_core.privacy.ledger.unit_sets import from_bits, largest_compositions
@@ -47,7 +48,7 @@ from mediffusion_core.privacy.ledger.unit_sets import from_bits, largest_composi
 __all__ = ["BudgetSpent", "Cap", "Charge", "Entry", "Ledger", "LedgerError", "LedgerTip"]
 
 Key = TypeVar("Key")
-FILE, LOCK, SALT_NAME = "ledger.sqlite", "ledger.lock", "ledger"
+FILE, LOCK = "ledger.sqlite", "ledger.lock"
 
 
 @dataclass(frozen=True)
@@ -275,15 +276,7 @@ class Ledger:
             write_tip(self._tip_path, content.tip)
 
     def _salt(self) -> bytes:
-        path = salt_path(self.folder, SALT_NAME)
-        if not path.is_file():
-            raise LedgerError(
-                "salt-removed", f"the ledger's salt {path} is gone: units cannot be matched"
-            )
-        try:
-            return site_salt(self.folder, SALT_NAME)
-        except UserError:
-            raise LedgerError("salt-damaged", f"the ledger's salt {path} is damaged") from None
+        return ledger_salt(self.folder, draw=False)
 
     def _refuse_past_cap(self, content: Content, units: frozenset[bytes], charge: Charge) -> None:
         if self.cap is None:

@@ -1,10 +1,16 @@
-"""Places of a site's ledger: from the site file, or in the run folder of a simulated site."""
+"""Places of a site's ledger: from the site file, or in the run folder of a simulated site.
+
+The ledger's salt is also the secret of a deployed site, which deals its units and makes pseudonyms:
+without the salt the ledger is refused, so the secret cannot change unnoticed.
+"""
 
 from pathlib import Path
 
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.files import data_folder
 from mediffusion_core.data.store.prepared import default_store_folder
-from mediffusion_core.privacy.ledger.ledger import Cap, Ledger
+from mediffusion_core.privacy.ledger.ledger import FILE, Cap, Ledger
+from mediffusion_core.privacy.ledger.salt import ledger_salt
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.settings.site_file import SiteFile
 
@@ -23,6 +29,20 @@ def open_site_ledger(site: SiteFile, *, begin: bool = True) -> Ledger:
     policy = site.policy
     cap = None if policy.max_epsilon is None else Cap(policy.max_epsilon, policy.target_delta)
     return Ledger.open(folder, tip=tip, cap=cap, begin=begin)
+
+
+def site_secret(site: SiteFile) -> bytes:
+    """The secret of a deployed site; drawn at the first call.
+
+    Raises:
+        LedgerError: if there is a ledger, and its salt is gone or damaged.
+        UserError: if the ledger's folder can't be written.
+    """
+    folder = ledger_places(site)[0]
+    try:
+        return ledger_salt(folder, draw=not (folder / FILE).exists())
+    except OSError as error:
+        raise UserError(f"ledger.folder {folder}: {error.strerror}") from None
 
 
 def simulated_ledger(folder: Path, privacy: PrivacySettings) -> tuple[Path, Path | None]:
