@@ -18,9 +18,10 @@ from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT
 from mediffusion_core.models import channel_sums, untrained_codec
 from mediffusion_core.training.latent_files import LATENTS
 from mediffusion_core.training.latent_set import LatentSet
-from mediffusion_core.training.latents import encode_images, encode_views
+from mediffusion_core.training.latents import Seed, encode_images, encode_views
 
 StateDict = Mapping[str, Tensor]
+SeedFor = Callable[[str, ImageSet], Seed]
 
 IMAGES, CODEC = "images", "codec"
 """Digests beside the latents: of the encoded images, and of these with codec and settings."""
@@ -45,7 +46,7 @@ def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
     return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
 
 
-def encode(site: Site, codec_weights: StateDict, seed_for: Callable[[str], int]) -> None:
+def encode(site: Site, codec_weights: StateDict, seed_for: SeedFor) -> None:
     """Encodes the site's images and keeps the latents in its folder.
 
     A second call with the same codec, images, labels and settings finds them there and does
@@ -54,7 +55,7 @@ def encode(site: Site, codec_weights: StateDict, seed_for: Callable[[str], int])
     Args:
         site: Whose images.
         codec_weights: Of the codec.
-        seed_for: The seed of random views, by their purpose.
+        seed_for: The seed of random views of some images, for a purpose.
     """
     settings = site.settings
     train, validation = site.dataset.train(site.index), site.dataset.validation(site.index)
@@ -84,15 +85,16 @@ def encode(site: Site, codec_weights: StateDict, seed_for: Callable[[str], int])
             images,
             views=count,
             augmentation=settings.data.augmentation,
-            seed=seed_for(purpose),
+            seed=seed_for(purpose, images),
             plain=plain,
             on_batch=on_batch,
         )
 
+    apart = settings.privacy.enabled
     latents = {
-        "train": encode_images(codec, train, on_batch),
+        "train": encode_images(codec, train, on_batch, apart=apart),
         "views": random_views(labelled, views, "views", plain=True),
-        "validation": encode_images(codec, validation),
+        "validation": encode_images(codec, validation, apart=apart),
     }
     if strong:
         latents["unlabelled_views"] = random_views(

@@ -41,7 +41,7 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
     Raises:
         RefusedError: if a private run needs images and the site has no site file.
         UserError: if the run needs images and the site names none, or the run's table lies outside
-            the site's data root.
+            the site's data root, or if its sites would need a common secret.
     """
     if FOLDER not in node:
         return settings
@@ -58,12 +58,27 @@ def own_settings(settings: Settings, node: NodeConfig) -> Settings:
         raise UserError(f"data={data.source} needs {DATA_ROOT} in this site's node config")
     if data.table is not None and not _lies_in(root, data.table):
         raise UserError(f"data.table {data.table} does not lie in this site's data root")
+    _refuse_common_secret(settings)
     return settings.model_copy(
         update={
             "device": str(node.get(DEVICE, settings.device)),
             "data": data.model_copy(update={"root": root, "store": None}),
         }
     )
+
+
+def _refuse_common_secret(settings: Settings) -> None:
+    """Refuses runs that a secret divides among sites, which each have a secret of their own."""
+    if settings.data.source == "dicom":
+        raise UserError(
+            f"data=dicom needs {SITE_FILE} in this site's node config: the site's secret names its "
+            "patients, so sites and server would divide a common folder differently"
+        )
+    if settings.privacy.enabled and settings.data.labels_at == "server":
+        raise UserError(
+            "data.labels_at=server: each site's secret draws its labelled patients, so the "
+            "server's part would overlap with theirs; allowed with privacy.enabled: sites"
+        )
 
 
 def own_folder(settings: Settings, node: NodeConfig) -> Path | None:

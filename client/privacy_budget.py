@@ -10,6 +10,7 @@ from client.site import Site, site_log
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.ledger.ledger import Cap, Ledger, LedgerTip
 from mediffusion_core.privacy.ledger.site_ledger import LEFT_OUT, simulated_ledger
+from mediffusion_core.privacy.ledger.unit_names import require_names
 
 TIP = "tip"
 
@@ -68,7 +69,9 @@ def _ledger(site: Site) -> Ledger:
     privacy = site.settings.privacy
     cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
     run = site.folder.parent.parent
-    return (site.own_ledger or simulated_ledger(run, privacy)).open(cap)
+    ledger = (site.own_ledger or simulated_ledger(run, privacy)).open(cap)
+    require_names(ledger, site.dataset.names)
+    return ledger
 
 
 def _names(site: Site) -> list[str]:

@@ -32,6 +32,7 @@ from mediffusion_core.common.files import replacing
 from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
     open_federated_dataset,
+    require_unit,
 )
 from mediffusion_core.privacy.ledger.site_ledger import LedgerPlaces
 from mediffusion_core.run_io.run_folder import run_path
@@ -157,8 +158,11 @@ def _opened(
     node = dict(own)
     settings = own_settings(_composed(config_name, overrides), node)
     if SITE_FILE in node:
-        return open_own(settings, Path(node[SITE_FILE]))
-    return settings, open_federated_dataset(settings), SIMULATED
+        settings, dataset, policy = open_own(settings, Path(node[SITE_FILE]))
+    else:
+        dataset, policy = open_federated_dataset(settings), SIMULATED
+    require_unit(dataset, settings)
+    return settings, dataset, policy
 
 
 def site_log(folder: Path) -> logging.Logger:

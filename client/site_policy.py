@@ -11,6 +11,7 @@ from mediffusion_core.data.partitioning.federated_dataset import (
     open_federated_dataset,
 )
 from mediffusion_core.messaging.protocol import WEIGHTED_BY
+from mediffusion_core.privacy.ledger.site_ledger import site_secret
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.settings.site_file import SiteFile
@@ -63,7 +64,7 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
     one_site = {"num_sites": 1, "pool_sites": False, "only_site": None}
     federation = settings.federation.model_copy(update=one_site)
     own = settings.model_copy(update={"data": data, "federation": federation})
-    dataset = open_federated_dataset(own)
+    dataset = open_federated_dataset(own, secret=site_secret(file))
     if dataset.store.classes != classes:
         held, wanted = ", ".join(dataset.store.classes), ", ".join(classes)
         raise UserError(f"the images are of the classes {held}, the run is of {wanted}")

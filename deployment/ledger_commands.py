@@ -19,6 +19,7 @@ from mediffusion_core.privacy.ledger.site_ledger import (
     ledger_places,
     open_site_ledger,
 )
+from mediffusion_core.privacy.ledger.unit_names import read_names
 from mediffusion_core.settings.site_file import SiteFile
 
 
@@ -74,6 +75,7 @@ def show_ledger(path: Path, delta: float | None) -> None:
     allowed = "" if opened.max_epsilon is None else f"; the site allows {opened.max_epsilon:g}"
     worst = opened.ledger.worst(opened.delta)
     print(f"worst unit: ε = {worst:.4g} at δ = {opened.delta:g}{allowed}")
+    print(f"unit: {_unit(opened.ledger)}")
     print(f"tip: {opened.ledger.verify()}")
 
 
@@ -122,6 +124,11 @@ def export_ledger(path: Path, delta: float | None, output: Path) -> Path:
     text = _csv(rows) if output.suffix == ".csv" else _json(opened, rows)
     output.write_text(text, encoding="utf-8")
     return output
+
+
+def _unit(ledger: Ledger) -> str:
+    names = read_names(ledger.folder)
+    return names.unit if names else "not noted, no run since an earlier version wrote the ledger"
 
 
 def _by_run_and_stage(opened: Opened) -> Iterator[dict[str, Any]]:
@@ -185,6 +192,7 @@ def _json(opened: Opened, rows: list[dict[str, Any]]) -> str:
         # JSON has no infinity, the ε of statistics without noise.
         "worst_epsilon": worst if math.isfinite(worst) else "infinite",
         "max_epsilon": opened.max_epsilon,
+        "unit": _unit(opened.ledger),
         "tip": str(opened.ledger.verify()),
         "entries": rows,
     }

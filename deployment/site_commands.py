@@ -18,6 +18,7 @@ from mediffusion_core.data.checks.inspection import CheckResult
 from mediffusion_core.data.dataset import Source
 from mediffusion_core.data.store.decoding import Decoder, create_array, decode_all
 from mediffusion_core.data.store.prepared import default_store_folder
+from mediffusion_core.privacy.ledger.site_ledger import site_secret
 from mediffusion_core.settings.site_file import SiteFile
 
 SAMPLED = 50
@@ -46,7 +47,7 @@ def findings_of_site(path: Path, image_size: int, channels: Literal[1, 3]) -> It
         yield CheckResult("warning", "data.classes is missing; private runs need it")
     yield _result("device", lambda: str(resolve_device(site.policy.device)))
     try:
-        source = read_source(site.data_settings(image_size, channels), 0)
+        source = read_source(site.data_settings(image_size, channels), 0, site_secret(site))
     except UserError as error:
         yield CheckResult("error", f"data: {error}")
         return
@@ -92,9 +93,10 @@ def _data(source: Source, image_size: int, channels: int) -> str:
             f"{len(bad)} of {len(chosen)} sampled images can't be read: "
             f"{source.image_ids[chosen[position]]} ({reason})"
         )
-    patients = len(set(source.groups))
+    units, unit = len(set(source.groups)), source.names.unit
+    grouped = "no patient named" if unit == "image" else f"of {units} {unit}s"
     return (
-        f"{len(source.image_ids)} images of {patients} patients, classes "
+        f"{len(source.image_ids)} images, {grouped}, classes "
         f"{', '.join(source.classes)}; {len(chosen)} sampled images can be read"
     )
 

@@ -17,6 +17,9 @@ hypothesis.settings.load_profile("untimed")
 # Two tests at once must not each take all cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The secret of simulated sites must not be drawn in the home of who runs the tests.
+os.environ.setdefault("XDG_DATA_HOME", tempfile.mkdtemp(prefix="fed-mediffusion-data-"))
+
 # A shell ignores Ctrl-C for what it starts in the background, and the processes under test would
 # inherit that.
 for number, handler in (

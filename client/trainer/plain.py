@@ -68,7 +68,7 @@ class PlainTrainer(Trainer):
 
     def encode(self, codec_weights: StateDict) -> None:
         """Random views come from the run's seed, so that a second run encodes the same."""
-        latent_cache.encode(self.site, codec_weights, self._seed)
+        latent_cache.encode(self.site, codec_weights, lambda purpose, images: self._seed(purpose))
 
     def validation_counts(
         self, unet: StateDict, head: StateDict, round_number: int

@@ -19,6 +19,12 @@ from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
 from mediffusion_core.common.errors import RefusedError, UserError
 from mediffusion_core.common.files import write_durably
 from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.partitioning.dealing_record import (
+    record_dealing,
+    require_recorded_dealing,
+)
+from mediffusion_core.data.partitioning.keyed_dealing import UnitHash
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.inference.joint_model import restore_autoencoder
 from mediffusion_core.models import Autoencoder, JointUNet
@@ -34,6 +40,7 @@ from mediffusion_core.privacy.dp_sgd.joint_stage import train_private_joint, tra
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.privacy.units import UnitIndex, numbered
+from mediffusion_core.training.latents import Seed
 
 PLAN, SUM = "privacy.json", "checksum"
 CERTAIN = 3
@@ -72,12 +79,15 @@ class PrivateTrainer(Trainer):
         )
 
     def encode(self, codec_weights: StateDict) -> None:
-        """Random views come from the site's entropy.
+        """Each random view comes from a secret seed of its image and its number alone."""
+        of_unit, image_ids = self._of_unit, self.site.dataset.store.image_ids
 
-        Views are drawn one image after the other, so that with a seed that others know an image
-        more would change the views of those behind it.
-        """
-        latent_cache.encode(self.site, codec_weights, lambda purpose: secret_seed())
+        def seed_for(purpose: str, images: ImageSet) -> Seed:
+            return lambda view, position: of_unit.seed_of(
+                image_ids[int(images.rows[position])], f"{purpose} {view}"
+            )
+
+        latent_cache.encode(self.site, codec_weights, seed_for)
 
     def validation_counts(
         self, unet: StateDict, head: StateDict, round_number: int
@@ -104,6 +114,12 @@ class PrivateTrainer(Trainer):
             behind = {image for image, one in zip(images, patients, strict=True) if one in left_out}
             return numbered(images, behind)
         return numbered(patients, left_out)
+
+    @property
+    def _of_unit(self) -> UnitHash:
+        of_unit = self.site.dataset.of_unit
+        assert of_unit is not None  # datasets of private runs have one
+        return of_unit
 
     def _charged(self, cost: Charge, stage: str, round_number: int) -> UnitIndex:
         """Charges an answer to the ledger; the index of the units that it may sample."""
@@ -188,9 +204,11 @@ class PrivateTrainer(Trainer):
         site = self.site
         path = site.folder / PLAN
         if path.is_file():
+            require_recorded_dealing(site.folder, self._of_unit)
             kept = _read_plan(path)
             counts = NoisedCounts(**kept["counts"])
             return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
+        record_dealing(site.folder, self._of_unit)
         noise = site.settings.privacy.release_noise
         index = self._charged(Charge(1.0, noise, 1), "census", 0)
         labelled = index.subset(site.dataset.train(site.index).labelled).counts.count_nonzero()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,16 @@ class Move:
 
 
 @dataclass(frozen=True)
+class UnitNames:
+    """Unit that the names of a data set's groups name, and the key of these names."""
+
+    unit: Literal["patient", "lesion", "image"] = "image"
+    """The largest unit that is named for every image."""
+    key: str = ""
+    """Digest of the key of the names, where they are pseudonyms; empty for the data's own names."""
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set as its reader describes it; N images, C classes.
 
@@ -36,6 +47,7 @@ class Source:
         image_ids: N distinct names.
         labels: (N, C), 0 or 1, nan where the label is missing.
         groups: N names of the unit that privacy and splits are about: patient or lesion.
+        names: the unit that these name; without patients and lesions each image is a group.
         centres: the natural site of each image, None where there is none. A group never stands
             in two centres.
         load: index to uint8 image (H, W) or (H, W, 3). Picklable, since images are decoded in
@@ -70,6 +82,7 @@ class Source:
     regions: Regions | None = None
     notes: tuple[CheckResult, ...] = ()
     isolated: bool = False
+    names: UnitNames = UnitNames()
 
     def __post_init__(self) -> None:
         """Checks that the parts fit together."""

@@ -1,4 +1,4 @@
-"""Patients' names as hashes with a salt that never leaves its site."""
+"""Patients' names as hashes with a secret that never leaves its site."""
 
 import contextlib
 import hashlib
@@ -8,13 +8,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.files import data_folder
 
 _SALT_BYTES = 32
 
 
 def hashed(patient: str, salt: bytes) -> str:
     """A patient's or lesion's name as manifest and ledger have it: keyed BLAKE2b, 32 digits."""
-    return hashlib.blake2b(patient.encode(), key=salt, digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        patient.encode("utf-8", "surrogateescape"), key=salt, digest_size=16
+    ).hexdigest()
 
 
 def salt_path(folder: Path, site: str) -> Path:
@@ -44,3 +47,21 @@ def site_salt(folder: Path, site: str) -> bytes:
     if len(salt) != _SALT_BYTES:
         raise UserError(f"{path}: the salt of site {site} is damaged; restore it, or delete it")
     return salt
+
+
+def user_secret() -> bytes:
+    """The secret of all simulated sites of this user, in the user's data folder; drawn once.
+
+    A deployed site has a secret of its own, see `privacy.ledger.site_ledger.site_secret`.
+
+    Raises:
+        UserError: if it is damaged, or its folder can't be written.
+    """
+    folder = data_folder() / "secrets"
+    try:
+        return site_salt(folder, "simulated sites")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: {error.strerror}; it keeps the secret of simulated sites, "
+            "set $XDG_DATA_HOME to a folder that can be written"
+        ) from None

@@ -80,6 +80,13 @@ FAILURES = {
     "ledger-unreadable": Failure(
         "the ledger is no intact database", "restore a copy that is sound"
     ),
+    "names-edited": Failure(
+        "the note beside the ledger on its units' names is damaged", "restore it with the ledger"
+    ),
+    "names-other": Failure(
+        "the ledger's units have other names than the data's, so no charge could be matched",
+        "restore the secret, or the data's former unit; else begin a new ledger",
+    ),
     "salt-damaged": Failure("the ledger's salt is damaged", "restore it with the ledger"),
     "salt-removed": Failure(
         "the ledger's salt is gone, so no patient is found again", "restore it with the ledger"

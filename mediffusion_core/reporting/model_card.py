@@ -16,9 +16,10 @@ NOT_PRIVATE = (
 )
 
 PRIVATE = (
-    "Trained with differential privacy (DP-SGD): for one {unit} more or less at a site, the "
-    "planned rounds of this run spend at most ε = {epsilon} at δ = {delta}, the largest of its "
-    "sites. Repeated rounds and other runs on the same patients are counted in the sites' own "
+    "Trained with differential privacy (DP-SGD): for one {unit} more or less at a site, outside "
+    "the public test set, the planned rounds of this run spend at most ε = {epsilon} at δ = "
+    "{delta}, the largest of its sites. Which others train and keep their labels does not depend "
+    "on it. Repeated rounds and other runs on the same data are counted in the sites' own "
     "ledgers and not here. Figures on the public test set are computed from its images "
     "as they are, which no budget covers."
 )

@@ -32,8 +32,9 @@ class PrivacySettings(StrictModel):
     None: from `noise_multiplier`."""
     target_delta: Annotated[float, Field(gt=0.0, lt=0.1)] = 1e-5
     """The δ of ε, above 0 and at most 1/(10 n) for n units at a site."""
-    unit: Literal["image", "patient"] = "patient"
-    """Whose presence is hidden: a patient, or a lesion where the data is by lesion, or an image."""
+    unit: Literal["image", "lesion", "patient"] = "patient"
+    """Whose presence is hidden: a patient, a lesion or an image. The data must name it; data that
+    name patients or lesions also allow `image`."""
     batch_size: Count = 128
     """Expected number of units a step, at least 1; each is drawn independently (Poisson)."""
     physical_batch_size: Count = 16

@@ -63,6 +63,12 @@ WITH_DP_SGD: tuple[Conflict, ...] = (
         "federation.agreement_bound=null",
     ),
     Conflict(
+        "data.partition=dirichlet or quantity",
+        lambda s: s.data.partition in ("dirichlet", "quantity"),
+        "it deals by the numbers of all patients, so one patient changes where others go",
+        "data.partition=natural, uniform and one_finding",
+    ),
+    Conflict(
         "model.head.pooling=attention",
         lambda s: s.model.head.pooling == "attention",
         "the gradients of its queries cannot be clipped for each unit",

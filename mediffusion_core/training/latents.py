@@ -14,13 +14,31 @@ BATCH = 128
 OnBatch = Callable[[int], None]
 """Told after each batch how many images it held."""
 
+Seed = int | Callable[[int, int], int]
+"""Of all views, or by view and position."""
+
+Augmented = Callable[[Tensor, Tensor], Tensor]
+"""Images (B, C, H, W) at the positions (B,) to their views."""
+
 
 @torch.no_grad()
 def encode_images(
-    codec: LatentCodec, images: ImageSet, on_batch: OnBatch = lambda count: None
+    codec: LatentCodec,
+    images: ImageSet,
+    on_batch: OnBatch = lambda count: None,
+    *,
+    apart: bool = False,
 ) -> Tensor:
-    """Latents (n, c, h, w) float16 of n images as they are."""
-    return _encode(codec, images, "none", torch.Generator(), on_batch)
+    """Latents (n, c, h, w) float16 of n images as they are.
+
+    Args:
+        codec: Frozen autoencoder with the global latent scale.
+        images: n images.
+        on_batch: Told after each batch how many images it held.
+        apart: Whether a latent depends on its image alone. The last bit of a convolution depends on
+            the size of the batch, so the last batch is then filled up with blanks.
+    """
+    return _encode(codec, images, lambda batch, chosen: batch, on_batch, apart)
 
 
 @torch.no_grad()
@@ -30,7 +48,7 @@ def encode_views(
     *,
     views: int,
     augmentation: str,
-    seed: int,
+    seed: Seed,
     plain: bool = True,
     on_batch: OnBatch = lambda count: None,
 ) -> Tensor:
@@ -41,26 +59,42 @@ def encode_views(
         images: n images.
         views: How many latents an image gets, V ≥ 1; with no augmentation it gets one.
         augmentation: Kind of random views.
-        seed: Draws the views.
+        seed: Draws the views. As a function of view and position in the set it is a seed of one
+            view, which then depends on its image alone.
         plain: Whether the first view is the image without augmentation.
         on_batch: Told after each batch of views.
 
     Returns:
         (V, n, c, h, w) float16.
     """
-    generator = torch.Generator().manual_seed(seed)
     kinds = ["none"] if augmentation == "none" else [augmentation] * views
     if plain:
         kinds[0] = "none"
-    return torch.stack([_encode(codec, images, kind, generator, on_batch) for kind in kinds])
+    apart = not isinstance(seed, int)
+    generator = torch.Generator()
+    if isinstance(seed, int):
+        generator.manual_seed(seed)
+
+    def drawn(view: int, kind: str) -> Augmented:
+        if isinstance(seed, int):
+            return lambda batch, chosen: augment(batch, kind, generator)
+        return lambda batch, chosen: torch.cat(
+            [
+                augment(one[None], kind, torch.Generator().manual_seed(seed(view, position)))
+                for one, position in zip(batch, chosen.tolist(), strict=True)
+            ]
+        )
+
+    return torch.stack(
+        [
+            _encode(codec, images, drawn(view, kind), on_batch, apart)
+            for view, kind in enumerate(kinds)
+        ]
+    )
 
 
 def _encode(
-    codec: LatentCodec,
-    images: ImageSet,
-    augmentation: str,
-    generator: torch.Generator,
-    on_batch: OnBatch,
+    codec: LatentCodec, images: ImageSet, augmented: Augmented, on_batch: OnBatch, apart: bool
 ) -> Tensor:
     device = codec.mean.device
     height, width, channels = images.pixels.shape[1:]
@@ -68,7 +102,9 @@ def _encode(
     encoded = [codec.encode(blank)[:0].half().cpu()]  # the shape, where there are no images
     for chosen in torch.arange(len(images)).split(BATCH):
         if len(chosen):
-            batch = augment(images.take(chosen), augmentation, generator).to(device)
-            encoded.append(codec.encode(batch).half().cpu())
+            batch = augmented(images.take(chosen), chosen).to(device)
+            if apart:
+                batch = torch.cat([batch, blank.expand(BATCH - len(batch), -1, -1, -1)])
+            encoded.append(codec.encode(batch)[: len(chosen)].half().cpu())
             on_batch(len(chosen))
     return torch.cat(encoded).contiguous()

@@ -21,7 +21,7 @@ from simulations.engine.preparation import prepare_images
 def prepare_data(config_name: str, overrides: Sequence[str]) -> Path:
     """Builds the store and each site's manifest; returns the manifests' folder."""
     settings, dataset = _opened(config_name, overrides)
-    folder = dataset.store.place / "manifests" / _dealt_as(settings)
+    folder = dataset.store.place / "manifests" / _dealt_as(settings, dataset)
     write_manifests(dataset, folder)
     return folder
 
@@ -55,10 +55,11 @@ def _prepared(settings: Settings) -> FederatedDataset:
     return prepare_images(settings, Console(stderr=True, soft_wrap=True))
 
 
-def _dealt_as(settings: Settings) -> str:
+def _dealt_as(settings: Settings, dataset: FederatedDataset) -> str:
     """Names a partition by all that it depends on beside the store."""
     return fingerprint(
         data=settings.shared()["data"],
         num_sites=settings.federation.num_sites,
         seed=settings.seed,
+        secret=dataset.of_unit.digest() if dataset.of_unit else None,
     )[:16]

@@ -6,6 +6,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
     open_federated_dataset,
+    require_unit,
 )
 from mediffusion_core.settings import Settings
 
@@ -18,7 +19,7 @@ def prepare_images(settings: Settings, console: Console) -> FederatedDataset:
         console: Shows the progress, and a line on unreadable images.
 
     Raises:
-        UserError: if the images cannot be read or partitioned.
+        UserError: if the images cannot be read or partitioned, or do not name the privacy unit.
     """
     columns = (
         TextColumn("preparing images"),
@@ -31,6 +32,7 @@ def prepare_images(settings: Settings, console: Console) -> FederatedDataset:
         dataset = open_federated_dataset(
             settings, lambda done, total: progress.update(task, completed=done, total=total)
         )
+    require_unit(dataset, settings)
     bad = dataset.store.bad
     if bad:
         console.print(

@@ -126,9 +126,12 @@ def _duplicates(dataset: FederatedDataset) -> list[CheckResult]:
     one, other = store.duplicates[0]
     again = {int(b) for _, b in store.duplicates}  # one image may repeat several
     across = {int(b) for a, b in store.duplicates if store.groups[a] != store.groups[b]}
+    kept = "kept on one side"
+    if dataset.of_unit:
+        kept = "with privacy each patient is dealt alone, so that they may stand on two sides"
     text = (
         f"{len(again)} images stand twice, {len(across)} under another patient or lesion, "
-        f"the first: {store.image_ids[one]}, {store.image_ids[other]}; kept on one side"
+        f"the first: {store.image_ids[one]}, {store.image_ids[other]}; {kept}"
     )
     return [CheckResult("warning" if across else "ok", text)]
 
@@ -168,7 +171,10 @@ def _site(dataset: FederatedDataset, client: ClientPartition) -> list[CheckResul
         if known and count < FEW
     ]
     if client.validation_labelled and not client.labelled.any():
-        text = f"site {client.site}: no patient or lesion is small enough for so few labels"
+        why = "is small enough for so few labels"
+        if dataset.of_unit:
+            why = "was drawn to keep its labels"
+        text = f"site {client.site}: no patient or lesion {why}"
         found.append(CheckResult("warning", text))
     if client.labelled.any() and few:
         text = f"site {client.site}: fewer than {FEW} labelled positives of {', '.join(few)}"

@@ -1,7 +1,7 @@
 """The federated dataset: one prepared store of images, and the partition of each client."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.checks.check_result import CheckResult
+from mediffusion_core.data.dataset import Source, UnitNames
 from mediffusion_core.data.image_set import ImageSet, Pixels
+from mediffusion_core.data.partitioning.keyed_dealing import UnitHash, by_group, deal_by_hash
 from mediffusion_core.data.partitioning.scanner import ScannedImages, draw_scanner
 from mediffusion_core.data.partitioning.splits import (
     ClientPartition,
@@ -18,7 +20,8 @@ from mediffusion_core.data.partitioning.splits import (
     partition,
     pooled,
 )
-from mediffusion_core.data.readers import read_source
+from mediffusion_core.data.pseudonyms import user_secret
+from mediffusion_core.data.readers import FINDS_CLASSES, read_source
 from mediffusion_core.data.store.prepared import Store, default_store_folder, prepare
 from mediffusion_core.settings import Settings
 
@@ -37,6 +40,10 @@ class FederatedDataset:
     """The store's images, changed by the sites' scanners where the settings simulate these."""
     notes: tuple[CheckResult, ...] = ()
     """The reader's warnings and notes."""
+    names: UnitNames = field(default_factory=UnitNames)
+    """The unit that groups name, and the key of their names."""
+    of_unit: UnitHash | None = field(default=None, repr=False)
+    """The hash that dealt the units, with differential privacy alone."""
 
     def train(self, site: int) -> ImageSet:
         """The site's training images; withheld labels are NaN."""
@@ -94,21 +101,88 @@ class FederatedDataset:
 
 
 def open_federated_dataset(
-    settings: Settings, progress: Callable[[int, int], None] | None = None
+    settings: Settings,
+    progress: Callable[[int, int], None] | None = None,
+    secret: bytes | None = None,
 ) -> FederatedDataset:
     """Reads, prepares and deals the images that the settings name.
+
+    Args:
+        settings: Of the run.
+        progress: Told (done, total) while images are decoded.
+        secret: Of a deployed site with a site file. None: the secret of the user's simulated
+            sites; the server then holds the test set.
 
     Raises:
         UserError: if the images cannot be read or dealt as asked.
     """
-    source = read_source(settings.data, settings.seed)
-    folder = settings.data.store or default_store_folder()
-    store = prepare(source, settings.data, folder, progress)
-    centres = partition(store, settings.data, settings.federation.num_sites, settings.seed)
-    pixels = _pixels(store, centres, settings.data.scanner_shift, settings.seed)
-    clients = _participants(store, centres, settings)
-    use_unlabelled = settings.data.use_unlabelled
-    return FederatedDataset(store, clients, centres, use_unlabelled, pixels, source.notes)
+    data = settings.data
+    source = read_source(data, settings.seed, secret)
+    store = prepare(source, data, data.store or default_store_folder(), progress)
+    return deal(source, store, settings, secret)
+
+
+def deal(
+    source: Source, store: Store, settings: Settings, secret: bytes | None = None
+) -> FederatedDataset:
+    """Deals prepared images to sites, splits and labels; with privacy each unit by its own hash.
+
+    Args:
+        source: What the reader returned.
+        store: Of the source.
+        settings: Of the run.
+        secret: As for `open_federated_dataset`.
+
+    Raises:
+        UserError: if the images cannot be dealt as asked.
+    """
+    data, seed = settings.data, settings.seed
+    of_unit = None
+    if settings.privacy.enabled:
+        if data.classes is None and source.name in FINDS_CLASSES:
+            raise UserError(
+                "with privacy.enabled the classes must not depend on who is in the data; set "
+                f"data.classes=[{','.join(source.classes)}]"
+            )
+        of_unit = UnitHash(seed, secret or user_secret(), public_test=secret is None)
+        store = by_group(store)
+        centres = deal_by_hash(store, data, settings.federation.num_sites, of_unit)
+        if secret is None and not any(len(centre.test) for centre in centres):
+            raise UserError(
+                f"data.splits={data.splits}, data.test_fraction={data.test_fraction}: no patient "
+                "is in the test set; raise the fraction, or with official splits use dealt"
+            )
+    else:
+        centres = partition(store, data, settings.federation.num_sites, seed)
+    return FederatedDataset(
+        store=store,
+        clients=_participants(store, centres, settings),
+        centres=centres,
+        use_unlabelled=data.use_unlabelled,
+        pixels=_pixels(store, centres, data.scanner_shift, seed),
+        notes=source.notes,
+        names=source.names,
+        of_unit=of_unit,
+    )
+
+
+def require_unit(dataset: FederatedDataset, settings: Settings) -> None:
+    """Checks that the images of the sites name the privacy unit of the run.
+
+    The server's own images may name less: they are public.
+
+    Raises:
+        UserError: if they do not; the promise would be for smaller units than the settings say.
+    """
+    unit, named = settings.privacy.unit, dataset.names.unit
+    if not settings.privacy.enabled or unit in ("image", named):
+        return
+    allowed = "image" if named == "image" else f"{named} and image"
+    reader = settings.data.source
+    hint = "; data.columns.patient names patients" if reader in ("folder", "dicom") else ""
+    raise UserError(
+        f"privacy.unit={unit}: the data name no {unit} of each image; allowed: {allowed}{hint}"
+    )
 
 
 def _participants(

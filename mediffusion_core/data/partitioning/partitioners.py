@@ -32,7 +32,7 @@ def divide(store: Store, settings: DataSettings, num_sites: int, seed: int) -> d
     """
     units = units_of(store)
     if settings.partition == "natural":
-        return _natural(store, units, num_sites)
+        return natural_sites(store, units, num_sites)
     if len(units) < num_sites:
         raise UserError(
             f"federation.num_sites is {num_sites} but the data has only {len(units)} groups"
@@ -100,8 +100,12 @@ def strata(store: Store, units: Units, order: Sequence[str]) -> list[list[str]]:
     return [stratum for stratum in found if stratum]
 
 
-def _natural(store: Store, units: Units, num_sites: int) -> dict[str, Units]:
-    """The centres of the data; a unit that stands in several goes to the one with most of it."""
+def natural_sites(store: Store, units: Units, num_sites: int) -> dict[str, Units]:
+    """The centres of the data; a unit that stands in several goes to the one with most of it.
+
+    Raises:
+        UserError: if the data names no centres, or another number of them.
+    """
     if store.centres is None:
         raise UserError(
             "data.partition=natural: this data names no centres, use data.partition=uniform"

@@ -83,7 +83,7 @@ def partition(
             `data.labelled_fraction_by_site`.
     """
     sites = divide(store, settings, num_sites, seed)
-    fractions = _labelled_fractions(settings, tuple(sites))
+    fractions = labelled_fractions(settings, tuple(sites))
     return tuple(
         _client(
             store, settings, site, units, seed, fractions[site], known_findings(settings, store, k)
@@ -170,8 +170,13 @@ def _parted(store: Store, client: ClientPartition) -> tuple[ClientPartition, Cli
     return staying, leaving
 
 
-def _labelled_fractions(settings: DataSettings, sites: Sequence[str]) -> dict[str, float]:
-    """The share of labels each site keeps: its own, none beyond the labelled sites, else all's."""
+def labelled_fractions(settings: DataSettings, sites: Sequence[str]) -> dict[str, float]:
+    """The share of labels each site keeps: its own, none beyond the labelled sites, else all's.
+
+    Raises:
+        UserError: more labelled sites than sites; an unknown site in
+            `data.labelled_fraction_by_site`.
+    """
     for site in settings.labelled_fraction_by_site:
         if site not in sites:
             raise UserError(

@@ -16,7 +16,7 @@ from mediffusion_core.data.readers import (
 )
 from mediffusion_core.settings import DataSettings, did_you_mean
 
-__all__ = ["READERS", "read_source", "require_reader"]
+__all__ = ["FINDS_CLASSES", "READERS", "read_source", "require_reader"]
 
 READERS: dict[str, Callable[[DataSettings, int], Source]] = {
     "phantom": phantom.read,
@@ -27,6 +27,9 @@ READERS: dict[str, Callable[[DataSettings, int], Source]] = {
     "folder": folder.read,
     "dicom": dicom.read,
 }
+
+FINDS_CLASSES = ("isic2019", "medmnist", "folder", "dicom")
+"""Readers whose classes are those that occur, unless `data.classes` names them."""
 
 
 logger = logging.getLogger(__name__)
@@ -46,18 +49,22 @@ def require_reader(name: str) -> None:
         )
 
 
-def read_source(settings: DataSettings, seed: int) -> Source:
+def read_source(settings: DataSettings, seed: int, secret: bytes | None = None) -> Source:
     """Reads the tables of the data set that `data.source` names; no image is opened yet.
 
     Args:
         settings: the data settings.
         seed: the run's seed; only phantoms depend on it.
+        secret: of a deployed site, which only DICOM's pseudonyms depend on. None: the user's.
 
     Raises:
         UserError: unknown source, missing root, table or column, unknown class.
     """
     require_reader(settings.source)
-    source = READERS[settings.source](settings, seed)
+    if settings.source == "dicom":
+        source = dicom.read(settings, seed, secret)
+    else:
+        source = READERS[settings.source](settings, seed)
     for note in source.notes:
         if note.grade == "warning":
             logger.warning("%s: %s", settings.root, note.text)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
-from mediffusion_core.data.dataset import Source, first_shared
+from mediffusion_core.data.dataset import Source, UnitNames, first_shared
 from mediffusion_core.data.files import list_folder
 from mediffusion_core.data.readers.mirrors import find_home, find_images, unused
 from mediffusion_core.data.readers.tables import data_root, file_stamp, image_names, read_table
@@ -82,6 +82,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         image_ids=names,
         labels=_labels(table, [row[LABELS] for row in rows]),
         groups=patients,
+        names=UnitNames("patient"),
         centres=None,
         load=partial(load_file, root, paths, settings.window),
         fingerprint=fingerprint(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
-from mediffusion_core.data.dataset import Source, first_shared
+from mediffusion_core.data.dataset import Source, UnitNames, first_shared
 from mediffusion_core.data.files import list_folder
 from mediffusion_core.data.readers.mirrors import (
     find_home,
@@ -85,6 +85,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         image_ids=tuple(images),
         labels=np.concatenate(labels),
         groups=tuple(patient for patient, _, _ in images.values()),
+        names=UnitNames("patient"),
         centres=None,
         load=partial(load_file, root, paths, settings.window),
         fingerprint=fingerprint(

@@ -1,9 +1,9 @@
 """A folder of DICOM files with a table of labels; who the patients are never leaves this module.
 
-Groups and image names are digests: a patient id, and paths that may contain one, stay in the files.
+Groups and image names are pseudonyms, keyed with the site's secret: a patient id, and paths that
+may contain one, stay in the files. A patient keeps the pseudonym where the folder moves.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.checks.check_result import CheckResult
-from mediffusion_core.data.dataset import Source, first_shared
+from mediffusion_core.data.dataset import Source, UnitNames, first_shared
 from mediffusion_core.data.files import UNLISTED, FolderFiles, list_folder, same_name, summary
+from mediffusion_core.data.pseudonyms import hashed, user_secret
 from mediffusion_core.data.readers.dicom_file import is_dicom, quiet_pydicom, read_elements
 from mediffusion_core.data.readers.dicom_pixels import decode_dicom
 from mediffusion_core.data.readers.label_cells import chosen_classes
@@ -54,33 +55,36 @@ class _Loader:
         return decode_dicom(confined(self.root, relative), self.window)
 
 
-def read(settings: DataSettings, seed: int) -> Source:
+def read(settings: DataSettings, seed: int, secret: bytes | None = None) -> Source:
     """DICOM images below `data.root`, found by their content, whatever they are called.
 
     The images are those that `data.table` lists, by path relative to the root, with or without its
     ending, or by SOPInstanceUID. Without a table, but with `data.classes`, they are all there are
     and no label is known. An image belongs to the patient of the table's column, else to that of
-    its own PatientID; without either it is its own group.
+    its own PatientID; without either it is its own group. The site's secret makes pseudonyms of the
+    names; by default that of the user's simulated sites.
 
     Raises:
         UserError: missing pydicom, folder, table or DICOM file; what `read_labelled_table`
             refuses; an image listed twice or by a SOPInstanceUID of several files; a patient in
             two splits or sites.
     """
-    root = data_root(settings)
+    root, secret = data_root(settings), secret or user_secret()
     files = find_files(root)
     if not files.images:
         raise UserError(f"data.root={root}: no folder with DICOM files")
     if settings.table is None:
         table, patients = _unlabelled(settings, files.images), None
     else:
-        table, patients = _labelled(settings, root)
-    paths, headers = _match(settings, root, files.images, table.names, patients is None)
-    ids = tuple(image_id(root, path or name) for path, name in zip(paths, table.names, strict=True))
+        table, patients = _labelled(settings, root, secret)
+    paths, headers = _match(settings, root, files.images, table.names, patients is None, secret)
+    ids = tuple(
+        image_id(path or name, secret) for path, name in zip(paths, table.names, strict=True)
+    )
     if patients is None:
         patients = tuple(headers[path].patient if path else "" for path in paths)
     groups = tuple(
-        _digest(root, "patient", patient) if patient else own
+        _pseudonym("patient", patient, secret) if patient else own
         for patient, own in zip(patients, ids, strict=True)
     )
     unlisted = set(files.images) - set(paths)
@@ -95,36 +99,44 @@ def read(settings: DataSettings, seed: int) -> Source:
         image_ids=ids,
         labels=table.labels,
         groups=groups,
+        names=UnitNames("patient" if all(patients) else "image", _pseudonym("", "", secret)),
         centres=table.sites,
         load=_Loader(root, paths, settings.window),
-        fingerprint=fingerprint(
-            reader="dicom",
-            root=str(root),
-            files=[(path, file_stamp(root, path)) for path in paths if path],
-            window=settings.window,
-            table=table.digest,
-            columns=settings.columns.model_dump(),
-            classes=settings.classes,
-            multi_label=settings.multi_label,
-            separator=settings.separator,
-            groups=groups,
-        ),
+        fingerprint=_fingerprint(settings, root, paths, table, groups),
         splits=table.splits,
         notes=tuple(notes),
         isolated=True,  # GDCM aborts on some broken lossless JPEGs
     )
 
 
-def image_id(root: Path, relative: str) -> str:
-    """The name of the image at a path relative to the resolved root, 16 hexadecimal digits."""
-    return _digest(root, "image", relative)
+def _fingerprint(
+    settings: DataSettings,
+    root: Path,
+    paths: Sequence[str | None],
+    table: LabelledTable,
+    groups: Sequence[str],
+) -> str:
+    return fingerprint(
+        reader="dicom",
+        root=str(root),
+        files=[(path, file_stamp(root, path)) for path in paths if path],
+        window=settings.window,
+        table=table.digest,
+        columns=settings.columns.model_dump(),
+        classes=settings.classes,
+        multi_label=settings.multi_label,
+        separator=settings.separator,
+        groups=groups,
+    )
 
 
-def _digest(root: Path, what: str, text: str) -> str:
-    # Salted, so that a patient id of one folder can't be looked up in a table made for another.
-    salt = hashlib.sha256(str(root).encode("utf-8", "surrogateescape")).hexdigest()
-    salted = f"{salt}|{what}|{text}".encode("utf-8", "surrogateescape")
-    return hashlib.sha256(salted).hexdigest()[:16]
+def image_id(relative: str, secret: bytes) -> str:
+    """The name of the image at a path relative to the root, 16 hexadecimal digits."""
+    return _pseudonym("image", relative, secret)
+
+
+def _pseudonym(what: str, text: str, secret: bytes) -> str:
+    return hashed(f"{what}|{text}", secret)[:16]
 
 
 def find_files(root: Path) -> FolderFiles:
@@ -157,7 +169,9 @@ def _unlabelled(settings: DataSettings, names: tuple[str, ...]) -> LabelledTable
     return LabelledTable(names, classes, multi_label, labels, None, None, None, digest=b"")
 
 
-def _labelled(settings: DataSettings, root: Path) -> tuple[LabelledTable, tuple[str, ...] | None]:
+def _labelled(
+    settings: DataSettings, root: Path, secret: bytes
+) -> tuple[LabelledTable, tuple[str, ...] | None]:
     """The table without its patients, and these beside it.
 
     Read at once, the table would log and refuse patients by their names.
@@ -169,7 +183,7 @@ def _labelled(settings: DataSettings, root: Path) -> tuple[LabelledTable, tuple[
     def part(**without: None) -> LabelledTable:
         columns = settings.columns.model_copy(update=without)
         changed = settings.model_copy(update={"columns": columns})
-        return read_labelled_table(changed, root, lambda path: image_id(root, path))
+        return read_labelled_table(changed, root, lambda path: image_id(path, secret))
 
     table = part(patient=None)
     if settings.columns.patient is None:
@@ -189,6 +203,7 @@ def _match(
     files: Sequence[str],
     names: Sequence[str],
     needs_patients: bool,
+    secret: bytes,
 ) -> tuple[tuple[str | None, ...], dict[str, _Header]]:
     """The file of each name, None where there is none, and the headers that had to be read."""
     known = _by_name(files)
@@ -209,7 +224,7 @@ def _match(
     path, count = counts.most_common(1)[0]
     if count > 1:
         raise UserError(
-            f"data.table={settings.table}: image {image_id(root, path)} is listed {count} times, "
+            f"data.table={settings.table}: image {image_id(path, secret)} is listed {count} times, "
             "by different names"
         )
     return tuple(paths), headers

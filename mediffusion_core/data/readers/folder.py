@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data.checks.check_result import CheckResult
-from mediffusion_core.data.dataset import Source
+from mediffusion_core.data.dataset import Source, UnitNames
 from mediffusion_core.data.files import (
     UNLISTED,
     FolderFiles,
@@ -67,6 +67,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         image_ids=table.names,
         labels=table.labels,
         groups=table.names if table.patients is None else table.patients,
+        names=UnitNames("image" if table.patients is None else "patient"),
         centres=table.sites,
         load=partial(load_file, root, table.names, settings.window),
         fingerprint=fingerprint(

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
-from mediffusion_core.data.dataset import Move, Source
+from mediffusion_core.data.dataset import Move, Source, UnitNames
 from mediffusion_core.data.files import list_folder
+from mediffusion_core.data.readers.label_cells import refuse_unknown
 from mediffusion_core.data.readers.mirrors import find_home, find_images, unused
 from mediffusion_core.data.readers.tables import data_root, file_stamp, image_names, read_table
 from mediffusion_core.data.regions import packed_masks
@@ -39,7 +40,9 @@ logger = logging.getLogger(__name__)
 
 
 def read(settings: DataSettings, seed: int) -> Source:
-    """ISIC 2019 under `data.root`: one class an image, of those that occur; grouped by lesion.
+    """ISIC 2019 under `data.root`: one class an image, grouped by lesion.
+
+    The classes are those of `data.classes`, else those that occur.
 
     An image that is only marked `UNK` has a missing label. A lesion without an id is its
     image's own. A lesion that stands in several centres goes whole to the one that holds most
@@ -52,7 +55,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     """
     root = data_root(settings)
     home = find_home(root, TRUTH)
-    names, classes, labels = _truth(home / TRUTH)
+    names, classes, labels = _truth(home / TRUTH, settings.classes)
     lesions = _lesions(home / METADATA, names)
     centres: tuple[str, ...] | None = None
     moves: tuple[Move, ...] = ()
@@ -78,6 +81,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         image_ids=names,
         labels=labels,
         groups=lesions,
+        names=UnitNames("lesion"),
         centres=centres,
         load=partial(load_file, root, paths, settings.window),
         fingerprint=fingerprint(
@@ -87,6 +91,7 @@ def read(settings: DataSettings, seed: int) -> Source:
             centres=centres,
             files=[(path, file_stamp(root, path)) for path in paths],
             **tables,
+            **({"classes": classes} if settings.classes else {}),  # else they follow from the table
         ),
         moves=moves,
         notes=unused(files, paths, read_too),
@@ -120,7 +125,10 @@ def unite_lesions(
     return centres, tuple(Move(*row) for row in rows if row[2] != row[3])
 
 
-def _truth(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.float32]]:
+def _truth(
+    path: Path, classes: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.float32]]:
+    """Names (N,), classes (C,) and labels (N, C), of the classes given or of those that occur."""
     columns = (*CLASSES, UNKNOWN)
     rows = read_table(path, ("image", *columns))
     for column in rows[0]:
@@ -135,13 +143,17 @@ def _truth(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.flo
     if wrong.size:
         raise UserError(f"{path}: the label of {names[wrong[0]]} is not one-hot")
 
-    labels = values[:, :-1]  # (N, 8)
-    occurs = labels.any(axis=0)
-    if not occurs.any():
+    occurring = [name for name, column in zip(CLASSES, values.T, strict=False) if column.any()]
+    if not occurring:
         raise UserError(f"{path}: no image has a class")
-    labels = labels[:, occurs]
+    for name in classes or ():
+        refuse_unknown(CLASSES, name, "data.classes")
+    for name in occurring:
+        refuse_unknown(classes or CLASSES, name, str(path))
+    chosen = classes or tuple(occurring)
+    labels = values[:, [CLASSES.index(name) for name in chosen]]
     labels[labels.sum(axis=1) == 0] = np.nan
-    return names, tuple(np.array(CLASSES)[occurs].tolist()), labels
+    return names, chosen, labels
 
 
 def _lesions(path: Path, names: Sequence[str]) -> tuple[str, ...]:

@@ -52,9 +52,9 @@ def read(settings: DataSettings, seed: int) -> Source:
     """One MedMNIST file, `data.root` or the only `.npz` in it; each image is its own group.
 
     Labels (N, 1) are one class an image, ordinal ones too, which are classes in their order;
-    labels (N, L) are L findings. Classes are called as the package `medmnist` says, where it is
-    installed and the file bears its published name, else "0", "1", ... A published file that
-    `data.root` names and that does not exist is downloaded there.
+    labels (N, L) are L findings. Classes are called as `data.classes` or the package `medmnist`
+    says, where it is installed and the file bears its published name, else "0", "1", ... A
+    published file that `data.root` names and that does not exist is downloaded there.
 
     Raises:
         UserError: missing or damaged file, missing arrays, volumes instead of images, labels
@@ -67,7 +67,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     path = _file(data_root(settings))
     given, shapes = _parts(path)
     multi_label, labels = _labels(path, given)
-    classes = _classes(path.name, labels.shape[1], multi_label)
+    classes = _classes(path, labels.shape[1], multi_label, settings.classes)
     # The last classes of a published set may have no image in a part of it.
     labels = np.pad(labels, ((0, 0), (0, len(classes) - labels.shape[1])))
     status = path.stat()
@@ -182,12 +182,17 @@ def _parts(path: Path) -> tuple[list[NDArray[np.generic]], list[tuple[int, ...]]
     return given, shapes
 
 
-def _classes(file: str, count: int, multi_label: bool) -> tuple[str, ...]:
-    """Names of at least `count` classes: those of the published set, where the labels fit it."""
-    published = PUBLISHED.fullmatch(file)
+def _classes(
+    path: Path, count: int, multi_label: bool, given: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Names of at least `count` classes: those given, else of the published set, else numbers."""
+    published = PUBLISHED.fullmatch(path.name)
     known = _info().get(published[1], {}).get("label", {}) if published else {}
-    if known and (len(known) == count if multi_label else len(known) >= count):
-        return tuple(known[str(index)] for index in range(len(known)))
+    names = given or tuple(known[str(index)] for index in range(len(known)))
+    if names and (len(names) == count if multi_label else len(names) >= count):
+        return names
+    if given:
+        raise UserError(f"{path}: the labels are of {count} classes, data.classes has {len(given)}")
     return tuple(str(index) for index in range(count))
 
 

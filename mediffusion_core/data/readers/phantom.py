@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.data import phantom
-from mediffusion_core.data.dataset import Source
+from mediffusion_core.data.dataset import Source, UnitNames
 from mediffusion_core.data.store.images import fit
 from mediffusion_core.settings import DataSettings
 
@@ -33,6 +33,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         image_ids=names,
         labels=labels.astype(np.float32),
         groups=names,
+        names=UnitNames("patient"),
         centres=tuple(f"site-{site}" for site, _ in patients),
         load=partial(draw, seed, patients, settings.image_size),
         fingerprint=fingerprint(reader="phantom", seed=seed, counts=counts, drawing=drawing),

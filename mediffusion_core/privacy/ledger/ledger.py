@@ -39,11 +39,12 @@ from typing import Self, TypeVar
 
 from filelock import FileLock
 
-from mediffusion_core.common.errors import LedgerError, UserError
+from mediffusion_core.common.errors import LedgerError
 from mediffusion_core.common.files import sync
-from mediffusion_core.data.pseudonyms import hashed, salt_path, site_salt
+from mediffusion_core.data.pseudonyms import hashed, site_salt
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, within
 from mediffusion_core.privacy.ledger import storage
+from mediffusion_core.privacy.ledger.salt import SALT_NAME, ledger_salt
 from mediffusion_core.privacy.ledger.storage import Content, Entry
 from mediffusion_core.privacy.ledger.tip import LedgerTip, read_tip, write_tip
 from mediffusion_core.privacy.ledger.unit_sets import largest_compositions, unit_compositions
@@ -51,7 +52,7 @@ from mediffusion_core.privacy.ledger.unit_sets import largest_compositions, unit
 __all__ = ["Cap", "Charge", "Entry", "Ledger", "LedgerError", "LedgerTip"]
 
 Key = TypeVar("Key")
-FILE, LOCK, SALT_NAME = "ledger.sqlite", "ledger.lock", "ledger"
+FILE, LOCK = "ledger.sqlite", "ledger.lock"
 
 
 @dataclass(frozen=True)
@@ -278,15 +279,7 @@ class Ledger:
             write_tip(self._tip_path, content.tip)
 
     def _salt(self) -> bytes:
-        path = salt_path(self.folder, SALT_NAME)
-        if not path.is_file():
-            raise LedgerError(
-                "salt-removed", f"the ledger's salt {path} is gone: units cannot be matched"
-            )
-        try:
-            return site_salt(self.folder, SALT_NAME)
-        except UserError:
-            raise LedgerError("salt-damaged", f"the ledger's salt {path} is damaged") from None
+        return ledger_salt(self.folder, draw=False)
 
     def _within_cap(
         self, content: Content, units: Sequence[bytes], charge: Charge

@@ -1,12 +1,17 @@
-"""Places of a privacy ledger: from the site file, or in the folder of a simulation."""
+"""Places of a privacy ledger: from the site file, or in the folder of a simulation.
+
+The ledger's salt is also the secret of a deployed site, which deals its units and makes pseudonyms:
+without the salt the ledger is refused, so the secret cannot change unnoticed.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from mediffusion_core.common.errors import LedgerError
+from mediffusion_core.common.errors import LedgerError, UserError
 from mediffusion_core.common.files import data_folder
 from mediffusion_core.data.store.prepared import default_store_folder
-from mediffusion_core.privacy.ledger.ledger import Cap, Ledger
+from mediffusion_core.privacy.ledger.ledger import FILE, Cap, Ledger
+from mediffusion_core.privacy.ledger.salt import ledger_salt
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.settings.site_file import SiteFile
 
@@ -51,6 +56,20 @@ def ledger_places(site: SiteFile) -> LedgerPlaces:
         site.ledger.folder or data_folder() / "ledgers" / site.name,
         site.ledger.tip or store / "ledger-heads" / site.name,
     )
+
+
+def site_secret(site: SiteFile) -> bytes:
+    """The secret of a deployed site; drawn at the first call.
+
+    Raises:
+        LedgerError: if there is a ledger, and its salt is gone or damaged.
+        UserError: if the ledger's folder can't be written.
+    """
+    folder = ledger_places(site).folder
+    try:
+        return ledger_salt(folder, draw=not (folder / FILE).exists())
+    except OSError as error:
+        raise UserError(f"ledger.folder {folder}: {error.strerror}") from None
 
 
 def simulated_ledger(run: Path, privacy: PrivacySettings) -> LedgerPlaces:

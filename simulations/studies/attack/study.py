@@ -21,6 +21,7 @@ from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.partitioning.dealing_record import require_recorded_dealing
 from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
     open_federated_dataset,
@@ -64,6 +65,9 @@ def study_attack(run: Path, output: Path, device: str) -> Path:
     if _partitioning(model.settings) != _partitioning(settings):
         raise UserError(f"{run}: the model was trained on another partition of the images")
     dataset = open_federated_dataset(settings)
+    if dataset.of_unit:
+        for client in dataset.clients:
+            require_recorded_dealing(run / "sites" / client.site, dataset.of_unit)
     if not len(dataset.test_rows):
         raise UserError(f"{run} has no test set, and so no images that are not members")
     console = Console(soft_wrap=True)

@@ -67,6 +67,21 @@ def test_a_table_below_the_sites_data_is_taken() -> None:
     assert own.data.table == Path("labels/a.csv")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("data=dicom",), "data=dicom needs site-file"),
+        (("privacy=dp", "data.labels_at=server"), "the server's part would overlap"),
+    ],
+)
+def test_sites_that_would_need_a_common_secret_are_refused(
+    given: tuple[str, ...], said: str
+) -> None:
+    settings = compose("config", given)
+    with pytest.raises(UserError, match=said):
+        own_settings(settings, {"folder": "/runs", "data-root": "/data"})
+
+
 def test_threads_are_the_sites_or_its_share_of_the_cores() -> None:
     settings = compose("config", ("federation.cpus_per_site=2",))
     assert own_threads(settings, {}) == 2

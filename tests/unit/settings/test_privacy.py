@@ -30,6 +30,8 @@ def test_a_run_is_not_private_unless_it_is_asked_to_be() -> None:
         ("training.joint.logit_adjustment=1", "label counts without noise"),
         ("training.joint.control_variates=true", "mean gradients without noise"),
         ("model.head.pooling=attention", "cannot be clipped for each unit"),
+        ("data.partition=dirichlet", "one patient changes where others go"),
+        ("data.partition=quantity", "one patient changes where others go"),
         ("privacy.noise_multiplier=1", "exactly one of privacy.noise_multiplier"),
         ("privacy.target_epsilon=null", "exactly one of privacy.noise_multiplier"),
         ("+privacy.seed=3", "a seed allows to subtract the noise"),

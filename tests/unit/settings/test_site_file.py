@@ -69,8 +69,8 @@ def test_an_image_that_ends_the_decoder_does_not_end_the_check(
 ) -> None:
     """Some codecs in C abort on broken files; the reader of DICOM says so of its images."""
 
-    def breaking(settings: DataSettings, seed: int) -> Source:
-        source = read_source(settings, seed)
+    def breaking(settings: DataSettings, seed: int, secret: bytes) -> Source:
+        source = read_source(settings, seed, secret)
         return replace(source, load=partial(crash_at, (0,), source.load), isolated=True)
 
     monkeypatch.setattr("deployment.site_commands.read_source", breaking)

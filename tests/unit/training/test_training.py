@@ -414,6 +414,26 @@ def test_the_first_view_is_the_image_as_it_is() -> None:
     assert torch.equal(encode_images(codec(), data), views[0])
 
 
+def test_with_a_seed_for_each_view_latents_depend_on_their_image_alone() -> None:
+    """An image more makes the last batch one of two images, which changes the last bit of one."""
+    few, more = images(129), images(130)
+    assert torch.equal(few.take(torch.arange(129)), more.take(torch.arange(129)))
+
+    def views(data: ImageSet) -> Tensor:
+        alone = encode_images(codec(), data, apart=True)[None]
+        drawn = encode_views(
+            codec(),
+            data,
+            views=2,
+            augmentation="dermoscopy_colour",
+            seed=lambda view, position: 1000 * view + position,
+            plain=False,
+        )
+        return torch.cat([alone, drawn])[:, :129]
+
+    assert torch.equal(views(few), views(more))
+
+
 def test_all_views_are_random_where_the_image_as_it_is_is_not_wanted() -> None:
     views, usual = encoded(images(6), 3, plain=False), encoded(images(6), 3)
     assert views.shape == usual.shape

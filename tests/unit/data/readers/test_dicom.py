@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.pseudonyms import user_secret
 from mediffusion_core.data.readers import dicom
 from mediffusion_core.data.readers.dicom_pixels import decode_dicom
 from mediffusion_core.data.store.images import ImageError
@@ -407,7 +408,7 @@ def test_files_labels_and_patients(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.labels, [[1, 0], [0, 1], [0, 1], [np.nan, np.nan], [1, 0]])
     a, b, c, d, e = source.groups
     assert a == b and c == d and len({a, c, e}) == 3
-    assert e == source.image_ids[4] == dicom.image_id(tmp_path.resolve(), "two/e.dcm")
+    assert e == source.image_ids[4] == dicom.image_id("two/e.dcm", user_secret())
     assert all(
         len(name) == 16 and int(name, 16) >= 0 for name in (*source.groups, *source.image_ids)
     )
@@ -484,8 +485,7 @@ def test_a_patient_in_two_places_is_refused_by_image(
         UserError, match=f"one patient but in two {what}s, test and train"
     ) as caught:
         dicom.read(settings, 0)
-    root = (tmp_path / "b").resolve()
-    assert dicom.image_id(root, "one/SECRETID1/b.DCM") in str(caught.value)
+    assert dicom.image_id("one/SECRETID1/b.DCM", user_secret()) in str(caught.value)
     assert "SECRETID1" not in str(caught.value)
 
 
@@ -538,6 +538,22 @@ def test_a_file_that_becomes_a_link_outside_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "root" / "two" / "c").symlink_to(outside)
     with pytest.raises(ImageError, match=r"outside of data\.root"):
         source.load(2)
+
+
+def test_pseudonyms_stay_where_the_folder_moves_and_differ_between_secrets(tmp_path: Path) -> None:
+    settings = dicom_folder(tmp_path / "a")
+    one, other = (dicom.read(settings, 0, secret) for secret in (b"one", b"other"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = dicom.read(settings.model_copy(update={"root": tmp_path / "b"}), 0, b"one")
+    assert (moved.groups, moved.image_ids, moved.names) == (one.groups, one.image_ids, one.names)
+    assert not set(one.groups) & set(other.groups) and not set(one.image_ids) & set(other.image_ids)
+    assert one.names.key != other.names.key
+
+
+def test_patients_are_named_if_each_image_has_one(tmp_path: Path) -> None:
+    settings = dicom_folder(tmp_path)  # one of its files has no PatientID
+    assert dicom.read(settings, 0).names.unit == "image"
+    assert dicom.read(with_columns(settings, patient="p q r s t"), 0).names.unit == "patient"
 
 
 @pytest.mark.parametrize(
