@@ -17,7 +17,7 @@ TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export FLWR_TELEMETRY_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install simulate test fuzz bench docs docker-build docker-test lint format clean
+.PHONY: help install simulate test deployment-test fuzz bench docs docker-build docker-test lint format clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=...]"
@@ -31,6 +31,9 @@ simulate: $(VENV)/.installed ## run a simulation, on built-in data unless ARGS="
 
 test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit -k name"
 	@$(BIN)/pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile --no-loadscope-reorder)
+
+deployment-test: $(VENV)/.installed-dev ## run a server and eight sites over TLS on this machine, without containers
+	@$(BIN)/pytest -s -m deployment tests/integration/test_eight_sites.py $(ARGS)
 
 fuzz: $(VENV)/.installed-fuzz ## fuzz with 100,000 cases a target, or as ARGS="images --cases 5000 --guided" says
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)

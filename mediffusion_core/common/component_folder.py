@@ -2,10 +2,15 @@
 
 `SHA256SUMS` has the form of the program sha256sum, so `sha256sum --check SHA256SUMS` checks a
 folder, too. It is written after all other files are on the disk.
+
+A file may be a link, wherever it leads: caches of models and data versions are made of links
+(docs/decisions/0022-links-in-models.md). Pipes and devices, which never end, are refused.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +44,7 @@ class ComponentFolder:
         """
         path = self.folder / STATE
         try:
+            _refuse_endless(path)
             state = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
@@ -54,6 +60,7 @@ class ComponentFolder:
         """
         path = self.folder / f"{component}.safetensors"
         try:
+            _refuse_endless(path)
             return dict(load_file(path))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
@@ -65,6 +72,7 @@ class ComponentFolder:
     def damage(self) -> str | None:
         """Reads every file and names the first difference to the written checksums, else None."""
         try:
+            _refuse_endless(self.folder / SUMS)
             written = (self.folder / SUMS).read_bytes()
             found = _sums(self.folder)
         except FileNotFoundError:
@@ -121,9 +129,16 @@ def _sums(folder: Path) -> bytes:
     lines = []
     for path in sorted(folder.iterdir()):
         if path.name != SUMS:
+            _refuse_endless(path)
             with path.open("rb") as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
     return "".join(lines).encode(errors="surrogateescape")
+
+
+def _refuse_endless(path: Path) -> None:
+    """Raises OSError for anything but a file or folder, such as a pipe or device."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
 
 
 def _difference(written: bytes, found: bytes) -> str:

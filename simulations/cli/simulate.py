@@ -32,7 +32,10 @@ def simulate(
     ] = None,
     config_name: ConfigName = "config",
 ) -> None:
-    """Train across simulated sites with `flwr run`. The last line printed is the run folder."""
+    """Train across simulated sites with `flwr run`, on the Ray cluster RAY_ADDRESS if that is set.
+
+    The last line printed is the run folder.
+    """
     from simulations.engine.simulate import simulate as run
 
     raise typer.Exit(run(config_name, overrides or [], resume, at))

@@ -38,6 +38,7 @@ from simulations.engine.processes import (
     send_signal,
     simulation_process,
 )
+from simulations.engine.ray_cluster import RayCluster
 from simulations.engine.temporary import temporary_root
 
 ERROR_FILE = "error.txt"
@@ -61,6 +62,7 @@ class Launch:
         cpus_per_site: CPU cores of one site; sites wait for each other where cores run out.
         run_folder: where server and sites write.
         log_file: receives all output of Flower, the server and the sites (appended).
+        cluster: Ray cluster on which the sites work; None for a Ray that ends with the run.
     """
 
     assemble: Callable[[Path], object]
@@ -69,6 +71,7 @@ class Launch:
     cpus_per_site: float
     run_folder: Path
     log_file: Path
+    cluster: RayCluster | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,9 @@ def _attempt(
 ) -> tuple[RunOutcome, bool]:
     """One federation from its start to its end, and whether it failed before Ray had started."""
     (launch.run_folder / ERROR_FILE).unlink(missing_ok=True)
-    base = Path(tempfile.mkdtemp(prefix="fedmed-", dir=temporary_root()))
+    # A cluster's nodes import the app from here, and share no folder but the run's.
+    root = launch.run_folder if launch.cluster else temporary_root()
+    base = Path(tempfile.mkdtemp(prefix="fedmed-", dir=root))
     with guarded(base) as marker:
         federation = _Federation(launch, base, marker, log, received, on_tick)
         try:
@@ -156,7 +161,7 @@ class _Federation:
         self.run_config = self.base / "run_config.toml"
         self.run_config.write_text(tomli_w.dumps(dict(self.launch.run_config)))
         self.environment = flower_environment(
-            self.base, home, self.marker, self.launch.cpus_per_site
+            self.base, home, self.marker, self.launch.cpus_per_site, self.launch.cluster
         )
 
     def follow(self) -> RunOutcome:
@@ -226,15 +231,7 @@ class _Federation:
         Returns:
             Whether the simulation process went and the log did not end.
         """
-        at_once = concurrent_sites(
-            self.launch.num_sites, self.launch.cpus_per_site, _available_cores()
-        )
-        # Flower takes whole CPUs only, so one of Ray's CPUs stands for one site at work.
-        resources = (
-            f"num-supernodes={self.launch.num_sites} client-resources-num-cpus=1 "
-            f"init-args-num-cpus={at_once}"
-        )
-        options = ("--run-config", str(self.run_config), "--federation-config", resources)
+        options = ("--run-config", str(self.run_config), "--federation-config", self._resources())
         submission = self._start("flwr", "run", str(self.app), _CONNECTION, "--stream", *options)
         simulation: int | None = None
         lost_since: float | None = None
@@ -253,6 +250,17 @@ class _Federation:
             said = refusal(self.log_text()) or f"see {self.launch.log_file}"
             raise _FailedError(f"flwr run refused the run: {said}")
         return False
+
+    def _resources(self) -> str:
+        """Flower's number of sites and Ray's CPUs for each."""
+        plan = self.launch
+        if plan.cluster:
+            cpus = f"client-resources-num-cpus={plan.cluster.cpus_per_actor}"
+        else:
+            at_once = concurrent_sites(plan.num_sites, plan.cpus_per_site, _available_cores())
+            # Flower takes whole CPUs only, so one of Ray's CPUs stands for one site at work.
+            cpus = f"client-resources-num-cpus=1 init-args-num-cpus={at_once}"
+        return f"num-supernodes={plan.num_sites} {cpus}"
 
     def _wait_for_status(self, superlink: "subprocess.Popen[bytes]", lost: bool) -> tuple[str, str]:
         """Status and details of the only run that this SuperLink has seen, once it ended."""

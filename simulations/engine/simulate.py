@@ -25,6 +25,7 @@ from simulations.engine.app_bundle import ROOT, assemble_app
 from simulations.engine.launcher import Launch, launch
 from simulations.engine.preparation import prepare_images
 from simulations.engine.progress import LiveView
+from simulations.engine.ray_cluster import RayCluster, find_cluster
 from simulations.engine.summary_table import summary_table
 
 LAUNCH = "launch.json"
@@ -55,6 +56,7 @@ def simulate(
         raise UserError(f"--at {at} needs --resume RUN, the run that continues from there")
     settings = compose(config_name, overrides)
     _check(settings)
+    cluster = _cluster(settings, console)
     prepare_images(settings, console)
     # After the images, so that a mistake in the data leaves no folder.
     folder = (settings.run.folder or _new_folder()).resolve()
@@ -73,7 +75,7 @@ def simulate(
         newest_checkpoint(kept, partial(console.print, markup=False))
         written = {"config_name": config_name, "overrides": list(overrides)}
         write_json(folder / LAUNCH, written)
-        return _launch(settings, config_name, overrides, folder, console)
+        return _launch(settings, config_name, overrides, folder, cluster, console)
 
 
 def _check(settings: Settings) -> None:
@@ -84,8 +86,32 @@ def _check(settings: Settings) -> None:
     build_extractor(settings.evaluation.extractor, settings.evaluation.inception_weights)
 
 
+def _cluster(settings: Settings, console: Console) -> RayCluster | None:
+    """The Ray cluster that the environment names; None for a Ray of the run's own."""
+    data = settings.data
+    given = (data.root, data.store, settings.privacy.public_model)
+    cluster = find_cluster(
+        settings.run.folder or Path("runs") / "new",
+        [path.expanduser().resolve() for path in given if path and path.expanduser().exists()],
+        settings.num_participants,
+        settings.federation.cpus_per_site,
+    )
+    if cluster is not None:
+        console.print(
+            f"Ray cluster at {cluster.address}: {len(cluster.cpus)} nodes, {sum(cluster.cpus)} "
+            f"CPUs, {min(cluster.actors, settings.num_participants)} sites at once",
+            highlight=False,
+        )
+    return cluster
+
+
 def _launch(
-    settings: Settings, config_name: str, overrides: Sequence[str], folder: Path, console: Console
+    settings: Settings,
+    config_name: str,
+    overrides: Sequence[str],
+    folder: Path,
+    cluster: RayCluster | None,
+    console: Console,
 ) -> int:
     os.environ.setdefault(COMMIT_VARIABLE, current_commit() or "unknown")
     plan = Launch(
@@ -95,12 +121,13 @@ def _launch(
         cpus_per_site=settings.federation.cpus_per_site,
         run_folder=folder,
         log_file=folder / "flwr.log",
+        cluster=cluster,
     )
     with LiveView(folder, console) as view:
         outcome = launch(plan, view.refresh)
     if outcome.status == "completed":
         console.print(summary_table(settings, folder))
-        console.print(f"memory of all processes at most: {outcome.peak_memory / 1e9:.1f} GB")
+        console.print(f"memory of all processes here at most: {outcome.peak_memory / 1e9:.1f} GB")
         console.print(f"report: {folder / 'report.html'}", highlight=False)
     else:
         hint = f"continue with: fed-mediffusion simulate --resume {folder}"

@@ -1,7 +1,8 @@
 """Checkpoints and models: one file of a folder is flipped, cut, missing, foreign, or no file.
 
 With `signed` the checksums are those of the changed files, as another program may have written
-them. Links within a folder are followed, since tools such as DVC make them, so no case has one.
+them. A link is read as the file behind it (docs/decisions/0022-links-in-models.md), so that its
+content decides. A device or pipe must not be read.
 
 A case takes about 50 ms, since it loads networks or writes and syncs a run's records. So a tenth
 of the asked cases is run: 200 in the tests.
@@ -28,7 +29,7 @@ from server.checkpoints import restore_state, save_state
 from server.state import fresh_state
 
 CLASSES = ("effusion", "nodule")
-WHATS = ("content", "content", "content", "missing", "folder", "extra")
+WHATS = ("content", "content", "content", "missing", "folder", "extra", "link", "device", "pipe")
 Case = tuple[int, int, str, bytes | None, bool]
 """Which folder, which file, what is done to it, new content, and whether it is signed."""
 
@@ -59,10 +60,18 @@ def target(root: Path) -> Target:
             path = folder / "extra.safetensors"
         touched[:] = [path, folder / SUMS]
         _remove(path)
+        given = whole[names[place][0]] if content is None else content
         if what == "folder":
             path.mkdir()
+        elif what == "device":
+            path.symlink_to("/dev/zero")
+        elif what == "pipe":
+            os.mkfifo(path)
+        elif what == "link":
+            (root / "elsewhere").write_bytes(given)
+            path.symlink_to(root / "elsewhere")
         elif what != "missing":
-            path.write_bytes(whole[names[place][0]] if content is None else content)
+            path.write_bytes(given)
         if signed:
             _remove(folder / SUMS)
             if all(one.is_file() for one in folder.iterdir()):

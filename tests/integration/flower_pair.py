@@ -215,25 +215,31 @@ class Pair:
         self.services["server"].wait_for("startup complete")
 
     def start_site(self, name: str, *more: str, **environment: str) -> None:
+        """Starts a SuperNode and waits until the server knows it."""
+        self.begin_site(name, *more, **environment)
+        self.services[name].wait_for("SuperNode ID")
+
+    def begin_site(self, name: str, *more: str, **environment: str) -> None:
         """Starts a SuperNode; code that it runs leaves its marks in the site's folder.
 
         Args:
             name: Of the site.
-            more: Options of the SuperNode.
+            more: Options of the SuperNode; without a root certificate it speaks no TLS.
             environment: Of its processes.
         """
         (self.folder / name / "marks").mkdir(parents=True)
         environment = {MARKS: str(self.folder / name / "marks"), **environment}
-        options = ["--insecure", f"--superlink={self.address}", f"--port={free_port()}"]
-        self._start(name, "deployment.supernode", [*options, *more], environment)
-        self.services[name].wait_for("SuperNode ID")
+        options = [*more, f"--superlink={self.address}", f"--port={free_port()}"]
+        if not any(option.startswith("--root-certificates") for option in more):
+            options.append("--insecure")
+        self._start(name, "deployment.supernode", options, environment)
 
     def marks(self, site: str) -> set[str]:
         return {mark.name for mark in (self.folder / site / "marks").iterdir()}
 
-    def programs(self, site: str) -> set[str]:
-        """Names of the programs that a SuperNode started and that still run."""
-        mark = f"{MARKS}={self.folder / site / 'marks'}".encode()
+    def programs(self, name: str) -> set[str]:
+        """Names of the programs that a SuperNode or the server started and that still run."""
+        mark = f"FLWR_HOME={self.folder / name / 'flower'}".encode()
         pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
         own = [pid for pid in pids if mark in read_process(pid, "environ").split(b"\0")]
         commands = (read_process(pid, "cmdline").split(b"\0") for pid in own)
@@ -305,7 +311,7 @@ class Pair:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *options],
             cwd=folder,
-            env=_environment(folder) | environment,
+            env=flower_environment(folder) | environment,
             stdin=subprocess.DEVNULL,
             stdout=log.open("wb"),
             stderr=subprocess.STDOUT,
@@ -313,7 +319,8 @@ class Pair:
         self.services[name] = Service(process, log)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def flower_environment(folder: Path) -> dict[str, str]:
+    """The environment of Flower's programs whose files are in a folder."""
     programs = os.pathsep.join((str(folder), str(Path(sys.executable).parent)))
     given = {key: value for key, value in os.environ.items() if not key.startswith("FED_")}
     return given | {

@@ -71,13 +71,14 @@ class Command:
         return None
 
 
-def start(arguments: Sequence[str], folder: Path, temporary: Path) -> Command:
+def start(arguments: Sequence[str], folder: Path, temporary: Path, **environment: str) -> Command:
     """Starts the installed command in a folder.
 
     Args:
         arguments: As on the command line.
         folder: Working folder, which also receives the output.
         temporary: Where the run may put its temporary files; a short path.
+        environment: Variables to set.
     """
     folder.mkdir(parents=True, exist_ok=True)
     out, err = folder / "out.txt", folder / "err.txt"
@@ -85,7 +86,7 @@ def start(arguments: Sequence[str], folder: Path, temporary: Path) -> Command:
     process = subprocess.Popen(
         [str(program), *arguments],
         cwd=folder,
-        env=os.environ | {"TMPDIR": str(temporary)},
+        env=os.environ | {"TMPDIR": str(temporary), **environment},
         stdin=subprocess.DEVNULL,
         stdout=out.open("wb"),
         stderr=err.open("wb"),

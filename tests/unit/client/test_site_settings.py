@@ -85,8 +85,8 @@ FREE = {
     "training.joint.consistency": "weight batch_size threshold thresholds",
     "federation": (
         "num_rounds autoencoder_rounds fraction_train weighting num_malicious_sites "
-        "norm_bound local_normalisation compression cpus_per_site ema_decay round_timeout "
-        "grace_period min_sites max_images"
+        "agreement_bound norm_bound local_normalisation compression cpus_per_site ema_decay "
+        "round_timeout grace_period min_sites max_images"
     ),
     "federation.server.autoencoder": "aggregation method learning_rate beta1 beta2 tau",
     "federation.server.unet": "aggregation method learning_rate beta1 beta2 tau",

@@ -1,5 +1,6 @@
 """Checkpoints: what is written, what a kill or a damaged disk leaves, and what is read again."""
 
+import os
 import random
 import subprocess
 from collections.abc import Callable
@@ -132,6 +133,18 @@ def replace_by_folder(file: Path) -> None:
     file.mkdir()
 
 
+def link_to_a_device(file: Path) -> None:
+    """Its content has no end."""
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def replace_by_pipe(file: Path) -> None:
+    """Reading it waits for a writer."""
+    file.unlink()
+    os.mkfifo(file)
+
+
 def write_again(file: Path) -> None:
     file.write_bytes(file.read_bytes() + b"\0")
 
@@ -144,6 +157,9 @@ def write_again(file: Path) -> None:
         (write_again, "head.safetensors", "head.safetensors is not as it was written"),
         (write_again, "SHA256SUMS", "SHA256SUMS is not as it was written"),
         (replace_by_folder, "state.json", "state.json cannot be read (Is a directory)"),
+        (link_to_a_device, "state.json", "state.json cannot be read (Invalid argument)"),
+        (link_to_a_device, "SHA256SUMS", "SHA256SUMS cannot be read (Invalid argument)"),
+        (replace_by_pipe, "unet.safetensors", "unet.safetensors cannot be read (Invalid argument)"),
     ],
 )
 def test_damage_is_named(
@@ -164,6 +180,36 @@ def test_a_file_more_is_damage_too(tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path, 1, "joint", 1, components(), {})
     (checkpoint.folder / "extra.safetensors").write_bytes(b"")
     assert checkpoint.damage() == "SHA256SUMS is not as it was written"
+
+
+def test_files_may_be_links_out_of_the_folder(tmp_path: Path) -> None:
+    """As in the caches of Hugging Face and DVC; a changed file behind a link is damage."""
+    checkpoint = save_checkpoint(tmp_path, 1, "joint", 1, components(), {})
+    (cache := tmp_path / "cache").mkdir()
+    for file in checkpoint.folder.iterdir():
+        file.rename(cache / file.name)
+        file.symlink_to(cache / file.name)
+    assert newest(tmp_path) == checkpoint
+    assert torch.equal(checkpoint.load("head")["bias"], components()["head"]["bias"])
+    write_again(cache / "head.safetensors")
+    assert checkpoint.damage() == "head.safetensors is not as it was written"
+    checkpoint.remove()
+    assert len(list(cache.iterdir())) == 4
+
+
+@pytest.mark.parametrize("change", [link_to_a_device, replace_by_pipe])
+def test_without_checksums_what_never_ends_is_refused_too(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    write_folder(tmp_path / "model", components(), {})
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    for name in ("state.json", "unet.safetensors"):
+        change(tmp_path / "model" / name)
+    model = read_folder(tmp_path / "model")
+    with pytest.raises(UserError, match=r"state\.json cannot be read"):
+        _ = model.state
+    with pytest.raises(UserError, match=r"unet\.safetensors cannot be read"):
+        model.load("unet")
 
 
 def test_a_folder_from_before_there_were_checksums_is_read(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
@@ -24,7 +23,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Path]]:
     """Overrides and folder of what would have been launched; nothing is."""
     found: list[tuple[list[str], Path]] = []
 
-    def note(_: object, __: str, overrides: Sequence[str], folder: Path, ___: Console) -> int:
+    def note(_: object, __: str, overrides: Sequence[str], folder: Path, *___: object) -> int:
         found.append((list(overrides), folder))
         return 0
 
@@ -107,7 +106,7 @@ def test_a_folder_in_which_another_process_runs_is_refused(
 def test_the_folder_is_held_while_the_run_lasts(
     tiny: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(_: object, __: str, ___: object, folder: Path, ____: Console) -> int:
+    def look(_: object, __: str, ___: object, folder: Path, *____: object) -> int:
         with pytest.raises(UserError, match="another process"), RunFolder(folder).launched():
             pass
         with RunFolder(folder).held():  # as the server does, which is another process
