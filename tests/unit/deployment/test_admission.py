@@ -35,8 +35,9 @@ signature = ""
 
 def bundle(name: str = "tiny", version: str = "1.0") -> bytes:
     buffer = io.BytesIO()
+    project = zipfile.ZipInfo("pyproject.toml")  # of 1980, where a name alone would be of now
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("pyproject.toml", PROJECT.format(name=name, version=version))
+        archive.writestr(project, PROJECT.format(name=name, version=version))
     return buffer.getvalue()
 
 
