@@ -12,6 +12,7 @@ about two minutes, a malformed one half a minute, and all of them 40 minutes.
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def lines(kinds: list[str]) -> Iterator[dict[str, Any]]:
             "status": summary["status"],
             "auc": round(summary["auc_macro"], 4),
             "auc_pooled": round(summary["auc_pooled"], 4),
-            "set_aside": sorted({(one["site"], one["kind"]) for one in summary["set_aside"]}),
+            "set_aside": Counter(f"{one['site']} {one['kind']}" for one in summary["set_aside"]),
             "commit": current_commit(),
         }
 

@@ -239,11 +239,19 @@ class Pair:
 
     def programs(self, name: str) -> set[str]:
         """Names of the programs that a SuperNode or the server started and that still run."""
+        return set(self.processes(name).values())
+
+    def processes(self, name: str) -> dict[int, str]:
+        """The programs of a SuperNode or the server that still run, by process id."""
         mark = f"FLWR_HOME={self.folder / name / 'flower'}".encode()
         pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
         own = [pid for pid in pids if mark in read_process(pid, "environ").split(b"\0")]
-        commands = (read_process(pid, "cmdline").split(b"\0") for pid in own)
-        return {Path(command[1].decode()).name for command in commands if len(command) > 1}
+        commands = {pid: read_process(pid, "cmdline").decode().split("\0") for pid in own}
+        return {
+            pid: command[2] if command[1] == "-m" else Path(command[1]).name
+            for pid, command in commands.items()
+            if len(command) > 2
+        }
 
     def start_run(self, bundle: bytes, **config: str) -> "Sent":
         """Starts a run, and sends each site a message in its name."""

@@ -1,27 +1,17 @@
-"""A deployment on one machine without containers: a SuperLink and eight SuperNodes over TLS.
-
-Keys, kits and signature come from the commands that a coordinator runs, and the programs have the
-options of the kits' compose files.
-"""
+"""A deployment on one machine without containers: a SuperLink and eight SuperNodes over TLS."""
 
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
-from flower_pair import PATIENCE, Pair, flower_environment, free_port
+from flower_pair import PATIENCE, flower_environment, free_port
+from local_deployment import LocalDeployment
 
 from configs.compose import flatten
-from deployment.admission import SIGNER
-from deployment.superlink import CONNECTION
-from mediffusion_core.messaging.site_keys import SITES
-from mediffusion_core.run_io.run_folder import RunFolder
-from simulations.engine.app_bundle import ROOT, assemble_app
 
 pytestmark = pytest.mark.deployment
 
@@ -36,79 +26,10 @@ SMALL = (
 )
 
 
-@dataclass
-class Federation:
-    """The programs, the keys, and the app that the coordinator signs."""
-
-    pair: Pair
-    kits: Path
-    app: Path
-
-    def start(self) -> None:
-        server = self.kits / "server"
-        self.pair.start_server(
-            f"--ssl-ca-certfile={server / 'ca.pem'}",
-            f"--ssl-certfile={server / 'server.pem'}",
-            f"--ssl-keyfile={server / 'server.key'}",
-            "--enable-supernode-auth",
-            isolation="subprocess",
-            **{SITES: str(server / "sites"), SIGNER: str(server / "signers.pem")},
-        )
-        for number, name in enumerate(NAMES):
-            kit, own = self.kits / "kits" / name, self.pair.folder / name
-            node = (
-                f"partition-id={number}",
-                f"num-partitions={len(NAMES)}",
-                f'folder="{own / "runs"}"',
-                f'data-root="{own}"',
-            )
-            self.pair.begin_site(
-                name,
-                f"--root-certificates={kit / 'ca.pem'}",
-                f"--auth-supernode-private-key={kit / 'node.key'}",
-                f"--node-config={' '.join(node)}",
-                **{SIGNER: str(kit / "signer.pem")},
-            )
-        for name in NAMES:
-            self.pair.services[name].wait_for("SuperNode ID")
-
-    def run(self, overrides: str) -> RunFolder:
-        """Signs a run and starts it at the server; returns its folder once it has ended."""
-        config = f'overrides="{overrides}"'
-        key = str(self.kits / "authority" / "signer.key")
-        signed = self.command("fed-mediffusion", "sign", str(self.app), "--key", key, "-c", config)
-        start = ("run", str(self.app), CONNECTION, "--stream", "-c", signed.strip())
-        said = self.command("flwr", *start)
-        runs = json.loads(self.command("flwr", "list", CONNECTION, "--format", "json"))["runs"]
-        assert [run["status"] for run in runs] == ["finished:completed"], said
-        return RunFolder(self.pair.folder / "server" / "runs" / f"flwr-{runs[0]['run-id']}")
-
-    def command(self, program: str, *arguments: str) -> str:
-        """The output of a command at the server."""
-        done = subprocess.run(
-            [Path(sys.executable).with_name(program), *arguments],
-            cwd=self.pair.folder,
-            env=flower_environment(self.pair.folder / "server"),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("deployment")
-    found = Federation(Pair(folder), folder / "chest", folder / "app")
-    found.app.mkdir()
-    assemble_app(ROOT, found.app)
-    (folder / "federation.yaml").write_text(
-        f"name: chest\nserver: {{host: localhost}}\nsites: {json.dumps(NAMES)}\n"
-        "make_site_keys: true\n"
-    )
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDeployment]:
+    found = LocalDeployment(tmp_path_factory.mktemp("deployment"), NAMES)
     try:
-        found.command("fed-mediffusion", "provision", "federation.yaml")
         found.start()
         yield found
     finally:
@@ -116,7 +37,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 def test_a_run_of_both_stages_completes_at_all_sites(
-    federation: Federation, shortest: tuple[str, ...]
+    federation: LocalDeployment, shortest: tuple[str, ...]
 ) -> None:
     folder = federation.run(flatten([*shortest, *SMALL]))
     summary = json.loads((folder.path / "summary.json").read_text())
@@ -132,7 +53,7 @@ def test_a_run_of_both_stages_completes_at_all_sites(
         assert [path.name for path in own.glob("*/sites/*")] == [name]
 
 
-def test_a_caller_without_tls_is_refused(federation: Federation) -> None:
+def test_a_caller_without_tls_is_refused(federation: LocalDeployment) -> None:
     """A plain request and a plain SuperNode; the same request over TLS is answered."""
     address = f"127.0.0.1:{federation.pair.port}"
     with pytest.raises(httpx.TransportError):
@@ -158,7 +79,7 @@ def test_a_caller_without_tls_is_refused(federation: Federation) -> None:
     assert "Failed to initialize the connection" in (plain / "log.txt").read_text()
 
 
-def test_the_end_leaves_no_process(federation: Federation) -> None:
+def test_the_end_leaves_no_process(federation: LocalDeployment) -> None:
     names = [*NAMES, "server"]
     assert all(federation.pair.programs(name) for name in names)
     federation.pair.end()
