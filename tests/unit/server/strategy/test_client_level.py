@@ -144,10 +144,6 @@ def test_a_run_shows_a_site_in_noised_means_alone(
         (("federation.pool_sites=true",), "cannot be hidden among others"),
         (("federation.weighting=steps",), "needs sites of equal weight"),
         (
-            ("privacy=dp", "federation.fraction_train=0.5"),
-            "change which other sites are drawn",
-        ),
-        (
             ("privacy=dp", "privacy.trained=head", "privacy.public_model=runs/public"),
             "weights that are not trained",
         ),
