@@ -2,8 +2,8 @@
 
 python tests/benchmarks/soak.py FOLDER [--minutes 60]
 
-A SuperLink and two SuperNodes over TLS on this machine run rounds of the joint stage, each with an
-evaluation. Every quarter of a minute the resident memory and the open files of their lasting
+A SuperLink and three SuperNodes over TLS on this machine run rounds of the joint stage, each with
+an evaluation. Every quarter of a minute the resident memory and the open files of their lasting
 programs are read. The last line compares the medians of the last third of the time with those of
 the middle one. It exits with 1 where memory grew by more than 5 %, a program has more files open,
 or the run ended. Needs Linux. FOLDER must not exist.
@@ -28,11 +28,10 @@ from local_deployment import LocalDeployment
 from configs.compose import flatten
 from simulations.engine.processes import read_process
 
-PAUSE = 15.0  # seconds
-SITES = ("site-0", "site-1")
+PAUSE, LASTING = 15.0, 60.0  # seconds
+SITES = ("site-0", "site-1", "site-2")
 ENDLESS = (
-    "federation.num_sites=2",
-    "data.phantom.patients_per_site=[24,24]",
+    "data.phantom.patients_per_site=[24,24,24]",
     "training.autoencoder.local_epochs=1",
     "training.joint.local_epochs=1",
     "federation.autoencoder_rounds=1",
@@ -48,9 +47,9 @@ Sample = dict[str, tuple[float, int]]
 
 
 def samples(deployment: LocalDeployment, minutes: float) -> Iterator[Sample]:
-    """One each quarter of a minute, of the programs that last from one to the next."""
+    """One each quarter of a minute, of the programs that outlast a message."""
     end = time.monotonic() + 60 * minutes
-    before: dict[int, str] = {}
+    seen: dict[int, float] = {}
     while time.monotonic() < end:
         time.sleep(PAUSE)
         present = {
@@ -58,11 +57,12 @@ def samples(deployment: LocalDeployment, minutes: float) -> Iterator[Sample]:
             for owner in (*SITES, "server")
             for pid, program in deployment.pair.processes(owner).items()
         }
-        lasting = {pid: name for pid, name in present.items() if before.get(pid) == name}
-        before = present
+        now = time.monotonic()
+        seen = {pid: seen.get(pid, now) for pid in present}
         sample: Sample = {}
-        for pid, name in lasting.items():
-            if (read := _read(pid)) is not None:
+        for pid, name in present.items():
+            # A site's ClientApp ends with its message.
+            if now - seen[pid] >= LASTING and (read := _read(pid)) is not None:
                 memory, files = sample.get(name, (0.0, 0))
                 sample[name] = (memory + read[0], files + read[1])
         yield sample
