@@ -100,6 +100,15 @@ ONE_ROUND = (
 )
 
 
+FEW = (
+    "data.phantom.patients_per_site=[24,24,24]",
+    "training.autoencoder.local_epochs=1",
+    "training.joint.local_epochs=1",
+    "evaluation.counterfactual.count=2",
+    "evaluation.counterfactual.panel=1",
+)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than there are cores: tests that start programs mostly wait for them."""
@@ -130,6 +139,12 @@ def tiny() -> tuple[str, ...]:
 def shortest(tiny: tuple[str, ...]) -> tuple[str, ...]:
     """The same with one round of each stage."""
     return (*tiny, *ONE_ROUND)  # the last of two values counts
+
+
+@pytest.fixture(scope="session")
+def few() -> tuple[str, ...]:
+    """Overrides to follow those of `tiny`: few patients, steps and counterfactuals."""
+    return FEW
 
 
 @pytest.fixture(scope="session")

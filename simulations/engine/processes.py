@@ -104,8 +104,13 @@ def run_to_end(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
 
 def marked_processes(marker: str) -> list[int]:
     """Process ids of the running processes that inherited the marker."""
-    wanted = f"{MARKER_VARIABLE}={marker}".encode()
-    return [pid for pid in _process_ids() if wanted in read_process(pid, "environ").split(b"\0")]
+    return processes_with(MARKER_VARIABLE, marker)
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """Process ids of the running processes that started with this environment variable."""
+    wanted = f"{variable}={value}".encode()
+    return [pid for pid in process_ids() if wanted in read_process(pid, "environ").split(b"\0")]
 
 
 def simulation_process(marker: str) -> int | None:
@@ -121,7 +126,8 @@ def is_alive(pid: int) -> bool:
     return read_process(pid, "cmdline") != b""
 
 
-def _process_ids() -> list[int]:
+def process_ids() -> list[int]:
+    """Process ids of all running processes."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 

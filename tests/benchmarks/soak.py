@@ -22,7 +22,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
-from conftest import TINY
+from conftest import FEW, TINY
 from local_deployment import LocalDeployment
 
 from configs.compose import flatten
@@ -31,15 +31,10 @@ from simulations.engine.processes import read_process
 PAUSE, LASTING = 15.0, 60.0  # seconds
 SITES = ("site-0", "site-1", "site-2")
 ENDLESS = (
-    "data.phantom.patients_per_site=[24,24,24]",
-    "training.autoencoder.local_epochs=1",
-    "training.joint.local_epochs=1",
     "federation.autoencoder_rounds=1",
     "federation.num_rounds=100000",
     "evaluation.every=1",
     "evaluation.num_samples=16",
-    "evaluation.counterfactual.count=2",
-    "evaluation.counterfactual.panel=1",
 )
 GROWTH = 1.05
 Sample = dict[str, tuple[float, int]]
@@ -118,7 +113,7 @@ def main() -> int:
 
     def run() -> None:
         try:
-            deployment.run(flatten([*TINY, *ENDLESS]))
+            deployment.run(flatten([*TINY, *FEW, *ENDLESS]))
             ended.append("the run ended")
         except AssertionError as error:
             ended.append(str(error))

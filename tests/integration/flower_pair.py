@@ -42,7 +42,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from deployment.superlink import SUPEREXEC_SECRET
-from simulations.engine.processes import read_process
+from simulations.engine.processes import processes_with, read_process
 
 Client = TypeVar("Client", bound=ProtobufClient)
 ROOT = Path(__file__).parents[2]
@@ -243,9 +243,7 @@ class Pair:
 
     def processes(self, name: str) -> dict[int, str]:
         """The programs of a SuperNode or the server that still run, by process id."""
-        mark = f"FLWR_HOME={self.folder / name / 'flower'}".encode()
-        pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
-        own = [pid for pid in pids if mark in read_process(pid, "environ").split(b"\0")]
+        own = processes_with("FLWR_HOME", str(self.folder / name / "flower"))
         commands = {pid: read_process(pid, "cmdline").decode().split("\0") for pid in own}
         return {
             pid: command[2] if command[1] == "-m" else Path(command[1]).name

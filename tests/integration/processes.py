@@ -11,6 +11,7 @@ from pathlib import Path
 from simulations.engine.processes import (
     MARKER_VARIABLE,
     marked_processes,
+    process_ids,
     read_process,
 )
 
@@ -42,7 +43,7 @@ class Command:
         found: list[str] = []
 
         def look() -> bool:
-            found.extend(filter(None, map(self._marker_of, _process_ids())))
+            found.extend(filter(None, map(self._marker_of, process_ids())))
             return bool(found)
 
         self.wait_until(look)
@@ -102,7 +103,3 @@ def workers(marker: str) -> list[int]:
 
 def _command_line(pid: int) -> bytes:
     return read_process(pid, "cmdline")
-
-
-def _process_ids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]

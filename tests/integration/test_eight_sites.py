@@ -16,13 +16,9 @@ from configs.compose import flatten
 pytestmark = pytest.mark.deployment
 
 NAMES = [f"site-{number}" for number in range(8)]
-SMALL = (
+EIGHT = (
     "federation.num_sites=8",
     f"data.phantom.patients_per_site={[24] * 8}".replace(" ", ""),
-    "training.autoencoder.local_epochs=1",
-    "training.joint.local_epochs=1",
-    "evaluation.counterfactual.count=2",
-    "evaluation.counterfactual.panel=1",
 )
 
 
@@ -37,9 +33,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDeploy
 
 
 def test_a_run_of_both_stages_completes_at_all_sites(
-    federation: LocalDeployment, shortest: tuple[str, ...]
+    federation: LocalDeployment, shortest: tuple[str, ...], few: tuple[str, ...]
 ) -> None:
-    folder = federation.run(flatten([*shortest, *SMALL]))
+    folder = federation.run(flatten([*shortest, *few, *EIGHT]))
     summary = json.loads((folder.path / "summary.json").read_text())
     assert (summary["status"], sorted(summary["census"])) == ("completed", NAMES)
     assert summary["set_aside"] == []

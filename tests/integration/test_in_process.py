@@ -24,14 +24,6 @@ from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.run_io.set_back import set_back
 from simulations.engine.in_process import run_in_process
 
-SMALL = (
-    "data.phantom.patients_per_site=[24,24,24]",
-    "training.autoencoder.local_epochs=1",
-    "training.joint.local_epochs=1",
-    "evaluation.counterfactual.count=2",
-    "evaluation.counterfactual.panel=1",
-)
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -66,7 +58,7 @@ def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tupl
 
 
 def test_the_state_of_server_and_sites_is_restored(
-    tiny: tuple[str, ...], store: str, tmp_path: Path
+    tiny: tuple[str, ...], few: tuple[str, ...], store: str, tmp_path: Path
 ) -> None:
     """Server optimizers, control variates and normalisation of the sites' own, all at once."""
     chosen = [
@@ -80,7 +72,7 @@ def test_the_state_of_server_and_sites_is_restored(
         "training.joint.proximal_weight=0.01",
         "training.joint.control_variates=true",
     ]
-    whole, broken = run_whole_and_broken([*tiny, *SMALL, *chosen, store], "joint-2", tmp_path)
+    whole, broken = run_whole_and_broken([*tiny, *few, *chosen, store], "joint-2", tmp_path)
     newest = list_checkpoints(whole.checkpoints)[-1]
     assert {name for name in newest.components() if name.startswith("server_")} == {
         "server_autoencoder",
@@ -103,7 +95,7 @@ def test_the_state_of_server_and_sites_is_restored(
         assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
     # Set back by a round, the run ends so once more. Only rounds 3 and 4 are evaluated.
-    overrides = [*tiny, *SMALL, *chosen, store, f"run.folder='{broken.path}'"]
+    overrides = [*tiny, *few, *chosen, store, f"run.folder='{broken.path}'"]
     assert (broken.model / "state.json").exists()
     set_back(broken, "3", compose("config", overrides))
     assert not broken.model.exists()
@@ -116,11 +108,11 @@ def test_the_state_of_server_and_sites_is_restored(
 
 
 def test_the_server_alone_may_hold_the_labels(
-    shortest: tuple[str, ...], store: str, tmp_path: Path
+    shortest: tuple[str, ...], few: tuple[str, ...], store: str, tmp_path: Path
 ) -> None:
     """One participant more than sites, and the only one that trains the classifier."""
     run = f"run.folder='{tmp_path / 'run'}'"
-    folder = run_in_process("config", [*shortest, *SMALL, store, run, "data.labels_at=server"])
+    folder = run_in_process("config", [*shortest, *few, store, run, "data.labels_at=server"])
     joint = [line for line in folder.history() if line["stage"] == "joint"]
     seen = {site: metrics["labelled_seen"] for site, metrics in joint[-1]["sites"].items()}
     assert [site for site, count in seen.items() if count] == ["server"]

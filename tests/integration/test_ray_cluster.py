@@ -21,12 +21,7 @@ from simulations.engine.in_process import run_in_process
 from simulations.engine.processes import MARKER_VARIABLE, marked_processes, read_process
 from simulations.engine.ray_cluster import ADDRESS, find_cluster
 
-SMALL = (
-    "data.phantom.patients_per_site=[24,24,24]",
-    "training.autoencoder.local_epochs=1",
-    "training.joint.local_epochs=1",
-    "evaluation.counterfactual.count=2",
-    "evaluation.counterfactual.panel=1",
+ROUNDS = (
     "federation.autoencoder_rounds=1",
     "federation.num_rounds=2",
     "evaluation.every=2",
@@ -92,12 +87,12 @@ def cluster(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_a_run_on_two_nodes_killed_and_resumed_equals_one_in_one_process(
-    cluster: Cluster, tiny: tuple[str, ...], temporary: Path, tmp_path: Path
+    cluster: Cluster, tiny: tuple[str, ...], few: tuple[str, ...], temporary: Path, tmp_path: Path
 ) -> None:
     """The launcher's end is that of its sites, and the cluster stays."""
-    store = f"data.store={tmp_path / 'store'}"
     folder = RunFolder(tmp_path / "run")
-    arguments = ["simulate", *tiny, *SMALL, store, f"run.folder={folder.path}"]
+    overrides = [*tiny, *few, *ROUNDS, f"data.store={tmp_path / 'store'}"]
+    arguments = ["simulate", *overrides, f"run.folder={folder.path}"]
     command = start(arguments, tmp_path / "killed", temporary, **{ADDRESS: cluster.address})
     marker, nodes = command.marker(), cluster.nodes()
     assert len(nodes) == 2
@@ -114,7 +109,7 @@ def test_a_run_on_two_nodes_killed_and_resumed_equals_one_in_one_process(
     assert marked_processes(marker) == [] and cluster.nodes() == nodes
     assert not list(folder.path.glob("fedmed-*"))
 
-    alone = run_in_process("config", [*tiny, *SMALL, store, f"run.folder='{tmp_path / 'alone'}'"])
+    alone = run_in_process("config", [*overrides, f"run.folder='{tmp_path / 'alone'}'"])
     assert_same_end(folder, alone)
     trained = [
         [untimed(line) for line in one.history() if line["stage"] in STAGES]
