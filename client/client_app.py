@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from client import audit, latent_cache, privacy_budget
 from client.declared_content import refuse_undeclared
-from client.failures import Failure, OtherSettingsError, asked, failure
+from client.failures import Failure, OtherSettingsError, asked, failure, instructions
 from client.site import Site, open_site
 from client.trainer import Components, Metrics, StateDict, Trainer, trainer_of
 from mediffusion_core.messaging import protocol
@@ -37,7 +37,7 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
         try:
             site = open_site(context)
             trainer = trainer_of(site)
-            expected = str(_instructions(message.content)["settings_hash"])
+            expected = str(instructions(message.content)["settings_hash"])
             if expected != site.settings.fingerprint():
                 raise OtherSettingsError(f"{expected} at the server")
             with site.held():
@@ -67,11 +67,6 @@ def _handled(handler: Handler, trainer: Trainer, message: Message) -> RecordDict
         reply[protocol.LEDGER_TIP] = _record(tip)
     latent_cache.forget_after(site, kind, _round(content))
     return reply
-
-
-def _instructions(content: RecordDict) -> dict[str, object]:
-    """Settings hash and round of a message; empty where it has none."""
-    return dict(content.config_records.get(protocol.INSTRUCTIONS, {}))
 
 
 def _state(content: RecordDict, component: str, method: Compression = "none") -> StateDict:
@@ -113,7 +108,7 @@ def _trained(
 
 
 def _round(content: RecordDict) -> int:
-    return int(str(_instructions(content)["round"]))
+    return int(str(instructions(content)["round"]))
 
 
 @app.query("census")

@@ -5,8 +5,6 @@ follows from the message. A reason would be an answer without noise: whether set
 images tells what these are.
 """
 
-import hashlib
-import json
 import traceback
 import uuid
 from collections.abc import Mapping
@@ -14,8 +12,9 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from client.site import Site, is_told, site_log
+from client.site import Site, may_give_reasons, site_log
 from mediffusion_core.common.errors import AuditError, LedgerError, RefusedError, UserError
+from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.common.logs import log
 from mediffusion_core.messaging import protocol
 from mediffusion_core.privacy.dp_sgd.gradient_check import WrongGradientError
@@ -67,24 +66,23 @@ def failure(error: Exception, message: Message, context: Context, site: Site | N
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "internal")
     if isinstance(error, LedgerError):
         code = error.code
-    if is_told(context):
+    if may_give_reasons(context):
         found = Failure(code, uuid.uuid4().hex[:8], code)
     else:
-        found = Failure(code, _identity(message), protocol.FAILED)
+        # The id follows from the message, so that it is the same for every failure.
+        found = Failure(code, fingerprint(**asked(message))[:8], protocol.FAILED)
     _write(found, error, site)
     return found
 
 
-def _identity(message: Message) -> str:
-    """An id that tells no more than the message: it is the same for every failure."""
-    text = json.dumps(asked(message), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
 def asked(message: Message) -> dict[str, str | int]:
     """Kind, round and settings hash of a message from the server."""
-    instructions = dict(message.content.config_records.get(protocol.INSTRUCTIONS, {}))
-    return protocol.answered(message.metadata.message_type, instructions)
+    return protocol.answered(message.metadata.message_type, instructions(message.content))
+
+
+def instructions(content: RecordDict) -> dict[str, object]:
+    """Settings hash and round of a message from the server; empty where it has none."""
+    return dict(content.config_records.get(protocol.INSTRUCTIONS, {}))
 
 
 def _write(found: Failure, error: Exception, site: Site | None) -> None:

@@ -129,7 +129,7 @@ def open_site(context: Context) -> Site:
     return Site(settings, dataset, index, folder, policy, own_ledger(node, name))
 
 
-def is_told(context: Context) -> bool:
+def may_give_reasons(context: Context) -> bool:
     """Whether the reason of a failure may leave the site.
 
     It may not in a run with differential privacy, nor at a site that takes part in no other run,

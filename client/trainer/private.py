@@ -80,10 +80,10 @@ class PrivateTrainer(Trainer):
 
     def encode(self, codec_weights: StateDict) -> None:
         """Each random view comes from a secret seed of its image and its number alone."""
-        of_unit, image_ids = self._of_unit, self.site.dataset.store.image_ids
+        unit_hash, image_ids = self._unit_hash, self.site.dataset.store.image_ids
 
         def seed_for(purpose: str, images: ImageSet) -> Seed:
-            return lambda view, position: of_unit.seed_of(
+            return lambda view, position: unit_hash.seed_of(
                 image_ids[int(images.rows[position])], f"{purpose} {view}"
             )
 
@@ -103,8 +103,8 @@ class PrivateTrainer(Trainer):
         """The privacy unit of each training image (n,), and the number of units.
 
         Args:
-            charged: The patients or lesions whose units count; all by default. The images of
-                others have numbers behind.
+            charged: The patients or lesions whose units count; all by default. Units of others
+                are numbered from the number of units on.
         """
         rows = self.site.dataset.train(self.site.index).rows
         patients = self.site.dataset.groups(rows)
@@ -116,10 +116,10 @@ class PrivateTrainer(Trainer):
         return numbered(patients, left_out)
 
     @property
-    def _of_unit(self) -> UnitHash:
-        of_unit = self.site.dataset.of_unit
-        assert of_unit is not None  # datasets of private runs have one
-        return of_unit
+    def _unit_hash(self) -> UnitHash:
+        unit_hash = self.site.dataset.unit_hash
+        assert unit_hash is not None  # datasets of private runs have one
+        return unit_hash
 
     def _charged(self, cost: Charge, stage: str, round_number: int) -> UnitIndex:
         """Charges an answer to the ledger; the index of the units that it may sample."""
@@ -204,11 +204,11 @@ class PrivateTrainer(Trainer):
         site = self.site
         path = site.folder / PLAN
         if path.is_file():
-            require_recorded_dealing(site.folder, self._of_unit)
+            require_recorded_dealing(site.folder, self._unit_hash)
             kept = _read_plan(path)
             counts = NoisedCounts(**kept["counts"])
             return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
-        record_dealing(site.folder, self._of_unit)
+        record_dealing(site.folder, self._unit_hash)
         noise = site.settings.privacy.release_noise
         index = self._charged(Charge(1.0, noise, 1), "census", 0)
         labelled = index.subset(site.dataset.train(site.index).labelled).counts.count_nonzero()

@@ -39,7 +39,7 @@ class UnitIndex:
 
 
 def numbered(names: Sequence[str], left_out: Collection[str] = ()) -> tuple[Tensor, int]:
-    """Numbers units in the order of their names, those that are left out behind the others.
+    """Numbers units in the order of their names, and those left out after all others.
 
     Returns:
         The number of each name's unit (n,), and the number of units that are not left out.

@@ -1,6 +1,7 @@
 """Encodes a site's images once: all without augmentation, and random views of the labelled."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -70,25 +71,25 @@ def encode_views(
     kinds = ["none"] if augmentation == "none" else [augmentation] * views
     if plain:
         kinds[0] = "none"
-    apart = not isinstance(seed, int)
-    generator = torch.Generator()
     if isinstance(seed, int):
-        generator.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [_views_in_turn(kind, generator) for kind in kinds]
+    else:
+        drawn = [_views_apart(kind, partial(seed, view)) for view, kind in enumerate(kinds)]
+    apart = not isinstance(seed, int)
+    return torch.stack([_encode(codec, images, one, on_batch, apart) for one in drawn])
 
-    def drawn(view: int, kind: str) -> Augmented:
-        if isinstance(seed, int):
-            return lambda batch, chosen: augment(batch, kind, generator)
-        return lambda batch, chosen: torch.cat(
-            [
-                augment(one[None], kind, torch.Generator().manual_seed(seed(view, position)))
-                for one, position in zip(batch, chosen.tolist(), strict=True)
-            ]
-        )
 
-    return torch.stack(
+def _views_in_turn(kind: str, generator: torch.Generator) -> Augmented:
+    return lambda batch, chosen: augment(batch, kind, generator)
+
+
+def _views_apart(kind: str, seed_at: Callable[[int], int]) -> Augmented:
+    """Each view by the seed of its image's position."""
+    return lambda batch, chosen: torch.cat(
         [
-            _encode(codec, images, drawn(view, kind), on_batch, apart)
-            for view, kind in enumerate(kinds)
+            augment(one[None], kind, torch.Generator().manual_seed(seed_at(position)))
+            for one, position in zip(batch, chosen.tolist(), strict=True)
         ]
     )
 

@@ -61,5 +61,5 @@ def _dealt_as(settings: Settings, dataset: FederatedDataset) -> str:
         data=settings.shared()["data"],
         num_sites=settings.federation.num_sites,
         seed=settings.seed,
-        secret=dataset.of_unit.digest() if dataset.of_unit else None,
+        secret=dataset.unit_hash.digest() if dataset.unit_hash else None,
     )[:16]

@@ -127,7 +127,7 @@ def _duplicates(dataset: FederatedDataset) -> list[CheckResult]:
     again = {int(b) for _, b in store.duplicates}  # one image may repeat several
     across = {int(b) for a, b in store.duplicates if store.groups[a] != store.groups[b]}
     kept = "kept on one side"
-    if dataset.of_unit:
+    if dataset.unit_hash:
         kept = "with privacy each patient is dealt alone, so that they may stand on two sides"
     text = (
         f"{len(again)} images stand twice, {len(across)} under another patient or lesion, "
@@ -172,7 +172,7 @@ def _site(dataset: FederatedDataset, client: ClientPartition) -> list[CheckResul
     ]
     if client.validation_labelled and not client.labelled.any():
         why = "is small enough for so few labels"
-        if dataset.of_unit:
+        if dataset.unit_hash:
             why = "was drawn to keep its labels"
         text = f"site {client.site}: no patient or lesion {why}"
         found.append(CheckResult("warning", text))

@@ -14,12 +14,12 @@ from mediffusion_core.data.partitioning.keyed_dealing import UnitHash
 FILE, DIGEST = "dealing.json", "secret"
 
 
-def record_dealing(folder: Path, of_unit: UnitHash) -> None:
+def record_dealing(folder: Path, unit_hash: UnitHash) -> None:
     """Keeps the digest of the secret in the site's folder of a run."""
-    write_durably(folder / FILE, json.dumps({DIGEST: of_unit.digest()}).encode())
+    write_durably(folder / FILE, json.dumps({DIGEST: unit_hash.digest()}).encode())
 
 
-def require_recorded_dealing(folder: Path, of_unit: UnitHash) -> None:
+def require_recorded_dealing(folder: Path, unit_hash: UnitHash) -> None:
     """Checks that the units are dealt as when the site took part in the run first.
 
     Raises:
@@ -35,7 +35,7 @@ def require_recorded_dealing(folder: Path, of_unit: UnitHash) -> None:
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; start a new run") from None
-    if kept != of_unit.digest():
+    if kept != unit_hash.digest():
         raise UserError(
             f"{path}: this run was dealt with another secret of the site; restore the secret (a "
             "simulation's is below $XDG_DATA_HOME, a site's with its ledger) or start a new run"

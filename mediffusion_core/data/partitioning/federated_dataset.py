@@ -42,7 +42,7 @@ class FederatedDataset:
     """The reader's warnings and notes."""
     names: UnitNames = field(default_factory=UnitNames)
     """The unit that groups name, and the key of their names."""
-    of_unit: UnitHash | None = field(default=None, repr=False)
+    unit_hash: UnitHash | None = field(default=None, repr=False)
     """The hash that dealt the units, with differential privacy alone."""
 
     def train(self, site: int) -> ImageSet:
@@ -137,16 +137,16 @@ def deal(
         UserError: if the images cannot be dealt as asked.
     """
     data, seed = settings.data, settings.seed
-    of_unit = None
+    unit_hash = None
     if settings.privacy.enabled:
         if data.classes is None and source.name in FINDS_CLASSES:
             raise UserError(
                 "with privacy.enabled the classes must not depend on who is in the data; set "
                 f"data.classes=[{','.join(source.classes)}]"
             )
-        of_unit = UnitHash(seed, secret or user_secret(), public_test=secret is None)
+        unit_hash = UnitHash(seed, secret or user_secret(), public_test=secret is None)
         store = by_group(store)
-        centres = deal_by_hash(store, data, settings.federation.num_sites, of_unit)
+        centres = deal_by_hash(store, data, settings.federation.num_sites, unit_hash)
         if secret is None and not any(len(centre.test) for centre in centres):
             raise UserError(
                 f"data.splits={data.splits}, data.test_fraction={data.test_fraction}: no patient "
@@ -162,7 +162,7 @@ def deal(
         pixels=_pixels(store, centres, data.scanner_shift, seed),
         notes=source.notes,
         names=source.names,
-        of_unit=of_unit,
+        unit_hash=unit_hash,
     )
 
 

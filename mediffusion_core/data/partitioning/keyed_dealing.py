@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.dataset import SPLITS
 from mediffusion_core.data.partitioning.label_selection import has_label
 from mediffusion_core.data.partitioning.partitioners import (
@@ -20,7 +19,12 @@ from mediffusion_core.data.partitioning.partitioners import (
     natural_sites,
     units_of,
 )
-from mediffusion_core.data.partitioning.splits import ClientPartition, labelled_fractions
+from mediffusion_core.data.partitioning.splits import (
+    ClientPartition,
+    labelled_fractions,
+    published_split,
+    published_splits,
+)
 from mediffusion_core.data.pseudonyms import hashed
 from mediffusion_core.data.store.prepared import Store
 from mediffusion_core.settings import DataSettings
@@ -81,7 +85,7 @@ def by_group(store: Store) -> Store:
 
 
 def deal_by_hash(
-    store: Store, settings: DataSettings, num_sites: int, of_unit: UnitHash
+    store: Store, settings: DataSettings, num_sites: int, unit_hash: UnitHash
 ) -> tuple[ClientPartition, ...]:
     """Deals the units of a store to sites, splits and labels, each by its own hash.
 
@@ -92,7 +96,7 @@ def deal_by_hash(
         store: Of `by_group`.
         settings: Kind of partition, fractions of splits and labels.
         num_sites: How many sites there are to be.
-        of_unit: The hash.
+        unit_hash: The hash.
 
     Returns:
         One client partition per site, in the order of their names for natural sites.
@@ -101,23 +105,23 @@ def deal_by_hash(
         UserError: no natural sites or another number of them; no official splits where they are
             asked for; an unknown site in `data.labelled_fraction_by_site`.
     """
-    sites = _sites(store, settings, num_sites, of_unit)
+    sites = _sites(store, settings, num_sites, unit_hash)
     fractions = labelled_fractions(settings, tuple(sites))
     return tuple(
-        _client(store, settings, site, units, of_unit, fractions[site], number)
+        _client(store, settings, site, units, unit_hash, fractions[site], number)
         for number, (site, units) in enumerate(sites.items())
     )
 
 
 def _sites(
-    store: Store, settings: DataSettings, num_sites: int, of_unit: UnitHash
+    store: Store, settings: DataSettings, num_sites: int, unit_hash: UnitHash
 ) -> dict[str, Units]:
     units = units_of(store)
     if settings.partition == "natural":
         return natural_sites(store, units, num_sites)
     sites: list[Units] = [{} for _ in range(num_sites)]
     for name, rows in units.items():
-        sites[of_unit.site(name, num_sites)][name] = rows
+        sites[unit_hash.site(name, num_sites)][name] = rows
     return {f"site-{number}": held for number, held in enumerate(sites)}
 
 
@@ -126,16 +130,18 @@ def _client(
     settings: DataSettings,
     site: str,
     units: Units,
-    of_unit: UnitHash,
+    unit_hash: UnitHash,
     fraction: float,
     number: int,
 ) -> ClientPartition:
-    split_of = {name: _split(store, settings, rows, of_unit, name) for name, rows in units.items()}
+    split_of = {
+        name: _split(store, settings, rows, unit_hash, name) for name, rows in units.items()
+    }
     train, validation, test = (
         _rows(units[name] for name in units if split_of[name] == split) for split in SPLITS
     )
     known = known_findings(settings, store, number)
-    chosen = _rows(rows for name, rows in units.items() if of_unit.is_labelled(name, fraction))
+    chosen = _rows(rows for name, rows in units.items() if unit_hash.is_labelled(name, fraction))
     labels = np.where(known, store.labels[train], np.nan)  # (n, C), what the site can know
     return ClientPartition(
         site=site,
@@ -149,15 +155,13 @@ def _client(
 
 
 def _split(
-    store: Store, settings: DataSettings, rows: NDArray[np.int64], of_unit: UnitHash, name: str
+    store: Store, settings: DataSettings, rows: NDArray[np.int64], unit_hash: UnitHash, name: str
 ) -> str:
     if settings.splits == "dealt":
-        return of_unit.split(name, settings.test_fraction, settings.validation_fraction)
-    if store.splits is None:
-        raise UserError("data.splits=official: this data has no official splits, use dealt")
-    standing: str = max((store.splits[row] for row in rows.tolist()), key=SPLITS.index)
+        return unit_hash.split(name, settings.test_fraction, settings.validation_fraction)
+    standing = published_split(published_splits(store), rows)
     if standing == "train":  # a share of them, whether or not others stand in a published split
-        return of_unit.split(name, 0.0, settings.validation_fraction)
+        return unit_hash.split(name, 0.0, settings.validation_fraction)
     return standing
 
 

@@ -248,25 +248,42 @@ def _official(
 ) -> dict[str, list[str]]:
     """The splits that the data set was published with.
 
-    A unit may stand in several splits, because an image was published twice. It then goes to the
-    test split first, then to the validation split, so that no test image trains. If the site has
-    no validation images, or if no test split was published, the settings' share of the training
-    split takes its place.
+    If the site has no validation images, or if no test split was published, the settings' share of
+    the training split takes its place.
     """
-    if store.splits is None:
-        raise UserError("data.splits=official: this data has no official splits, use dealt")
+    published = published_splits(store)
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name in _order(store, site, units, seed):
-        standing = {store.splits[row] for row in units[name].tolist()}
-        splits[max(standing, key=SPLITS.index)].append(name)
+        splits[published_split(published, units[name])].append(name)
     shares: dict[str, float] = {}
     if not splits["validation"]:
         shares["validation"] = settings.validation_fraction
-    if "test" not in store.splits:
+    if "test" not in published:
         shares["test"] = settings.test_fraction
     if not shares:
         return splits
     return splits | _deal(splits["train"], units, {"train": 1 - sum(shares.values()), **shares})
+
+
+def published_splits(store: Store) -> Sequence[str]:
+    """The split of each image that the data set was published with.
+
+    Raises:
+        UserError: if it was published without.
+    """
+    if store.splits is None:
+        raise UserError("data.splits=official: this data has no official splits, use dealt")
+    return store.splits
+
+
+def published_split(published: Sequence[str], rows: NDArray[np.int64]) -> str:
+    """The split of a unit with images in these rows.
+
+    A unit may stand in several splits, because an image was published twice. It then goes to the
+    test split first, then to the validation split, so that no test image trains.
+    """
+    standing: str = max((published[row] for row in rows.tolist()), key=SPLITS.index)
+    return standing
 
 
 def _order(store: Store, site: str, units: Units, seed: int) -> list[str]:

@@ -65,9 +65,9 @@ def study_attack(run: Path, output: Path, device: str) -> Path:
     if _partitioning(model.settings) != _partitioning(settings):
         raise UserError(f"{run}: the model was trained on another partition of the images")
     dataset = open_federated_dataset(settings)
-    if dataset.of_unit:
+    if dataset.unit_hash:
         for client in dataset.clients:
-            require_recorded_dealing(run / "sites" / client.site, dataset.of_unit)
+            require_recorded_dealing(run / "sites" / client.site, dataset.unit_hash)
     if not len(dataset.test_rows):
         raise UserError(f"{run} has no test set, and so no images that are not members")
     console = Console(soft_wrap=True)

@@ -265,7 +265,7 @@ def dealt_or_refused(name: str, root: Path, units: Units, given: list[str]) -> F
 
 def uses(dataset: FederatedDataset) -> dict[str, tuple[object, ...]]:
     """By image: site, split, labels, and the seed of its views."""
-    assert dataset.of_unit is not None
+    assert dataset.unit_hash is not None
     found: dict[str, tuple[object, ...]] = {}
     for kind, clients in (("site", dataset.clients), ("centre", dataset.centres)):
         for client in clients:
@@ -274,7 +274,7 @@ def uses(dataset: FederatedDataset) -> dict[str, tuple[object, ...]]:
                 labels = np.nan_to_num(dataset.labels(client, split), nan=-1.0)
                 for row, own in zip(rows.tolist(), labels.tolist(), strict=True):
                     name = dataset.store.image_ids[row]
-                    seed = dataset.of_unit.seed_of(name, "views 0")
+                    seed = dataset.unit_hash.seed_of(name, "views 0")
                     found[f"{kind} {name}"] = (client.site, split, tuple(own), seed)
     return found
 
