@@ -44,6 +44,7 @@ def save_state(state: RunState, folder: RunFolder, settings: Settings, stage: st
         "selection": asdict(state.selection) if state.selection else None,
         "judged": state.evaluated,
         "census": state.census,
+        "noised_means": state.noised_means,
         "seconds": state.seconds,
     }
     save_checkpoint(folder.checkpoints, state.saved, stage, rounds, stored(state), values)
@@ -107,6 +108,7 @@ def _restored(
     restored.evaluated = values["judged"]
     restored.census = values["census"]
     restored.saved = number
+    restored.noised_means = values.get("noised_means", 0)
     restored.seconds = values["seconds"]
     return restored
 

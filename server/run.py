@@ -254,6 +254,7 @@ class FederatedRun:
 
     def _save(self, stage: str) -> None:
         self._state.seconds = self._elapsed()
+        self._state.noised_means = self._strategy.noised_means()
         save_state(self._state, self._folder, self._settings, stage)
 
     def _elapsed(self) -> float:

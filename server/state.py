@@ -49,6 +49,7 @@ class RunState:
         selection: The selected model; None before the first evaluation of a trained one.
         evaluated: The joint round of the newest evaluation; -1 before the first.
         saved: The number of the newest checkpoint.
+        noised_means: Those of client-level privacy.
         seconds: How long the run has taken.
     """
 
@@ -64,6 +65,7 @@ class RunState:
     selection: Selection | None = None
     evaluated: int = -1
     saved: int = 0
+    noised_means: int = 0
     seconds: float = 0.0
 
     def shared(self, names: Iterable[str]) -> dict[str, StateDict]:

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.files import sync
+from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.messaging.protocol import WEIGHTED_BY
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
 from mediffusion_core.privacy.dp_sgd.randomness import normal
@@ -33,7 +35,8 @@ from server.strategy.gathering import Aggregated
 StateDict = Mapping[str, Tensor]
 
 FILE = "client_level.jsonl"
-"""In the run's folder: a line for each noised mean, written before there is one."""
+"""In the run's folder: a line for each noised mean, written before there is one. Each has a digest
+over its text and the digest before it, so that a line that is removed or changed shows."""
 
 
 class ClientLevelPrivacy:
@@ -61,7 +64,7 @@ class ClientLevelPrivacy:
 
     def spent(self) -> dict[str, Any]:
         """The privacy cost of the run for a site so far: ε at δ, and the number of noised means."""
-        rounds = len(self._path.read_text().split()) if self._path.exists() else 0
+        rounds = self.counted()
         charges = [Charge(1.0, self._noise, rounds)] if rounds else []
         return {
             "epsilon": epsilon(charges, self._delta),
@@ -70,8 +73,48 @@ class ClientLevelPrivacy:
             "rounds": rounds,
         }
 
+    def counted(self) -> int:
+        """How many noised means there were.
+
+        Raises:
+            UserError: if the file has other lines than this run wrote.
+        """
+        return self._read()[0]
+
+    def refuse_fewer(self, counted: int) -> None:
+        """Refuses a file from which noised means are missing.
+
+        Args:
+            counted: How many there were at least, as the run's checkpoint has it.
+
+        Raises:
+            UserError: if there are fewer.
+        """
+        if (found := self.counted()) < counted:
+            raise UserError(
+                f"{self._path} has {found} noised means and the checkpoint {counted}: ε would be "
+                "stated too small; put the file back"
+            )
+
+    def _read(self) -> tuple[int, str]:
+        """The number of lines, and the digest of the last whole one."""
+        lines = self._path.read_text().split() if self._path.exists() else []
+        digest = ""
+        for number, text in enumerate(lines, start=1):
+            try:
+                line = json.loads(text)
+                given, expected = line.pop("digest"), fingerprint(before=digest, **line)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # cut short by a kill: it counts, and no digest follows from it
+            if given != expected:
+                raise UserError(f"{self._path}: line {number} is not what this run wrote")
+            digest = expected
+        return len(lines), digest
+
     def _charge(self, stage: str, round_number: int) -> None:
-        line = json.dumps({"stage": stage, "round": round_number}, separators=(",", ":"))
+        entry = {"stage": stage, "round": round_number}
+        chained = {**entry, "digest": fingerprint(before=self._read()[1], **entry)}
+        line = json.dumps(chained, separators=(",", ":"))
         with self._path.open("a", encoding="utf-8") as file:
             # Begins its own line: one that was cut short by a kill counts as another one.
             file.write(f"\n{line}")

@@ -89,6 +89,19 @@ class Strategy:
                 average, state.weights[name], self._federation.ema_decay, round_number
             )
 
+    def noised_means(self) -> int:
+        """How many noised means there were; 0 without client-level privacy."""
+        return self._client_level.counted() if self._client_level else 0
+
+    def refuse_fewer(self, noised_means: int) -> None:
+        """Refuses to continue a run whose record of noised means lacks some.
+
+        Raises:
+            UserError: if there are fewer than the checkpoint has.
+        """
+        if self._client_level:
+            self._client_level.refuse_fewer(noised_means)
+
     def spent(self) -> dict[str, Any] | None:
         """The cost of client-level privacy so far; None without it."""
         return self._client_level.spent() if self._client_level else None

@@ -110,6 +110,32 @@ def test_every_noised_mean_counts_also_after_a_kill(tmp_path: Path) -> None:
     assert again.spent()["epsilon"] == pytest.approx(epsilon([Charge(1.0, 4.0, 5)], 0.01))
 
 
+@pytest.mark.parametrize("change", ["removed", "edited", "swapped"])
+def test_a_changed_record_of_noised_means_is_refused(tmp_path: Path, change: str) -> None:
+    hidden = privacy(tmp_path, noise=4.0)
+    for number in (1, 2, 3):
+        means(hidden, [], number=number)
+    one, other, last = (tmp_path / FILE).read_text().split()
+    lines = {
+        "removed": [one, last],
+        "edited": [one, other.replace('"round":2', '"round":1'), last],
+        "swapped": [other, one, last],
+    }
+    (tmp_path / FILE).write_text("\n".join(lines[change]))
+    with pytest.raises(UserError, match="is not what this run wrote"):
+        privacy(tmp_path, noise=4.0).spent()
+
+
+def test_a_record_that_was_cut_off_is_refused_by_the_checkpoint(tmp_path: Path) -> None:
+    hidden = privacy(tmp_path, noise=4.0)
+    for number in (1, 2):
+        means(hidden, [], number=number)
+    hidden.refuse_fewer(2)
+    (tmp_path / FILE).write_text((tmp_path / FILE).read_text().split()[0])
+    with pytest.raises(UserError, match="1 noised means and the checkpoint 2"):
+        privacy(tmp_path, noise=4.0).refuse_fewer(2)
+
+
 def test_a_run_shows_a_site_in_noised_means_alone(
     shortest: tuple[str, ...], tmp_path: Path
 ) -> None:
