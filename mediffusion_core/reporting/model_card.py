@@ -5,7 +5,7 @@ from typing import Any
 
 from mediffusion_core.reporting.formats import NOT_MEASURED, count, interval, measured, number
 from mediffusion_core.reporting.headline import headline
-from mediffusion_core.reporting.report import largest_epsilon
+from mediffusion_core.reporting.report import audited, largest_epsilon
 from mediffusion_core.run_io.provenance import shorten
 from mediffusion_core.settings import Settings
 
@@ -18,8 +18,8 @@ NOT_PRIVATE = (
 PRIVATE = (
     "Trained with differential privacy (DP-SGD): for one {unit} more or less at a site, outside "
     "the public test set, the planned rounds of this run spend at most ε = {epsilon} at δ = "
-    "{delta}, the largest of its sites. Which others train and keep their labels does not depend "
-    "on it. Repeated rounds and other runs on the same data are counted in the sites' own "
+    "{delta}, the largest of its sites{audited}. Which others train and keep their labels does not "
+    "depend on it. Repeated rounds and other runs on the same data are counted in the sites' own "
     "ledgers and not here. Figures on the public test set are computed from its images "
     "as they are, which no budget covers."
 )
@@ -158,7 +158,9 @@ def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
     promises = []
     if units.enabled:
         epsilon, delta = number(largest_epsilon(summary), 2), f"{units.target_delta:g}"
-        promises.append(PRIVATE.format(unit=units.unit, epsilon=epsilon, delta=delta))
+        promises.append(
+            PRIVATE.format(unit=units.unit, epsilon=epsilon, delta=delta, audited=audited(summary))
+        )
     if sites.enabled:
         spent = _inside(summary, "client_level")
         epsilon, delta = number(spent.get("epsilon"), 2), f"{sites.target_delta:g}"

@@ -93,6 +93,17 @@ def largest_epsilon(summary: Mapping[str, Any]) -> float | None:
     return max(known) if known and len(known) == len(spent) else None
 
 
+def audited(summary: Mapping[str, Any]) -> str:
+    """The measured lower bounds of ε by stage, as part of a sentence; empty without an audit."""
+    stages = _inside(_inside(summary, "audit"), "stages")
+    found = [
+        f"{stage} at least {number(one.get('lower_bound'), 2)} of {number(one.get('epsilon'), 2)}"
+        for stage, one in stages.items()
+        if isinstance(one, Mapping)
+    ]
+    return f" (measured with 95 % confidence: {', '.join(found)})" if found else ""
+
+
 def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if not settings:
         return "unknown"
@@ -103,7 +114,7 @@ def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         epsilon, delta = number(largest_epsilon(summary), 2), units.get("target_delta")
         promises.append(
             f"ε {epsilon} for one {units.get('unit')} at δ {delta}, for the planned rounds of this "
-            "run; each site's ledger also counts repeated rounds and other runs"
+            f"run{audited(summary)}; each site's ledger also counts repeated rounds and other runs"
         )
     if sites.get("noise_multiplier"):
         epsilon = number(_inside(summary, "client_level").get("epsilon"), 2)

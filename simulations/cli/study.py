@@ -91,6 +91,19 @@ def attack(
     print(study_attack(run, output or run / ATTACK, device))
 
 
+@study.command("audit", epilog="Example: fed-mediffusion study audit runs/latest")
+def audit(
+    run: Run,
+    canaries: Annotated[int, typer.Option(min=20, help="Each is in it with probability 1/2.")] = (
+        1000
+    ),
+) -> None:
+    """Measure a lower bound of ε on a run's private steps, without any patient's image."""
+    from simulations.studies.audit.study import study_audit
+
+    print(study_audit(run, canaries))
+
+
 @study.command(epilog="Example: fed-mediffusion study generation runs/latest --ddpm")
 def generation(
     run: Run,

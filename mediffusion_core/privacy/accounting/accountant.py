@@ -32,6 +32,9 @@ MIN_DELTA = 1e-8
 """Smallest δ for the PRV accountant; below it, rounding of its sums is not negligible."""
 MAX_ERROR = 0.5
 """Largest error of ε for the PRV accountant; its bound includes the error."""
+POWER_DELTAS = tuple(10 ** (-exponent / 4) for exponent in range(2, 25))
+"""The δ, from 0.3 to 1e-6, of the pairs that bound an attack's power."""
+LARGEST_EXPONENT = 100.0
 SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e4
 """Range of the search for a noise multiplier."""
 
@@ -88,6 +91,30 @@ def within(charges: Iterable[Charge], target_epsilon: float, delta: float) -> bo
     return (
         _rdp_epsilon(parts, delta) <= target_epsilon or _prv_epsilon(parts, delta) <= target_epsilon
     )
+
+
+def largest_true_positive_rate(charges: Iterable[Charge], false_positive_rate: float) -> float:
+    """The largest share of members that any attack finds, at a share of false accusations.
+
+    From the whole curve ε(δ) of the composition, not from ε at one δ: a test with false positive
+    rate α has a power of at most min(e^ε α + δ, 1 - e^-ε (1 - δ - α)) for each pair (Kairouz et
+    al., arXiv 1311.0776, theorem 2.1).
+
+    Args:
+        charges: All of a unit.
+        false_positive_rate: α.
+
+    Raises:
+        UserError: if Opacus is not installed.
+    """
+    parts, largest = list(charges), 1.0
+    for delta in POWER_DELTAS:
+        spent = epsilon(parts, delta)
+        if math.isfinite(spent):
+            few = math.exp(min(spent, LARGEST_EXPONENT)) * false_positive_rate + delta
+            many = 1 - math.exp(-spent) * (1 - delta - false_positive_rate)
+            largest = min(largest, few, many)
+    return largest
 
 
 def noise_multiplier_for(

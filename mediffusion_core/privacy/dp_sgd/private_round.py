@@ -34,6 +34,11 @@ class PrivateRound:
     steps: int
     current: LocalRound
 
+    @property
+    def num_units(self) -> int:
+        """Units that each step draws from."""
+        return len(self.index.counts)
+
     def gradients(self, module: nn.Module, losses: Losses[B]) -> PerSampleGradients[B]:
         """Clipped per-sample gradients of a network in training mode, as the settings say."""
         privacy = self.privacy
@@ -60,7 +65,7 @@ class PrivateRound:
         """
         proximal = Proximal(gradients.module, proximal_weight)
         for step in self.current.steps(optimizer, settings.warmup_steps, self.steps):
-            private_gradients(gradients, draw, self.mechanism, len(self.index.counts))
+            private_gradients(gradients, draw, self.mechanism, self.num_units)
             proximal.add_gradients()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

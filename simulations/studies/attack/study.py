@@ -37,11 +37,13 @@ from mediffusion_core.evaluation.membership_inference import (
     largest_tpr,
 )
 from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.privacy.accounting.accountant import largest_true_positive_rate
 from mediffusion_core.privacy.ledger.site_ledger import simulated_ledger
 from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
 from simulations.engine.simulate import read_launch
+from simulations.studies.promises import read_summary, worst_site
 
 ATTACK = "attack.json"
 
@@ -78,6 +80,8 @@ def study_attack(run: Path, output: Path, device: str) -> Path:
     if settings.training.joint.classification_weight:
         attacks["classification loss"] = losses.attack("classification")
     ceiling = privacy_ceiling(run.resolve(), settings.privacy)
+    if ceiling:
+        ceiling["largest_tpr"] = _largest_tpr(run, settings, ceiling)
     figures = {
         "unit": settings.privacy.unit,
         "false_positive_rate": FALSE_POSITIVE_RATE,
@@ -170,6 +174,16 @@ def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
     planned = (one["epsilon"] for one in promised["sites"].values())
     epsilon = max([*planned, _spent(run, privacy, delta)])
     return {"epsilon": epsilon, "delta": delta, "largest_tpr": largest_tpr(epsilon, delta)}
+
+
+def _largest_tpr(run: Path, settings: Settings, ceiling: Mapping[str, Any]) -> float:
+    """The largest true positive rate under the planned steps; under ε alone if more was spent."""
+    summary = read_summary(run)
+    site, plan = worst_site(run, summary, settings)
+    planned = float(summary["privacy"]["sites"][site]["epsilon"])
+    if ceiling["epsilon"] > planned * (1 + 1e-6):
+        return float(ceiling["largest_tpr"])
+    return largest_true_positive_rate(plan.charges(), FALSE_POSITIVE_RATE)
 
 
 def _spent(run: Path, privacy: PrivacySettings, delta: float) -> float:

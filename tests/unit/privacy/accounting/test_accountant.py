@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.privacy.accounting import accountant
 from mediffusion_core.privacy.accounting.accountant import (
     Charge,
     epsilon,
+    largest_true_positive_rate,
     merged,
     noise_multiplier_for,
     within,
@@ -197,3 +198,17 @@ def test_a_charge_out_of_range_is_refused(wrong: tuple[float, float, int]) -> No
 def test_a_delta_out_of_range_is_refused(delta: float) -> None:
     with pytest.raises(ValueError, match="delta"):
         epsilon([Charge(0.1, 1.0, 1)], delta)
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (4.0, 60), (8.0, 20)])
+def test_no_attack_is_stronger_than_the_composition_allows(noise: float, steps: int) -> None:
+    """For the Gaussian mechanism the best test is known (Neyman and Pearson): Φ(Φ⁻¹(α) + μ)."""
+    rate, shift = 0.01, math.sqrt(steps) / noise
+    exact = float(ndtr(ndtri(rate) + shift))
+    found = largest_true_positive_rate([Charge(1.0, noise, steps)], rate)
+    assert exact <= found <= exact + 0.03
+
+
+def test_without_a_charge_an_attack_finds_as_many_members_as_others() -> None:
+    assert largest_true_positive_rate([], 0.01) == pytest.approx(0.01, abs=1e-5)
+    assert largest_true_positive_rate([Charge(1.0, 0.0, 1)], 0.01) == 1

@@ -1,0 +1,1 @@
+"""Lower bounds of ε, measured on private steps."""

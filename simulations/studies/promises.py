@@ -1,0 +1,37 @@
+"""The promise of a private run: the site of the largest ε, and its plan."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.privacy.accounting.plan import Plan
+from mediffusion_core.settings import Settings
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The summary of a run that has ended.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        return dict(json.loads((run / "summary.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{run} has no summary; has the run ended?") from None
+
+
+def worst_site(run: Path, summary: Mapping[str, Any], settings: Settings) -> tuple[str, Plan]:
+    """The site of the largest promised ε, and its plan.
+
+    Raises:
+        UserError: if the summary is not of a private run.
+    """
+    try:
+        sites = summary["privacy"]["sites"]
+        site = max(sites, key=lambda name: float(sites[name]["epsilon"]))
+        units = int(summary["census"][site]["train"])
+        return site, Plan.of(settings, units, float(sites[site]["noise_multiplier"]))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run}: its summary is not of a private run") from None
