@@ -136,8 +136,7 @@ def forget_after(site: Site, kind: str, round_number: int) -> None:
     A site that was not asked in the last round keeps them until they expire.
     """
     settings = site.settings
-    validated = not (settings.privacy.enabled or settings.federation.client_level.enabled)
-    last = EVALUATE if validated else TRAIN_JOINT
+    last = EVALUATE if settings.sites_validate else TRAIN_JOINT
     ended = kind == last and round_number == settings.federation.num_rounds
     if ended and site.policy.keep_latents == "run":
         (site.folder / LATENTS).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from client.site import Site, site_log
+from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.ledger.ledger import Cap, Ledger, LedgerTip
 from mediffusion_core.privacy.ledger.site_ledger import LEFT_OUT, simulated_ledger
@@ -15,11 +16,20 @@ from mediffusion_core.privacy.ledger.unit_names import require_names
 TIP = "tip"
 
 
-def charge(site: Site, cost: Charge, stage: str, round_number: int) -> frozenset[str]:
+def charge(
+    site: Site, cost: Charge, stage: str, round_number: int, images: ImageSet
+) -> frozenset[str]:
     """Charges the units that a reply may sample from; on the site's disk when this returns.
 
     A site without units writes an entry too, since the ledger's tip leaves with the reply and
     must not tell that there are none.
+
+    Args:
+        site: Whose ledger.
+        cost: Of the reply.
+        stage: Of training, or the kind of sums.
+        round_number: Of the stage.
+        images: That the reply may sample from.
 
     Returns:
         The charged patients or lesions: all but those that would be past what the site allows.
@@ -31,7 +41,7 @@ def charge(site: Site, cost: Charge, stage: str, round_number: int) -> frozenset
     run = site.folder.parent.parent.name
     if site.own_ledger is None:
         run = f"{run}/{site.name}"
-    units = _names(site)
+    units = _names(site, images)
     charged = _ledger(site).charge(units, cost, stage, run, round_number)
     if left_out := len(units) - len(charged):
         with suppress(OSError):  # a failure would tell that there are such units
@@ -74,10 +84,10 @@ def _ledger(site: Site) -> Ledger:
     return ledger
 
 
-def _names(site: Site) -> list[str]:
-    """Every training patient or lesion, once.
+def _names(site: Site, images: ImageSet) -> list[str]:
+    """Every patient or lesion of the images, once.
 
     Also where single images are the privacy unit: an image has spent at most what its patient has,
     and a later run that protects patients reads the same ledger.
     """
-    return sorted(set(site.dataset.groups(site.dataset.train(site.index).rows)))
+    return sorted(set(site.dataset.groups(images.rows)))

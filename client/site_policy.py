@@ -142,6 +142,7 @@ def _refuse_less_privacy(privacy: PrivacySettings, policy: SitePolicy) -> None:
     noises = {
         "privacy.noise_multiplier": privacy.noise_multiplier,
         "privacy.release_noise": privacy.release_noise,
+        "privacy.validation_noise": privacy.validation_noise,
     }
     for name, noise in noises.items():
         # The noise for a target of ε follows from the plan, which `PrivateTrainer` checks.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation.calibration import TEMPERATURES
+from mediffusion_core.evaluation.noised_validation import GAIN_BOUND, ValidationSums
 from mediffusion_core.messaging.moment_names import MEAN, SQUARE, STEPS
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
@@ -276,6 +277,26 @@ def refuse_validation(sums: StateDict, census: Census, num_classes: int) -> None
     slopes = losses.diff() / inverse.diff()
     if bool((slopes.diff() > ROUNDING * (1 + slopes.abs().max())).any()):
         raise RefusedReplyError("sent temperature losses that are not convex")
+
+
+def refuse_noised_validation(sums: StateDict, settings: Settings) -> None:
+    """Refuses noised sums that no number of validation units has.
+
+    Raises:
+        RefusedReplyError: if a number is larger than `federation.max_images` units and the noise
+            of their sums allow.
+    """
+    noise, most = settings.privacy.validation_noise, settings.federation.max_images
+    assert noise is not None
+    empty = ValidationSums.empty(len(sums["histogram"]))
+    for name, unit in (("histogram", 1.0), ("gains", GAIN_BOUND)):
+        deviation = max(
+            float(empty.deviations(noise, multi_label).arrays()[name].max())
+            for multi_label in (False, True)
+        )
+        largest = most * unit + DEVIATIONS * deviation
+        if float(sums[name].abs().max()) > largest:
+            raise RefusedReplyError(f"sent noised {name} above {largest:g}")
 
 
 def _refuse_curve(name: str, counts: Tensor, most: int) -> None:

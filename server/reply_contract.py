@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from mediffusion_core.evaluation.calibration import TEMPERATURES
+from mediffusion_core.evaluation.noised_validation import ValidationSums
 from mediffusion_core.messaging import disclosure, protocol
 from mediffusion_core.messaging.compression import (
     component_compression,
@@ -56,6 +57,7 @@ from server.reply_bounds import (
     Bounds,
     refuse_census,
     refuse_latent_sums,
+    refuse_noised_validation,
     refuse_validation,
 )
 
@@ -137,7 +139,7 @@ class ReplyContract:
         elif asked.kind == LATENT_CENSUS:
             refuse_latent_sums(components[COUNTS], census, self._settings)
         elif asked.kind == EVALUATE:
-            refuse_validation(components[COUNTS], census, self._num_classes)
+            self._refuse_validation(components[COUNTS], census)
         return Checked(components | self._ledger_tip(content), metrics)
 
     def _refuse_other(self, asked: Asked, content: RecordDict) -> None:
@@ -177,6 +179,12 @@ class ReplyContract:
                 found[CONTROLS[component]] = _layout_of_gradients(asked.components[moments])
         return found
 
+    def _refuse_validation(self, sums: StateDict, census: Census) -> None:
+        if self._settings.privacy.enabled:
+            refuse_noised_validation(sums, self._settings)
+        else:
+            refuse_validation(sums, census, self._num_classes)
+
     def _layout_of_latent_sums(self) -> Layout:
         channels = torch.Size([self._settings.latent_shape[0]])
         return {
@@ -187,6 +195,9 @@ class ReplyContract:
 
     def _layout_of_validation(self) -> Layout:
         evaluation, classes = self._settings.evaluation, self._num_classes
+        if self._settings.privacy.enabled:
+            noised = ValidationSums.empty(classes).arrays()
+            return {name: (value.shape, value.dtype) for name, value in noised.items()}
         counts = torch.Size([classes, evaluation.num_thresholds, 2, 2])
         draws = torch.Size([evaluation.num_bootstraps, classes, BOOTSTRAP_THRESHOLDS, 2, 2])
         return {

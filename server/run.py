@@ -1,5 +1,6 @@
 """The rounds of one run, from census to the last evaluation; every round ends with a checkpoint."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from mediffusion_core.messaging.protocol import (
     UNET,
 )
 from mediffusion_core.models import encoder_half
+from mediffusion_core.privacy.accounting.plan import refuse_dear_validation
 from mediffusion_core.reporting.pictures import save_curves, save_sites
 from mediffusion_core.run_io.run_folder import EVALUATION, RunFolder
 from mediffusion_core.settings import Settings
@@ -31,6 +33,7 @@ from server.evaluation_round import EvaluationRounds
 from server.label_counts import label_counts
 from server.latent_scale import latent_scale
 from server.messages import Reply
+from server.noised_validation import NoisedValidationSums
 from server.pooled import CappedValidationSums, PooledValidation, ValidationSums
 from server.sites import Sites
 from server.state import RunState
@@ -58,7 +61,7 @@ class FederatedRun:
         self._sites = sites
         self._folder = folder
         self._state = state
-        self._classes = evaluator.classes
+        self._classes, self._multi_label = evaluator.classes, evaluator.multi_label
         self._evaluation = EvaluationRounds(settings, evaluator, folder, device)
         self._strategy = Strategy(settings, folder.path)
         self._encoded: set[str] = set()
@@ -66,6 +69,8 @@ class FederatedRun:
 
     def execute(self) -> dict[str, Any]:
         """Runs the remaining rounds, and returns the figures of the selected model."""
+        refuse_dear_validation(self._settings)
+        self._strategy.refuse_fewer(self._state.noised_means)
         self._evaluation.put_back(self._state)
         self._take_census()
         while self._state.autoencoder_rounds < self._settings.autoencoder_rounds:
@@ -191,8 +196,10 @@ class FederatedRun:
 
     def _evaluate(self, number: int) -> None:
         """Evaluates the averaged global model, and selects it by the sites' own patients."""
-        # The sites' patients also give the temperature of the model.
-        pooled = self._validate()
+        # The sites' patients also give the temperature of the model. Those of a private run are
+        # charged, so they are asked about trained models alone.
+        asked = self._settings.sites_validate and (number or not self._settings.privacy.enabled)
+        pooled = self._validate() if asked else PooledValidation.nothing(self._classes)
         model, figures = self._evaluation.figures(self._state, number, pooled)
         self._record(EVALUATION, number, self._settings.federation.num_rounds, **figures)
         self._state.evaluated = number
@@ -204,20 +211,33 @@ class FederatedRun:
 
     def _validate(self) -> PooledValidation:
         """Figures of the averaged model over all sites' validation patients."""
-        if self._settings.privacy.enabled or self._settings.federation.client_level.enabled:
-            return PooledValidation.nothing(self._classes)
         average = self._state.averages
         sent = {UNET: encoder_half(average[UNET]), HEAD: average[HEAD]}
         self._encode(self._sites.sites)
         number = self._state.joint_rounds
-        malicious = self._settings.federation.num_malicious_sites
-        sums = (
-            CappedValidationSums(self._classes, malicious, self._folder.path / SPOOL)
-            if malicious
-            else ValidationSums(self._classes)
-        )
+        sums = self._validation_sums()
         self._ask(protocol.EVALUATE, number, sent, self._encoded, take=sums.take)
         return sums.pooled()
+
+    def _validation_sums(self) -> ValidationSums | CappedValidationSums | NoisedValidationSums:
+        settings, malicious = self._settings, self._settings.federation.num_malicious_sites
+        if settings.privacy.enabled:
+            number, known = self._state.joint_rounds, self._validated_classes()
+            return NoisedValidationSums(self._classes, self._multi_label, settings, number, known)
+        if malicious:
+            return CappedValidationSums(self._classes, malicious, self._folder.path / SPOOL)
+        return ValidationSums(self._classes)
+
+    def _validated_classes(self) -> list[str] | None:
+        """The classes with an AUC in the run's first private validation; None before it.
+
+        Noise decides whether a rare class has one. Models are compared on the same classes.
+        """
+        for line in self._folder.history():
+            if line["stage"] == EVALUATION and line["round"]:
+                found = line["auc_pooled_per_class"].items()
+                return [name for name, auc in found if auc is not None and math.isfinite(auc)]
+        return None
 
     def _ask(
         self,

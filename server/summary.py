@@ -5,7 +5,7 @@ from typing import Any
 
 from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.privacy.accounting.accountant import epsilon
-from mediffusion_core.privacy.accounting.plan import Plan
+from mediffusion_core.privacy.accounting.plan import Plan, validation_charges
 from mediffusion_core.run_io.run_folder import EVALUATION
 from mediffusion_core.settings import Settings
 from server.messages import Reply
@@ -70,7 +70,9 @@ def summary(
 
 
 def promised(settings: Settings, census: Census) -> dict[str, Any]:
-    """ε of the run for the units of each site, from the sites' noised counts.
+    """ε of the run for the training units of each site, from the sites' noised counts.
+
+    With `privacy.validation_noise` also for validation units, which are in no training step.
 
     It is the cost of the planned rounds. Repeated rounds, and earlier runs on the same patients,
     stand in the site's ledger alone.
@@ -84,7 +86,10 @@ def promised(settings: Settings, census: Census) -> dict[str, Any]:
             "noise_multiplier": plan.noise_multiplier,
             "sample_rate": plan.sample_rate,
         }
-    return {"unit": privacy.unit, "target_delta": privacy.target_delta, "sites": sites}
+    promises = {"unit": privacy.unit, "target_delta": privacy.target_delta, "sites": sites}
+    if charges := validation_charges(settings):
+        promises["validation_epsilon"] = epsilon(charges, privacy.target_delta)
+    return promises
 
 
 def set_aside(history: History) -> list[dict[str, Any]]:

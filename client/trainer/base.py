@@ -71,8 +71,8 @@ class Trainer(ABC):
         They are of the global model after the given round of the joint stage.
 
         Returns:
-            Confusion `counts` (C, T, 2, 2), `bootstraps` of them (B, C, T', 2, 2) and
-            `temperature_losses` (K,), to be added up over sites.
+            Sums to be added up over sites. Without privacy confusion `counts` (C, T, 2, 2),
+            `bootstraps` of them (B, C, T', 2, 2) and `temperature_losses` (K,).
 
         Raises:
             RefusedError: if no counts may leave.

@@ -26,7 +26,12 @@ from mediffusion_core.data.partitioning.dealing_record import (
 )
 from mediffusion_core.data.partitioning.keyed_dealing import UnitHash
 from mediffusion_core.diffusion.process import DiffusionProcess
-from mediffusion_core.inference.joint_model import restore_autoencoder
+from mediffusion_core.evaluation.noised_validation import ValidationSums
+from mediffusion_core.inference.joint_model import (
+    logits_of,
+    restore_autoencoder,
+    restore_classifier,
+)
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.accounting.noisy_statistics import (
@@ -34,7 +39,7 @@ from mediffusion_core.privacy.accounting.noisy_statistics import (
     noised_counts,
     noised_latent_sums,
 )
-from mediffusion_core.privacy.accounting.plan import Plan
+from mediffusion_core.privacy.accounting.plan import Plan, refuse_dear_validation
 from mediffusion_core.privacy.dp_sgd.autoencoder_stage import train_private_autoencoder
 from mediffusion_core.privacy.dp_sgd.joint_stage import train_private_joint, training_parts
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
@@ -92,8 +97,33 @@ class PrivateTrainer(Trainer):
     def validation_counts(
         self, unet: StateDict, head: StateDict, round_number: int
     ) -> dict[str, Tensor]:
-        """Refuses: counts tell the scores of single patients."""
-        raise RefusedError("with privacy.enabled no counts of validation patients leave")
+        """Sums with noise, over one image of each validation unit.
+
+        Returns:
+            The arrays of `noised_validation.ValidationSums`.
+
+        Raises:
+            RefusedError: if the run has no noise for them: exact counts tell the scores of single
+                patients.
+        """
+        site = self.site
+        noise = site.settings.privacy.validation_noise
+        if noise is None:
+            raise RefusedError("without privacy.validation_noise no sums of validation units leave")
+        self._counted()  # with all its checks
+        images, multi_label = site.dataset.validation(site.index), site.dataset.store.multi_label
+        # Whether these fail must not depend on how many units there are.
+        joint = restore_classifier(site.settings, images.targets.shape[1], unet, head)
+        latents = latent_cache.validation_latents(site)
+        charged = charge(site, Charge(1.0, noise, 1), "validation", round_number, images)
+        index = UnitIndex(*self._units(images, charged))
+        generator = torch.Generator().manual_seed(secret_seed())
+        chosen = index.draw(torch.arange(len(index.counts)), generator)
+        blank = torch.zeros(1, *latents.shape[1:], dtype=latents.dtype)
+        read = torch.cat([latents[chosen], blank])
+        logits = logits_of(site.settings, joint.to(site.device).eval(), read)[:-1]
+        sums = ValidationSums.of(logits, images.targets[chosen], multi_label)
+        return sums.noised(noise, multi_label).arrays()
 
     def ledger_tip(self) -> dict[str, Tensor]:
         """The ledger's tip after the answer."""
@@ -106,13 +136,17 @@ class PrivateTrainer(Trainer):
             charged: The patients or lesions whose units count; all by default. Units of others
                 are numbered from the number of units on.
         """
-        rows = self.site.dataset.train(self.site.index).rows
+        return self._units(self.site.dataset.train(self.site.index), charged)
+
+    def _units(self, images: ImageSet, charged: Collection[str] | None) -> tuple[Tensor, int]:
+        """The privacy unit of each image (n,), and the number of units; see `units`."""
+        rows = images.rows
         patients = self.site.dataset.groups(rows)
         left_out = set() if charged is None else set(patients) - set(charged)
         if self.site.settings.privacy.unit == "image":
-            images = [str(row) for row in rows]
-            behind = {image for image, one in zip(images, patients, strict=True) if one in left_out}
-            return numbered(images, behind)
+            names = [str(row) for row in rows]
+            behind = {name for name, one in zip(names, patients, strict=True) if one in left_out}
+            return numbered(names, behind)
         return numbered(patients, left_out)
 
     @property
@@ -123,7 +157,8 @@ class PrivateTrainer(Trainer):
 
     def _charged(self, cost: Charge, stage: str, round_number: int) -> UnitIndex:
         """Charges an answer to the ledger; the index of the units that it may sample."""
-        return UnitIndex(*self.units(charge(self.site, cost, stage, round_number)))
+        images = self.site.dataset.train(self.site.index)
+        return UnitIndex(*self.units(charge(self.site, cost, stage, round_number, images)))
 
     def _train_autoencoder(
         self, autoencoder: Autoencoder, optimizer: torch.optim.AdamW, round_number: int
@@ -208,6 +243,7 @@ class PrivateTrainer(Trainer):
             kept = _read_plan(path)
             counts = NoisedCounts(**kept["counts"])
             return counts, Plan.of(site.settings, counts.units, kept["noise_multiplier"])
+        refuse_dear_validation(site.settings)
         record_dealing(site.folder, self._unit_hash)
         noise = site.settings.privacy.release_noise
         index = self._charged(Charge(1.0, noise, 1), "census", 0)

@@ -46,13 +46,14 @@ def temperature_losses(logits: Tensor, targets: Tensor, multi_label: bool) -> Te
     return classes * torch.stack([loss.sum() for loss in losses])
 
 
-def best_temperature(losses: Tensor) -> float:
+def best_temperature(losses: Tensor, temperatures: Tensor = TEMPERATURES) -> float:
     """The temperature of the least loss.
 
     Between the grid's points the loss is interpolated by a parabola in log temperature.
 
     Args:
         losses: (K,) from `temperature_losses`, or their sum over sites.
+        temperatures: (K,), each a constant factor above the last.
 
     Returns:
         Within the grid; 1 where all losses are equal, as without labels.
@@ -61,12 +62,12 @@ def best_temperature(losses: Tensor) -> float:
         return 1.0
     lowest = int(losses.argmin())
     if lowest in (0, len(losses) - 1):
-        return float(TEMPERATURES[lowest])
+        return float(temperatures[lowest])
     before, least, after = losses[lowest - 1 : lowest + 2].tolist()
     # `argmin` returns the first of equal values: `before` is above `least`, the divisor positive.
     steps = 0.5 * (before - after) / (before - 2 * least + after)
-    ratio = float(TEMPERATURES[1] / TEMPERATURES[0])
-    return float(TEMPERATURES[lowest]) * math.pow(ratio, steps)
+    ratio = float(temperatures[1] / temperatures[0])
+    return float(temperatures[lowest]) * math.pow(ratio, steps)
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor, multi_label: bool) -> float:

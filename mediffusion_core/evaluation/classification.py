@@ -112,6 +112,39 @@ def auc_from_counts(counts: Tensor) -> Tensor:
     return torch.trapezoid(curve[..., 1].flip(-1), curve[..., 0].flip(-1), dim=-1)
 
 
+def score_histogram(scores: Tensor, targets: Tensor, thresholds: Tensor) -> Tensor:
+    """Samples per class, target and gap between thresholds.
+
+    Args:
+        scores: (N, C) on the logit scale.
+        targets: (N, C) of 0, 1, or nan where the label is missing.
+        thresholds: (T,) ascending.
+
+    Returns:
+        (C, 2, T + 1) int64; gap k counts the scores that reach exactly k thresholds.
+
+    Raises:
+        ValueError: as `threshold_counts`.
+    """
+    once = torch.ones(len(scores), 1, dtype=torch.int64)
+    return _histogram(scores, targets, thresholds, once)[..., 0]
+
+
+def auc_from_histogram(histogram: Tensor) -> Tensor:
+    """Mann-Whitney statistic, ties counting one half.
+
+    Args:
+        histogram: (..., 2, G), samples without and with the class in each gap of scores; ascending.
+
+    Returns:
+        (...) float64, nan where a class has no positives or no negatives.
+    """
+    negatives, positives = histogram.double().unbind(dim=-2)  # (..., G) each
+    below = negatives.cumsum(dim=-1) - negatives / 2
+    pairs: Tensor = positives.sum(dim=-1) * negatives.sum(dim=-1)
+    return (positives * below).sum(dim=-1) / pairs
+
+
 def exact_auc(scores: Tensor, targets: Tensor) -> Tensor:
     """Area under the ROC curve as the Mann-Whitney statistic, ties counting one half.
 
@@ -191,7 +224,8 @@ def bootstrap_auc(
     for column in range(scores.shape[1]):
         own, target = scores[:, column : column + 1], targets[:, column : column + 1]
         # Every score is a threshold, so only equal scores share a gap.
-        areas.append(_area(_histogram(own, target, torch.unique(own), weights)[0]))
+        histogram = _histogram(own, target, torch.unique(own), weights)[0]  # (2, T + 1, B)
+        areas.append(auc_from_histogram(histogram.permute(2, 0, 1)))
     return torch.stack(areas, dim=1)
 
 
@@ -300,14 +334,6 @@ def _histogram(scores: Tensor, targets: Tensor, thresholds: Tensor, weights: Ten
             chosen = target == value
             histogram[class_index, value].index_add_(0, gaps[class_index, chosen], weights[chosen])
     return histogram
-
-
-def _area(histogram: Tensor) -> Tensor:
-    """Mann-Whitney statistic (B,) of one class from its histogram (2, T + 1, B)."""
-    negatives, positives = histogram.double().unbind()  # (T + 1, B) each
-    below = negatives.cumsum(dim=0) - negatives / 2
-    pairs: Tensor = positives.sum(dim=0) * negatives.sum(dim=0)
-    return (positives * below).sum(dim=0) / pairs
 
 
 def _confusion(histogram: Tensor) -> Tensor:

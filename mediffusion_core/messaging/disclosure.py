@@ -136,8 +136,10 @@ ANSWERS = {
         risk="every validation patient: counts at about 4,000 thresholds reveal single scores "
         "with their labels; the server has the bootstraps' seed and can assign scores to patients",
         protection="only the summation",
-        private="refused",
-        charge="nothing",
+        private="with `privacy.validation_noise`: noised sums over one image of each validation "
+        "unit, of its score among 24 gaps by class and label, and of the lower losses at 8 other "
+        "temperatures; else refused",
+        charge="(1, `validation_noise`) to validation units, in each evaluation",
     ),
 }
 """By kind of message. A site sends no record and no field that is not listed here."""

@@ -86,9 +86,11 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def largest_epsilon(summary: Mapping[str, Any]) -> float | None:
-    """ε of the site whose units the run costs most; None where a site, maybe that one, has none."""
-    sites = _inside(_inside(summary, "privacy"), "sites").values()
-    spent = [measured(one.get("epsilon")) for one in sites]
+    """ε of the units that the run costs most; None where a site, maybe theirs, has none."""
+    privacy = _inside(summary, "privacy")
+    spent = [measured(one.get("epsilon")) for one in _inside(privacy, "sites").values()]
+    if "validation_epsilon" in privacy:
+        spent.append(measured(privacy["validation_epsilon"]))
     known = [epsilon for epsilon in spent if epsilon is not None]
     return max(known) if known and len(known) == len(spent) else None
 

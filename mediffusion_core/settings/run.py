@@ -135,6 +135,13 @@ class Settings(StrictModel):
         return min(least, self.num_participants)
 
     @property
+    def sites_validate(self) -> bool:
+        """Whether sites send sums over their validation patients."""
+        if self.federation.client_level.enabled:
+            return False
+        return not self.privacy.enabled or self.privacy.validation_noise is not None
+
+    @property
     def autoencoder_rounds(self) -> int:
         """Rounds of the autoencoder stage; 0 where the autoencoder is not trained."""
         fixed = self.privacy.enabled and self.privacy.autoencoder != "trained"

@@ -17,7 +17,11 @@ from mediffusion_core.inference.joint_model import TrainedModel, build_joint
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.serialization import FORMAT, unpack
 from mediffusion_core.models import Autoencoder, LatentCodec
-from mediffusion_core.privacy.accounting.accountant import Charge, noise_multiplier_for
+from mediffusion_core.privacy.accounting.accountant import (
+    Charge,
+    epsilon,
+    noise_multiplier_for,
+)
 from mediffusion_core.privacy.ledger.ledger import Ledger
 from mediffusion_core.privacy.ledger.site_ledger import ALL_SITES
 from mediffusion_core.run_io.checkpoints import list_checkpoints
@@ -237,6 +241,90 @@ def test_every_kind_of_message_is_charged_empty_or_refused(
         else:
             assert protocol.FAILURE not in content and len(charged) == 1
     assert entries == ["census", "autoencoder", "latents", "joint"]
+
+
+def test_validation_units_are_charged_for_sums_with_noise_and_training_units_are_not(
+    overrides: list[str], codec: LatentCodec, tmp_path: Path
+) -> None:
+    overrides = [*overrides, "privacy.validation_noise=2.0"]
+    weights = components(overrides, codec)
+    asked(protocol.ENCODE, overrides, {protocol.AUTOENCODER: codec.state_dict()})
+    sending = {name: weights[name] for name in SENT[protocol.EVALUATE]}
+    records = [
+        asked(protocol.EVALUATE, overrides, sending).array_records[protocol.COUNTS]
+        for _ in range(2)
+    ]
+    sums = [unpack(one[FORMAT].data) for one in records]
+    assert set(sums[0]) == {"histogram", "gains"}
+    assert not torch.equal(sums[0]["histogram"], sums[1]["histogram"])
+    ledger = Ledger.open(tmp_path / "run" / "ledger")
+    assert [entry.stage for entry in ledger.entries()] == ["census", "validation", "validation"]
+    dataset = open_federated_dataset(compose("config", overrides))
+    validated = dataset.groups(dataset.validation(0).rows)
+    assert ledger.entries()[1].units == len(set(validated)) > 0
+    assert ledger.spent(validated, 1e-4) == pytest.approx(epsilon([Charge(1.0, 2.0, 2)], 1e-4))
+    census = epsilon([Charge(1.0, 8.0, 1)], 1e-4)
+    assert ledger.spent(patients(overrides, 0), 1e-4) == pytest.approx(census)
+
+
+def test_validation_units_that_have_spent_their_budget_are_left_out(
+    overrides: list[str], codec: LatentCodec, tmp_path: Path
+) -> None:
+    """With next to no noise, so that the sums count them."""
+    overrides = [*overrides, "privacy.validation_noise=0.001", "privacy.max_epsilon=1e9"]
+    weights = components(overrides, codec)
+    asked(protocol.ENCODE, overrides, {protocol.AUTOENCODER: codec.state_dict()})
+    sending = {name: weights[name] for name in SENT[protocol.EVALUATE]}
+    dataset = open_federated_dataset(compose("config", overrides))
+    units = sorted(set(dataset.groups(dataset.validation(0).rows)))
+    ledger = Ledger.open(tmp_path / "run" / "ledger")
+    ledger.charge(units[:1], Charge(1.0, 1e-5, 1), "validation", "an earlier run", 1)
+    record = asked(protocol.EVALUATE, overrides, sending).array_records[protocol.COUNTS]
+    counted = unpack(record[FORMAT].data)["histogram"].sum(dim=(1, 2))  # (C,)
+    assert counted.round().tolist() == [len(units) - 1] * len(CLASSES)
+    assert ledger.entries()[-1].units == len(units) - 1
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_without_units_validation_fails_as_with_them(
+    overrides: list[str], codec: LatentCodec, tmp_path: Path, unit: str
+) -> None:
+    """Else a server learned from a failure whether there is a unit."""
+    overrides = [*overrides, "privacy.validation_noise=2.0", f"privacy.unit={unit}"]
+    asked(protocol.ENCODE, overrides, {protocol.AUTOENCODER: codec.state_dict()})
+    weights = components(overrides, codec)
+    whole = {name: dict(weights[name]) for name in SENT[protocol.EVALUATE]}
+    bad = {**whole, protocol.HEAD: {n: one[:-1] for n, one in whole[protocol.HEAD].items()}}
+    broken = {name: {n: one * torch.nan for n, one in whole[name].items()} for name in whole}
+
+    def answers() -> list[bool]:
+        return [
+            protocol.FAILURE in asked(protocol.EVALUATE, overrides, sending)
+            for sending in (whole, bad, broken)
+        ]
+
+    before = answers()
+    dataset = open_federated_dataset(compose("config", overrides))
+    units = sorted(set(dataset.groups(dataset.validation(0).rows)))
+    ledger = Ledger.open(tmp_path / "run" / "ledger")
+    ledger.charge(units, Charge(1.0, 1e-5, 1), "validation", "an earlier run", 1)
+    overrides += ["privacy.max_epsilon=1e9"]
+    assert answers() == before == [False, True, False]
+    assert ledger.entries()[-1].units == 0
+
+
+def test_a_private_run_has_an_auc_of_its_own_patients(overrides: list[str]) -> None:
+    """With next to no noise it is that of the sites' patients; the untrained model is not asked."""
+    folder = run_in_process("config", [*overrides, "privacy.validation_noise=0.001"])
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert 0.2 < summary["auc_pooled"] < 1
+    low, high = summary["auc_pooled_interval"]
+    assert low < summary["auc_pooled"] < high
+    assert summary["calibration"]["temperature"] != 1
+    assert summary["privacy"]["validation_epsilon"] > 1000
+    ledger = Ledger.open(folder.path / "ledger")
+    validated = [entry for entry in ledger.entries() if entry.stage == "validation"]
+    assert [entry.round_number for entry in validated] == [2, 2, 2]
 
 
 def _is_kind(name: str, value: object) -> bool:

@@ -80,5 +80,6 @@ def noised_latent_sums(
         lengths = vectors.norm(dim=1, keepdim=True).clamp(min=1e-30)
         total += (vectors * (bound / lengths).clamp(max=1.0)).sum(dim=0).cpu()
     total += noise_multiplier * bound * normal(total.shape)
-    means, squares = total.split(channels)
+    # Rounded, since the pattern of the noise's last bits may tell the sum (`randomness.normal`).
+    means, squares = total.float().double().split(channels)
     return {"total": means, "squares": squares, "count": torch.tensor([float(counted)])}

@@ -110,6 +110,30 @@ class Plan:
         )
 
 
+def validation_charges(settings: Settings) -> list[Charge]:
+    """The charges of a run for a validation unit, if no evaluation is repeated."""
+    noise, every = settings.privacy.validation_noise, settings.evaluation.every
+    if noise is None:
+        return []
+    return [Charge(1.0, noise, -(-settings.federation.num_rounds // every))]
+
+
+def refuse_dear_validation(settings: Settings) -> None:
+    """Checks that the run's evaluations keep its ε for a validation unit.
+
+    Raises:
+        UserError: if they do not.
+    """
+    privacy, target = settings.privacy, settings.privacy.target_epsilon
+    charges = validation_charges(settings)
+    if charges and target is not None and not within(charges, target, privacy.target_delta):
+        raise UserError(
+            f"privacy.validation_noise={privacy.validation_noise:g}: {charges[0].steps} "
+            f"evaluations exceed privacy.target_epsilon={target:g} for a validation unit; raise "
+            "privacy.validation_noise or evaluation.every"
+        )
+
+
 def _least_noise(plan: Plan) -> float:
     target, delta = plan.privacy.target_epsilon, plan.privacy.target_delta
     assert target is not None

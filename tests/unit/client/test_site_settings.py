@@ -104,7 +104,7 @@ FREE = {
     "privacy": (
         "enabled noise_multiplier target_epsilon target_delta unit batch_size "
         "physical_batch_size max_grad_norm clipping grad_sample_mode noise_multiplicity "
-        "release_noise autoencoder trained adapter_rank public_model max_epsilon"
+        "release_noise validation_noise autoencoder trained adapter_rank public_model max_epsilon"
     ),
 }
 """By section, settings that a run chooses. No value of them makes an answer of a private run depend
