@@ -138,11 +138,20 @@ def latents(trainer: Trainer, content: RecordDict) -> RecordDict:
     return RecordDict({protocol.COUNTS: _record(sums)})
 
 
+@app.query("features")
+@_answer
+def features(trainer: Trainer, content: RecordDict) -> RecordDict:
+    """Replies with sums over a public encoder's features of the site's images."""
+    return RecordDict({protocol.COUNTS: _record(trainer.feature_sums())})
+
+
 @app.query("encode")
 @_answer
 def encode(trainer: Trainer, content: RecordDict) -> RecordDict:
     """Keeps the site's latents for the joint stage; the reply is empty."""
-    trainer.encode(_state(content, protocol.AUTOENCODER))
+    aligned = protocol.WHITENING in content.array_records
+    whitening = _state(content, protocol.WHITENING) if aligned else None
+    trainer.encode(_state(content, protocol.AUTOENCODER), whitening)
     return RecordDict()
 
 

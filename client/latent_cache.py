@@ -14,11 +14,13 @@ from mediffusion_core.common.sealed_tensors import load_tensors, save_tensors
 from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.inference.joint_model import restore_autoencoder
-from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT
+from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT, WHITENING
 from mediffusion_core.models import channel_sums, untrained_codec
+from mediffusion_core.models.whitening import FeatureSums, Whitening
 from mediffusion_core.training.latent_files import LATENTS
 from mediffusion_core.training.latent_set import LatentSet
 from mediffusion_core.training.latents import Seed, encode_images, encode_views
+from mediffusion_core.training.public_features import public_features
 
 StateDict = Mapping[str, Tensor]
 SeedFor = Callable[[str, ImageSet], Seed]
@@ -46,7 +48,9 @@ def latent_sums(site: Site, weights: StateDict) -> dict[str, Tensor]:
     return {"total": total, "squares": squares, "count": torch.tensor([float(count)])}
 
 
-def encode(site: Site, codec_weights: StateDict, seed_for: SeedFor) -> None:
+def encode(
+    site: Site, codec_weights: StateDict, seed_for: SeedFor, whitening: StateDict | None = None
+) -> None:
     """Encodes the site's images and keeps the latents in its folder.
 
     A second call with the same codec, images, labels and settings finds them there and does
@@ -56,11 +60,12 @@ def encode(site: Site, codec_weights: StateDict, seed_for: SeedFor) -> None:
         site: Whose images.
         codec_weights: Of the codec.
         seed_for: The seed of random views of some images, for a purpose.
+        whitening: Of a public encoder's features, where the run aligns with them.
     """
     settings = site.settings
     train, validation = site.dataset.train(site.index), site.dataset.validation(site.index)
     images = _digest_of_images(site)
-    digests = {IMAGES: images, CODEC: _digest(site, codec_weights, images)}
+    digests = {IMAGES: images, CODEC: _digest(site, codec_weights, whitening, images)}
     path = site.folder / LATENTS
     if _are_kept(path, digests, site):
         return
@@ -97,10 +102,29 @@ def encode(site: Site, codec_weights: StateDict, seed_for: SeedFor) -> None:
         "validation": encode_images(codec, validation, apart=apart),
     }
     if strong:
-        latents["unlabelled_views"] = random_views(
-            unlabelled, strong, "unlabelled views", plain=False
-        )
+        name = "unlabelled views"
+        latents["unlabelled_views"] = random_views(unlabelled, strong, name, plain=False)
+    if whitening is not None:
+        latents["directions"] = Whitening.of_arrays(whitening)(_features(site, train)).half()
     save_tensors(path, latents, digests)
+
+
+def feature_sums(site: Site) -> FeatureSums:
+    """Sums over a public encoder's features of the site's training images."""
+    train = site.dataset.train(site.index)
+    return FeatureSums.of(_features(site, train), site.dataset.groups(train.rows))
+
+
+def _features(site: Site, images: ImageSet) -> Tensor:
+    """A public encoder's features (n, D) of some of the site's images."""
+    settings, report = site.settings, site.progress("features", 1)
+    return public_features(
+        site.dataset,
+        images.rows,
+        settings.training.joint.alignment,
+        site.device,
+        lambda done, count: report(done, count, float("nan")),
+    )
 
 
 def kept_latents(site: Site) -> LatentSet:
@@ -118,6 +142,7 @@ def kept_latents(site: Site) -> LatentSet:
         site.dataset.store.multi_label,
         turns_and_flips(site.settings.data.augmentation),
         kept.get("unlabelled_views"),
+        kept.get("directions"),
     )
 
 
@@ -163,9 +188,11 @@ def _load(site: Site, names: Collection[str] | None = None) -> dict[str, Tensor]
     return latents
 
 
-def _digest(site: Site, weights: StateDict, images: str) -> str:
+def _digest(site: Site, codec: StateDict, whitening: StateDict | None, images: str) -> str:
     """Of all that a site's latents depend on: settings, codec, and which images and labels."""
     sha = hashlib.sha256(site.settings.fingerprint().encode())
+    named = {f"{WHITENING}.{name}": value for name, value in (whitening or {}).items()}
+    weights = {**codec, **named}
     for name in sorted(weights):
         sha.update(name.encode())
         sha.update(weights[name].contiguous().numpy().tobytes())

@@ -8,7 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.messaging.protocol import AUTOENCODER, AUTOENCODING, EMA, JOINT
+from mediffusion_core.messaging.protocol import (
+    AUTOENCODER,
+    AUTOENCODING,
+    EMA,
+    JOINT,
+    WHITENING,
+)
 from mediffusion_core.run_io.checkpoints import (
     JOINT_STAGE,
     Checkpoint,
@@ -126,7 +132,7 @@ def selected_state(folder: RunFolder, selection: Selection) -> RunState | None:
 
 def stored(state: RunState) -> dict[str, StateDict]:
     """The components of a checkpoint by name; `from_stored` reads them."""
-    scale = {} if state.latent_scale is None else {LATENT_SCALE: state.latent_scale}
+    once = {LATENT_SCALE: state.latent_scale, WHITENING: state.whitening}
     controls = {
         CONTROL + component: {
             f"{site}/{name}": value for site, one in sites.items() for name, value in one.items()
@@ -136,7 +142,7 @@ def stored(state: RunState) -> dict[str, StateDict]:
     return {
         **state.weights,
         **{EMA + name: average for name, average in state.averages.items()},
-        **scale,
+        **{name: given for name, given in once.items() if given is not None},
         **{SERVER + name: memory for name, memory in state.optimizer_memory.items()},
         **controls,
         **{LEDGER + site: tip for site, tip in state.ledger_tips.items()},
@@ -153,6 +159,7 @@ def from_stored(components: Mapping[str, StateDict]) -> RunState:
         weights={name: components[name] for name in (*AUTOENCODING, *JOINT)},
         averages=after(EMA),
         latent_scale=components.get(LATENT_SCALE),
+        whitening=components.get(WHITENING),
         optimizer_memory=after(SERVER),
         controls={name: _by_site(kept) for name, kept in after(CONTROL).items()},
         ledger_tips=after(LEDGER),

@@ -44,6 +44,8 @@ MAX_GRADIENT = 1e4
 """How many times the clipping norm a mean gradient before clipping may be."""
 MAX_MEAN_SQUARE = 1e8
 """Of a site's latents."""
+MAX_FEATURE = 1e4
+"""Of a public encoder."""
 MAX_LOGIT = 1e6
 """The largest difference of two logits that a loss may come from."""
 DEVIATIONS = 12.0
@@ -54,6 +56,8 @@ MOMENT_EPSILON = 1e-7
 """First moments so small move a weight by few learning rates even where the second one is 0."""
 EIGHT_BIT = 1e-4
 """Part of a tensor's largest root of a second moment that 8-bit coding may round to 0."""
+SINGLE = 1e-4
+"""Relative error of sums that travel in single precision."""
 ROUNDING = 1e-6
 
 
@@ -255,6 +259,34 @@ def refuse_latent_sums(sums: StateDict, census: Census, settings: Settings) -> N
         raise RefusedReplyError(f"sent mean squares outside 0 to {MAX_MEAN_SQUARE:g}")
     if bool((total.square() > count * squares * (1 + ROUNDING) + ROUNDING).any()):
         raise RefusedReplyError("sent latent sums that are larger than their squares allow")
+
+
+def refuse_feature_sums(sums: StateDict, census: Census) -> None:
+    """Refuses sums that no features have.
+
+    Raises:
+        RefusedReplyError: if they are of another number of images than the census says, too large,
+            or not those of a scatter whose part within groups is no larger.
+    """
+    train, count, repeats = _count(census, "train"), float(sums["count"]), float(sums["repeats"])
+    if count != train:
+        raise RefusedReplyError(f"sent feature sums of {count:g} images, not {train}")
+    if repeats != round(repeats) or not 0 <= repeats <= max(0, train - 1):
+        raise RefusedReplyError(f"sent {repeats:g} repeated images of {train}")
+    if float(sums["mean"].abs().max()) > MAX_FEATURE:
+        raise RefusedReplyError(f"sent mean features above {MAX_FEATURE:g}")
+    largest = train * MAX_FEATURE**2
+    variances = []
+    for name in ("scatter", "within"):
+        matrix, diagonal = sums[name].double(), sums[name].diagonal().double()
+        if float(diagonal.min()) < 0 or float(diagonal.max()) > largest:
+            raise RefusedReplyError(f"sent a {name} with squares outside 0 to {largest:g}")
+        least = -SINGLE * (1 + float(diagonal.sum()))
+        if bool((matrix != matrix.T).any()) or float(torch.linalg.eigvalsh(matrix)[0]) < least:
+            raise RefusedReplyError(f"sent a {name} that is no scatter")
+        variances.append(diagonal)
+    if bool((variances[1] > variances[0] * (1 + SINGLE) + SINGLE).any()):
+        raise RefusedReplyError("sent a larger scatter within groups than over all images")
 
 
 def refuse_validation(sums: StateDict, census: Census, num_classes: int) -> None:

@@ -35,6 +35,7 @@ from mediffusion_core.messaging.protocol import (
     CONTROLS,
     COUNTS,
     EVALUATE,
+    FEATURE_CENSUS,
     HEAD,
     HEAD_MOMENTS,
     JOINT,
@@ -49,6 +50,7 @@ from mediffusion_core.messaging.protocol import (
     WEIGHTED_BY,
 )
 from mediffusion_core.messaging.serialization import FORMAT, unpack
+from mediffusion_core.models.public_encoders import ENCODER_WIDTHS
 from mediffusion_core.privacy.ledger.tip import LedgerTip
 from mediffusion_core.settings import Compression, Settings
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
@@ -56,6 +58,7 @@ from server.messages import Census, RefusedReplyError, StateDict, refuse_failure
 from server.reply_bounds import (
     Bounds,
     refuse_census,
+    refuse_feature_sums,
     refuse_latent_sums,
     refuse_noised_validation,
     refuse_validation,
@@ -138,6 +141,8 @@ class ReplyContract:
             bounds.refuse_components(asked.components, components)
         elif asked.kind == LATENT_CENSUS:
             refuse_latent_sums(components[COUNTS], census, self._settings)
+        elif asked.kind == FEATURE_CENSUS:
+            refuse_feature_sums(components[COUNTS], census)
         elif asked.kind == EVALUATE:
             self._refuse_validation(components[COUNTS], census)
         return Checked(components | self._ledger_tip(content), metrics)
@@ -165,6 +170,8 @@ class ReplyContract:
         """The array records of an answer, with names, shapes and types."""
         if asked.kind == LATENT_CENSUS:
             return {COUNTS: self._layout_of_latent_sums()}
+        if asked.kind == FEATURE_CENSUS:
+            return {COUNTS: self._layout_of_feature_sums()}
         if asked.kind == EVALUATE:
             return {COUNTS: self._layout_of_validation()}
         if asked.kind not in TRAINING:
@@ -192,6 +199,12 @@ class ReplyContract:
             "squares": (channels, torch.float64),
             "count": (torch.Size([1]), torch.float32),
         }
+
+    def _layout_of_feature_sums(self) -> Layout:
+        width = ENCODER_WIDTHS[self._settings.training.joint.alignment.encoder]
+        shapes = {"count": [1], "repeats": [1], "mean": [width]}
+        shapes |= {"scatter": [width, width], "within": [width, width]}
+        return {name: (torch.Size(shape), torch.float32) for name, shape in shapes.items()}
 
     def _layout_of_validation(self) -> Layout:
         evaluation, classes = self._settings.evaluation, self._num_classes

@@ -22,6 +22,7 @@ from mediffusion_core.messaging.protocol import (
     LABEL_COUNTS,
     LEDGER_TIP,
     UNET,
+    WHITENING,
 )
 from mediffusion_core.models import encoder_half
 from mediffusion_core.privacy.accounting.plan import refuse_dear_validation
@@ -40,6 +41,7 @@ from server.state import RunState
 from server.strategy.gathering import Gathering
 from server.strategy.strategy import SPOOL, Strategy
 from server.summary import losses, summary
+from server.whitening import whitening
 
 StateDict = Mapping[str, Tensor]
 
@@ -144,6 +146,10 @@ class FederatedRun:
         figures = {"psnr": self._evaluation.reconstruction(state)} if untrained else {}
         if scaling or untrained:
             self._record("latents", 1, 1, **figures)
+        alignment = self._settings.training.joint.alignment
+        if alignment.weight and state.whitening is None:
+            replies = self._ask(protocol.FEATURE_CENSUS, 1, {})
+            state.whitening = whitening(replies, alignment)
         self._encode(self._sites.sites)
 
     def _encode(self, sites: Collection[str]) -> None:
@@ -153,8 +159,12 @@ class FederatedRun:
         """
         waiting = set(sites) - self._encoded
         if waiting:
-            codec = {AUTOENCODER: self._state.codec(self._settings).state_dict()}
-            replies = self._ask(protocol.ENCODE, 1, codec, waiting)
+            sent: dict[str, StateDict] = {
+                AUTOENCODER: self._state.codec(self._settings).state_dict()
+            }
+            if self._state.whitening is not None:
+                sent[WHITENING] = self._state.whitening
+            replies = self._ask(protocol.ENCODE, 1, sent, waiting)
             self._encoded |= {reply.site for reply in replies}
 
     def _joint_round(self) -> None:

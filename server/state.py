@@ -40,6 +40,8 @@ class RunState:
         weights: The components that the sites train, Adam's moments among them.
         averages: Moving averages of the global UNet and head.
         latent_scale: `mean` and `std` (c,) of the latents; None before the latent census.
+        whitening: Of a public encoder's features; None before the feature census, or without
+            alignment.
         optimizer_memory: What the server's optimizers keep, by component.
         controls: SCAFFOLD's gradients, by component and site.
         ledger_tips: By site, the tip of its privacy ledger.
@@ -56,6 +58,7 @@ class RunState:
     weights: dict[str, StateDict] = field(default_factory=dict)
     averages: dict[str, StateDict] = field(default_factory=dict)
     latent_scale: StateDict | None = None
+    whitening: StateDict | None = None
     optimizer_memory: dict[str, StateDict] = field(default_factory=dict)
     controls: dict[str, dict[str, StateDict]] = field(default_factory=dict)
     ledger_tips: dict[str, StateDict] = field(default_factory=dict)

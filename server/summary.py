@@ -12,7 +12,14 @@ from server.messages import Reply
 from server.state import RunState
 from server.strategy.aggregation import mean_metric
 
-LOSSES = ("loss", "diffusion_loss", "classification_loss", "consistency_loss", "pseudo_labelled")
+LOSSES = (
+    "loss",
+    "diffusion_loss",
+    "classification_loss",
+    "consistency_loss",
+    "alignment_loss",
+    "pseudo_labelled",
+)
 
 Census = Mapping[str, Mapping[str, Any]]
 History = Sequence[Mapping[str, Any]]

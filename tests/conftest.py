@@ -107,6 +107,12 @@ FEW = (
     "evaluation.counterfactual.count=2",
     "evaluation.counterfactual.panel=1",
 )
+ALIGNED = (
+    "training.joint.alignment.weight=1",
+    "training.joint.alignment.encoder=image-statistics",
+    "training.joint.alignment.image_size=64",
+    "training.joint.alignment.directions=8",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -145,6 +151,12 @@ def shortest(tiny: tuple[str, ...]) -> tuple[str, ...]:
 def few() -> tuple[str, ...]:
     """Overrides to follow those of `tiny`: few patients, steps and counterfactuals."""
     return FEW
+
+
+@pytest.fixture(scope="session")
+def aligned() -> tuple[str, ...]:
+    """Overrides to follow those of `tiny`: alignment with an encoder that needs no network."""
+    return ALIGNED
 
 
 @pytest.fixture(scope="session")

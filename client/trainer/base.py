@@ -59,8 +59,24 @@ class Trainer(ABC):
         """
 
     @abstractmethod
-    def encode(self, codec_weights: StateDict) -> None:
-        """Encodes the site's images and keeps the latents in its folder."""
+    def feature_sums(self) -> dict[str, Tensor]:
+        """Sums over a public encoder's features of the site's training images.
+
+        Returns:
+            The arrays of `models.whitening.FeatureSums`.
+
+        Raises:
+            RefusedError: if no such sums may leave.
+        """
+
+    @abstractmethod
+    def encode(self, codec_weights: StateDict, whitening: StateDict | None) -> None:
+        """Encodes the site's images and keeps the latents in its folder.
+
+        Args:
+            codec_weights: Of the autoencoder with the latent scale.
+            whitening: Of a public encoder's features, where the run aligns with them.
+        """
 
     @abstractmethod
     def validation_counts(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from client import latent_cache
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
+from mediffusion_core.common.errors import RefusedError
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.evaluation.calibration import temperature_losses
@@ -66,9 +67,17 @@ class PlainTrainer(Trainer):
         """Exact sums; see `Trainer.latent_sums`."""
         return latent_cache.latent_sums(self.site, weights)
 
-    def encode(self, codec_weights: StateDict) -> None:
+    def feature_sums(self) -> dict[str, Tensor]:
+        """Exact sums, in a run with alignment; see `Trainer.feature_sums`."""
+        if not self.site.settings.training.joint.alignment.weight:
+            raise RefusedError("without training.joint.alignment no sums over features leave")
+        return latent_cache.feature_sums(self.site).arrays()
+
+    def encode(self, codec_weights: StateDict, whitening: StateDict | None) -> None:
         """Random views come from the run's seed, so that a second run encodes the same."""
-        latent_cache.encode(self.site, codec_weights, lambda purpose, images: self._seed(purpose))
+        latent_cache.encode(
+            self.site, codec_weights, lambda purpose, images: self._seed(purpose), whitening
+        )
 
     def validation_counts(
         self, unet: StateDict, head: StateDict, round_number: int

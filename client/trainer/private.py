@@ -83,7 +83,11 @@ class PrivateTrainer(Trainer):
             torch.Generator().manual_seed(secret_seed()),
         )
 
-    def encode(self, codec_weights: StateDict) -> None:
+    def feature_sums(self) -> dict[str, Tensor]:
+        """Refuses: the sums have no noise."""
+        raise RefusedError("with privacy.enabled no sums over features leave")
+
+    def encode(self, codec_weights: StateDict, whitening: StateDict | None) -> None:
         """Each random view comes from a secret seed of its image and its number alone."""
         unit_hash, image_ids = self._unit_hash, self.site.dataset.store.image_ids
 

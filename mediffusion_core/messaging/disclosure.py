@@ -11,6 +11,7 @@ from mediffusion_core.messaging.protocol import (
     ENCODE,
     EVALUATE,
     FAILURE,
+    FEATURE_CENSUS,
     IDENTITY,
     JOINT,
     LATENT_CENSUS,
@@ -99,6 +100,20 @@ ANSWERS = {
         "noised count of the census",
         charge="(1, `release_noise`), each time",
     ),
+    FEATURE_CENSUS: Answer(
+        name="feature census",
+        records=frozenset({COUNTS}),
+        fields=frozenset({"count", "mean", "scatter", "repeats", "within"}),
+        private_fields=frozenset(),
+        content="with `training.joint.alignment`: number of training images, mean and scatter of a "
+        "public encoder's features over them, and the scatter within patients or lesions",
+        risk="every training patient of a site with fewer images than features: the scatter then "
+        "spans exactly their features, though not whose they are; a second census reveals the "
+        "features of a patient who came between them",
+        protection="only the summation over all training images",
+        private="refused",
+        charge="nothing",
+    ),
     ENCODE: Answer(
         name="encoding",
         records=frozenset(),
@@ -130,7 +145,7 @@ ANSWERS = {
         name="validation",
         records=frozenset({COUNTS}),
         fields=frozenset({"counts", "bootstraps", "temperature_losses"}),
-        private_fields=frozenset(),
+        private_fields=frozenset({"histogram", "gains"}),
         content="confusion counts per threshold, for all patients and for seeded bootstraps over "
         "patients; the sum of losses at each of 81 temperatures",
         risk="every validation patient: counts at about 4,000 thresholds reveal single scores "

@@ -13,8 +13,11 @@ TRAIN_AUTOENCODER = "train.autoencoder"
 """Server sends `AUTOENCODING`; site trains it on all its images and replies with the same."""
 LATENT_CENSUS = "query.latents"
 """Server sends the trained autoencoder; site replies with sums per channel over its latents."""
+FEATURE_CENSUS = "query.features"
+"""With `training.joint.alignment`: site replies with sums over a public encoder's features."""
 ENCODE = "query.encode"
-"""Server sends autoencoder and latent scale; site encodes its images and keeps the latents."""
+"""Server sends autoencoder and latent scale, with `training.joint.alignment` the `WHITENING` too;
+site encodes its images and keeps the latents."""
 TRAIN_JOINT = "train.joint"
 """Server sends `JOINT`; site trains it on its latents and replies with the same components. With
 `training.joint.control_variates` both messages also have the components of `CONTROLS`."""
@@ -39,6 +42,9 @@ EMA_UNET = EMA + UNET
 EMA_HEAD = EMA + HEAD
 """The teacher on unlabelled images; sent beside `JOINT` if the objective has a teacher."""
 
+WHITENING = "whitening"
+"""ArrayRecord to a site: the linear map from a public encoder's features to the aligned directions.
+"""
 LABEL_COUNTS = "label_counts"
 """Sums over the sites' census, named as in `training.label_counts`; sent beside `JOINT` if the
 objective needs them."""
@@ -68,7 +74,7 @@ answers. The server refuses late and repeated replies by it."""
 METRICS = "metrics"
 """MetricRecord from a site: the census, or metrics of `ALLOWED_METRICS`."""
 COUNTS = "counts"
-"""ArrayRecord from a site: confusion counts and losses, or sums over latents."""
+"""ArrayRecord from a site: confusion counts and losses, or sums over latents or features."""
 FAILURE = "failure"
 """ConfigRecord from a site after an error: a code and an id, never a text."""
 FAILED = "failed"
@@ -112,5 +118,5 @@ BOOTSTRAP_THRESHOLDS = 400
 """Thresholds of the bootstrapped counts: fewer than for the counts of the reported AUC."""
 
 
-FROM_SERVER = frozenset({INSTRUCTIONS, LABEL_COUNTS, EMA_UNET, EMA_HEAD})
+FROM_SERVER = frozenset({INSTRUCTIONS, LABEL_COUNTS, WHITENING, EMA_UNET, EMA_HEAD})
 """Records from the server alone: sums and averages of the sites' replies, and instructions."""

@@ -1,13 +1,13 @@
 """The joint UNet: one set of weights that denoises latents and classifies them."""
 
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from mediffusion_core.models.head import ClassifierHead
+from mediffusion_core.models.head import ClassifierHead, MeanPooling
 from mediffusion_core.settings import HeadSettings, UNetSettings
 
 
@@ -64,6 +64,22 @@ EVERY, NONE = slice(None), slice(0)
 """Rows of a batch."""
 
 
+class Encoded(NamedTuple):
+    """Latents, and what the encoder half of the joint UNet computes from them."""
+
+    latents: Tensor
+    """(B, c, h, w)."""
+    embedding: Tensor
+    """Of the timesteps, (B, E)."""
+    maps: Sequence[Tensor]
+    """Of every resolution, the middle one last, (B, C_i, h_i, w_i)."""
+
+    def pooled(self, rows: slice = EVERY) -> Tensor:
+        """The mean of each map over its positions, (rows, `pooled_width`)."""
+        pooled: Tensor = MeanPooling()([one[rows] for one in self.maps])
+        return pooled
+
+
 class JointUNet(nn.Module):
     """Denoiser and classifier in one module with a single `forward`.
 
@@ -107,6 +123,10 @@ class JointUNet(nn.Module):
             The denoiser's output (rows, c, h, w) and the logits (rows, num_classes); None for one
             without rows.
         """
+        return self.outputs(self.encode(latents, timesteps), denoise, classify)
+
+    def encode(self, latents: Tensor, timesteps: Tensor) -> Encoded:
+        """The maps of the encoder half, from which both outputs come; arguments as `forward`."""
         embedding = self.unet.time_embedding(self.unet.time_proj(timesteps).to(latents.dtype))
         hidden = self.unet.conv_in(latents)  # (B, C0, h, w)
         maps: tuple[Tensor, ...] = (hidden,)
@@ -114,17 +134,24 @@ class JointUNet(nn.Module):
             hidden, block_maps = block(hidden, embedding)
             maps += block_maps
         hidden = self.unet.mid_block(hidden, embedding)  # (B, CL, h / 2^L, w / 2^L)
-        maps += (hidden,)
+        return Encoded(latents, embedding, (*maps, hidden))
+
+    def outputs(
+        self, encoded: Encoded, denoise: slice = EVERY, classify: slice = EVERY
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The outputs for encoded latents; arguments and results as `forward`."""
         noise_pred = logits = None
-        rows = range(len(latents))
+        rows = range(len(encoded.latents))
         if rows[classify]:
-            read = (latents, *maps) if self.head.reads_latents else maps
+            maps = encoded.maps
+            read = (encoded.latents, *maps) if self.head.reads_latents else maps
             logits = self.head([one[classify] for one in read])
         if rows[denoise]:
-            noise_pred = self._decode([one[denoise] for one in maps], embedding[denoise])
+            maps = [one[denoise] for one in encoded.maps]
+            noise_pred = self._decode(maps, encoded.embedding[denoise])
         return noise_pred, logits
 
-    def _decode(self, maps: list[Tensor], embedding: Tensor) -> Tensor:
+    def _decode(self, maps: Sequence[Tensor], embedding: Tensor) -> Tensor:
         *maps, hidden = maps
         for block in self.unet.up_blocks:
             taken = len(block.resnets)

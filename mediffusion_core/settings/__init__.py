@@ -28,6 +28,7 @@ from mediffusion_core.settings.model import (
 )
 from mediffusion_core.settings.run import RunSettings, Settings
 from mediffusion_core.settings.training import (
+    AlignmentSettings,
     AutoencoderTraining,
     ConsistencySettings,
     JointTraining,
@@ -38,6 +39,7 @@ from mediffusion_core.settings.validation import checked, did_you_mean, known_ke
 __all__ = [
     "PASSAGE",
     "Aggregation",
+    "AlignmentSettings",
     "AutoencoderSettings",
     "AutoencoderTraining",
     "ClientLevelSettings",

@@ -10,6 +10,7 @@ ALLOWED_METRICS = frozenset(
         "diffusion_loss",
         "classification_loss",
         "consistency_loss",
+        "alignment_loss",
         "pseudo_labelled",
     }
 )

@@ -57,6 +57,12 @@ WITH_DP_SGD: tuple[Conflict, ...] = (
         "training.joint.control_variates=false",
     ),
     Conflict(
+        "training.joint.alignment.weight",
+        lambda s: bool(s.training.joint.alignment.weight),
+        "it sends sums over a public encoder's features without noise",
+        "training.joint.alignment.weight=0",
+    ),
+    Conflict(
         "federation.agreement_bound",
         lambda s: s.federation.agreement_bound is not None,
         "noise gives the sites' changes directions of their own",
@@ -89,6 +95,12 @@ WITH_CLIENT_LEVEL: tuple[Conflict, ...] = (
         lambda s: s.training.joint.control_variates,
         "it sends the mean of the sites' gradients to all sites without noise",
         "training.joint.control_variates=false",
+    ),
+    Conflict(
+        "training.joint.alignment.weight",
+        lambda s: bool(s.training.joint.alignment.weight),
+        "it sends sums over a public encoder's features to all sites without noise",
+        "training.joint.alignment.weight=0",
     ),
     Conflict(
         "privacy.trained other than all",

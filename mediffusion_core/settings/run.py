@@ -108,6 +108,35 @@ class Settings(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _can_validate(self) -> Self:
+        if self.privacy.validation_noise is None:
+            return self
+        if not self.privacy.enabled:
+            raise ValueError("privacy.validation_noise has no effect without privacy.enabled")
+        if self.federation.client_level.enabled or self.federation.num_malicious_sites:
+            raise ValueError(
+                "privacy.validation_noise allows neither federation.client_level nor "
+                "federation.num_malicious_sites: noised sums cannot be capped by patients"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_aligned(self) -> Self:
+        if not self.training.joint.alignment.weight:
+            return self
+        if self.federation.num_malicious_sites:
+            raise ValueError(
+                "federation.num_malicious_sites tolerates no false sums over features; allowed: "
+                "training.joint.alignment.weight=0"
+            )
+        if self.data.scanner_shift:
+            raise ValueError(
+                "data.scanner_shift changes images at their own size alone, which is not what the "
+                "encoder sees; allowed: training.joint.alignment.weight=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _comparison_fits_the_labels(self) -> Self:
         if self.federation.in_one_place and self.data.labels_at == "server":
             raise ValueError(

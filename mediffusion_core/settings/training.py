@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from mediffusion_core.settings.base import Count, Fraction, NonNegative, Positive, StrictModel
 
 Steps = Annotated[int, Field(ge=0)]
+PublicEncoderName = Literal["efficientnet-lite1", "efficientnet-lite2", "image-statistics"]
 
 
 class AutoencoderTraining(StrictModel):
@@ -47,6 +48,29 @@ class ConsistencySettings(StrictModel):
     prevalence (arXiv 2305.02795)."""
 
 
+class AlignmentSettings(StrictModel):
+    """Alignment of the joint network's features with those of a public encoder, for every image.
+
+    The encoder is frozen and sees each image at its own resolution (REPA, arXiv 2410.06940). Its
+    features are reduced to the directions that tell patients apart (`models.whitening`).
+    """
+
+    weight: NonNegative = 0.0
+    """Weight of the loss, at least 0. 0: no alignment."""
+    encoder: PublicEncoderName = "efficientnet-lite1"
+    """The public encoder: efficientnet-lite1, efficientnet-lite2, or image-statistics, which needs
+    no network."""
+    image_size: Annotated[int, Field(ge=32)] = 128
+    """Side in pixels of the images that the encoder sees, at least 32."""
+    directions: Count = 128
+    """Directions of the encoder's features that are aligned with, at least 1."""
+    shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """How far the scatter of repeated images is drawn towards a sphere, above 0 to 1. 1: repeated
+    images are not used."""
+    batch_size: Count = 16
+    """Images a step, at least 1."""
+
+
 class JointTraining(StrictModel):
     """A site's training in a round of the joint stage."""
 
@@ -78,6 +102,8 @@ class JointTraining(StrictModel):
     """Strength τ of the correction for rare classes (arXiv 2007.07314), at least 0."""
     consistency: ConsistencySettings = ConsistencySettings()
     """Consistency training on unlabelled images."""
+    alignment: AlignmentSettings = AlignmentSettings()
+    """Alignment with a public encoder."""
     proximal_weight: NonNegative = 0.0
     """Weight μ of the distance to the global weights (FedProx, arXiv 1812.06127), at least 0."""
     control_variates: bool = False

@@ -8,7 +8,7 @@ from mediffusion_core.settings import JointTraining
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.denoising import Denoising
 from mediffusion_core.training.latent_set import LatentSet
-from mediffusion_core.training.loss import JointBatch, LabelledRows
+from mediffusion_core.training.loss import AlignedRows, JointBatch, LabelledRows
 from mediffusion_core.training.semi_supervised.consistency import Consistency
 
 
@@ -45,10 +45,12 @@ class JointBatches:
         known = settings.classification_weight > 0 and len(data.labelled) > 0
         labelled = Shuffled(torch.arange(len(data.labelled)), generator)
         self._labelled = labelled if known else None
+        aligned = Shuffled(torch.arange(len(data.latents)), generator)
+        self._aligned = aligned if settings.alignment.weight else None
 
     def __bool__(self) -> bool:
         """Whether there is anything to train on."""
-        parts = (self._everyone, self._labelled, self._consistency)
+        parts = (self._everyone, self._labelled, self._consistency, self._aligned)
         return any(part is not None for part in parts)
 
     def seen(self, steps: int) -> tuple[int, int]:
@@ -64,6 +66,8 @@ class JointBatches:
             labelled = min(len(self._data.labelled), steps * settings.labelled_batch_size)
         if self._everyone is not None:
             return steps * settings.batch_size, labelled
+        if self._aligned is not None:
+            return min(len(self._data.latents), steps * settings.alignment.batch_size), labelled
         if self._consistency is not None:
             unlabelled = min(len(self._data.unlabelled), steps * settings.consistency.batch_size)
         return labelled + unlabelled, labelled
@@ -78,7 +82,8 @@ class JointBatches:
         if self._consistency is not None:
             drawn["consistency_loss"] = self._consistency.next()
         rows = {name: self._partly_noised(*views) for name, views in drawn.items()}
-        return JointBatch(denoising, rows, self._data.multi_label, self._shift)
+        aligned = self._aligned_rows() if self._aligned is not None else None
+        return JointBatch(denoising, rows, self._data.multi_label, self._shift, aligned)
 
     def _denoising(self) -> Denoising:
         """Latents of any of the site's images, each at a random noise level."""
@@ -87,6 +92,15 @@ class JointBatches:
         latents = self._data.latents[chosen].float().to(self._process.device)  # (B, c, h, w)
         timesteps = torch.randint(0, len(self._process), (len(latents),), generator=self._generator)
         return Denoising.of(self._process, latents, timesteps, self._noise_for(latents))
+
+    def _aligned_rows(self) -> AlignedRows:
+        """Clean latents of any of the site's images, turned where that is as likely."""
+        assert self._aligned is not None
+        chosen = self._aligned.next(self._settings.alignment.batch_size)
+        latents, directions = self._data.aligned_views(chosen, self._generator)
+        device = self._process.device
+        timesteps = torch.zeros(len(latents), dtype=torch.long, device=device)
+        return AlignedRows(latents.to(device), timesteps, directions.to(device))
 
     def _partly_noised(self, latents: Tensor, targets: Tensor) -> LabelledRows:
         """Latents (B, c, h, w) with targets (B, C): a share `noised_fraction` of them is noised.

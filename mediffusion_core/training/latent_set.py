@@ -25,6 +25,8 @@ class LatentSet:
     for a convolutional encoder that is nearly the latent of the turned image, and costs nothing."""
     unlabelled_views: Tensor | None = None
     """(V', u, c, h, w) float16: random views of the unlabelled images, in order, where needed."""
+    directions: Tensor | None = None
+    """(n, K) float16: a public encoder's whitened features of each image, where needed."""
 
     def __post_init__(self) -> None:
         """Refuses latents, views and labels that are not of the same images."""
@@ -32,6 +34,10 @@ class LatentSet:
         if strong is not None and strong.shape[1] != len(self.unlabelled):
             raise ValueError(
                 f"views of {strong.shape[1]} images do not fit {len(self.unlabelled)} unlabelled"
+            )
+        if self.directions is not None and len(self.directions) != len(self.latents):
+            raise ValueError(
+                f"directions of {len(self.directions)} images do not fit {len(self.latents)}"
             )
         if len(self.latents) != len(self.targets) or self.views.shape[1] != len(self.labelled):
             raise ValueError(
@@ -74,6 +80,20 @@ class LatentSet:
         if self.unlabelled_views is None:
             raise ValueError("consistency needs views of the unlabelled images")
         return cutout(self._any_view(self.unlabelled_views, chosen, generator), generator)
+
+    def aligned_views(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images numbered (B,), turned but not augmented, and their directions.
+
+        Returns:
+            Latents (B, c, h, w) and directions (B, K), float32.
+
+        Raises:
+            ValueError: if the set was made without directions.
+        """
+        if self.directions is None:
+            raise ValueError("alignment needs a public encoder's features of the images")
+        latents = self._held(self.latents[chosen].float(), generator)
+        return latents, self.directions[chosen].float()
 
     def _any_view(self, views: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
         view = torch.randint(0, len(views), (len(chosen),), generator=generator)

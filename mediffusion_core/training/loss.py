@@ -9,6 +9,7 @@ from torch import Tensor
 from mediffusion_core.diffusion.losses import classification_loss
 from mediffusion_core.models import JointUNet
 from mediffusion_core.settings import JointTraining
+from mediffusion_core.training.alignment import alignment_errors
 from mediffusion_core.training.denoising import Denoising
 
 
@@ -25,6 +26,18 @@ class LabelledRows:
 
 
 @dataclass(frozen=True)
+class AlignedRows:
+    """Clean latents with a public encoder's whitened features of their images."""
+
+    inputs: Tensor
+    """(B, c, h, w)."""
+    timesteps: Tensor
+    """(B,), all 0."""
+    directions: Tensor
+    """(B, K) float32."""
+
+
+@dataclass(frozen=True)
 class JointBatch:
     """The rows of one step."""
 
@@ -36,6 +49,8 @@ class JointBatch:
     """Whether the classes are independent or exclusive."""
     logit_shift: Tensor | None = None
     """τ · log π (C,), added to the logits in the losses (arXiv 2007.07314, eq. 10)."""
+    aligned: AlignedRows | None = None
+    """Any images, labelled or not; None without alignment."""
 
     def figures(self) -> dict[str, float]:
         """Metrics of a round beside the losses: the share of images with a pseudo-label."""
@@ -50,22 +65,30 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
 
     L = w · 1/B Σ ‖û(z_t, t) - target‖² / chw + λ · 1/B_l Σ ℓ(f(z_t', t'), y)
       + λ λ_u · 1/B_u Σ ℓ(f(strong view), pseudo-label)
+      + λ_a · 1/B_a Σ ‖R h(z_0) - T‖² / K
 
-    (arXiv 2411.09434, eq. 6; there w = 1, t' = 0 for all rows, and there is no third part.) The
+    (arXiv 2411.09434, eq. 6; there w = 1, t' = 0 for all rows, and there are no further parts.) The
     third part is FixMatch's, arXiv 2001.07685, eq. 4. ℓ is the cross-entropy, binary if the classes
-    are independent. `total_loss` weights the parts. All sums are divided by the fixed batch size,
+    are independent. The fourth part is `alignment.alignment_errors`. `total_loss` weights the
+    parts. All sums are divided by the fixed batch size,
     not by the number of rows or labels in a batch. With differential privacy the objective is that
     of `privacy.dp_sgd.joint_rows.UnitLosses`, with one divisor for both parts.
     """
-    rows: list[Denoising | LabelledRows] = [*batch.labelled.values()]
-    if batch.denoising:
-        rows.insert(0, batch.denoising)
-    inputs = torch.cat([part.inputs for part in rows])  # (N, c, h, w)
-    timesteps = torch.cat([part.timesteps for part in rows])  # (N,)
+    parts = (batch.denoising, *batch.labelled.values(), batch.aligned)
+    rows = [part for part in parts if part is not None]
+    encoded = model.encode(
+        torch.cat([part.inputs for part in rows]),  # (N, c, h, w)
+        torch.cat([part.timesteps for part in rows]),  # (N,)
+    )
     first = len(batch.denoising.inputs) if batch.denoising else 0
-    output, logits = model(inputs, timesteps, denoise=slice(first), classify=slice(first, None))
+    last = len(encoded.latents) - (len(batch.aligned.inputs) if batch.aligned else 0)
+    output, logits = model.outputs(encoded, denoise=slice(first), classify=slice(first, last))
     losses = {}
+    if batch.aligned:
+        errors = alignment_errors(encoded.pooled(slice(last, None)), batch.aligned.directions)
+        losses["alignment_loss"] = errors.sum() / settings.alignment.batch_size
     if batch.denoising:
+        assert output is not None
         errors = batch.denoising.losses(output)  # (B,)
         losses["diffusion_loss"] = errors.sum() / settings.batch_size
     if batch.labelled:
@@ -73,9 +96,10 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
             "classification_loss": settings.labelled_batch_size,
             "consistency_loss": settings.consistency.batch_size,
         }
+        assert logits is not None
         logits = adjusted(logits.float(), batch.logit_shift)
-        parts = logits.split([len(part.inputs) for part in batch.labelled.values()])
-        for (name, part), own in zip(batch.labelled.items(), parts, strict=True):
+        of_part = logits.split([len(part.inputs) for part in batch.labelled.values()])
+        for (name, part), own in zip(batch.labelled.items(), of_part, strict=True):
             entropies = classification_loss(own, part.targets, batch.multi_label)  # (B_l,)
             losses[name] = entropies.sum() / sizes[name]
     return losses
@@ -86,12 +110,13 @@ def total_loss(losses: Mapping[str, Tensor], settings: JointTraining) -> Tensor:
 
     Args:
         losses: The parts by name; those without a weight are reported and not trained on.
-        settings: w, λ and λ_u.
+        settings: w, λ, λ_u and λ_a.
     """
     weights = {
         "diffusion_loss": settings.diffusion_weight,
         "classification_loss": settings.classification_weight,
         "consistency_loss": settings.classification_weight * settings.consistency.weight,
+        "alignment_loss": settings.alignment.weight,
     }
     parts = [weight * losses[name] for name, weight in weights.items() if name in losses]
     return torch.stack(parts).sum()

@@ -20,7 +20,8 @@ from mediffusion_core.messaging.protocol import (
     UNET,
 )
 from mediffusion_core.models import encoder_half
-from mediffusion_core.settings import Settings
+from mediffusion_core.models.public_encoders import ENCODER_WIDTHS
+from mediffusion_core.settings import AlignmentSettings, Settings
 from server.checkpoints import stored
 from server.state import fresh_state
 
@@ -41,6 +42,7 @@ class Sizes:
         joint_up: From a site to the server, in such a round.
         decoded: A site's reply in such a round, decompressed.
         evaluation: From the server to a site, for an evaluation.
+        alignment: Sums over features from a site, and their whitening to it; 0 without alignment.
         control: The control variates of one site; 0 where the run has none.
         checkpoint: The server's state, without control variates.
     """
@@ -51,6 +53,7 @@ class Sizes:
     joint_up: int
     decoded: int
     evaluation: int
+    alignment: int
     control: int
     checkpoint: int
 
@@ -60,7 +63,7 @@ class Sizes:
         with torch.device("meta"):
             components = stored(fresh_state(settings, num_classes))
         average = (EMA_UNET, EMA_HEAD) if settings.training.joint.needs_average else ()
-        method = settings.federation.compression
+        method, alignment = settings.federation.compression, settings.training.joint.alignment
         sent = {
             name: compress_weights(components[name], component_compression(name, method))
             for name in (*AUTOENCODING, *JOINT, *average)
@@ -74,8 +77,9 @@ class Sizes:
             joint_up=joint + control,
             decoded=_bytes(components, JOINT),
             evaluation=_bytes({**components, UNET: encoder_half(components[UNET])}, (UNET, HEAD)),
+            alignment=_feature_sums(alignment) + _whitening(alignment),
             control=control,
-            checkpoint=_bytes(components, components),
+            checkpoint=_bytes(components, components) + _whitening(alignment),
         )
 
     def memory(self, sites: int) -> int:
@@ -101,6 +105,7 @@ class Sizes:
         evaluations = 1 + -(-federation.num_rounds // every)
         # The codec is sent twice more: for the sums of latents, and to encode the images.
         stages = 2 * self.autoencoder * settings.autoencoder_rounds + 2 * self.codec
+        stages += self.alignment
         rounds = (self.joint_down + self.joint_up) * federation.num_rounds
         # No correction is known before a site's first round.
         return stages + rounds - self.control + evaluations * self.evaluation
@@ -162,6 +167,18 @@ def _site_table(sizes: Sizes, settings: Settings, megabits: float) -> Table:
 
 def _bytes(components: Mapping[str, StateDict], names: Iterable[str]) -> int:
     return sum(value.nbytes for name in names for value in components[name].values())
+
+
+def _feature_sums(alignment: AlignmentSettings) -> int:
+    """Bytes of a site's sums over features."""
+    width = ENCODER_WIDTHS[alignment.encoder]
+    return 4 * (2 * width**2 + width + 2) if alignment.weight else 0
+
+
+def _whitening(alignment: AlignmentSettings) -> int:
+    """Bytes of the map from features to directions."""
+    width = ENCODER_WIDTHS[alignment.encoder]
+    return 4 * width * (alignment.directions + 1) if alignment.weight else 0
 
 
 def _size(number: int) -> str:

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from integration.processes import LIMIT
@@ -19,6 +20,10 @@ from integration.run_folders import (
 from configs.compose import compose
 from mediffusion_core.common.component_folder import read_folder
 from mediffusion_core.common.sealed_tensors import load_tensors
+from mediffusion_core.data.image_set import as_batch
+from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
+from mediffusion_core.models.public_encoders import build_encoder
+from mediffusion_core.models.whitening import FeatureSums, Whitening
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.run_io.set_back import set_back
@@ -58,10 +63,15 @@ def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tupl
 
 
 def test_the_state_of_server_and_sites_is_restored(
-    tiny: tuple[str, ...], few: tuple[str, ...], store: str, tmp_path: Path
+    tiny: tuple[str, ...],
+    few: tuple[str, ...],
+    aligned: tuple[str, ...],
+    store: str,
+    tmp_path: Path,
 ) -> None:
-    """Server optimizers, control variates and normalisation of the sites' own, all at once."""
+    """Server optimizers, control variates, alignment and normalisation of the sites' own."""
     chosen = [
+        *aligned,
         "federation.fraction_train=0.67",
         "federation.num_rounds=4",
         "federation.server.autoencoder.method=fedavgm",
@@ -117,3 +127,32 @@ def test_the_server_alone_may_hold_the_labels(
     seen = {site: metrics["labelled_seen"] for site, metrics in joint[-1]["sites"].items()}
     assert [site for site, count in seen.items() if count] == ["server"]
     assert sorted(seen) == ["server", "site-0", "site-1", "site-2"]
+
+
+def test_a_run_is_aligned_with_the_directions_of_all_sites_images(
+    shortest: tuple[str, ...], few: tuple[str, ...], aligned: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The labelled and the unlabelled site's; computed here from all images at once."""
+    folder = RunFolder(tmp_path / "run")
+    places = (f"data.store={tmp_path / 'store'}", f"run.folder='{folder.path}'")
+    overrides = [*shortest, *few, *aligned, *places]
+    run_in_process("config", overrides)
+
+    settings = compose("config", overrides)
+    dataset = open_federated_dataset(settings)
+    rows = np.concatenate([dataset.train(site).rows for site in range(3)])
+    assert dataset.at_size is not None
+    images = as_batch(dataset.at_size(64, None).images[rows])
+    features = build_encoder("image-statistics", 64)(images).half()
+    groups = dataset.groups(rows)
+    expected = Whitening.of(FeatureSums.of(features, groups), 8, 0.1)
+    kept = list_checkpoints(folder.checkpoints)[-1].load("whitening")
+    # Eigenvectors have no sign: distances are compared.
+    ours, theirs = Whitening.of_arrays(kept)(features.float()), expected(features.float())
+    torch.testing.assert_close(
+        torch.cdist(ours, ours), torch.cdist(theirs, theirs), rtol=0.01, atol=0.02
+    )
+    (losses,) = [one["alignment_loss"] for one in folder.history() if one["stage"] == "joint"]
+    assert 0 < losses < 100
+    latents, _ = load_tensors(folder.path / "sites" / "site-2" / "latents.safetensors")
+    assert latents["directions"].shape == (len(dataset.train(2)), 8)

@@ -211,6 +211,7 @@ SENT = {
     protocol.CENSUS: (),
     protocol.TRAIN_AUTOENCODER: protocol.AUTOENCODING,
     protocol.LATENT_CENSUS: (protocol.AUTOENCODER,),
+    protocol.FEATURE_CENSUS: (),
     protocol.ENCODE: (),
     protocol.TRAIN_JOINT: protocol.JOINT,
     protocol.EVALUATE: (protocol.UNET, protocol.HEAD),
@@ -233,7 +234,8 @@ def test_every_kind_of_message_is_charged_empty_or_refused(
         ledger = Ledger.open(tmp_path / "run" / "ledger")
         charged = [entry.stage for entry in ledger.entries()][len(entries) :]
         entries += charged
-        if kind == protocol.EVALUATE:
+        if kind in (protocol.EVALUATE, protocol.FEATURE_CENSUS):
+            assert not charged
             failure = content.config_records[protocol.FAILURE]
             assert failure["code"] == protocol.FAILED
         elif kind == protocol.ENCODE:

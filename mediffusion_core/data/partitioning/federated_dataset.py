@@ -1,7 +1,7 @@
 """The federated dataset: one prepared store of images, and the partition of each client."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,9 @@ from mediffusion_core.data.readers import FINDS_CLASSES, read_source
 from mediffusion_core.data.store.prepared import Store, default_store_folder, prepare
 from mediffusion_core.settings import Settings
 
+Progress = Callable[[int, int], None]
+"""Told (done, total)."""
+
 
 @dataclass(frozen=True)
 class FederatedDataset:
@@ -44,6 +47,8 @@ class FederatedDataset:
     """The unit that groups name, and the key of their names."""
     unit_hash: UnitHash | None = field(default=None, repr=False)
     """The hash that dealt the units, with differential privacy alone."""
+    at_size: Callable[[int, Progress | None], Store] | None = field(default=None, repr=False)
+    """Prepares the same images at another side in pixels; None where they were not read here."""
 
     def train(self, site: int) -> ImageSet:
         """The site's training images; withheld labels are NaN."""
@@ -102,7 +107,7 @@ class FederatedDataset:
 
 def open_federated_dataset(
     settings: Settings,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     secret: bytes | None = None,
 ) -> FederatedDataset:
     """Reads, prepares and deals the images that the settings name.
@@ -118,8 +123,16 @@ def open_federated_dataset(
     """
     data = settings.data
     source = read_source(data, settings.seed, secret)
-    store = prepare(source, data, data.store or default_store_folder(), progress)
-    return deal(source, store, settings, secret)
+    folder = data.store or default_store_folder()
+    store = prepare(source, data, folder, progress)
+    dataset = deal(source, store, settings, secret)
+
+    def at_size(side: int, progress: Progress | None) -> Store:
+        # Phantoms are drawn at the size that their reader is told.
+        sized = data.model_copy(update={"image_size": side})
+        return prepare(read_source(sized, settings.seed, secret), sized, folder, progress)
+
+    return replace(dataset, at_size=at_size)
 
 
 def deal(

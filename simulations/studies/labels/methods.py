@@ -67,11 +67,26 @@ LABELS_ALONE = Method(
     without_unlabelled=True,
 )
 
+_ALIGNED = ("training.joint.alignment.weight=1",)
+_ALIGNED_TRIALS: tuple[Trial, ...] = (
+    (),
+    ("training.joint.classification_weight=3.0",),
+    ("training.joint.alignment.weight=3",),
+)
+
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         JOINT,
         LABELS_ALONE,
+        Method("aligned", "federated joint, aligned", _ALIGNED, _ALIGNED_TRIALS),
+        Method(
+            "aligned-labels-alone",
+            "same network, aligned, labelled images alone",
+            _ALIGNED,
+            _ALIGNED_TRIALS,
+            without_unlabelled=True,
+        ),
         Method(
             "classifier",
             "separate: classifier of latents",

@@ -1,14 +1,14 @@
 """A site's reply counts only if it keeps the contract of its message."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from helpers.attacks import Always, Attack, run_with
 from helpers.malformed import (
     MALFORMED,
@@ -20,10 +20,13 @@ from helpers.malformed import (
     with_value,
 )
 from helpers.messages import sent
+from torch import Tensor
 
 from configs.compose import compose
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
+from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.protocol import (
+    ANSWERS_TO,
     AUTOENCODER,
     AUTOENCODING,
     CENSUS,
@@ -31,11 +34,14 @@ from mediffusion_core.messaging.protocol import (
     ENCODE,
     EVALUATE,
     FAILURE,
+    FEATURE_CENSUS,
     JOINT,
     LATENT_CENSUS,
     TRAIN_AUTOENCODER,
     TRAIN_JOINT,
 )
+from mediffusion_core.messaging.serialization import FORMAT, pack
+from mediffusion_core.models.whitening import FeatureSums
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.settings import Settings
 from server.messages import Census, RefusedReplyError
@@ -107,6 +113,54 @@ def test_hostile_reply_is_refused_and_its_text_is_not_repeated(
     with pytest.raises(RefusedReplyError) as refused:
         honest.read(kind, content)
     assert str(refused.value).isprintable() and len(str(refused.value)) < 200
+
+
+def _not_symmetric(scatter: Tensor) -> Tensor:
+    scatter = scatter.clone()
+    scatter[0, 1] += 1
+    return scatter
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("count", lambda x: x + 1, "feature sums of"),
+        ("repeats", lambda x: x * 0 + 1e6, "repeated images"),
+        ("repeats", lambda x: x * 0 + 0.5, "repeated images"),
+        ("mean", lambda x: x + 1e9, "mean features"),
+        ("scatter", lambda x: -x, "squares outside"),
+        ("scatter", lambda x: x + 1e20, "squares outside"),
+        ("scatter", _not_symmetric, "no scatter"),
+        ("within", lambda x: x + 10 * float(x.max()) * (1 - torch.eye(len(x))), "no scatter"),
+        ("within", lambda x: x + 1e3 * torch.eye(len(x)), "larger scatter within"),
+        ("within", lambda x: x[:-1], "of shape"),
+        ("mean", lambda x: x.double(), "of type"),
+    ],
+)
+def test_hostile_reply_with_false_feature_sums_is_refused(
+    shortest: tuple[str, ...],
+    aligned: tuple[str, ...],
+    name: str,
+    change: Callable[[Tensor], Tensor],
+    said: str,
+) -> None:
+    settings = compose("config", (*shortest, *aligned))
+    features = torch.randn(12, 120, generator=torch.Generator().manual_seed(0))
+    sums = FeatureSums.of(features, [str(number // 2) for number in range(12)]).arrays()
+    census: Census = {"train": 12}
+    contract, asked = ReplyContract(settings, 3), Asked(FEATURE_CENSUS, 1, {})
+
+    def read(arrays: Mapping[str, Tensor]) -> None:
+        given = {"round": 1, "settings_hash": settings.fingerprint()}
+        records = {
+            ANSWERS_TO: ConfigRecord(protocol.answered(FEATURE_CENSUS, given)),
+            COUNTS: ArrayRecord({FORMAT: Array(*pack(arrays))}),
+        }
+        contract.read(asked, census, RecordDict(records))
+
+    read(sums)
+    with pytest.raises(RefusedReplyError, match=said):
+        read({**sums, name: change(sums[name])})
 
 
 def test_hostile_reply_that_raises_anything_sets_its_site_aside(

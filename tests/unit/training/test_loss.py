@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.in_one_call import InOneCall
 from helpers.toy import generator, joint_training
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +51,7 @@ def test_a_findings_prior_is_its_log_odds(positive: int, negative: int) -> None:
     assert prior == pytest.approx(math.log((positive + 1) / (negative + 1)), abs=1e-4)
 
 
-class Constant(nn.Module):
+class Constant(InOneCall):
     """A classifier that sees nothing: the same logits for every image."""
 
     def __init__(self, logits: Tensor) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.in_one_call import InOneCall
 from helpers.toy import ALPHAS, generator, joint_training, quiet, toy_network, train_toy
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -467,7 +468,7 @@ def test_a_labelled_batch_is_one_random_view_of_each_image_with_its_labels() -> 
     assert torch.equal(targets, data.targets[[4] * 8 + [7] * 8])
 
 
-class Shown(nn.Module):
+class Shown(InOneCall):
     """Wraps a joint network and notes what it classifies of clean latents."""
 
     def __init__(self, model: JointUNet) -> None:
@@ -626,7 +627,7 @@ def test_views_are_turned_and_mirrored_where_that_is_as_likely(turning: bool) ->
     assert seen == {tuple(e.flatten().tolist()) for e in (expected if turning else expected[:1])}
 
 
-class Recorder(nn.Module):
+class Recorder(InOneCall):
     """In place of the network: notes at which timesteps and on what it is called."""
 
     def __init__(self) -> None:
@@ -664,7 +665,7 @@ def denoised(
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_denoisers_target_is_that_of_the_settings(prediction: Prediction) -> None:
-    class Perfect(nn.Module):
+    class Perfect(InOneCall):
         """Knows the clean latents, and from them the noise and its velocity."""
 
         def predicted(self, noised: Tensor, timesteps: Tensor) -> Tensor:
