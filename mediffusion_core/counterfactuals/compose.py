@@ -50,7 +50,7 @@ def counterfactual_latents(
         part = None if saliency is None else saliency[rows]
         return guided_latents(model, latents[rows], asked, settings, part)
 
-    def by_head(clean: Tensor) -> Tensor:
+    def by_head(clean: Tensor, rows: Tensor) -> Tensor:
         return model.classify(clean, 0)
 
     return search_counterfactuals(latents, target, settings, classify or by_head, candidate)

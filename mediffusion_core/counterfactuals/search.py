@@ -8,8 +8,9 @@ from torch import Tensor
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.settings import CounterfactualSettings
 
-Classify = Callable[[Tensor], Tensor]
-"""Clean latents (B, c, h, w) to calibrated logits (B, C), as the result will be evaluated."""
+Classify = Callable[[Tensor, Tensor], Tensor]
+"""Clean latents (n, c, h, w), made of the images at the positions (n,), to calibrated logits
+(n, C), as the result will be evaluated."""
 
 Candidate = Callable[[Tensor, Target, CounterfactualSettings], Tensor]
 """Positions of n images (n,), their targets and the guidance to latents (n, c, h, w)."""
@@ -98,7 +99,7 @@ class _Best:
     ) -> None:
         self.found = latents.clone()
         self._target, self._settings, self._classify = target, settings, classify
-        self._before = target.probabilities(self._logits(latents))
+        self._before = target.probabilities(self._logits(latents, torch.arange(len(latents))))
         self._confidence = torch.full((len(latents),), -1.0, device=latents.device)
         self._moved = torch.full((len(latents),), torch.inf, device=latents.device)
         self._rank = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
@@ -116,7 +117,7 @@ class _Best:
     def keep_better(self, rows: Tensor, made: Tensor) -> None:
         """Takes latents (n, c, h, w) of images at positions (n,), where they are an improvement."""
         target = self._target.rows(rows)
-        logits = self._logits(made)
+        logits = self._logits(made, rows)
         probabilities = target.probabilities(logits)
         confidence = target.confidence(probabilities)
         moved = self._others_moved(target, probabilities, self._before[rows])
@@ -131,8 +132,8 @@ class _Best:
         self._rank[rows[better]] = rank[better]
 
     @torch.no_grad()
-    def _logits(self, latents: Tensor) -> Tensor:
-        return self._classify(latents).to(latents.device)
+    def _logits(self, latents: Tensor, rows: Tensor) -> Tensor:
+        return self._classify(latents, rows).to(latents.device)
 
     @staticmethod
     def _others_moved(target: Target, after: Tensor, before: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class Counterfactuals:
     """Counterfactuals of n images, with the model's classification before and after."""
 
     sources: Tensor
-    """The model's reconstructions, (n, C, H, W); counterfactuals differ from them by guidance."""
+    """The images, (n, C, H, W); counterfactuals differ from them by guidance."""
     images: Tensor
     """The counterfactuals, (n, C, H, W)."""
     before: Tensor
@@ -189,7 +189,7 @@ def make_counterfactuals(
 ) -> Counterfactuals:
     """Makes one counterfactual per image and classifies source and counterfactual.
 
-    Both have passed the autoencoder once, so they differ by guidance alone.
+    A counterfactual has the detail of its image, so they differ by guidance alone.
 
     Args:
         model: The trained model.
@@ -198,12 +198,25 @@ def make_counterfactuals(
         settings: Guidance.
     """
     latents = model.encode(images)
-    return compare(model, latents, model.explain(latents, target, settings), target)
+    detail = model.detail(images, latents)
+    made = model.explain(latents, target, settings, detail)
+    return compare(model, latents, made, target, detail)
 
 
-def compare(model: TrainedModel, latents: Tensor, made: Tensor, target: Target) -> Counterfactuals:
-    """Decodes and classifies sources and counterfactuals, both latents (n, c, h, w)."""
-    sources, images = model.decode(latents), model.decode(made)
+def compare(
+    model: TrainedModel, latents: Tensor, made: Tensor, target: Target, detail: Tensor
+) -> Counterfactuals:
+    """Renders and classifies sources and counterfactuals.
+
+    Args:
+        model: The trained model.
+        latents: Of the sources, (n, c, h, w).
+        made: Of the counterfactuals, (n, c, h, w).
+        target: The target of each.
+        detail: Of the sources, (n, C, H, W), as `TrainedModel.detail` gives it. With 0 sources and
+            counterfactuals are both decoded images.
+    """
+    sources, images = model.render(latents, detail), model.render(made, detail)
     before = model.logits(model.encode(sources))
     after = model.logits(model.encode(images))
     return Counterfactuals(

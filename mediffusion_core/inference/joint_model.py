@@ -170,10 +170,30 @@ class TrainedModel:
         output = self.joint.denoise(latents, timesteps).float()
         return self.process.noise_pred(output, latents, timestep)
 
-    def explain(self, latents: Tensor, target: Target, settings: CounterfactualSettings) -> Tensor:
+    @torch.no_grad()
+    def detail(self, images: Tensor, latents: Tensor) -> Tensor:
+        """The detail that the autoencoder loses, x - D(z), (N, C, H, W), on the CPU."""
+        return images.cpu() - self.decode(latents)
+
+    def render(self, latents: Tensor, detail: Tensor) -> Tensor:
+        """Images x' = x + D(z') - D(z) in [0, 1], (N, C, H, W), on the CPU.
+
+        Pixels that guidance did not change are those of the source x, for latents z' (N, c, h, w).
+        """
+        return (self.decode(latents) + detail).clamp(0, 1)
+
+    def explain(
+        self, latents: Tensor, target: Target, settings: CounterfactualSettings, detail: Tensor
+    ) -> Tensor:
         """Latents (B, c, h, w) of counterfactuals of the images with the given latents.
 
-        The search classifies each candidate as the evaluation does: decoded and encoded again.
+        The search classifies each candidate as the evaluation does: as an image, encoded again.
+
+        Args:
+            latents: Of the images, (B, c, h, w).
+            target: The classification of the counterfactuals.
+            settings: Guidance.
+            detail: Of the images, (B, C, H, W), as `detail` gives it.
 
         Raises:
             UserError: if the denoiser or the classifier was not trained.
@@ -181,20 +201,21 @@ class TrainedModel:
         self.refuse_to_draw()
         self.refuse_to_classify()
 
-        def classify(made: Tensor) -> Tensor:
-            return self.logits(self.encode(self.decode(made))) / self.temperature
+        def explained(part: Tensor, asked: Target, positions: Tensor) -> Tensor:
+            def classify(made: Tensor, rows: Tensor) -> Tensor:
+                images = self.render(made, detail[positions[rows.cpu()]])
+                return self.logits(self.encode(images)) / self.temperature
 
-        def explained(part: Tensor, asked: Target) -> Tensor:
             return counterfactual_latents(self.guided, part, asked, settings, classify)
 
         return self.by_batch(latents, target, explained)
 
     def by_batch(
-        self, latents: Tensor, target: Target, made: Callable[[Tensor, Target], Tensor]
+        self, latents: Tensor, target: Target, made: Callable[[Tensor, Target, Tensor], Tensor]
     ) -> Tensor:
-        """Applies a method to latents (B, c, h, w) and their targets, in batches on the device."""
+        """Applies a method to latents (B, c, h, w), targets and positions (n,), in batches."""
         parts = [
-            made(latents[rows].to(self.device), target.rows(rows).to(self.device))
+            made(latents[rows].to(self.device), target.rows(rows).to(self.device), rows)
             for rows in torch.arange(len(latents)).split(BATCH)
         ]
         return torch.cat(parts)
@@ -205,7 +226,7 @@ class TrainedModel:
         """As `explain`, by the Mediffusion baseline: all timesteps, no mask, no search."""
         seeds = count(seed)
 
-        def published(part: Tensor, asked: Target) -> Tensor:
+        def published(part: Tensor, asked: Target, _positions: Tensor) -> Tensor:
             return mediffusion_latents(
                 self.guided,
                 part,

@@ -287,9 +287,8 @@ class JointDiffusionPipeline(DiffusionPipeline):
             guidance: Settings of the guidance; those of the run by default.
 
         Returns:
-            `images`, the counterfactuals (N, C, H, W) in [0, 1]; `sources`, the model's
-            reconstructions of the images; their probabilities `after` and `before` (N, classes);
-            which have `flipped` (N,).
+            `images`, the counterfactuals (N, C, H, W) in [0, 1]; `sources`, the images; their
+            probabilities `after` and `before` (N, classes); which have `flipped` (N,).
 
         Raises:
             UserError: as `classify`; if the denoiser was not trained; if the target is no class,

@@ -15,6 +15,7 @@ def external_latents(
     latents: Tensor,
     target: Target,
     guidance: CounterfactualSettings,
+    detail: Tensor,
 ) -> Tensor:
     """Latents (B, c, h, w) of counterfactuals that the external classifier guides and selects.
 
@@ -24,6 +25,7 @@ def external_latents(
         latents: Of the sources, (B, c, h, w).
         target: The target of each image.
         guidance: Our settings of guidance; mask and the head's limit on noise do not apply.
+        detail: Of the sources, (B, C, H, W), as `TrainedModel.detail` gives it.
     """
     network = external.network.to(model.device).eval()
 
@@ -31,10 +33,11 @@ def external_latents(
         logits: Tensor = network(normalised(model.codec.decode(clean)))
         return logits / external.temperature
 
-    def evaluate(clean: Tensor) -> Tensor:
-        return external.logits(model.codec.decode(clean)) / external.temperature
+    def guided(part: Tensor, targets: Target, positions: Tensor) -> Tensor:
+        def evaluate(clean: Tensor, rows: Tensor) -> Tensor:
+            images = model.render(clean, detail[positions[rows.cpu()]]).to(model.device)
+            return external.logits(images) / external.temperature
 
-    def guided(part: Tensor, targets: Target) -> Tensor:
         return externally_guided_latents(model.guided, part, targets, classify, guidance, evaluate)
 
     return model.by_batch(latents, target, guided)

@@ -9,7 +9,7 @@ from torch import Tensor
 from mediffusion_core.counterfactuals.guided_denoising import Guidance, guided_denoising
 from mediffusion_core.counterfactuals.guided_model import GuidedModel
 from mediffusion_core.counterfactuals.inversion import source_latents
-from mediffusion_core.counterfactuals.search import search_counterfactuals
+from mediffusion_core.counterfactuals.search import Classify, search_counterfactuals
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.diffusion.process import CLEAN, DiffusionProcess
 from mediffusion_core.settings import CounterfactualSettings
@@ -48,7 +48,7 @@ def externally_guided_latents(
     target: Target,
     classifier: Classifier,
     settings: CounterfactualSettings,
-    classify: Classifier | None = None,
+    classify: Classify | None = None,
 ) -> Tensor:
     """Latents of counterfactuals that an external classifier guides and accepts.
 
@@ -78,4 +78,8 @@ def externally_guided_latents(
         return guided_denoising(guide, source, guidance)
 
     unmasked = settings.model_copy(update={"mask_threshold": 0.0})
-    return search_counterfactuals(latents, target, unmasked, classify or classifier, candidate)
+
+    def by_guide(clean: Tensor, rows: Tensor) -> Tensor:
+        return classifier(clean)
+
+    return search_counterfactuals(latents, target, unmasked, classify or by_guide, candidate)

@@ -29,8 +29,8 @@ class Case:
     model: TrainedModel
     external: PixelClassifier
     guidance: CounterfactualSettings
-    latents: Tensor
-    """Latents of the images, (n, c, h, w)."""
+    sources: Tensor
+    """The images, (n, C, H, W)."""
     target: Target
     """Target of the counterfactuals: the image without the class."""
     real: Tensor
@@ -38,9 +38,14 @@ class Case:
     seed: int
 
     @cached_property
-    def sources(self) -> Tensor:
-        """The images through the autoencoder, (n, C, H, W), which all methods explain."""
-        return self.model.decode(self.latents)
+    def latents(self) -> Tensor:
+        """Latents of the images, (n, c, h, w)."""
+        return self.model.encode(self.sources)
+
+    @cached_property
+    def detail(self) -> Tensor:
+        """Of the images, (n, C, H, W)."""
+        return self.model.detail(self.sources, self.latents)
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -91,9 +96,9 @@ def explanations(case: Case, report: Callable[[str], None]) -> list[Explanation]
     }
     counterfactuals: dict[str, Callable[[], Tensor]] = {
         EXTERNAL: lambda: external_latents(
-            model, case.external, case.latents, case.target, case.guidance
+            model, case.external, case.latents, case.target, case.guidance, case.detail
         ),
-        OURS: lambda: model.explain(case.latents, case.target, case.guidance),
+        OURS: lambda: model.explain(case.latents, case.target, case.guidance, case.detail),
     }
     explained = []
     for name in (*maps, *counterfactuals, CHANCE):
@@ -114,7 +119,7 @@ def _timed(name: str, draw: Callable[[], Tensor]) -> Explanation:
 def _difference(case: Case, name: str, make: Callable[[], Tensor]) -> Explanation:
     """The map Σ over channels of |counterfactual - source|, from latents that `make` returns."""
     begun = time.perf_counter()
-    images = case.model.decode(make())
+    images = case.model.render(make(), case.detail)
     seconds = (time.perf_counter() - begun) / len(images)
     flipped = case.target.reached(case.model.logits(case.model.encode(images)))
     return Explanation(name, (images - case.sources).abs().sum(dim=1), seconds, flipped)

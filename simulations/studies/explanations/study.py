@@ -60,11 +60,10 @@ def study_explanations(
     chosen = choose_images(trained, trained.dataset.test(), choice)
     external, figures = independent_classifier(run, settings, trained.dataset, console)
     seed = derive_seed(settings.seed, "explanations")
-    latents = model.encode(chosen.images)
-    case = Case(model, external, guidance, latents, chosen.target, chosen.real, seed)
+    case = Case(model, external, guidance, chosen.images, chosen.target, chosen.real, seed)
     about = {
         **trained.provenance(),
-        "images": len(latents),
+        "images": len(chosen.images),
         "masks": int(chosen.known.masks.flatten(1).any(dim=1).sum()),
         "guidance": guidance.model_dump(mode="json", exclude={"panel", "count"}),
         "independent": figures,
@@ -78,7 +77,7 @@ def _compare(
     """Explains, measures, and writes figures, page and pictures."""
     masks, groups = chosen.known.masks, chosen.groups
     explained = explanations(
-        case, lambda name: console.print(f"explaining {len(case.latents)} images: {name}")
+        case, lambda name: console.print(f"explaining {len(case.sources)} images: {name}")
     )
     rows = [
         measure(case, one, masks, groups, BOOTSTRAPS, case.seed)

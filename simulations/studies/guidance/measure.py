@@ -74,9 +74,11 @@ class MethodEvaluator:
     def measure(self, method: Method, *, effects: bool) -> Row:
         """Makes the counterfactuals and measures them; `effects` adds the slow figures."""
         target = self.images.target
-        made_latents, seconds = timed(method, self.model, self._latents, target)
-        made = compare(self.model, self._latents, made_latents, target)
-        columns = image_figures(made, target, self._known, self.independent)
+        latents, detail = self._latents, self._detail_of(method)
+        made_latents, seconds = timed(method, self.model, latents, target, detail)
+        made = compare(self.model, latents, made_latents, target, detail)
+        known = self._decoded_truth if method.reconstructed else self.images.known
+        columns = image_figures(made, target, known, self.independent)
         if effects:
             real, labels = self.images.real, self.images.real_labels
             columns |= effect_figures(self.model, made, target, real, labels)
@@ -121,13 +123,14 @@ class MethodEvaluator:
             return {"lpips": nothing, "diversity": nothing}
         few = torch.arange(min(REDRAWN, len(made.images)))
         target, latents = self.images.target.rows(few), self._latents[few]
+        detail = self._detail_of(method)[few]
         sets = [made.images[few]]
         for number in range(1, DRAWS):
             again = method.redrawn(number)
             sets.append(
                 sets[0]
                 if again is None
-                else self.model.decode(again.make(self.model, latents, target))
+                else self.model.render(again.make(self.model, latents, target, detail), detail)
             )
         pairs = [self.perceptual(one, two) for one, two in combinations(sets, 2)]
         diversity = nothing.clone()
@@ -138,6 +141,14 @@ class MethodEvaluator:
     def _latents(self) -> Tensor:
         return self.model.encode(self.images.images)
 
+    def _detail_of(self, method: Method) -> Tensor:
+        """The detail of the sources (n, C, H, W) that the method's images have."""
+        return torch.zeros_like(self._detail) if method.reconstructed else self._detail
+
+    @cached_property
+    def _detail(self) -> Tensor:
+        return self.model.detail(self.images.images, self._latents)
+
     @cached_property
     def _real_features(self) -> Tensor:
         return self.extractor(self.images.real)
@@ -147,8 +158,8 @@ class MethodEvaluator:
         return self.spatial(self.images.real)
 
     @cached_property
-    def _known(self) -> GroundTruth:
-        """The ground truth through the autoencoder, as sources and counterfactuals are."""
+    def _decoded_truth(self) -> GroundTruth:
+        """The ground truth through the autoencoder, as decoded sources are."""
         known = self.images.known
         truth = known.truth.clone()
         is_known = truth.flatten(1).isfinite().all(dim=1)

@@ -26,17 +26,20 @@ class Ours:
 
     name: str
     guidance: CounterfactualSettings
+    reconstructed: bool = False
+    """Whether sources and counterfactuals are decoded latents, without the images' detail."""
 
-    def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
+    def make(self, model: TrainedModel, latents: Tensor, target: Target, detail: Tensor) -> Tensor:
         """Latents (n, c, h, w) of counterfactuals."""
-        return model.explain(latents, target, self.guidance)
+        return model.explain(latents, target, self.guidance, detail)
 
     def redrawn(self, number: int) -> "Ours | None":
         """The same method with new noise; None if it draws no noise."""
         if self.guidance.inversion:
             return None
         seed = self.guidance.noise_seed + number * most_candidates(self.guidance)
-        return Ours(self.name, self.guidance.model_copy(update={"noise_seed": seed}))
+        guidance = self.guidance.model_copy(update={"noise_seed": seed})
+        return Ours(self.name, guidance, self.reconstructed)
 
     def described(self) -> dict[str, Any]:
         """Its settings, for the results."""
@@ -51,8 +54,9 @@ class Baseline:
     start: float
     scale: float
     draw: int = 0
+    reconstructed: bool = False
 
-    def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
+    def make(self, model: TrainedModel, latents: Tensor, target: Target, detail: Tensor) -> Tensor:
         """Latents (n, c, h, w) of counterfactuals."""
         seed = derive_seed(model.settings.seed, "reference", self.draw)
         return model.explain_as_published(
@@ -73,8 +77,9 @@ class Source:
     """The source itself: the best possible closeness and FID, and no flip."""
 
     name: str = "source"
+    reconstructed: bool = False
 
-    def make(self, model: TrainedModel, latents: Tensor, target: Target) -> Tensor:
+    def make(self, model: TrainedModel, latents: Tensor, target: Target, detail: Tensor) -> Tensor:
         """The latents, unchanged."""
         return latents
 
@@ -134,7 +139,7 @@ def ablations(base: CounterfactualSettings) -> list[Ours]:
         guidance = base.model_copy(update=change)
         if all(guidance != known.guidance for known in methods):
             methods.append(Ours(name, guidance))
-    return methods
+    return [*methods, Ours("without the image's detail", base, reconstructed=True)]
 
 
 def refuse_untrained_noise(model: GuidedModel, methods: Sequence[Ours]) -> None:
@@ -151,9 +156,9 @@ def refuse_untrained_noise(model: GuidedModel, methods: Sequence[Ours]) -> None:
 
 
 def timed(
-    method: Method, model: TrainedModel, latents: Tensor, target: Target
+    method: Method, model: TrainedModel, latents: Tensor, target: Target, detail: Tensor
 ) -> tuple[Tensor, float]:
     """Latents (n, c, h, w) of the counterfactuals, and the seconds for each image."""
     begun = time.perf_counter()
-    made = method.make(model, latents, target)
+    made = method.make(model, latents, target, detail)
     return made, (time.perf_counter() - begun) / len(latents)

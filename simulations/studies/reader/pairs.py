@@ -20,7 +20,7 @@ class Pairs:
     """Both counterfactuals of each of n images."""
 
     sources: Tensor
-    """The images through the autoencoder, (n, C, H, W) in [0, 1]."""
+    """The images, (n, C, H, W) in [0, 1]."""
     made: dict[str, Tensor]
     """Counterfactuals by method, (n, C, H, W)."""
 
@@ -40,8 +40,10 @@ def make_pairs(
     """
     guidance = model.settings.evaluation.counterfactual
     ours = make_counterfactuals(model, images, target, guidance)
-    made = external_latents(model, external, model.encode(images), target, guidance)
-    return Pairs(ours.sources, {OURS: ours.images, EXTERNAL: model.decode(made)})
+    latents = model.encode(images)
+    detail = model.detail(images, latents)
+    made = external_latents(model, external, latents, target, guidance, detail)
+    return Pairs(ours.sources, {OURS: ours.images, EXTERNAL: model.render(made, detail)})
 
 
 @dataclass(frozen=True)

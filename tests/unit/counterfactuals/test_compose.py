@@ -274,7 +274,7 @@ def test_an_image_that_has_flipped_is_not_tried_again() -> None:
     )
     model = GaussianData(0.0, 1.0)
     counterfactual_latents(
-        known(model), latents, target, settings, classify=lambda z: 99.0 * _sign(target, z)
+        known(model), latents, target, settings, classify=lambda z, _: 99.0 * _sign(target, z)
     )
     first = model.seen
     again = GaussianData(0.0, 1.0)
@@ -294,7 +294,7 @@ def test_the_nearest_candidate_is_kept_of_an_image_that_never_flips() -> None:
     sure = iter([0.1, 0.3, 0.4, 0.2])  # of the source, and of three candidates
     classified: list[Tensor] = []
 
-    def classify(made: Tensor) -> Tensor:
+    def classify(made: Tensor, rows: Tensor) -> Tensor:
         classified.append(made)
         p = next(sure)
         logit = math.log(p / (1 - p)) * (1 if bool(target.present[0]) else -1)
@@ -305,10 +305,10 @@ def test_the_nearest_candidate_is_kept_of_an_image_that_never_flips() -> None:
     assert torch.equal(found, classified[2])
 
 
-def seen_as(*rows: tuple[float, float]) -> Callable[[Tensor], Tensor]:
+def seen_as(*rows: tuple[float, float]) -> Callable[[Tensor, Tensor], Tensor]:
     """Says the probabilities of two findings in turn, of the source first."""
     told = iter(rows)
-    return lambda _: torch.tensor([next(told)]).logit()
+    return lambda *_: torch.tensor([next(told)]).logit()
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_flipped_candidate_is_kept_before_a_more_confident_one() -> None:
         sources(1),
         target,
         settings,
-        lambda _: torch.tensor([next(told)]).log(),
+        lambda *_: torch.tensor([next(told)]).log(),
         lambda *_: next(made),
     )
     assert (found == 1.0).all()
@@ -361,10 +361,14 @@ def test_the_mask_is_relaxed_for_images_that_no_candidate_has_flipped(relaxed: b
         flips = torch.tensor([row == 0 or at.mask_threshold == 0.0 for row in rows.tolist()])
         return torch.where(flips, -1.0, 1.0).reshape(-1, 1, 1, 1).expand(-1, *latents.shape[1:])
 
-    def classify(made: Tensor) -> Tensor:
+    asked: list[list[int]] = []
+
+    def classify(made: Tensor, rows: Tensor) -> Tensor:
+        asked.append(rows.tolist())
         return made[:, :, 0, 0]
 
     found = search_counterfactuals(torch.ones_like(latents), target, settings, classify, candidate)
+    assert asked == [[0, 1], *(rows for rows, _, _ in tried)]
     more = [([1], 7, 0.2), ([1], 8, 0.0)] if relaxed else []
     assert tried == [([0, 1], 5, 0.4), ([0, 1], 6, 0.4), *more]
     assert (found < 0).flatten(1).all(dim=1).tolist() == [True, relaxed]
@@ -385,7 +389,7 @@ def test_an_external_classifier_draws_as_often_and_repeats_no_inversion(
     settings = CounterfactualSettings.model_validate({**PLAIN, **changes, "relax_mask": True})
     classified: list[Tensor] = []
 
-    def never(clean: Tensor) -> Tensor:
+    def never(clean: Tensor, rows: Tensor) -> Tensor:
         classified.append(clean)
         return torch.full((1, 2), 3.0)
 

@@ -75,6 +75,24 @@ def test_source_and_counterfactual_are_classified_alike(model: TrainedModel) -> 
     made = make_counterfactuals(model, images, panel.target, guidance)
     torch.testing.assert_close(made.before, model.classify(made.sources))
     torch.testing.assert_close(made.after, model.classify(made.images))
+    torch.testing.assert_close(made.sources, images)
+
+
+def test_pixels_that_guidance_does_not_change_are_those_of_the_image(model: TrainedModel) -> None:
+    """Although the autoencoder is untrained and blurs them beyond recognition."""
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(3))
+    latents = model.encode(images)
+    detail = model.detail(images, latents)
+    assert float(detail.abs().mean()) > 0.1
+    made = latents.clone()
+    made[2:] += 1.0
+    panel = choose_panel(torch.ones(4, 5), tuple("abcde"), True, 4, seed=0)
+    found = compare(model, latents, made, panel.target, detail)
+    torch.testing.assert_close(found.images[:2], images[:2])
+    moved = model.decode(made[2:]) - model.decode(latents[2:])
+    torch.testing.assert_close(found.images[2:], (images[2:] + moved).clamp(0, 1))
+    decoded = compare(model, latents, made, panel.target, torch.zeros_like(detail))
+    torch.testing.assert_close(decoded.sources, model.decode(latents))
 
 
 def test_guidance_uses_the_noise_levels_of_the_heads_training(model: TrainedModel) -> None:
@@ -107,8 +125,9 @@ def test_a_temperature_changes_probabilities_but_not_flips(
     images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     panel = choose_panel(torch.ones(4, 5), tuple("abcde"), True, 4, seed=0)
     latents, made = model.encode(images), model.encode(images.flip(0))
-    plain = compare(model, latents, made, panel.target)
-    surer = compare(replace(model, temperature=0.5), latents, made, panel.target)
+    detail = model.detail(images, latents)
+    plain = compare(model, latents, made, panel.target, detail)
+    surer = compare(replace(model, temperature=0.5), latents, made, panel.target, detail)
     assert torch.equal(surer.eligible, plain.eligible)
     assert torch.equal(surer.flipped, plain.flipped)
     torch.testing.assert_close(surer.before.logit(), 2 * plain.before.logit())

@@ -105,7 +105,8 @@ def test_a_model_with_an_untrained_denoiser_draws_nothing(tiny: tuple[str, ...])
     with pytest.raises(UserError, match="its denoiser was not trained"):
         model.sample(1, 2, seed=0)
     with pytest.raises(UserError, match="its denoiser was not trained"):
-        model.explain(latents, target, settings.evaluation.counterfactual)
+        nothing = torch.zeros(2, settings.data.channels, 32, 32)
+        model.explain(latents, target, settings.evaluation.counterfactual, nothing)
 
 
 @pytest.mark.parametrize("pooling", ["max", ""])

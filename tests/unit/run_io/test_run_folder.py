@@ -330,7 +330,8 @@ def test_a_model_works_on_the_gpu_as_on_the_cpu(settings: Settings) -> None:
         model = trained(settings)
         on = TrainedModel(settings, CLASSES, True, model.codec.to(device), model.joint.to(device))
         latents = on.encode(images)
-        explained = on.explain(latents, target, settings.evaluation.counterfactual)
+        detail = on.detail(images, latents)
+        explained = on.explain(latents, target, settings.evaluation.counterfactual, detail)
         made.append((on.logits(latents), explained.cpu(), on.sample(2, 4, seed=0)))
     for cpu, cuda in zip(*made, strict=True):
         torch.testing.assert_close(cuda, cpu, rtol=1e-2, atol=1e-2)

@@ -80,6 +80,8 @@ def test_each_ablation_changes_one_part(inversion: bool) -> None:
     for one in others:
         pairs = zip(base.model_dump().items(), one.guidance.model_dump().values(), strict=True)
         changed[one.name] = {name for (name, before), after in pairs if before != after}
+    assert changed.pop("without the image's detail") == set()
+    assert [one.name for one in others if one.reconstructed] == ["without the image's detail"]
     assert changed.pop("one candidate") == {"num_candidates", "relax_mask"}
     names = list(changed)
     assert len(names) == 7 and all(len(parts) == 1 for parts in changed.values())
