@@ -41,8 +41,9 @@ def test_external_guidance_uses_calibrated_probabilities(
     latents = torch.randn(2, *model.settings.latent_shape)
     target = Target(torch.tensor([0, 2]), torch.tensor([True, False]), True)
     guidance = model.settings.evaluation.counterfactual
+    detail = torch.zeros(2, 1, 32, 32)
     plain, louder, unfit = (
-        external_latents(model, bright(factor, temperature), latents, target, guidance)
+        external_latents(model, bright(factor, temperature), latents, target, guidance, detail)
         for factor, temperature in ((20.0, 1.0), (60.0, 3.0), (60.0, 1.0))
     )
     torch.testing.assert_close(louder, plain, rtol=1e-3, atol=1e-3)
