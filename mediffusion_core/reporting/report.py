@@ -99,11 +99,13 @@ def audited(summary: Mapping[str, Any]) -> str:
     """The measured lower bounds of ε by stage, as part of a sentence; empty without an audit."""
     stages = _inside(_inside(summary, "audit"), "stages")
     found = [
-        f"{stage} at least {number(one.get('lower_bound'), 2)} of {number(one.get('epsilon'), 2)}"
+        f"{stage} at least {number(one.get('lower_bound'), 2)} of {number(one.get('epsilon'), 2)}, "
+        f"where {number(one.get('largest_bound'), 2)} could be shown"
         for stage, one in stages.items()
         if isinstance(one, Mapping)
     ]
-    return f" (measured with 95 % confidence: {', '.join(found)})" if found else ""
+    measured_as = "measured on synthetic units with 95 % confidence"
+    return f" ({measured_as}: {'; '.join(found)})" if found else ""
 
 
 def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -22,16 +22,30 @@ def read_summary(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} has no summary; has the run ended?") from None
 
 
+def plans(run: Path, summary: Mapping[str, Any], settings: Settings) -> dict[str, Plan]:
+    """The plan of each site.
+
+    Raises:
+        UserError: if the summary is not of a private run.
+    """
+    try:
+        return {
+            site: Plan.of(
+                settings, int(summary["census"][site]["train"]), float(one["noise_multiplier"])
+            )
+            for site, one in summary["privacy"]["sites"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{run}: its summary is not of a private run") from None
+
+
 def worst_site(run: Path, summary: Mapping[str, Any], settings: Settings) -> tuple[str, Plan]:
     """The site of the largest promised ε, and its plan.
 
     Raises:
         UserError: if the summary is not of a private run.
     """
-    try:
-        sites = summary["privacy"]["sites"]
-        site = max(sites, key=lambda name: float(sites[name]["epsilon"]))
-        units = int(summary["census"][site]["train"])
-        return site, Plan.of(settings, units, float(sites[site]["noise_multiplier"]))
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{run}: its summary is not of a private run") from None
+    found = plans(run, summary, settings)
+    sites = summary["privacy"]["sites"]
+    site = max(found, key=lambda name: float(sites[name]["epsilon"]))
+    return site, found[site]

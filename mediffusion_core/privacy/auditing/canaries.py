@@ -18,7 +18,7 @@ from mediffusion_core.privacy.dp_sgd.per_sample_clipping import B, Losses, PerSa
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.settings import AutoencoderTraining, JointTraining
 
-LENGTH = 2.0
+LENGTH = 100.0
 """Of a canary's gradient, in bounds C."""
 
 
@@ -67,10 +67,13 @@ class AuditedRound(PrivateRound):
         """As `PrivateRound.gradients`, with canaries.
 
         Raises:
-            UserError: for ghost clipping, which needs every unit in every layer.
+            UserError: for ghost clipping, which needs every unit in every layer, and for clipping
+                by layers, which leaves one layer of many a small part of the bound.
         """
-        if self.privacy.grad_sample_mode == "ghost":
-            raise UserError("an audit needs privacy.grad_sample_mode=hooks")
+        if self.privacy.grad_sample_mode == "ghost" or self.privacy.clipping == "per_layer":
+            raise UserError(
+                "an audit needs privacy.grad_sample_mode=hooks and privacy.clipping=flat"
+            )
         audited = _WithCanaries(module, len(self.took_part)).to(next(module.parameters()).device)
         length = LENGTH * self.privacy.max_grad_norm
 

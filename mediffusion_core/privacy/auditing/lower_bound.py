@@ -43,6 +43,13 @@ def epsilon_lower_bound(
     return max(bounds)
 
 
+def largest_lower_bound(canaries: int, delta: float, confidence: float) -> float:
+    """The bound where all guesses are right: an audit of so many canaries refutes no larger ε."""
+    error = (1 - confidence) / len(SHARES)
+    guesses = [2 * max(1, round(share * canaries)) for share in SHARES]
+    return max(_refuted(canaries, number, number, delta, error) for number in guesses)
+
+
 def probability_of_guesses(epsilon: float, m: int, guesses: int, right: int, delta: float) -> float:
     """The largest probability of so many right guesses under (ε, δ)-DP, at most 1.
 

@@ -43,7 +43,7 @@ from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
 from simulations.engine.simulate import read_launch
-from simulations.studies.promises import read_summary, worst_site
+from simulations.studies.promises import plans, read_summary
 
 ATTACK = "attack.json"
 
@@ -179,11 +179,13 @@ def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
 def _largest_tpr(run: Path, settings: Settings, ceiling: Mapping[str, Any]) -> float:
     """The largest true positive rate under the planned steps; under ε alone if more was spent."""
     summary = read_summary(run)
-    site, plan = worst_site(run, summary, settings)
-    planned = float(summary["privacy"]["sites"][site]["epsilon"])
+    found = plans(run, summary, settings)
+    planned = max(float(one["epsilon"]) for one in summary["privacy"]["sites"].values())
     if ceiling["epsilon"] > planned * (1 + 1e-6):
         return float(ceiling["largest_tpr"])
-    return largest_true_positive_rate(plan.charges(), FALSE_POSITIVE_RATE)
+    return max(
+        largest_true_positive_rate(plan.charges(), FALSE_POSITIVE_RATE) for plan in found.values()
+    )
 
 
 def _spent(run: Path, privacy: PrivacySettings, delta: float) -> float:
