@@ -8,18 +8,10 @@ from mediffusion_core.privacy.accounting.accountant import epsilon
 from mediffusion_core.privacy.accounting.plan import Plan, validation_charges
 from mediffusion_core.run_io.run_folder import EVALUATION
 from mediffusion_core.settings import Settings
+from mediffusion_core.settings.allowed_metrics import LOSSES
 from server.messages import Reply
 from server.state import RunState
 from server.strategy.aggregation import mean_metric
-
-LOSSES = (
-    "loss",
-    "diffusion_loss",
-    "classification_loss",
-    "consistency_loss",
-    "alignment_loss",
-    "pseudo_labelled",
-)
 
 Census = Mapping[str, Mapping[str, Any]]
 History = Sequence[Mapping[str, Any]]
