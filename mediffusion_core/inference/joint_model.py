@@ -170,7 +170,6 @@ class TrainedModel:
         output = self.joint.denoise(latents, timesteps).float()
         return self.process.noise_pred(output, latents, timestep)
 
-    @torch.no_grad()
     def detail(self, images: Tensor, latents: Tensor) -> Tensor:
         """The detail that the autoencoder loses, x - D(z), (N, C, H, W), on the CPU."""
         return images.cpu() - self.decode(latents)

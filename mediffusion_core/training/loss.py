@@ -70,9 +70,9 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
     (arXiv 2411.09434, eq. 6; there w = 1, t' = 0 for all rows, and there are no further parts.) The
     third part is FixMatch's, arXiv 2001.07685, eq. 4. ℓ is the cross-entropy, binary if the classes
     are independent. The fourth part is `alignment.alignment_errors`. `total_loss` weights the
-    parts. All sums are divided by the fixed batch size,
-    not by the number of rows or labels in a batch. With differential privacy the objective is that
-    of `privacy.dp_sgd.joint_rows.UnitLosses`, with one divisor for both parts.
+    parts. All sums are divided by the fixed batch size, not by the number of rows or labels in a
+    batch. With differential privacy the objective is that of
+    `privacy.dp_sgd.joint_rows.UnitLosses`, with one divisor for both parts.
     """
     parts = (batch.denoising, *batch.labelled.values(), batch.aligned)
     rows = [part for part in parts if part is not None]

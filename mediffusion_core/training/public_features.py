@@ -1,6 +1,5 @@
 """A public encoder's features of all images of a store, computed once and kept beside them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.files import replacing
 from mediffusion_core.data.image_set import as_batch
-from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
+from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset, Progress
 from mediffusion_core.data.store.prepared import Store
 from mediffusion_core.models.public_encoders import (
     ENCODER_WIDTHS,
@@ -24,16 +23,13 @@ BATCH = 32
 FORMAT = 1
 """Of the kept features. Other features of the encoder need another number."""
 
-OnBatch = Callable[[int, int], None]
-"""Told (done, all) after each batch."""
-
 
 def public_features(
     dataset: FederatedDataset,
     rows: NDArray[np.int64],
     alignment: AlignmentSettings,
     device: torch.device,
-    on_batch: OnBatch = lambda done, count: None,
+    on_batch: Progress = lambda done, count: None,
 ) -> torch.Tensor:
     """Features of some images of a data set, which the encoder sees at its own resolution.
 
@@ -77,7 +73,7 @@ def _rows_there(here: Store, rows: NDArray[np.int64], there: Store) -> NDArray[n
     return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
-def _computed(store: Store, encoder: PublicEncoder, on_batch: OnBatch) -> NDArray[np.float16]:
+def _computed(store: Store, encoder: PublicEncoder, on_batch: Progress) -> NDArray[np.float16]:
     """The features (N, D) of all images of a store."""
     images, computed = store.images, np.empty((len(store.images), encoder.width), np.float16)
     for rows in np.split(np.arange(len(images)), range(BATCH, len(images), BATCH)):

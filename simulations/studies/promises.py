@@ -1,4 +1,4 @@
-"""The promise of a private run: the site of the largest ε, and its plan."""
+"""The promise of a private run: its sites' plans, and the site of the largest ε."""
 
 import json
 from collections.abc import Mapping

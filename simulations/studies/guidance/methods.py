@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -54,7 +54,7 @@ class Baseline:
     start: float
     scale: float
     draw: int = 0
-    reconstructed: bool = False
+    reconstructed: ClassVar[bool] = False
 
     def make(self, model: TrainedModel, latents: Tensor, target: Target, detail: Tensor) -> Tensor:
         """Latents (n, c, h, w) of counterfactuals."""
@@ -77,7 +77,7 @@ class Source:
     """The source itself: the best possible closeness and FID, and no flip."""
 
     name: str = "source"
-    reconstructed: bool = False
+    reconstructed: ClassVar[bool] = False
 
     def make(self, model: TrainedModel, latents: Tensor, target: Target, detail: Tensor) -> Tensor:
         """The latents, unchanged."""

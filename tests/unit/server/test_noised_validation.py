@@ -10,6 +10,7 @@ from mediffusion_core.messaging.protocol import COUNTS
 from mediffusion_core.settings import Settings
 from server.messages import RefusedReplyError, Reply
 from server.noised_validation import NoisedValidationSums
+from server.pooled import PooledValidation
 from server.reply_bounds import refuse_noised_validation
 
 CLASSES = ("a", "b", "c", "d")
@@ -27,7 +28,9 @@ def drawn(seed: int) -> tuple[Tensor, Tensor]:
     return logits, torch.zeros(500, 4).scatter_(1, chosen, 1.0)
 
 
-def pooled(settings: Settings, *sites: ValidationSums, known: tuple[str, ...] | None = None):  # type: ignore[no-untyped-def]
+def pooled(
+    settings: Settings, *sites: ValidationSums, known: tuple[str, ...] | None = None
+) -> PooledValidation:
     sums = NoisedValidationSums(CLASSES, False, settings, 1, known)
     for number, one in enumerate(sites):
         sums.take(Reply(f"site-{number}", {COUNTS: one.arrays()}))
