@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mediffusion_core.evaluation.evaluator import Evaluator
 from mediffusion_core.inference.joint_model import TrainedModel
@@ -36,6 +37,7 @@ class EvaluationRounds:
         self._folder = folder
         self._device = device
         self._reconstructions = folder.pictures / "reconstructions.png"
+        self._latents: Tensor | None = None
 
     def reconstruction(self, state: RunState) -> float:
         """The autoencoder's PSNR in dB on test images; draws some of them."""
@@ -61,7 +63,10 @@ class EvaluationRounds:
         generation, samples = evaluator.generation(model)
         if samples is not None:
             save_sample_grid(samples, pictures / "samples.png")
-        figures = {**evaluator.classification(model), **pooled.figures, **generation}
+        if self._latents is None:  # the joint stage leaves the codec as it is
+            self._latents = evaluator.encode(model)
+        classification = evaluator.classification(model, model.logits(self._latents))
+        figures = {**classification, **pooled.figures, **generation}
         if number:
             figures["counterfactual"], rows = evaluator.counterfactuals(model)
             if rows:

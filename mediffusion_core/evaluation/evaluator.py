@@ -75,7 +75,7 @@ SHOWN = 32
 SHOWN_RECONSTRUCTIONS = 8
 SMALLEST_HALF = 4
 """Fewest images in each half of the test set."""
-RECONSTRUCTED = 512
+RECONSTRUCTED = 256
 """Images over which PSNR is averaged, at most."""
 
 
@@ -143,7 +143,7 @@ class Evaluator:
         return cls(settings, test, groups, sites, store.classes, store.multi_label, truth)
 
     def reconstruction(self, codec: LatentCodec) -> tuple[float, Reconstructions]:
-        """Mean PSNR in dB over up to 512 test images, and some of them to show."""
+        """Mean PSNR in dB over up to 256 test images, and some of them to show."""
         chosen = self._spread(RECONSTRUCTED)
         images = self._test.take(chosen)
         device = codec.mean.device
@@ -155,21 +155,24 @@ class Evaluator:
         shown = slice(0, SHOWN_RECONSTRUCTIONS)
         return float(decibels.mean()), Reconstructions(images[shown], made[shown], decibels[shown])
 
-    def classification(self, model: Classifier) -> dict[str, Any]:
+    def encode(self, model: Classifier) -> Tensor:
+        """What a model's `logits` takes, of the test set's N images."""
+        return model.encode(self._test.take(torch.arange(len(self._test))))
+
+    def logits(self, model: Classifier) -> Tensor:
+        """A model's logits (N, classes) of the test set's images."""
+        return model.logits(self.encode(model))
+
+    def classification(self, model: Classifier, logits: Tensor) -> dict[str, Any]:
         """AUC per class, macro and per site on the test set, with intervals over patients.
 
         Scores are computed from the logits without the temperature: with exclusive classes it would
         change the order of samples. `calibration` has figures with and without the temperature.
+
+        Args:
+            model: Gives the temperature.
+            logits: Of the test set's images, (N, classes), as `logits` gives them.
         """
-        return self.classification_of(model, self.logits(model))
-
-    def logits(self, model: Classifier) -> Tensor:
-        """A model's logits (N, classes) of the test set's images."""
-        images = self._test.take(torch.arange(len(self._test)))
-        return model.logits(model.encode(images))
-
-    def classification_of(self, model: Classifier, logits: Tensor) -> dict[str, Any]:
-        """The figures of `classification` from logits (N, classes) of the test set's images."""
         scores = class_scores(logits, self.multi_label)
         targets = self._test.targets
         per_class = exact_auc(scores, targets)

@@ -76,7 +76,7 @@ class EvaluationSettings(StrictModel):
     """Joint rounds between two evaluations, at least 1. The last round is always evaluated."""
     num_samples: Annotated[int, Field(ge=16)] = 300
     """Generated images for FID and KID, at least 16."""
-    sampling_steps: Count = 30
+    sampling_steps: Count = 10
     """Denoising steps of a generated image, at least 1."""
     extractor: Literal["efficientnet-lite0", "inception"] = "efficientnet-lite0"
     """Network whose features FID and KID compare."""

@@ -101,7 +101,7 @@ class BaselineRun:
         evaluator = Evaluator.of_dataset(self._settings, self._dataset)
         logits = evaluator.logits(model)
         figures = {
-            **evaluator.classification_of(model, logits),
+            **evaluator.classification(model, logits),
             **selected,
             "parameters": sum(p.numel() for p in self._network.parameters()),
             "seconds": round(time.monotonic() - begun, 1),

@@ -136,8 +136,9 @@ def test_a_temperature_changes_probabilities_but_not_flips(
 def test_calibration_is_evaluated_with_the_temperature_and_without(model: TrainedModel) -> None:
     """Ranks do not depend on it, and a model at temperature 1 is an uncalibrated one."""
     evaluator = evaluator_of(model.settings, images=40, patients=20, classes=5, multi_label=True)
-    plain = evaluator.classification(model)
-    scaled = evaluator.classification(replace(model, temperature=4.0))
+    logits = evaluator.logits(model)
+    plain = evaluator.classification(model, logits)
+    scaled = evaluator.classification(replace(model, temperature=4.0), logits)
     figures, others = plain.pop("calibration"), scaled.pop("calibration")
     assert repr(plain) == repr(scaled)  # nan is no equal of nan
     assert figures["temperature"] == 1.0 and others["temperature"] == 4.0
