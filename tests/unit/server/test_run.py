@@ -20,6 +20,7 @@ from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.messaging import protocol
 from mediffusion_core.run_io.run_folder import RunFolder
 from mediffusion_core.settings import Settings
+from server.checkpoints import restore_state
 from server.messages import Reply
 from server.reply_contract import ReplyContract
 from server.run import FederatedRun
@@ -51,7 +52,7 @@ CPU = torch.device("cpu")
 
 
 def short_run(
-    shortest: tuple[str, ...], folder: Path, *more: str
+    shortest: tuple[str, ...], folder: Path, *more: str, resumed: bool = False
 ) -> tuple[FederatedRun, Recording, FederatedDataset, RunFolder]:
     """A run of one round of each stage, its sites, its data and its folder."""
     places = (f"data.store={folder / 'store'}", f"run.folder={folder / 'run'}")
@@ -67,7 +68,8 @@ def short_run(
         sites,
         Evaluator(settings, dataset.test(), groups, origin, store.classes, store.multi_label),
         run_folder,
-        fresh_state(settings, len(store.classes)),
+        (resumed and restore_state(run_folder, settings))
+        or fresh_state(settings, len(store.classes)),
         CPU,
     )
     return run, sites, dataset, run_folder

@@ -158,7 +158,12 @@ def test_a_run_shows_a_site_in_noised_means_alone(
         for name, value in first[AUTOENCODER].items()
     )
     assert moved > 0.5  # the noise's deviation is 1, far more than a step of training
-    assert len((folder.path / FILE).read_text().split()) == 2
+    lines = (folder.path / FILE).read_text().split()
+    assert len(lines) == 2
+    (folder.path / FILE).write_text(lines[0])
+    resumed, *_ = short_run(shortest, tmp_path, noise, resumed=True)
+    with pytest.raises(UserError, match="1 noised means and the checkpoint 2"):
+        resumed.execute()
 
 
 @pytest.mark.parametrize(
