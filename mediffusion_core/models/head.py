@@ -48,6 +48,25 @@ def _attend(one: Tensor, query: Tensor) -> Tensor:
     return torch.einsum("bp,bcp->bc", scores.softmax(dim=1), positions)
 
 
+class Normalised(nn.Module):
+    """Pooled features with mean 0 and variance 1 in each row.
+
+    This is layer normalisation without gain and bias (arXiv 1607.06450). Maps of deep blocks are
+    larger than those of the first ones by an amount that grows in training; the layers after this
+    one do not have to follow it.
+    """
+
+    def __init__(self, pooling: nn.Module) -> None:
+        """Takes the pooling of the maps."""
+        super().__init__()
+        self.pooling = pooling
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) to features (B, Σ C_i)."""
+        pooled = self.pooling(maps)
+        return nn.functional.layer_norm(pooled, pooled.shape[1:])
+
+
 class StatisticsAndMaps(nn.Module):
     """Moments of the latent, and the pooled maps of the encoder.
 
@@ -78,7 +97,11 @@ class ClassifierHead(nn.Sequential):
     def __init__(self, widths: Sequence[int], num_classes: int, settings: HeadSettings) -> None:
         """Takes the channels of all inputs, with `latent_statistics` those of the latent first."""
         latent, maps = (widths[:1], widths[1:]) if settings.latent_statistics else ((), widths)
-        pooling = AttentionPooling(maps) if settings.pooling == "attention" else MeanPooling()
+        pooling: nn.Module = MeanPooling()
+        if settings.pooling == "attention":
+            pooling = AttentionPooling(maps)
+        if settings.normalised:
+            pooling = Normalised(pooling)
         layers = (
             nn.Dropout(settings.dropout),
             nn.Linear(PER_CHANNEL * sum(latent) + sum(maps), settings.hidden),
@@ -90,3 +113,9 @@ class ClassifierHead(nn.Sequential):
         read = StatisticsAndMaps(pooling) if settings.latent_statistics else pooling
         super().__init__(OrderedDict([("pooling", read), *named]))
         self.reads_latents = settings.latent_statistics
+
+    def pool(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) to features (B, Σ C_i), without those of the latent."""
+        pooling = self.get_submodule("pooling.maps" if self.reads_latents else "pooling")
+        pooled: Tensor = pooling(maps)
+        return pooled

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from mediffusion_core.models.head import ClassifierHead, MeanPooling
+from mediffusion_core.models.head import ClassifierHead
 from mediffusion_core.settings import HeadSettings, UNetSettings
 
 
@@ -74,11 +74,6 @@ class Encoded(NamedTuple):
     maps: Sequence[Tensor]
     """Of every resolution, the middle one last, (B, C_i, h_i, w_i)."""
 
-    def pooled(self, rows: slice = EVERY) -> Tensor:
-        """The mean of each map over its positions, (rows, `pooled_width`)."""
-        pooled: Tensor = MeanPooling()([one[rows] for one in self.maps])
-        return pooled
-
 
 class JointUNet(nn.Module):
     """Denoiser and classifier in one module with a single `forward`.
@@ -135,6 +130,10 @@ class JointUNet(nn.Module):
             maps += block_maps
         hidden = self.unet.mid_block(hidden, embedding)  # (B, CL, h / 2^L, w / 2^L)
         return Encoded(latents, embedding, (*maps, hidden))
+
+    def pooled(self, encoded: Encoded, rows: slice = EVERY) -> Tensor:
+        """The pooled maps as the classifier takes them, (rows, `pooled_width`)."""
+        return self.head.pool([one[rows] for one in encoded.maps])
 
     def outputs(
         self, encoded: Encoded, denoise: slice = EVERY, classify: slice = EVERY

@@ -33,11 +33,18 @@ class ExportedHead(ModelMixin, ConfigMixin):
         dropout: float = 0.3,
         pooling: str = "mean",
         moments: bool = False,
+        normalised: bool = False,
     ) -> None:
         """Takes the channels of the inputs, the classes, and the layers' settings."""
         super().__init__()
         settings = HeadSettings.model_validate(
-            {"hidden": hidden, "dropout": dropout, "pooling": pooling, "latent_statistics": moments}
+            {
+                "hidden": hidden,
+                "dropout": dropout,
+                "pooling": pooling,
+                "latent_statistics": moments,
+                "normalised": normalised,
+            }
         )
         self.layers = ClassifierHead(widths, len(classes), settings)
 

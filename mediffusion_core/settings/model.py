@@ -95,6 +95,8 @@ class HeadSettings(StrictModel):
     """How a map becomes a vector: by its mean, or by attention (arXiv 1802.04712)."""
     latent_statistics: bool = False
     """Whether the means, deviations and gradients of the latent are further features."""
+    normalised: bool = False
+    """Whether the pooled maps of each image are normalised to mean 0 and variance 1."""
     hidden: Count = 1024
     """Width of the hidden layer, at least 1."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3

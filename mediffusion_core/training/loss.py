@@ -85,7 +85,8 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
     output, logits = model.outputs(encoded, denoise=slice(first), classify=slice(first, last))
     losses = {}
     if batch.aligned:
-        errors = alignment_errors(encoded.pooled(slice(last, None)), batch.aligned.directions)
+        pooled = model.pooled(encoded, slice(last, None))
+        errors = alignment_errors(pooled, batch.aligned.directions)
         losses["alignment_loss"] = errors.sum() / settings.alignment.batch_size
     if batch.denoising:
         assert output is not None

@@ -67,7 +67,7 @@ LABELS_ALONE = Method(
     without_unlabelled=True,
 )
 
-_ALIGNED = ("training.joint.alignment.weight=1",)
+_ALIGNED = ("training.joint.alignment.weight=1", "model.head.normalised=true")
 _ALIGNED_TRIALS: tuple[Trial, ...] = (
     (),
     ("training.joint.classification_weight=3.0",),

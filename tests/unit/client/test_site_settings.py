@@ -70,7 +70,7 @@ FREE = {
         "channels layers_per_block latent_channels norm_groups patch_size attention linear_start"
     ),
     "model.unet": "channels attention layers_per_block attention_head_width norm_groups",
-    "model.head": "pooling latent_statistics hidden dropout",
+    "model.head": "pooling latent_statistics normalised hidden dropout",
     "diffusion": "timesteps prediction",
     "training": "precision",
     "training.autoencoder": (

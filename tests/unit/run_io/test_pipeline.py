@@ -200,7 +200,11 @@ def test_explanations_are_those_of_the_run(
 @pytest.mark.parametrize(
     "changes",
     [
-        ("model.head.pooling=attention", "model.head.latent_statistics=true"),
+        (
+            "model.head.pooling=attention",
+            "model.head.latent_statistics=true",
+            "model.head.normalised=true",
+        ),
         ("data.augmentation=dermoscopy", "evaluation.noise_levels=[0,0.1]"),
         ("data.channels=3", "data.source=isic2019", "federation.num_sites=2"),
     ],

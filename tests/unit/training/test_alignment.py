@@ -52,7 +52,7 @@ def test_the_loss_is_of_clean_rows_and_reaches_the_encoder_alone(settings: Setti
     assert batch.aligned is not None and not batch.aligned.timesteps.any()
     losses = joint_losses(joint.eval(), batch, wanted)
     encoded = joint.encode(batch.aligned.inputs, batch.aligned.timesteps)
-    alone = alignment_errors(encoded.pooled(), batch.aligned.directions).mean()
+    alone = alignment_errors(joint.pooled(encoded), batch.aligned.directions).mean()
     torch.testing.assert_close(losses["alignment_loss"], alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         total_loss(losses, wanted) - total_loss({**losses, "alignment_loss": alone * 0}, wanted),
@@ -86,7 +86,7 @@ def test_training_learns_the_directions_of_images_without_labels(settings: Setti
                 data.latents.float(), torch.zeros(len(data.latents), dtype=torch.long)
             )
             assert data.directions is not None
-            return float(alignment_errors(encoded.pooled(), data.directions.float()).mean())
+            return float(alignment_errors(joint.pooled(encoded), data.directions.float()).mean())
 
     before = error()
     process = DiffusionProcess.of(settings.diffusion)
