@@ -57,8 +57,12 @@ class FederatedRun:
         folder: RunFolder,
         state: RunState,
         device: torch.device,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
-        """Takes the sites, what evaluates the global model, where to write, and the state."""
+        """Takes the sites, the evaluator, the folder and the state of a run.
+
+        `saved` is called after each checkpoint.
+        """
         self._settings = settings
         self._sites = sites
         self._folder = folder
@@ -67,6 +71,7 @@ class FederatedRun:
         self._evaluation = EvaluationRounds(settings, evaluator, folder, device)
         self._strategy = Strategy(settings, folder.path)
         self._encoded: set[str] = set()
+        self._saved = saved
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
@@ -286,6 +291,7 @@ class FederatedRun:
         self._state.seconds = self._elapsed()
         self._state.noised_means = self._strategy.noised_means()
         save_state(self._state, self._folder, self._settings, stage)
+        self._saved()
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._begun, 3)

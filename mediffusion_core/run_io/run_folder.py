@@ -29,8 +29,8 @@ class RunFolder:
     """Paths and records of one run.
 
     `settings.json` (resolved), `metrics.jsonl`, `summary.json`, `plan.json`, `checkpoints/`,
-    `pictures/`, `model/` (for predict, sample and explain) and `sites/` (in simulation, the
-    sites' own folders).
+    `pictures/`, `model/` (for predict, sample and explain), `sites/` (in simulation, the sites'
+    own folders) and the files of trackers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +40,10 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.model = path / "model"
         self.metrics = path / "metrics.jsonl"
+
+    def round_pictures(self, number: int) -> Path:
+        """The folder of the pictures of a joint round's evaluation."""
+        return self.pictures / "rounds" / f"{number:04d}"
 
     def create(self, settings: Settings) -> None:
         """Makes the folder and writes the resolved settings into it.
