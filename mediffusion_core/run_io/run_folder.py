@@ -16,7 +16,9 @@ from mediffusion_core.settings import RunSettings, Settings
 
 EVALUATION = "evaluation"
 """The stage of an evaluation's lines; files of earlier runs have this name, so it stays."""
-STAGES = ("prepare", "census", "autoencoder", "latents", "joint", EVALUATION)
+JOINT_STAGE = "joint"
+"""The stage whose rounds are evaluated, and have a selected one."""
+STAGES = ("prepare", "census", "autoencoder", "latents", JOINT_STAGE, EVALUATION)
 """Stages of a run in their order, as `metrics.jsonl` names them."""
 
 
