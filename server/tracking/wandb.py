@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 class WandB(Tracker):
     """Logs to the service if $WANDB_API_KEY is set and the service answers, else to `wandb/`.
 
-    $WANDB_MODE decides otherwise. Nothing of the machine, the code or the console is logged.
+    $WANDB_MODE decides otherwise. The names of machine and user, the code and the console are not
+    logged; W&B itself adds the versions of Python and of the platform.
     """
 
     def begin(self, known: str | None) -> str:
