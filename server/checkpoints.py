@@ -16,14 +16,13 @@ from mediffusion_core.messaging.protocol import (
     WHITENING,
 )
 from mediffusion_core.run_io.checkpoints import (
-    JOINT_STAGE,
     Checkpoint,
     list_checkpoints,
     newest_checkpoint,
     resumable_checkpoints,
     save_checkpoint,
 )
-from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import JOINT_STAGE, RunFolder
 from mediffusion_core.settings import Settings
 from server.selection import Evaluated, Selection
 from server.state import RunState

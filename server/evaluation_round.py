@@ -2,7 +2,6 @@
 
 import shutil
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ class EvaluationRounds:
         """
         evaluator = self._evaluator
         model = self._model(state, pooled.temperature)
-        pictures = self._pictures(number)
+        pictures = self._folder.round_pictures(number)
         pictures.mkdir(parents=True, exist_ok=True)
         generation, samples = evaluator.generation(model)
         if samples is not None:
@@ -114,8 +113,5 @@ class EvaluationRounds:
     def _keep(self, model: TrainedModel, number: int) -> None:
         """Writes a round's model and pictures to where a run has those that are selected."""
         model.save(self._folder.model)
-        for picture in self._pictures(number).glob("*.png"):
+        for picture in self._folder.round_pictures(number).glob("*.png"):
             shutil.copyfile(picture, self._folder.pictures / picture.name)
-
-    def _pictures(self, number: int) -> Path:
-        return self._folder.pictures / "rounds" / f"{number:04d}"

@@ -40,7 +40,7 @@ from server.sites import Sites
 from server.state import RunState
 from server.strategy.gathering import Gathering
 from server.strategy.strategy import SPOOL, Strategy
-from server.summary import losses, summary
+from server.summary import Promises, losses, summary
 from server.whitening import whitening
 
 StateDict = Mapping[str, Tensor]
@@ -57,8 +57,12 @@ class FederatedRun:
         folder: RunFolder,
         state: RunState,
         device: torch.device,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
-        """Takes the sites, what evaluates the global model, where to write, and the state."""
+        """Takes the sites, the evaluator, the folder and the state of a run.
+
+        `saved` is called after each checkpoint.
+        """
         self._settings = settings
         self._sites = sites
         self._folder = folder
@@ -67,6 +71,8 @@ class FederatedRun:
         self._evaluation = EvaluationRounds(settings, evaluator, folder, device)
         self._strategy = Strategy(settings, folder.path)
         self._encoded: set[str] = set()
+        self._saved = saved
+        self._promises = Promises(settings)
         self._begun = time.monotonic() - state.seconds
 
     def execute(self) -> dict[str, Any]:
@@ -83,15 +89,14 @@ class FederatedRun:
             self._save("joint")
         while self._state.joint_rounds < self._settings.federation.num_rounds:
             self._joint_round()
-        figures = summary(self._settings, self._state, self._folder.history(), self._named_census())
-        spent = self._strategy.spent()
-        client_level = {"client_level": spent} if spent else {}
-        return {**figures, "seconds": self._elapsed(), **client_level}
+        figures = summary(self._state, self._folder.history(), self._named_census())
+        seconds = {"seconds": self._elapsed()}
+        return {**figures, **self._promised(), **seconds, **self._spent()}
 
     def _take_census(self) -> None:
         self._let_in(self._sites.census())
         if not self._folder.history():
-            self._record("census", 1, 1, sites=self._named_census())
+            self._record("census", 1, 1, sites=self._named_census(), **self._promised())
         save_sites(self._named_census(), self._folder.pictures / "sites.png")
 
     def _let_in(self, replies: Sequence[Reply]) -> None:
@@ -115,7 +120,19 @@ class FederatedRun:
         """Lets newcomers take part; returns their names for the round's record."""
         newcomers = self._sites.newcomers()
         self._let_in(newcomers)
-        return {"joined": [reply.site for reply in newcomers]} if newcomers else {}
+        if not newcomers:
+            return {}
+        return {"joined": [reply.site for reply in newcomers], **self._promised()}
+
+    def _promised(self) -> dict[str, Any]:
+        """ε of the planned rounds for each site, where the run is private."""
+        private = self._settings.privacy.enabled
+        return {"privacy": self._promises.of(self._state.census)} if private else {}
+
+    def _spent(self) -> dict[str, Any]:
+        """The cost of client-level privacy so far, where it is on."""
+        spent = self._strategy.spent()
+        return {"client_level": spent} if spent else {}
 
     def _autoencoder_round(self) -> None:
         state = self._state
@@ -132,7 +149,7 @@ class FederatedRun:
         told = self._step(protocol.TRAIN_AUTOENCODER, gathered, replies)
         state.autoencoder_rounds = number
         psnr = self._evaluation.reconstruction(state)
-        self._record("autoencoder", number, total, psnr=psnr, **told, **joined)
+        self._record("autoencoder", number, total, psnr=psnr, **told, **joined, **self._spent())
         self._save(AUTOENCODER)
 
     def _share_latent_scale(self) -> None:
@@ -182,7 +199,7 @@ class FederatedRun:
         told = self._step(protocol.TRAIN_JOINT, gathered, replies)
         self._strategy.average(state, number)
         state.joint_rounds = number
-        self._record("joint", number, rounds, **told, **joined)
+        self._record("joint", number, rounds, **told, **joined, **self._spent())
         if number % self._settings.evaluation.every == 0 or number == rounds:
             self._evaluate(number)
         self._save("joint")
@@ -278,6 +295,8 @@ class FederatedRun:
     def _record(self, stage: str, number: int, rounds: int, **figures: Any) -> None:
         if set_aside := self._sites.take_set_aside():
             figures["set_aside"] = [asdict(one) for one in set_aside]
+        if contacts := self._sites.take_contacts():
+            figures["contacts"] = contacts
         self._folder.record(
             stage=stage, round=number, rounds=rounds, time=self._elapsed(), **figures
         )
@@ -286,6 +305,7 @@ class FederatedRun:
         self._state.seconds = self._elapsed()
         self._state.noised_means = self._strategy.noised_means()
         save_state(self._state, self._folder, self._settings, stage)
+        self._saved()
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._begun, 3)

@@ -28,6 +28,7 @@ from server.reply_contract import ReplyContract
 from server.run import FederatedRun
 from server.sites import Sites
 from server.state import fresh_state
+from server.tracking.tracking import Tracking
 
 app = ServerApp()
 
@@ -79,6 +80,7 @@ def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder:
 def _run(
     connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder
 ) -> dict[str, Any]:
+    tracking = Tracking(settings.run.trackers, folder)
     federation = settings.federation
     plan = {"autoencoder": settings.autoencoder_rounds, "joint": federation.num_rounds}
     write_json(folder.path / "plan.json", plan)
@@ -92,8 +94,10 @@ def _run(
         folder,
         restored or fresh_state(settings, len(store.classes)),
         resolve_device(settings.device),
+        tracking.follow,
     )
-    return run.execute()
+    with tracking:
+        return run.execute()
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ next message. A site that appears later is asked for its census and takes part f
 """
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ class Sites(ABC):
         self._nodes: dict[str, int] = {}
         self._census: dict[str, Census] = {}
         self._set_aside: list[SetAside] = []
+        self._contacts: dict[str, float] = {}
 
     @property
     def sites(self) -> list[str]:
@@ -71,6 +73,14 @@ class Sites(ABC):
     def take_set_aside(self) -> list[SetAside]:
         """The replies that did not count since the last call."""
         taken, self._set_aside = self._set_aside, []
+        return taken
+
+    def take_contacts(self) -> dict[str, float]:
+        """By site the time of its last reply since the last call, in seconds since 1970.
+
+        A reply that did not count is one too.
+        """
+        taken, self._contacts = self._contacts, {}
         return taken
 
     def exclude(self, site: str, kind: str, reason: str) -> None:
@@ -217,6 +227,8 @@ class Sites(ABC):
             name = self._name(node)  # a census gives it
         else:
             self._set_aside.append(SetAside(name, kind, reason, outcome))
+        if outcome is not Outcome.SILENT and name in self._nodes:
+            self._contacts[name] = round(time.time(), 1)
         self._note(kind, node, name, outcome)
         return outcome is Outcome.COUNTED
 

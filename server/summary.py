@@ -34,13 +34,10 @@ def losses(replies: Sequence[Reply]) -> dict[str, Any]:
     }
 
 
-def summary(
-    settings: Settings, state: RunState, history: History, census: Census
-) -> dict[str, Any]:
+def summary(state: RunState, history: History, census: Census) -> dict[str, Any]:
     """The figures of a run that is done: those of the selected model, and of the run.
 
     Args:
-        settings: Of the run.
         state: After its last round.
         history: The lines of its `metrics.jsonl`.
         census: Counts by site.
@@ -48,8 +45,7 @@ def summary(
     evaluated = {line["round"]: line for line in history if line["stage"] == EVALUATION}
     assert state.selection is not None
     selected = evaluated[state.selection.kept]
-    not_figures = {"stage", "round", "rounds", "time", "set_aside"}
-    private = {"privacy": promised(settings, census)} if settings.privacy.enabled else {}
+    not_figures = {"stage", "round", "rounds", "time", "set_aside", "contacts"}
     return {
         **{name: value for name, value in selected.items() if name not in not_figures},
         "psnr": [line["psnr"] for line in history if "psnr" in line][-1],
@@ -60,7 +56,6 @@ def summary(
         "autoencoder_rounds": state.autoencoder_rounds,
         "census": census,
         "set_aside": set_aside(history),
-        **private,
         "parameters": {
             name: sum(tensor.numel() for tensor in state.weights[name].values())
             for name in (AUTOENCODER, UNET, HEAD)
@@ -68,27 +63,38 @@ def summary(
     }
 
 
-def promised(settings: Settings, census: Census) -> dict[str, Any]:
-    """ε of the run for the training units of each site, from the sites' noised counts.
+class Promises:
+    """ε of a private run, by the sites' noised counts; each count is planned once."""
 
-    With `privacy.validation_noise` also for validation units, which are in no training step.
+    def __init__(self, settings: Settings) -> None:
+        """Takes the settings of the run."""
+        self._settings = settings
+        self._by_units: dict[int, dict[str, float]] = {}
 
-    It is the cost of the planned rounds. Repeated rounds, and earlier runs on the same patients,
-    stand in the site's ledger alone.
-    """
-    privacy = settings.privacy
-    sites = {}
-    for site, counts in census.items():
-        plan = Plan.of(settings, counts["train"])
-        sites[site] = {
-            "epsilon": epsilon(plan.charges(), privacy.target_delta),
-            "noise_multiplier": plan.noise_multiplier,
-            "sample_rate": plan.sample_rate,
-        }
-    promises = {"unit": privacy.unit, "target_delta": privacy.target_delta, "sites": sites}
-    if charges := validation_charges(settings):
-        promises["validation_epsilon"] = epsilon(charges, privacy.target_delta)
-    return promises
+    def of(self, census: Census) -> dict[str, Any]:
+        """ε of the run for the training units of each site.
+
+        With `privacy.validation_noise` also for validation units, which are in no training step.
+
+        It is the cost of the planned rounds. Repeated rounds, and earlier runs on the same
+        patients, stand in the site's ledger alone.
+        """
+        privacy = self._settings.privacy
+        sites = {site: self._of_site(counts["train"]) for site, counts in census.items()}
+        promises = {"unit": privacy.unit, "target_delta": privacy.target_delta, "sites": sites}
+        if charges := validation_charges(self._settings):
+            promises["validation_epsilon"] = epsilon(charges, privacy.target_delta)
+        return promises
+
+    def _of_site(self, units: int) -> dict[str, float]:
+        if units not in self._by_units:
+            plan = Plan.of(self._settings, units)
+            self._by_units[units] = {
+                "epsilon": epsilon(plan.charges(), self._settings.privacy.target_delta),
+                "noise_multiplier": plan.noise_multiplier,
+                "sample_rate": plan.sample_rate,
+            }
+        return self._by_units[units]
 
 
 def set_aside(history: History) -> list[dict[str, Any]]:

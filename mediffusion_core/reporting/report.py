@@ -37,21 +37,36 @@ CAPTIONS = {
 def write_report(folder: Path) -> Path:
     """Writes `report.html` into a run's folder from what the run has left there so far.
 
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: as `report_page`.
+    """
+    target = folder / "report.html"
+    target.write_text(report_page(folder), encoding="utf-8")
+    return target
+
+
+def report_page(folder: Path, figures: Mapping[str, Any] | None = None) -> str:
+    """The report of a run's folder, as HTML.
+
     Reads `summary.json`, `settings.json`, `metrics.jsonl` and `pictures/*.png`; each may be
     absent. A figure that is absent or null reads "not measured".
 
-    Returns:
-        The path of the page.
+    Args:
+        folder: Of the run.
+        figures: Instead of those in `summary.json`, for a run that has none yet.
 
     Raises:
         UserError: if the folder does not exist or one of the files cannot be read as JSON.
     """
     if not folder.is_dir():
         raise UserError(f"run folder {folder} does not exist; give the folder of a run")
-    summary = _mapping(folder / "summary.json")
+    summary = _mapping(folder / "summary.json") if figures is None else figures
     settings = _mapping(folder / "settings.json")
     history = _history(folder / "metrics.jsonl")
-    page = render_page(
+    return render_page(
         PAGE,
         title=str(summary.get("experiment") or folder.resolve().name),
         status=str(summary.get("status") or "unknown"),
@@ -68,9 +83,6 @@ def write_report(folder: Path) -> Path:
         settings=json.dumps(settings, indent=2, ensure_ascii=False) if settings else "",
         not_measured=NOT_MEASURED,
     )
-    target = folder / "report.html"
-    target.write_text(page, encoding="utf-8")
-    return target
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

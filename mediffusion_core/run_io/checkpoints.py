@@ -17,9 +17,6 @@ from mediffusion_core.common.component_folder import ComponentFolder, remove_fol
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import Settings
 
-JOINT_STAGE = "joint"
-"""The stage whose rounds have a selected one."""
-
 _NAME = re.compile(r"(?P<number>\d{6})-(?P<stage>[a-z]+)-(?P<round>\d+)")
 
 

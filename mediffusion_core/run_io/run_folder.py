@@ -16,7 +16,9 @@ from mediffusion_core.settings import RunSettings, Settings
 
 EVALUATION = "evaluation"
 """The stage of an evaluation's lines; files of earlier runs have this name, so it stays."""
-STAGES = ("prepare", "census", "autoencoder", "latents", "joint", EVALUATION)
+JOINT_STAGE = "joint"
+"""The stage whose rounds are evaluated, and have a selected one."""
+STAGES = ("prepare", "census", "autoencoder", "latents", JOINT_STAGE, EVALUATION)
 """Stages of a run in their order, as `metrics.jsonl` names them."""
 
 
@@ -29,8 +31,8 @@ class RunFolder:
     """Paths and records of one run.
 
     `settings.json` (resolved), `metrics.jsonl`, `summary.json`, `plan.json`, `checkpoints/`,
-    `pictures/`, `model/` (for predict, sample and explain) and `sites/` (in simulation, the
-    sites' own folders).
+    `pictures/`, `model/` (for predict, sample and explain), `sites/` (in simulation, the sites'
+    own folders) and the files of trackers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +42,10 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.model = path / "model"
         self.metrics = path / "metrics.jsonl"
+
+    def round_pictures(self, number: int) -> Path:
+        """The folder of the pictures of a joint round's evaluation."""
+        return self.pictures / "rounds" / f"{number:04d}"
 
     def create(self, settings: Settings) -> None:
         """Makes the folder and writes the resolved settings into it.

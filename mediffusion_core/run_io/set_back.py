@@ -7,12 +7,11 @@ from pathlib import Path
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.files import sync
 from mediffusion_core.run_io.checkpoints import (
-    JOINT_STAGE,
     Checkpoint,
     list_checkpoints,
     resumable_checkpoints,
 )
-from mediffusion_core.run_io.run_folder import RunFolder
+from mediffusion_core.run_io.run_folder import JOINT_STAGE, RunFolder
 from mediffusion_core.settings import Settings
 
 SET_ASIDE = "set-aside"

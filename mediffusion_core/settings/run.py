@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,13 +29,18 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
 in them."""
 
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
+
 class RunSettings(StrictModel):
-    """The place of a run on each machine, and how many checkpoints are kept there."""
+    """The place of a run on each machine, the checkpoints kept there, and the server's trackers."""
 
     folder: Path | None = None
     """Folder to which the run is written. None: `runs/<time>`."""
     keep_last: Annotated[int, Field(ge=1, le=100)] = 2
     """The newest checkpoints that are kept, 1 to 100; those of selected rounds are kept as well."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Trackers that the server sends figures and pictures of test images to; none with `[]`."""
 
 
 class Settings(StrictModel):

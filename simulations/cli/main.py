@@ -2,6 +2,7 @@
 
 import typer
 
+from deployment import watch_cli
 from deployment.audit_cli import audit
 from deployment.commands import add_commands
 from deployment.entry import run as run_app
@@ -24,6 +25,7 @@ add_commands(deployment_commands)
 # Without a name the commands stand at the top level, in this order.
 for commands in (
     simulate.commands,
+    watch_cli.commands,
     settings.commands,
     model.commands,
     export.commands,

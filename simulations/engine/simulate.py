@@ -21,6 +21,7 @@ from mediffusion_core.run_io.provenance import COMMIT_VARIABLE, current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, write_json
 from mediffusion_core.run_io.set_back import set_back
 from mediffusion_core.settings import Settings
+from server.tracking.tracking import refuse_missing
 from simulations.engine.app_bundle import ROOT, assemble_app
 from simulations.engine.launcher import Launch, launch
 from simulations.engine.preparation import prepare_images
@@ -81,6 +82,7 @@ def simulate(
 def _check(settings: Settings) -> None:
     """Finds mistakes that the run itself would find late, some after a whole stage."""
     resolve_device(settings.device)
+    refuse_missing(settings.run.trackers)
     if settings.run.folder is not None:
         RunFolder(settings.run.folder).refuse_others(settings)
     build_extractor(settings.evaluation.extractor, settings.evaluation.inception_weights)

@@ -8,7 +8,7 @@ from mediffusion_core.common.component_folder import ComponentFolder
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.run_io.run_folder import RunFolder
 
-TIMES = {"time", "seconds", "seconds_per_image"}
+TIMES = {"time", "seconds", "seconds_per_image", "contacts"}
 STAGES = ("autoencoder", "joint")
 """The stages whose rounds train."""
 

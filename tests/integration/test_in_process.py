@@ -16,6 +16,7 @@ from integration.run_folders import (
     checkpoint,
     untimed,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.compose import compose
 from mediffusion_core.common.component_folder import read_folder
@@ -62,6 +63,15 @@ def run_whole_and_broken(arguments: list[str], until: str, folder: Path) -> tupl
     return whole, broken
 
 
+def assert_tracked_once(folder: RunFolder) -> None:
+    """TensorBoard, the default tracker, has each round of a resumed run once, and its pictures."""
+    read = EventAccumulator(str(folder.path / "tensorboard")).Reload()
+    rounds = [line["round"] for line in folder.history() if line["stage"] == "joint"]
+    assert [one.step for one in read.Scalars("joint/loss")] == rounds == [1, 2, 3, 4]
+    assert [one.step for one in read.Images("pictures/counterfactuals")] == [3, 4]
+    assert not [tag for tag in read.Tags()["scalars"] if "patients" in tag]
+
+
 def test_the_state_of_server_and_sites_is_restored(
     tiny: tuple[str, ...],
     few: tuple[str, ...],
@@ -96,6 +106,7 @@ def test_the_state_of_server_and_sites_is_restored(
     }
     # site-2 has no label, so it has no gradient of the head.
     assert sites == {"unet": {"site-0", "site-1", "site-2"}, "head": {"site-0", "site-1"}}
+    assert_tracked_once(broken)
     own = [sorted(one.path.glob("sites/*/normalisation-*")) for one in (whole, broken)]
     assert own[0]
     for one, other in zip(*own, strict=True):
@@ -110,6 +121,7 @@ def test_the_state_of_server_and_sites_is_restored(
     set_back(broken, "3", compose("config", overrides))
     assert not broken.model.exists()
     run_in_process("config", overrides)
+    assert (broken.path / "tensorboard-2").is_dir()
     assert_same_end(broken, whole)
     assert untimed(broken.history()) == untimed(whole.history())
     assert_same_arrays(read_folder(broken.model), read_folder(whole.model))

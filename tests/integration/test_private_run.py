@@ -92,6 +92,7 @@ def test_a_private_federation_goes_on_without_the_patients_who_have_spent_their_
     summary = json.loads((folder.path / "summary.json").read_text())
     assert summary["status"] == "completed" and summary["privacy"]["unit"] == "patient"
     assert not summary["set_aside"]
+    assert folder.history()[0]["privacy"] == summary["privacy"]  # watch shows it from the start
     promised = summary["privacy"]["sites"]
     assert set(promised) == set(summary["census"]) == {"site-0", "site-1", "site-2"}
     for site, trained in (("site-0", whole), ("site-1", half[1::2])):

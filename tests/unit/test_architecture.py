@@ -41,7 +41,7 @@ The longest name counts. The exported pipeline stands above the report, since it
 """
 FEDERATED = {"flwr", "ray", "hydra", "omegaconf", "typer", "rich"}
 OPTIONAL = {"torchvision", "medmnist", "lpips", "sklearn", "pandas"}
-SLOW = {"torchmetrics", "monai", "captum"}
+SLOW = {"torchmetrics", "monai", "captum", "tensorboardX", "mlflow", "wandb"}
 
 
 def imported_modules(tree: ast.AST) -> Iterator[str]:

@@ -22,7 +22,9 @@ finally:
 """
 
 
-@pytest.mark.parametrize("command", ["", "simulate", "explain", "study guidance", "data check"])
+@pytest.mark.parametrize(
+    "command", ["", "simulate", "watch", "explain", "study guidance", "data check"]
+)
 def test_help_imports_no_heavy_library(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, *command.split(), "--help"],

@@ -43,6 +43,8 @@ def test_a_failing_site_is_set_aside_and_the_run_goes_on(
     assert all("code internal" in one["reason"] for one in summary["set_aside"])
     [joint] = [line for line in folder.history() if line["stage"] == "joint"]
     assert sorted(joint["sites"]) == ["site-0", "site-2"]
+    latents = next(line for line in folder.history() if line["stage"] == "latents")
+    assert sorted(latents["contacts"]) == ["site-0", "site-1", "site-2"]
 
 
 def test_fewer_sites_than_the_minimum_end_the_run(overrides: list[str], tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from simulations.engine.progress import LiveView, RunProgress
+from mediffusion_core.run_io.run_progress import RunProgress
+from simulations.engine.progress import LiveView
 
 
 class Clock:
@@ -113,6 +114,16 @@ def test_time_left_is_unknown_before_two_rounds_and_then_counts_down(tmp_path: P
     assert progress.time_left() == (pytest.approx(40.0), "run")
     clock.now += 4.0
     assert progress.time_left() == (pytest.approx(36.0), "run")
+
+
+def test_an_evaluation_does_not_hide_the_time_left(tmp_path: Path) -> None:
+    progress = RunProgress(tmp_path, Clock())
+    (tmp_path / "plan.json").write_text(json.dumps({"joint": 6}))
+    for number in (1, 2):
+        add_line(tmp_path, stage="joint", round=number, time=10.0 * number)
+    add_line(tmp_path, stage="evaluation", round=2, rounds=6, time=22.0)
+    progress.read()
+    assert progress.time_left() == (pytest.approx(40.0), "run")
 
 
 def test_time_left_speaks_of_the_stage_while_a_later_one_is_unmeasured(tmp_path: Path) -> None:
