@@ -10,7 +10,9 @@ import torch
 from mediffusion_core.evaluation.evaluator import Evaluator
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.models import LatentCodec
+from mediffusion_core.reporting.counterfactual_pair import PAIR
 from mediffusion_core.reporting.pictures import (
+    save_counterfactual_pair,
     save_counterfactual_panel,
     save_curves,
     save_reconstructions,
@@ -66,6 +68,7 @@ class EvaluationRounds:
             figures["counterfactual"], rows = evaluator.counterfactuals(model)
             if rows:
                 save_counterfactual_panel(rows, pictures / "counterfactuals.png")
+                save_counterfactual_pair(rows, pictures / PAIR)
         return model, figures
 
     def select(
@@ -109,7 +112,7 @@ class EvaluationRounds:
     def _keep(self, model: TrainedModel, number: int) -> None:
         """Writes a round's model and pictures to where a run has those that are selected."""
         model.save(self._folder.model)
-        for picture in self._pictures(number).glob("*.png"):
+        for picture in self._pictures(number).glob("*.*"):
             shutil.copyfile(picture, self._folder.pictures / picture.name)
 
     def _pictures(self, number: int) -> Path:

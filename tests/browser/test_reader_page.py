@@ -3,24 +3,18 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import torch
+from helpers.chromium import BROWSER, NEEDS_BROWSER
 
 from mediffusion_core.run_io.run_folder import write_json
 from simulations.studies.reader.page import QUESTIONS, reader_page
 from simulations.studies.reader.pairs import EXTERNAL, OURS, Item, Pairs
 from simulations.studies.reader.score import score_answers
 
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed"),
-]
+pytestmark = NEEDS_BROWSER
 
 ITEMS = [Item(0, OURS), Item(1, EXTERNAL), Item(0, EXTERNAL)]
 READER = """
