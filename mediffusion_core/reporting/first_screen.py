@@ -153,7 +153,7 @@ def pair_texts(pair: CounterfactualPair, figures: Mapping[str, Any]) -> PairText
         pair: The two images with the probabilities.
         figures: `counterfactual` of the summary, over all images of the panel.
     """
-    words = f"the same image {change(pair.target)}"
+    words = f"Counterfactual: {change(pair.target)}"
     changes = tuple(map(_change, pair.named))
     before = ", ".join(f"{one.name} {one.before}" for one in changes)
     after = ", ".join(f"{one.name} {one.after}" for one in changes)
@@ -167,9 +167,9 @@ def pair_texts(pair: CounterfactualPair, figures: Mapping[str, Any]) -> PairText
         text = f"{count(round(rate * eligible))} of {count(eligible)}"
         facts.append(("Test images whose prediction flipped", text))
     return PairTexts(
-        heading=f"Counterfactual: {words}",
+        heading=words,
         alt=f"Test image. Probabilities of the model: {before}.",
-        counterfactual_alt=f"Counterfactual: {words}. Probabilities of the model: {after}.",
+        counterfactual_alt=f"{words}. Probabilities of the model: {after}.",
         changes=changes,
         facts=tuple(facts),
         outcome={

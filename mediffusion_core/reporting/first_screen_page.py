@@ -48,11 +48,13 @@ STYLE = """
   white-space: nowrap;
 }
 .views input, .edge, .hint.keys { display: none; }
-.changes { margin-top: 18px; }
+.changes { margin-top: 18px; table-layout: fixed; }
 .changes tbody th { font-weight: 600; }
 .changes td, .changes th { padding: 7px 0 7px 16px; }
 .changes th:first-child { padding-left: 0; white-space: normal; overflow-wrap: anywhere; }
-.changes .wide { width: 45%; }
+.changes .wide { width: 96px; }
+.changes .given { width: 70px; }
+.changes .made { width: 120px; }
 .changes .meter { display: grid; gap: 3px; }
 .changes .meter i { display: block; height: 5px; border-radius: 3px; background: var(--blue); min-width: 2px; }
 .changes .meter i:first-child { background: var(--band); }
@@ -141,7 +143,7 @@ TEMPLATE = r"""
     <p class="hint keys" id="keys">Drag the divider, or use the arrow keys.</p>
     <table class="changes">
       <caption class="visually-hidden">Probabilities of the model</caption>
-      <thead><tr><th scope="col">Probability</th><td class="wide"></td><th scope="col">Image</th><th scope="col">Counterfactual</th></tr></thead>
+      <thead><tr><th scope="col">Probability</th><td class="wide"></td><th scope="col" class="given">Image</th><th scope="col" class="made">Counterfactual</th></tr></thead>
       <tbody>
       {% for one in texts.changes %}
       <tr><th scope="row">{{ one.name }}</th><td class="wide"><div class="meter" aria-hidden="true"><i style="width:{{ '%.1f' % one.widths[0] }}%"></i><i style="width:{{ '%.1f' % one.widths[1] }}%"></i></div></td><td>{{ figure(one.before) }}</td><td>{{ figure(one.after) }}</td></tr>
