@@ -10,7 +10,9 @@ from torch import Tensor
 from mediffusion_core.evaluation.evaluator import Evaluator
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.models import LatentCodec
+from mediffusion_core.reporting.counterfactual_pair import PAIR
 from mediffusion_core.reporting.pictures import (
+    save_counterfactual_pair,
     save_counterfactual_panel,
     save_curves,
     save_reconstructions,
@@ -70,6 +72,7 @@ class EvaluationRounds:
             figures["counterfactual"], rows = evaluator.counterfactuals(model)
             if rows:
                 save_counterfactual_panel(rows, pictures / "counterfactuals.png")
+                save_counterfactual_pair(rows, pictures / PAIR)
         return model, figures
 
     def select(
@@ -113,5 +116,5 @@ class EvaluationRounds:
     def _keep(self, model: TrainedModel, number: int) -> None:
         """Writes a round's model and pictures to where a run has those that are selected."""
         model.save(self._folder.model)
-        for picture in self._folder.round_pictures(number).glob("*.png"):
+        for picture in self._folder.round_pictures(number).glob("*.*"):
             shutil.copyfile(picture, self._folder.pictures / picture.name)

@@ -3,6 +3,7 @@
 import html
 
 from deployment.watch.state import RunState
+from mediffusion_core.reporting.report_page import POLICY
 
 # ruff: noqa: E501
 STYLE = """<link rel="icon" href="data:,">
@@ -59,10 +60,13 @@ async function showReport(now) {
   for (const summary of after.querySelectorAll("details > summary")) {
     if (open.includes(summary.textContent)) summary.parentElement.open = true;
   }
-  for (const image of after.querySelectorAll("img")) {
+  for (const image of after.querySelectorAll('img:not([src^="data:"])')) {
     image.src = image.getAttribute("src") + "?" + now;  // or an older one of this name is shown
   }
+  const divider = before.querySelector("#views input"), moved = after.querySelector("#views input");
+  if (divider && moved) moved.value = divider.value;
   before.replaceWith(document.adoptNode(after));
+  document.dispatchEvent(new Event("renewed"));
   document.title = page.title;
 }
 
@@ -92,7 +96,8 @@ def live_page(report: str) -> str:
     Args:
         report: The report as HTML, with a `head`, a `body` and one `main` in it.
     """
-    page = report.replace("</head>", STYLE, 1).replace("<main>", f"{BAND}<main>", 1)
+    page = report.replace(POLICY, "", 1)  # the answer's own header lets the script below run too
+    page = page.replace("</head>", STYLE, 1).replace("<main>", f"{BAND}<main>", 1)
     return page.replace("</body>", '<script src="/watch.js"></script>\n</body>', 1)
 
 

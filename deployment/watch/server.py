@@ -15,14 +15,15 @@ from urllib.parse import unquote, urlsplit
 from deployment.watch.page import SCRIPT, as_json, live_page, refused_page
 from deployment.watch.state import read_state, refuse_links
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.reporting.first_screen_page import SCRIPT_HASH
 from mediffusion_core.reporting.report import report_page
 
 PICTURES = "/pictures/"
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; "
-    "style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; "
+    f"script-src 'self' 'sha256-{SCRIPT_HASH}'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }

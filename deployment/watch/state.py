@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.reporting.counterfactual_pair import PAIR
 from mediffusion_core.reporting.formats import NOT_MEASURED, duration, measured, number
 from mediffusion_core.reporting.headline import headline
 from mediffusion_core.reporting.report import largest_epsilon
@@ -119,8 +120,8 @@ def refuse_links(folder: Path) -> None:
     Raises:
         UserError: if one is.
     """
-    sites = (*folder.glob("sites/*"), *folder.glob("sites/*/progress.json"))
-    for path in (*map(folder.joinpath, READ), *sites):
+    inner = (*folder.glob("sites/*"), *folder.glob("sites/*/progress.json"))
+    for path in (*map(folder.joinpath, READ), folder / "pictures" / PAIR, *inner):
         if path.is_symlink():
             raise UserError(f"{path} is a link; watch reads files of the run folder alone")
 

@@ -1,7 +1,7 @@
 """Texts of a run's figures; a figure that is absent or not finite reads "not measured"."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
@@ -24,10 +24,10 @@ def number(value: Any, digits: int = 3, unit: str = "") -> str:
     )
 
 
-def percent(value: Any) -> str:
+def percent(value: Any, digits: int = 0) -> str:
     """A share in [0, 1] as a percentage, or "not measured"."""
     value = measured(value)
-    return NOT_MEASURED if value is None else f"{100 * value:.0f} %"
+    return NOT_MEASURED if value is None else f"{100 * value:.{digits}f} %"
 
 
 def count(value: Any) -> str:
@@ -53,3 +53,9 @@ def interval(bounds: Any, digits: int = 3) -> str:
     if not isinstance(bounds, Sequence) or len(bounds) != 2 or None in map(measured, bounds):
         return ""
     return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}"
+
+
+def inside(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The figures below a key; none where it is absent or null."""
+    value = mapping.get(key)
+    return value if isinstance(value, Mapping) else {}

@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mediffusion_core.reporting.formats import NOT_MEASURED, count, interval, measured, number
+from mediffusion_core.reporting.formats import (
+    NOT_MEASURED,
+    count,
+    inside,
+    interval,
+    measured,
+    number,
+)
 from mediffusion_core.reporting.headline import headline
 from mediffusion_core.reporting.report import audited, largest_epsilon
 from mediffusion_core.run_io.provenance import shorten
@@ -134,7 +141,7 @@ def model_card(
         classes=", ".join(classes),
         data=_data(summary, settings),
         privacy=_privacy(summary, settings),
-        temperature=number(_inside(summary, "calibration").get("temperature"), 2),
+        temperature=number(inside(summary, "calibration").get("temperature"), 2),
         figures=_table(("figure", "value", "beside it"), headline(summary)),
         per_class=_table(("class", "AUC", "95 %", "positives in the test set"), _classes(summary)),
         extractor=extractor,
@@ -162,7 +169,7 @@ def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
             PRIVATE.format(unit=units.unit, epsilon=epsilon, delta=delta, audited=audited(summary))
         )
     if sites.enabled:
-        spent = _inside(summary, "client_level")
+        spent = inside(summary, "client_level")
         epsilon, delta = number(spent.get("epsilon"), 2), f"{sites.target_delta:g}"
         rounds = count(spent.get("rounds"))
         promises.append(CLIENT_LEVEL.format(epsilon=epsilon, delta=delta, rounds=rounds))
@@ -171,7 +178,7 @@ def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
 
 def _data(summary: Mapping[str, Any], settings: Settings) -> str:
     data, federation = settings.data, settings.federation
-    census = [one for one in _inside(summary, "census").values() if isinstance(one, Mapping)]
+    census = [one for one in inside(summary, "census").values() if isinstance(one, Mapping)]
     rows = [
         ("source", f"`{data.source}`"),
         ("sites", f"{federation.num_sites}, {data.partition}"),
@@ -204,15 +211,10 @@ def _classes(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
             interval((one or {}).get("interval")),
             count((one or {}).get("positives")),
         )
-        for name, one in _inside(summary, "auc_per_class").items()
+        for name, one in inside(summary, "auc_per_class").items()
     ]
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _inside(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = mapping.get(key)
-    return value if isinstance(value, Mapping) else {}

@@ -2,19 +2,28 @@
 
 from jinja2 import Environment, StrictUndefined
 
-STYLE = """:root {
+_DARK = """--ink: #e6eaee; --muted: #9aa7b3; --faint: #5a6773; --rule: #2b343d; --paper: #1a2128;
+    --ground: #12171c; --blue: #8db8da; --band: #3d5f7c; --good: #8db8da; --warn: #e2936c;
+    --bad: #ff8095; --chart-filter: invert(1) hue-rotate(180deg); --chart-blend: screen;
+    color-scheme: dark;"""
+STYLE = (
+    f""":root {{
   --ink: #1f2933; --muted: #5f6b76; --faint: #b3bcc4; --rule: #e3e7eb; --paper: #ffffff;
   --ground: #f5f7f9; --blue: #2f6690; --band: #a9c6dd; --good: #2f6690; --warn: #b4532a;
-  --bad: #a3122a;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ink: #e6eaee; --muted: #9aa7b3; --faint: #5a6773; --rule: #2b343d; --paper: #1a2128;
-    --ground: #12171c; --blue: #8db8da; --band: #3d5f7c; --good: #8db8da; --warn: #e2936c;
-    --bad: #ff8095;
-  }
-}
-* { box-sizing: border-box; }
+  --bad: #a3122a; --chart-filter: none; --chart-blend: normal; color-scheme: light;
+}}
+@media screen and (prefers-color-scheme: dark) {{
+  :root:not([data-theme="light"]) {{
+    {_DARK}
+  }}
+}}
+@media screen {{
+  :root[data-theme="dark"] {{
+    {_DARK}
+  }}
+}}
+"""
+    """* { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--ground); color: var(--ink);
@@ -40,7 +49,11 @@ tbody tr { border-top: 1px solid var(--rule); }
 tbody:first-child tr:first-child { border-top: 0; }
 tbody th { font-weight: 500; }
 """
-"""Colours, type, facts and tables, for light and dark screens; a page adds what it alone has."""
+)
+"""Colours, type, facts and tables, for light and dark screens; a page adds what it alone has.
+
+A page that lets its reader choose puts `data-theme` on its root: light, dark, or the system's.
+"""
 
 
 def render_page(template: str, **values: object) -> str:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow
 from mediffusion_core.reporting.charts import save_curves, save_sites
+from mediffusion_core.reporting.counterfactual_pair import ClassChange, CounterfactualPair
 from mediffusion_core.reporting.style import (
     BLUE,
     DIFFERENCE,
@@ -26,6 +27,7 @@ from mediffusion_core.reporting.style import (
     TERRACOTTA,
     Images,
     as_batch,
+    as_png,
     as_tile,
     house_type,
     new_figure,
@@ -33,8 +35,10 @@ from mediffusion_core.reporting.style import (
     tile_size,
     typeface,
 )
+from mediffusion_core.run_io.run_folder import write_json
 
 __all__ = [
+    "save_counterfactual_pair",
     "save_counterfactual_panel",
     "save_curves",
     "save_reconstructions",
@@ -47,6 +51,9 @@ GUTTER, MARGIN = 4, 16
 
 TILE, GAP, EDGE, HEADING, SPACING, CHART, LABELS, VALUES = 1.5, 0.07, 0.2, 0.34, 0.3, 1.55, 1.3, 1.1
 """Inches of the counterfactual panel: tile side, gap, edge, heading, row spacing, chart, texts."""
+
+LARGE = 512
+"""Shorter side, in pixels, of the images that are shown large."""
 
 SHOWN_CLASSES = 7
 VERDICTS = {
@@ -145,6 +152,41 @@ def save_counterfactual_panel(rows: Sequence[CounterfactualRow], path: Path) -> 
             panel.chart(index, row)
         panel.colour_bar(limit)
         save_figure(panel.figure, path)
+
+
+def save_counterfactual_pair(rows: Sequence[CounterfactualRow], path: Path) -> None:
+    """Writes one of a panel's counterfactuals for the first screen of the report.
+
+    It is the first row whose image was not classified as the target before, whatever became of it;
+    the first row where there is none.
+
+    Raises:
+        ValueError: if there is no row.
+    """
+    if not rows:
+        raise ValueError("a counterfactual pair needs at least one row")
+    row = next((row for row in rows if row.flipped is not None), rows[0])
+    named, size = _named(row), tile_size(*row.source.shape[1:], LARGE, LARGE)
+    difference = np.asarray(row.counterfactual, np.float64) - np.asarray(row.source, np.float64)
+    pair = CounterfactualPair(
+        target=row.target,
+        flipped=row.flipped,
+        classes=tuple(
+            ClassChange(name=name, before=_finite(before), after=_finite(after), named=k in named)
+            for k, (name, before, after) in enumerate(
+                zip(row.classes, row.before, row.after, strict=True)
+            )
+        ),
+        l1=_finite(np.abs(difference).mean()),
+        image=as_png(row.source, size),
+        counterfactual=as_png(row.counterfactual, size),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, pair.model_dump())
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def signed_difference(row: CounterfactualRow) -> NDArray[np.float64]:

@@ -7,10 +7,14 @@ from typing import Any
 from urllib.parse import quote
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.reporting import first_screen
+from mediffusion_core.reporting.counterfactual_pair import read_pair
+from mediffusion_core.reporting.first_screen_page import SCRIPT
 from mediffusion_core.reporting.formats import (
     NOT_MEASURED,
     count,
     duration,
+    inside,
     interval,
     measured,
     number,
@@ -18,7 +22,7 @@ from mediffusion_core.reporting.formats import (
 )
 from mediffusion_core.reporting.headline import headline
 from mediffusion_core.reporting.pages import render_page
-from mediffusion_core.reporting.report_page import PAGE
+from mediffusion_core.reporting.report_page import PAGE, POLICY
 from mediffusion_core.run_io.provenance import shorten
 from mediffusion_core.run_io.run_folder import EVALUATION, STAGES
 
@@ -32,6 +36,8 @@ CAPTIONS = {
     "sites": "Images of each site, by use and per class.",
 }
 """File name (without a suffix such as `_round_5`) to caption, in the order of the page."""
+CHARTS = ("curves", "sites")
+"""Pictures without photographs, whose colours follow those of the page."""
 
 
 def write_report(folder: Path) -> Path:
@@ -51,15 +57,15 @@ def write_report(folder: Path) -> Path:
 def report_page(folder: Path, figures: Mapping[str, Any] | None = None) -> str:
     """The report of a run's folder, as HTML.
 
-    Reads `summary.json`, `settings.json`, `metrics.jsonl` and `pictures/*.png`; each may be
-    absent. A figure that is absent or null reads "not measured".
+    Reads `summary.json`, `settings.json`, `metrics.jsonl` and `pictures/`; each may be absent. A
+    figure that is absent or null reads "not measured".
 
     Args:
         folder: Of the run.
         figures: Instead of those in `summary.json`, for a run that has none yet.
 
     Raises:
-        UserError: if the folder does not exist or one of the files cannot be read as JSON.
+        UserError: if the folder does not exist or one of the files is not as a run writes it.
     """
     if not folder.is_dir():
         raise UserError(f"run folder {folder} does not exist; give the folder of a run")
@@ -68,21 +74,39 @@ def report_page(folder: Path, figures: Mapping[str, Any] | None = None) -> str:
     history = _history(folder / "metrics.jsonl")
     return render_page(
         PAGE,
-        title=str(summary.get("experiment") or folder.resolve().name),
-        status=str(summary.get("status") or "unknown"),
+        **_first_screen(summary, settings, folder),
+        script=SCRIPT,
+        policy=POLICY,
         facts=[*_facts(summary), ("Privacy", _privacy(summary, settings))],
         cards=headline(summary),
         classes=_classes(summary),
         sites=_sites(summary),
         set_aside=_set_aside(summary),
-        counterfactual=_counterfactual(_inside(summary, "counterfactual")),
-        parameters=[(name, count(n)) for name, n in _inside(summary, "parameters").items()],
+        counterfactual=_counterfactual(inside(summary, "counterfactual")),
+        parameters=[(name, count(n)) for name, n in inside(summary, "parameters").items()],
         stages=_stages(history),
         evaluations=_evaluations(history),
         pictures=_pictures(folder / "pictures"),
         settings=json.dumps(settings, indent=2, ensure_ascii=False) if settings else "",
         not_measured=NOT_MEASURED,
     )
+
+
+def _first_screen(
+    summary: Mapping[str, Any], settings: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    title = str(summary.get("experiment") or folder.resolve().name)
+    pair = read_pair(folder / "pictures")
+    return {
+        "title": title,
+        "status": str(summary.get("status") or "unknown"),
+        "heading": first_screen.heading(summary, settings, title),
+        "data": first_screen.data_sentences(summary, settings),
+        "quality": first_screen.quality(summary, settings),
+        "pair": pair,
+        "texts": pair and first_screen.pair_texts(pair, inside(summary, "counterfactual")),
+        "no_pair": first_screen.no_pair(settings),
+    }
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -99,8 +123,8 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def largest_epsilon(summary: Mapping[str, Any]) -> float | None:
     """ε of the units that the run costs most; None where a site, maybe theirs, has none."""
-    privacy = _inside(summary, "privacy")
-    spent = [measured(one.get("epsilon")) for one in _inside(privacy, "sites").values()]
+    privacy = inside(summary, "privacy")
+    spent = [measured(one.get("epsilon")) for one in inside(privacy, "sites").values()]
     if "validation_epsilon" in privacy:
         spent.append(measured(privacy["validation_epsilon"]))
     known = [epsilon for epsilon in spent if epsilon is not None]
@@ -109,7 +133,7 @@ def largest_epsilon(summary: Mapping[str, Any]) -> float | None:
 
 def audited(summary: Mapping[str, Any]) -> str:
     """The measured lower bounds of ε by stage, as part of a sentence; empty without an audit."""
-    stages = _inside(_inside(summary, "audit"), "stages")
+    stages = inside(inside(summary, "audit"), "stages")
     found = [
         f"{stage} at least {number(one.get('lower_bound'), 2)} of {number(one.get('epsilon'), 2)}, "
         f"where {number(one.get('largest_bound'), 2)} could be shown"
@@ -123,8 +147,8 @@ def audited(summary: Mapping[str, Any]) -> str:
 def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if not settings:
         return "unknown"
-    units = _inside(settings, "privacy")
-    sites = _inside(_inside(settings, "federation"), "client_level")
+    units = inside(settings, "privacy")
+    sites = inside(inside(settings, "federation"), "client_level")
     promises = []
     if units.get("enabled"):
         epsilon, delta = number(largest_epsilon(summary), 2), units.get("target_delta")
@@ -133,14 +157,14 @@ def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             f"run{audited(summary)}; each site's ledger also counts repeated rounds and other runs"
         )
     if sites.get("noise_multiplier"):
-        epsilon = number(_inside(summary, "client_level").get("epsilon"), 2)
+        epsilon = number(inside(summary, "client_level").get("epsilon"), 2)
         promises.append(f"ε {epsilon} for a whole site at δ {sites.get('target_delta')}")
     return "; ".join(promises) or "no differential privacy"
 
 
 def _classes(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for name, figures in _inside(summary, "auc_per_class").items():
+    for name, figures in inside(summary, "auc_per_class").items():
         figures = figures or {}
         dot = measured(figures.get("auc"))
         bounds = "" if dot is None else interval(figures.get("interval"))
@@ -158,10 +182,10 @@ def _classes(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sites(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    census, auc = _inside(summary, "census"), _inside(summary, "auc_per_site")
+    census, auc = inside(summary, "census"), inside(summary, "auc_per_site")
     keys = ("images", "patients", "train", "labelled", "validation", "test")
     return [
-        (name, [count(_inside(census, name).get(key)) for key in keys] + [number(auc.get(name))])
+        (name, [count(inside(census, name).get(key)) for key in keys] + [number(auc.get(name))])
         for name in dict.fromkeys([*census, *auc])
     ]
 
@@ -214,7 +238,7 @@ def _evaluations(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             number(line.get("auc_pooled")),
             number(line.get("fid"), 1),
             number(line.get("kid"), 4),
-            percent(_inside(line, "counterfactual").get("flip_rate")),
+            percent(inside(line, "counterfactual").get("flip_rate")),
         ]
         for index, line in sorted(by_round.items())
     ]
@@ -232,6 +256,7 @@ def _pictures(folder: Path) -> list[dict[str, str]]:
             "source": f"pictures/{quote(path.name)}",
             "name": path.stem.replace("_", " ").capitalize(),
             "caption": CAPTIONS.get(_kind(path.stem) or "", ""),
+            "is_chart": _kind(path.stem) in CHARTS,
         }
         for path in sorted(folder.glob("*.png"), key=order)
     ]
@@ -239,11 +264,6 @@ def _pictures(folder: Path) -> list[dict[str, str]]:
 
 def _kind(stem: str) -> str | None:
     return next((kind for kind in CAPTIONS if stem == kind or stem.startswith(f"{kind}_")), None)
-
-
-def _inside(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = mapping.get(key)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _mapping(path: Path) -> Mapping[str, Any]:

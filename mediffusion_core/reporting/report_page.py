@@ -1,7 +1,15 @@
 """The report's page, a Jinja template. It is code because Flower bundles no HTML."""
 
+from mediffusion_core.reporting import first_screen_page
+
 # ruff: noqa: E501
-PAGE = r"""{% macro figure(text) -%}
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+    "img-src 'self' file: data:; style-src 'unsafe-inline'; "
+    f"script-src 'sha256-{first_screen_page.SCRIPT_HASH}'; base-uri 'none'; form-action 'none'\">"
+)
+"""Lets the page load pictures beside it, and run its own script alone."""
+_HEAD = r"""{% macro figure(text) -%}
 <span{% if text == not_measured %} class="missing"{% endif %}>{{ text }}</span>
 {%- endmacro %}
 <!doctype html>
@@ -10,17 +18,17 @@ PAGE = r"""{% macro figure(text) -%}
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
+{{ policy | safe }}
 <title>{{ title }} – Mediffusion report</title>
 <style>
 {{ style | safe }}
-.heading { display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: center; }
 .status {
   border: 1px solid currentColor; color: var(--warn); border-radius: 99px;
-  padding: 1px 12px; font-size: .85rem;
+  padding: 0 10px; margin-left: 4px; font-size: .8rem;
 }
 .status.complete { color: var(--good); }
 .cards {
-  display: grid; gap: 12px; margin-top: 28px;
+  display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fit, minmax(min(290px, 100%), 1fr));
 }
 .card {
@@ -51,6 +59,8 @@ td.wrap { white-space: normal; color: var(--muted); min-width: 200px; }
 }
 figure { margin: 0 0 18px; overflow: hidden; }
 figure a { display: block; background: #ffffff; padding: 12px; }
+figure.chart a { background: none; }
+.chart img { filter: var(--chart-filter); mix-blend-mode: var(--chart-blend); }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figcaption { padding: 12px 18px; border-top: 1px solid var(--rule); color: var(--muted);
   font-size: .9rem; }
@@ -59,6 +69,7 @@ details { margin-top: 14px; }
 summary { cursor: pointer; padding: 10px 0; font-weight: 500; }
 pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas,
   "DejaVu Sans Mono", monospace; }
+.facts.run { margin: 0 2px 18px; }
 .hint { color: var(--muted); font-size: .88rem; margin: 10px 2px 0; }
 @media (max-width: 560px) {
   main { padding: 24px 14px 48px; }
@@ -76,23 +87,18 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
   main { padding: 0; max-width: none; }
   figure, .card, tr { break-inside: avoid; }
 }
+"""
+
+_BODY = r"""
 </style>
+<script>{{ script | safe }}</script>
 </head>
 <body>
 <main>
-<header>
-  <p class="eyebrow">Federated joint diffusion: report of one run</p>
-  <div class="heading">
-    <h1>{{ title }}</h1>
-    <span class="status{% if status in ('complete', 'completed', 'finished', 'done') %} complete{% endif %}">{{ status }}</span>
-  </div>
-  <dl class="facts">
-  {% for name, text in facts %}
-    <div><dt>{{ name }}</dt><dd>{{ text }}</dd></div>
-  {% endfor %}
-  </dl>
-</header>
+"""
 
+_DETAILS = r"""
+<h2>Headline figures</h2>
 <section class="cards" aria-label="Headline figures">
 {% for card in cards %}
   <div class="card">
@@ -107,7 +113,7 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 
 <h2>AUC of each class, test set</h2>
 {% if classes %}
-<div class="box"><table>
+<div class="box" role="region" tabindex="0" aria-label="AUC of each class"><table>
   <thead><tr><th>Class</th><th>Positives</th><th>AUC</th><th>95 % interval</th><th class="left">0 to 1, tick at 0.5</th></tr></thead>
   <tbody>
   {% for row in classes %}
@@ -130,7 +136,7 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 
 <h2>Sites</h2>
 {% if sites %}
-<div class="box"><table>
+<div class="box" role="region" tabindex="0" aria-label="Sites"><table>
   <thead><tr><th>Site</th><th>Images</th><th>Patients</th><th>Train</th><th>of it labelled</th><th>Validation</th><th>Test</th><th>AUC</th></tr></thead>
   <tbody>
   {% for name, cells in sites %}
@@ -144,7 +150,7 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 
 {% if set_aside %}
 <h3>Replies that did not count</h3>
-<div class="box"><table class="notes">
+<div class="box" role="region" tabindex="0" aria-label="Replies that did not count"><table class="notes">
   <thead><tr><th>Round</th><th>Site</th><th>Message</th><th class="left">Reason</th></tr></thead>
   <tbody>
   {% for round, site, kind, reason in set_aside %}
@@ -154,8 +160,8 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 </table></div>
 {% endif %}
 
-<h2>Counterfactuals</h2>
-<div class="box"><table class="notes">
+<h2>Counterfactuals, all of the panel</h2>
+<div class="box" role="region" tabindex="0" aria-label="Figures of the counterfactuals"><table class="notes">
   <tbody>
   {% for name, value, note in counterfactual %}
   <tr><th scope="row">{{ name }}</th><td>{{ figure(value) }}</td><td class="left wrap">{{ note }}</td></tr>
@@ -166,18 +172,21 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 {% if pictures %}
 <h2>Pictures</h2>
 {% for picture in pictures %}
-<figure>
-  <a href="{{ picture.source }}"><img src="{{ picture.source }}" alt="{{ picture.name }}"></a>
+<figure{% if picture.is_chart %} class="chart"{% endif %}>
+  <a href="{{ picture.source }}"><img src="{{ picture.source }}" alt="{{ picture.name }}" decoding="async"></a>
   <figcaption><b>{{ picture.name }}.</b> {{ picture.caption }}</figcaption>
 </figure>
 {% endfor %}
 {% endif %}
 
-{% if parameters or stages or evaluations or settings %}
 <h2>The run</h2>
-{% endif %}
+<dl class="facts run">
+{% for name, text in facts %}
+  <div><dt>{{ name }}</dt><dd>{{ text }}</dd></div>
+{% endfor %}
+</dl>
 {% if parameters %}
-<div class="box"><table>
+<div class="box" role="region" tabindex="0" aria-label="Parameters"><table>
   <thead><tr><th>Component</th><th>Parameters</th></tr></thead>
   <tbody>
   {% for name, number in parameters %}
@@ -188,7 +197,7 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 {% endif %}
 {% if stages %}
 <details><summary>Stages</summary>
-<div class="box"><table>
+<div class="box" role="region" tabindex="0" aria-label="Stages"><table>
   <thead><tr><th>Stage</th><th>Last round</th><th>Rounds</th><th>Ended after</th></tr></thead>
   <tbody>
   {% for stage in stages %}
@@ -200,7 +209,7 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 {% endif %}
 {% if evaluations %}
 <details><summary>Every evaluation</summary>
-<div class="box"><table>
+<div class="box" role="region" tabindex="0" aria-label="Every evaluation"><table>
   <thead><tr><th>Joint round</th><th>AUC, test</th><th>AUC, pooled</th><th>FID</th><th>KID</th><th>Flip rate</th></tr></thead>
   <tbody>
   {% for row in evaluations %}
@@ -213,10 +222,13 @@ pre { margin: 0; padding: 14px 0; font: .82rem/1.5 ui-monospace, "SF Mono", Menl
 {% endif %}
 {% if settings %}
 <details><summary>Settings</summary>
-<div class="box"><pre>{{ settings }}</pre></div>
+<div class="box" role="region" tabindex="0" aria-label="Settings"><pre>{{ settings }}</pre></div>
 </details>
 {% endif %}
 </main>
 </body>
 </html>
 """
+
+PAGE = _HEAD + first_screen_page.STYLE + _BODY + first_screen_page.TEMPLATE + _DETAILS
+"""Needs the values of `write_report`."""

@@ -1,5 +1,7 @@
 """One look for every picture of a run: colours, type, and how an image becomes a tile."""
 
+import base64
+import io
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -87,10 +89,12 @@ def as_batch(images: Images) -> NDArray[np.float32]:
     return np.asarray(np.clip(np.nan_to_num(batch, nan=0.0), 0.0, 1.0), dtype=np.float32)
 
 
-def tile_size(height: int, width: int) -> tuple[int, int]:
-    """Pixels, (width, height), at which an image of this size is shown."""
+def tile_size(
+    height: int, width: int, smallest: int = SMALLEST_TILE, largest: int = LARGEST_TILE
+) -> tuple[int, int]:
+    """Pixels, (width, height), at which an image is shown; the limits are of the shorter side."""
     shorter = min(height, width)
-    scale = min(max(shorter, SMALLEST_TILE), LARGEST_TILE) / shorter
+    scale = min(max(shorter, smallest), largest) / shorter
     return round(width * scale), round(height * scale)
 
 
@@ -99,6 +103,15 @@ def as_tile(image: NDArray[Any], size: tuple[int, int]) -> Image.Image:
     pixels = np.rint(np.asarray(image) * 255).astype(np.uint8).transpose(1, 2, 0)  # (H, W, C)
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     return picture.resize(size, Image.Resampling.BICUBIC).convert("RGB")
+
+
+def as_png(image: Images, size: tuple[int, int]) -> str:
+    """A PNG in base64 of one image (C, H, W), of `size` (width, height); grey where C is 1."""
+    [pixels] = as_batch(image[None])
+    written = io.BytesIO()
+    tile = as_tile(pixels, size).convert("L" if len(pixels) == 1 else "RGB")
+    tile.save(written, format="PNG", optimize=True)
+    return base64.b64encode(written.getvalue()).decode()
 
 
 def typeface(points: int, bold: bool = False, text: str = "") -> ImageFont.FreeTypeFont:

@@ -76,7 +76,7 @@ def _later(folder: RunFolder, checkpoint: Checkpoint) -> Iterator[Path]:
     """
     yield from (path for path in map(folder.path.joinpath, _RESULTS) if path.exists())
     last = checkpoint.round_number if checkpoint.stage == JOINT_STAGE else -1
-    yield from sorted(folder.pictures.glob("*.png"))
+    yield from sorted(folder.pictures.glob("*.*"))
     for path in sorted(folder.pictures.glob("rounds/*")):
         if int(path.name) > last:
             yield path

@@ -6,19 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
 import torch
-from helpers.chromium import BROWSER, BROWSERS
+from helpers.chromium import BROWSER, NEEDS_BROWSER
 
 from mediffusion_core.run_io.run_folder import write_json
 from simulations.studies.reader.page import QUESTIONS, reader_page
 from simulations.studies.reader.pairs import EXTERNAL, OURS, Item, Pairs
 from simulations.studies.reader.score import score_answers
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed"),
-]
+pytestmark = NEEDS_BROWSER
 
 ITEMS = [Item(0, OURS), Item(1, EXTERNAL), Item(0, EXTERNAL)]
 READER = """

@@ -15,6 +15,7 @@ from integration.run_folders import STAGES, assert_same_end, checkpoint, untimed
 
 from configs.compose import compose
 from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.reporting.counterfactual_pair import read_pair
 from mediffusion_core.run_io.run_folder import RunFolder
 from simulations.engine.in_process import run_in_process
 from simulations.engine.processes import marked_processes, send_signal
@@ -210,6 +211,8 @@ def test_pictures_and_report_are_there(whole: Finished) -> None:
     assert f"{whole.summary['auc_macro']:.3f}" in page
     for name in names:
         assert name in page or name.removesuffix(".png") in page
+    pair = read_pair(whole.folder.pictures)
+    assert pair is not None and pair.image in page and pair.counterfactual in page
 
 
 def test_the_user_is_told_where_the_run_is(whole: Finished) -> None:

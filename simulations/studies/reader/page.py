@@ -1,13 +1,11 @@
 """The page for readers: one HTML file that works offline and sends nothing."""
 
-import base64
-import io
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from mediffusion_core.reporting.pages import render_page
-from mediffusion_core.reporting.style import as_batch, as_tile, tile_size
+from mediffusion_core.reporting.style import as_png, tile_size
 from simulations.studies.reader.pairs import Item, Pairs
 
 QUESTIONS = {
@@ -150,7 +148,4 @@ def reader_page(study: str, items: Sequence[Item], pairs: Pairs, asked: Sequence
 
 def _picture(image: Tensor) -> str:
     """A PNG of an image (C, H, W), in base64."""
-    [pixels] = as_batch(image[None])
-    written = io.BytesIO()
-    as_tile(pixels, tile_size(*pixels.shape[1:])).save(written, format="PNG", optimize=True)
-    return base64.b64encode(written.getvalue()).decode()
+    return as_png(image, tile_size(*image.shape[1:]))

@@ -109,7 +109,9 @@ def test_a_folder_that_is_no_run_is_refused(folder: RunFolder, tmp_path: Path) -
         read_state(folder.path, NOW)
 
 
-@pytest.mark.parametrize("name", ["summary.json", "pictures", "sites", "sites/uni"])
+@pytest.mark.parametrize(
+    "name", ["summary.json", "pictures", "pictures/counterfactual.json", "sites", "sites/uni"]
+)
 def test_no_link_is_followed(folder: RunFolder, tmp_path: Path, name: str) -> None:
     path = folder.path / name
     if path.is_dir():

@@ -232,6 +232,7 @@ def long(tmp_path: Path, tiny: tuple[str, ...]) -> tuple[RunFolder, Settings]:
         "report.html",
         "model/head",
         "pictures/curves.png",
+        "pictures/counterfactual.json",
         "sites/latents",
     ):
         (folder.path / name).parent.mkdir(exist_ok=True)
@@ -247,6 +248,7 @@ def test_a_run_that_is_set_back_goes_on_from_there(long: tuple[RunFolder, Settin
     assert kept(folder) == ["joint-4"]
     left = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*")}
     assert not left & {"summary.json", "report.html", "model", "pictures/curves.png"}
+    assert "pictures/counterfactual.json" not in left
     assert "sites/latents" in left
     assert sorted(path.name for path in folder.pictures.glob("rounds/*"))[-1] == "0004"
     assert (aside / "metrics.jsonl").read_text() == whole
