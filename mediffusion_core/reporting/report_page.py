@@ -173,7 +173,7 @@ _DETAILS = r"""
 <h2>Pictures</h2>
 {% for picture in pictures %}
 <figure{% if picture.is_chart %} class="chart"{% endif %}>
-  <a href="{{ picture.source }}"><img src="{{ picture.source }}" alt="{{ picture.name }}" decoding="async"></a>
+  <a href="{{ picture.source }}"><img src="{{ picture.source }}" alt="{{ picture.name }}"></a>
   <figcaption><b>{{ picture.name }}.</b> {{ picture.caption }}</figcaption>
 </figure>
 {% endfor %}
