@@ -15,6 +15,8 @@ LPIPS := 0.1.0
 TORCH := $(shell sed -n 's/.*"torch~=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 export FLWR_TELEMETRY_ENABLED ?= 0
+# Otherwise each process of a run compiles all its modules anew, which is half of its start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install simulate test deployment-test fuzz bench docs docker-build docker-test lint format clean

@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def split(overrides: str) -> list[str]:
         raise UserError(f"overrides {overrides!r}: {str(error).lower()}") from None
 
 
-def groups() -> dict[str, list[str]]:
+@cache
+def groups() -> Mapping[str, list[str]]:
     """The configuration groups with the choices of each."""
     folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
     found = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}

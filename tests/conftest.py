@@ -93,10 +93,17 @@ TINY = (
 )
 
 
+FEW_COUNTERFACTUALS = (
+    "evaluation.counterfactual.count=2",
+    "evaluation.counterfactual.panel=1",
+)
+
+
 ONE_ROUND = (
     "federation.autoencoder_rounds=1",
     "federation.num_rounds=1",
     "evaluation.every=1",
+    *FEW_COUNTERFACTUALS,
 )
 
 
@@ -104,8 +111,7 @@ FEW = (
     "data.phantom.patients_per_site=[24,24,24]",
     "training.autoencoder.local_epochs=1",
     "training.joint.local_epochs=1",
-    "evaluation.counterfactual.count=2",
-    "evaluation.counterfactual.panel=1",
+    *FEW_COUNTERFACTUALS,
 )
 ALIGNED = (
     "training.joint.alignment.weight=1",
@@ -143,7 +149,7 @@ def tiny() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def shortest(tiny: tuple[str, ...]) -> tuple[str, ...]:
-    """The same with one round of each stage."""
+    """The same with one round of each stage, and few counterfactuals."""
     return (*tiny, *ONE_ROUND)  # the last of two values counts
 
 

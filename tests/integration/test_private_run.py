@@ -49,6 +49,8 @@ PRIVATE = (
     "federation.autoencoder_rounds=1",
     "federation.num_rounds=2",
     "evaluation.every=2",
+    "evaluation.counterfactual.count=2",
+    "evaluation.counterfactual.panel=1",
 )
 
 

@@ -24,13 +24,16 @@ run_in_process("config", sys.argv[start + 2 :])
 
 @pytest.mark.slow
 def test_both_arms_have_the_same_labels_and_one_has_nothing_else(
-    shortest: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shortest: tuple[str, ...],
+    few: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     program = tmp_path / "simulate.py"
     program.write_text(SIMULATE.format(python=sys.executable))
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    overrides = [one for one in shortest if not one.startswith("seed=")]
+    overrides = [one for one in (*shortest, *few) if not one.startswith("seed=")]
     overrides += [f"data.store='{tmp_path / 'store'}'"]
     folder = tmp_path / "study"
     results = json.loads(study_unlabelled(overrides, 1, folder).read_text())
@@ -51,10 +54,10 @@ def test_both_arms_have_the_same_labels_and_one_has_nothing_else(
 
 @pytest.mark.slow
 def test_a_study_of_labels_runs_its_cells_once_and_compares_them(
-    tiny: tuple[str, ...], tmp_path: Path
+    tiny: tuple[str, ...], few: tuple[str, ...], tmp_path: Path
 ) -> None:
-    base = [*tiny, f"data.store='{tmp_path / 'store'}'"]
-    asked = make_plan(base, "joint,resnet", "0.4", seeds=1, minutes=0.2, tune=False)
+    base = [*tiny, *few, f"data.store='{tmp_path / 'store'}'"]
+    asked = make_plan(base, "joint,resnet", "0.4", seeds=1, minutes=0.1, tune=False)
     folder = tmp_path / "study"
     results = json.loads(study_labels(asked, folder, workers=2).read_text())
     assert [row["method"] for row in results["rows"]] == ["joint", "resnet"]
@@ -68,8 +71,10 @@ def test_a_study_of_labels_runs_its_cells_once_and_compares_them(
     assert before == {path: path.stat().st_mtime_ns for path in figures}
 
 
-def test_a_cell_that_fails_is_named_with_its_reason(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    base = [*tiny, f"data.store='{tmp_path / 'store'}'", "device=cuda:7"]
-    asked = make_plan(base, "joint", "0.4", seeds=1, minutes=0.2, tune=False)
+def test_a_cell_that_fails_is_named_with_its_reason(
+    tiny: tuple[str, ...], few: tuple[str, ...], tmp_path: Path
+) -> None:
+    base = [*tiny, *few, f"data.store='{tmp_path / 'store'}'", "device=cuda:7"]
+    asked = make_plan(base, "joint", "0.4", seeds=1, minutes=0.1, tune=False)
     with pytest.raises(UserError, match=r"joint 40% seed 0 failed: .*cuda:7"):
         study_labels(asked, tmp_path / "study", workers=1)

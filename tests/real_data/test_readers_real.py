@@ -23,8 +23,8 @@ def isic(**more: object) -> DataSettings:
 
 
 @pytest.fixture(scope="module")
-def isic_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return prepare(read_source(isic(), 0), isic(), tmp_path_factory.mktemp("stores"))
+def isic_store(stores: Path) -> Store:
+    return prepare(read_source(isic(), 0), isic(), stores)
 
 
 def overlap(store: Store, settings: DataSettings, sites: int) -> int:
@@ -91,14 +91,14 @@ def test_every_centre_labels_every_class_it_trains_on(isic_store: Store) -> None
         assert len(kept) <= np.ceil(0.02 * len(labels)) + 7
 
 
-def test_chestxray14(tmp_path: Path) -> None:
+def test_chestxray14(stores: Path) -> None:
     settings = DataSettings(
         source="chestxray14", root=DATA / "nih_chestxray14", image_size=32, channels=1,
         partition="uniform",
     )  # fmt: skip
     source = read_source(settings, 0)
     assert source.splits is None and source.regions is None  # the sample has no lists and boxes
-    store = prepare(source, settings, tmp_path)
+    store = prepare(source, settings, stores)
     assert store.images.shape == (1000, 32, 32, 1)
     assert len(set(store.groups)) == 264
     assert len(store.classes) == 14

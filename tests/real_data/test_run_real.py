@@ -52,18 +52,13 @@ SOURCES = {
 }
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("stores")
-
-
 @pytest.mark.parametrize("source", SOURCES)
-def test_sites_with_real_data_answer_a_census(source: str, store: Path, tmp_path: Path) -> None:
+def test_sites_with_real_data_answer_a_census(source: str, stores: Path, tmp_path: Path) -> None:
     overrides = (
         *SOURCES[source],
         *SMALL,
         "data.image_size=32",
-        f"data.store={store}",
+        f"data.store={stores}",
         f"run.folder={tmp_path}",
     )
     settings = compose("config", overrides)

@@ -19,8 +19,6 @@ from simulations.cli.main import app
 from simulations.engine.in_process import run_in_process
 from simulations.studies.attack.study import privacy_ceiling, study_attack
 
-SHORT = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")
-
 
 def test_shifted_losses_are_told_apart_as_gaussians_are() -> None:
     generator = np.random.default_rng(0)
@@ -63,9 +61,9 @@ def test_epsilon_bounds_the_attack() -> None:
 
 
 def test_a_run_is_attacked_over_all_units_and_at_each_site(
-    tiny: tuple[str, ...], tmp_path: Path
+    shortest: tuple[str, ...], tmp_path: Path
 ) -> None:
-    overrides = [*tiny, *SHORT, f"data.store='{tmp_path / 'store'}'"]
+    overrides = [*shortest, f"data.store='{tmp_path / 'store'}'"]
     run = run_in_process("config", [*overrides, f"run.folder='{tmp_path / 'run'}'"]).path
     with pytest.raises(UserError, match="holds no run of simulate"):
         study_attack(run, run / "attack.json", "cpu")

@@ -165,10 +165,12 @@ def test_bytes_are_half_and_a_quarter(method: Compression, share: float) -> None
     ) < (share * whole)
 
 
-def test_a_continued_run_equals_an_uninterrupted_one(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_continued_run_equals_an_uninterrupted_one(
+    tiny: tuple[str, ...], few: tuple[str, ...], tmp_path: Path
+) -> None:
     short = ("federation.autoencoder_rounds=1", "federation.num_rounds=2", "evaluation.every=2")
     places = (f"run.folder='{tmp_path / 'run'}'", f"data.store='{tmp_path / 'store'}'")
-    overrides = (*tiny, *short, *places, "federation.compression=int8")
+    overrides = (*tiny, *few, *short, *places, "federation.compression=int8")
     folder = run_in_process("config", overrides)
     newest = list_checkpoints(folder.checkpoints)[-1]
     whole = {name: newest.load(name) for name in newest.components()}

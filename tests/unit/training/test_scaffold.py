@@ -93,7 +93,7 @@ def test_adaptive_sites_with_averaged_moments_meet_there_too() -> None:
         weights: Mapping[str, Tensor] = {"x": torch.zeros(2)}
         moments: Mapping[str, Tensor] = fresh_moments(Point())
         controls: Controls = {}
-        for _ in range(1200):
+        for _ in range(400):
             own = corrections(controls, list(IMAGES))
             states, sent, replies = [], [], []
             for site, images in IMAGES.items():

@@ -14,13 +14,11 @@ from mediffusion_core.run_io.run_folder import RunFolder
 from server.messages import SiteError
 from simulations.engine.in_process import run_in_process
 
-SHORT = ("federation.autoencoder_rounds=1", "federation.num_rounds=1", "evaluation.every=1")
-
 
 @pytest.fixture
-def overrides(tiny: tuple[str, ...], tmp_path: Path) -> list[str]:
+def overrides(shortest: tuple[str, ...], tmp_path: Path) -> list[str]:
     stored = [f"data.store='{tmp_path / 'store'}'", f"run.folder='{tmp_path / 'run'}'"]
-    return [*tiny, *SHORT, *stored]
+    return [*shortest, *stored]
 
 
 def test_a_single_site_trains_and_is_evaluated_on_all_sites_patients(overrides: list[str]) -> None:

@@ -57,7 +57,7 @@ def test_memory_grows_by_control_variates_alone(tiny: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("compression", "controls"), [("none", True), ("int8", False)])
 def test_a_run_sends_the_predicted_number_of_bytes(
-    tiny: tuple[str, ...], tmp_path: Path, compression: str, controls: bool
+    tiny: tuple[str, ...], few: tuple[str, ...], tmp_path: Path, compression: str, controls: bool
 ) -> None:
     places = (f"run.folder='{tmp_path / 'run'}'", f"data.store='{tmp_path / 'store'}'")
     # The second round of a stage: in the first one moments are zero, and are not sent.
@@ -66,7 +66,7 @@ def test_a_run_sends_the_predicted_number_of_bytes(
         f"federation.compression={compression}",
         f"training.joint.control_variates={str(controls).lower()}",
     )
-    overrides = (*tiny, *short, *places, *varied)
+    overrides = (*tiny, *few, *short, *places, *varied)
     folder = run_in_process("config", overrides)
     sizes = Sizes.of(compose("config", overrides), 5)
     moved = {line["stage"]: line["traffic"] for line in folder.history() if "traffic" in line}

@@ -90,7 +90,7 @@ def test_a_seed_gives_the_same_samples(tmp_path: Path, tiny: tuple[str, ...]) ->
 
 def test_a_classifier_learns_from_generated_images(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """From real images, from as many drawn ones, and from both, on the same test patients."""
-    run = make_run(tmp_path / "run", tiny)
+    run = make_run(tmp_path / "run", tiny, "data.phantom.patients_per_site=[60,60,60]")
     opened = open_trained_run(run, "cpu", Console(stderr=True))
     site = opened.dataset.train(0)
     labelled = site.subset(site.labelled)
