@@ -156,7 +156,7 @@ class Evaluator:
         return float(decibels.mean()), Reconstructions(images[shown], made[shown], decibels[shown])
 
     def encode(self, model: Classifier) -> Tensor:
-        """What a model's `logits` takes, of the test set's N images."""
+        """Inputs of a model's `logits` from the test set's N images."""
         return model.encode(self._test.take(torch.arange(len(self._test))))
 
     def logits(self, model: Classifier) -> Tensor:

@@ -62,7 +62,7 @@ NOT_READ = {
 """Settings that the site does not read: it has its own, or they deal a simulation's images."""
 FREE = {
     "": "seed",
-    "run": "keep_last",
+    "run": "keep_last trackers",
     "data": "image_size channels labelled_fraction use_unlabelled augmentation",
     "data.phantom": "patients_per_site",
     "model": "name",
