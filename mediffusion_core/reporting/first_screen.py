@@ -115,7 +115,7 @@ def quality(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Quality:
     auc = measured(summary.get(key))
     if auc is None:
         return Quality("", "", None, (f"The AUC was {NOT_MEASURED}.",))
-    bounds = summary.get(f"{key}_interval")
+    bounds: Any = summary.get(f"{key}_interval")
     text = interval(bounds)
     low, high = (float(bounds[0]), float(bounds[1])) if text else (auc, auc)
     sentences = [

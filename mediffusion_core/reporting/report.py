@@ -232,7 +232,7 @@ def _evaluations(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _pictures(folder: Path) -> list[dict[str, str]]:
+def _pictures(folder: Path) -> list[dict[str, Any]]:
     known = list(CAPTIONS)
 
     def order(path: Path) -> tuple[int, str]:
