@@ -167,7 +167,8 @@ def save_counterfactual_pair(rows: Sequence[CounterfactualRow], path: Path) -> N
         raise ValueError("a counterfactual pair needs at least one row")
     row = next((row for row in rows if row.flipped is not None), rows[0])
     named = _named(row)
-    size = tile_size(*row.source.shape[1:], smallest=LARGE, largest=LARGE)
+    _, height, width = row.source.shape
+    size = tile_size(height, width, smallest=LARGE, largest=LARGE)
     difference = np.asarray(row.counterfactual, np.float64) - np.asarray(row.source, np.float64)
     pair = CounterfactualPair(
         target=row.target,
