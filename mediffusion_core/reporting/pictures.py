@@ -166,8 +166,9 @@ def save_counterfactual_pair(rows: Sequence[CounterfactualRow], path: Path) -> N
     if not rows:
         raise ValueError("a counterfactual pair needs at least one row")
     row = next((row for row in rows if row.flipped is not None), rows[0])
+    named = _named(row)
     _, height, width = row.source.shape
-    named, size = _named(row), tile_size(height, width, LARGE, LARGE)
+    size = tile_size(height, width, smallest=LARGE, largest=LARGE)
     difference = np.asarray(row.counterfactual, np.float64) - np.asarray(row.source, np.float64)
     pair = CounterfactualPair(
         target=row.target,
