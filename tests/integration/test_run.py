@@ -12,11 +12,14 @@ import pytest
 import torch
 from integration.processes import Command, start, workers
 from integration.run_folders import STAGES, assert_same_end, checkpoint, untimed
+from typer.testing import CliRunner
 
 from configs.compose import compose
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.reporting.counterfactual_pair import read_pair
 from mediffusion_core.run_io.run_folder import RunFolder
+from simulations.cli.main import app
 from simulations.engine.in_process import run_in_process
 from simulations.engine.processes import marked_processes, send_signal
 
@@ -257,14 +260,12 @@ def test_a_mistake_is_one_line_and_costs_no_run(temporary: Path, tmp_path: Path)
 
 
 def test_another_runs_folder_is_refused_and_stays_as_it_is(
-    whole: Finished, tiny: tuple[str, ...], store: str, temporary: Path, tmp_path: Path
+    whole: Finished, tiny: tuple[str, ...], store: str, tmp_path: Path
 ) -> None:
     """Else the run that stands there could never be resumed."""
     folder = tmp_path / "run"
     shutil.copytree(whole.folder.path, folder)
     before = (folder / "launch.json").read_text()
-    arguments = ["simulate", *tiny, "seed=2", store, f"run.folder={folder}"]
-    command = start(arguments, tmp_path / "work", temporary)
-    assert command.wait() != 0
-    assert "other settings" in command.out.read_text() + command.err.read_text()
+    refused = CliRunner().invoke(app, ["simulate", *tiny, "seed=2", store, f"run.folder={folder}"])
+    assert isinstance(refused.exception, UserError) and "other settings" in str(refused.exception)
     assert (folder / "launch.json").read_text() == before
