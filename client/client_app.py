@@ -11,7 +11,9 @@ from flwr.clientapp import ClientApp
 from client import audit, latent_cache, privacy_budget
 from client.declared_content import refuse_undeclared
 from client.failures import Failure, OtherSettingsError, asked, failure, instructions
+from client.model_evaluation import model_sums
 from client.site import Site, open_site
+from client.site_policy import refuse_kind
 from client.trainer import Components, Metrics, StateDict, Trainer, trainer_of
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import (
@@ -58,6 +60,7 @@ def _answer(handler: Handler) -> Callable[[Message, Context], Message]:
 def _handled(handler: Handler, trainer: Trainer, message: Message) -> RecordDict:
     """The handler's declared reply and the ledger's tip; an older ledger is refused first."""
     site, content, kind = trainer.site, message.content, message.metadata.message_type
+    refuse_kind(site.settings, kind)
     if protocol.LEDGER_TIP in content.array_records:
         privacy_budget.refuse_older_ledger(site, _state(content, protocol.LEDGER_TIP))
         del content[protocol.LEDGER_TIP]
@@ -169,3 +172,11 @@ def evaluate(trainer: Trainer, content: RecordDict) -> RecordDict:
     unet, head = (_state(content, component) for component in (protocol.UNET, protocol.HEAD))
     counts = trainer.validation_counts(unet, head, _round(content))
     return RecordDict({protocol.COUNTS: _record(counts)})
+
+
+@app.evaluate("model")
+@_answer
+def evaluate_model(trainer: Trainer, content: RecordDict) -> RecordDict:
+    """Replies with sums over the site's evaluated patients and over their subgroups."""
+    model = {component: _state(content, component) for component in protocol.MODEL}
+    return RecordDict({protocol.COUNTS: _record(model_sums(trainer.site, model))})

@@ -10,7 +10,7 @@ from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
     open_federated_dataset,
 )
-from mediffusion_core.messaging.protocol import WEIGHTED_BY
+from mediffusion_core.messaging.protocol import EVALUATE_MODEL, EVALUATING, WEIGHTED_BY
 from mediffusion_core.privacy.ledger.site_ledger import site_secret
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
@@ -74,16 +74,25 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
     return agreed, dataset, file.policy
 
 
+def refuse_kind(settings: Settings, kind: str) -> None:
+    """Refuses a message that does not belong to the task of the run.
+
+    The site agreed to the task with the settings; a server could send any kind of message.
+
+    Raises:
+        RefusedError: for a message of training in an evaluation, or of an evaluation in training.
+    """
+    evaluating = settings.task == "evaluation"
+    if kind not in EVALUATING if evaluating else kind == EVALUATE_MODEL:
+        raise RefusedError(f"with task={settings.task} the site answers no {kind}")
+
+
 def _agreed(settings: Settings, file: SiteFile) -> Settings:
     """The run's settings with the site's device and limit of ε, if the site agrees to them."""
     policy, privacy = file.policy, settings.privacy
     _refuse_settings(settings, policy)
-    weighing = {*WEIGHTED_BY.values()}
-    if settings.federation.weighting == "steps":
-        weighing.add("steps")
-    if kept_back := weighing - policy.allowed_metrics:
-        names = " and ".join(sorted(kept_back))
-        raise RefusedError(f"policy.allowed_metrics lacks {names}, which weigh this site's reply")
+    if settings.task == "training":
+        _refuse_to_weigh(settings, policy)
     if privacy.enabled:
         _refuse_less_privacy(privacy, policy)
     elif policy.require_privacy:
@@ -96,6 +105,16 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
     return settings.model_copy(
         update={"device": policy.device, "privacy": privacy.model_copy(update=own)}
     )
+
+
+def _refuse_to_weigh(settings: Settings, policy: SitePolicy) -> None:
+    """Refuses a run that weighs the site's reply by metrics that may not leave it."""
+    weighing = {*WEIGHTED_BY.values()}
+    if settings.federation.weighting == "steps":
+        weighing.add("steps")
+    if kept_back := weighing - policy.allowed_metrics:
+        names = " and ".join(sorted(kept_back))
+        raise RefusedError(f"policy.allowed_metrics lacks {names}, which weigh this site's reply")
 
 
 def _refuse_other_data(settings: Settings, file: SiteFile) -> None:

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.evaluation.calibration import TEMPERATURES
-from mediffusion_core.evaluation.noised_validation import GAIN_BOUND, ValidationSums
 from mediffusion_core.messaging.moment_names import MEAN, SQUARE, STEPS
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
@@ -46,8 +44,6 @@ MAX_MEAN_SQUARE = 1e8
 """Of a site's latents."""
 MAX_FEATURE = 1e4
 """Of a public encoder."""
-MAX_LOGIT = 1e6
-"""The largest difference of two logits that a loss may come from."""
 DEVIATIONS = 12.0
 """Standard deviations of noise that a noised sum may lie outside its range."""
 MAX_NOISE = 100.0
@@ -79,7 +75,7 @@ class Bounds:
     def of(cls, settings: Settings, kind: str, round_number: int, census: Census) -> Self:
         """The bounds of a site with that census."""
         training = settings.training
-        train, labelled = _count(census, "train"), _count(census, "labelled")
+        train, labelled = count_of(census, "train"), count_of(census, "labelled")
         if kind == TRAIN_AUTOENCODER:
             stage, batch_size = AUTOENCODER_STAGE, training.autoencoder.batch_size
             epochs, every = training.autoencoder.local_epochs, True
@@ -199,7 +195,9 @@ def refuse_census(counts: Mapping[str, Any], settings: Settings, num_classes: in
         RefusedReplyError: if one is missing, undeclared, no count, or does not fit the others.
     """
     needed = {"train", "labelled"}
-    if not settings.privacy.enabled:
+    if settings.task == "evaluation":
+        needed = {"images", "patients"}
+    elif not settings.privacy.enabled:
         needed |= {"images", "validation", "test", "patients", "per_class"}
         if settings.training.joint.needs_label_counts:
             needed.add("known_per_class")
@@ -245,7 +243,7 @@ def refuse_latent_sums(sums: StateDict, census: Census, settings: Settings) -> N
     """
     total, squares, count = sums["total"], sums["squares"], float(sums["count"])
     _, height, width = settings.latent_shape
-    train = _count(census, "train")
+    train = count_of(census, "train")
     expected = float(train if settings.privacy.enabled else train * height * width)
     if count != float(torch.tensor(expected, dtype=torch.float32)):
         raise RefusedReplyError(f"sent latent sums of {count:g} values, not {expected:g}")
@@ -268,7 +266,7 @@ def refuse_feature_sums(sums: StateDict, census: Census) -> None:
         RefusedReplyError: if they are of another number of images than the census says, too large,
             or not those of a scatter whose part within groups is no larger.
     """
-    train, count, repeats = _count(census, "train"), float(sums["count"]), float(sums["repeats"])
+    train, count, repeats = count_of(census, "train"), float(sums["count"]), float(sums["repeats"])
     if count != train:
         raise RefusedReplyError(f"sent feature sums of {count:g} images, not {train}")
     if repeats != round(repeats) or not 0 <= repeats <= max(0, train - 1):
@@ -289,60 +287,8 @@ def refuse_feature_sums(sums: StateDict, census: Census) -> None:
         raise RefusedReplyError("sent a larger scatter within groups than over all images")
 
 
-def refuse_validation(sums: StateDict, census: Census, num_classes: int) -> None:
-    """Refuses counts and losses that no validation patients have.
-
-    Raises:
-        RefusedReplyError: if counts exceed the census or rise with the threshold, or if losses are
-            not those of one set of logits divided by rising temperatures.
-    """
-    patients = _count(census, "validation")
-    _refuse_curve("counts", sums["counts"], patients)
-    # A patient is drawn up to as often as there are patients.
-    _refuse_curve("bootstraps", sums["bootstraps"], patients**2)
-    losses = sums["temperature_losses"]
-    inverse = 1 / TEMPERATURES
-    most = patients * num_classes * (torch.tensor(2.0 * num_classes).log() + MAX_LOGIT * inverse)
-    if bool((losses < -ROUNDING).any()) or bool((losses > most).any()):
-        raise RefusedReplyError("sent temperature losses out of range")
-    # Cross-entropy is convex in the inverse temperature: slopes fall as the temperature rises.
-    slopes = losses.diff() / inverse.diff()
-    if bool((slopes.diff() > ROUNDING * (1 + slopes.abs().max())).any()):
-        raise RefusedReplyError("sent temperature losses that are not convex")
-
-
-def refuse_noised_validation(sums: StateDict, settings: Settings) -> None:
-    """Refuses noised sums that no number of validation units has.
-
-    Raises:
-        RefusedReplyError: if a number is larger than `federation.max_images` units and the noise
-            of their sums allow.
-    """
-    noise, most = settings.privacy.validation_noise, settings.federation.max_images
-    assert noise is not None
-    empty = ValidationSums.empty(len(sums["histogram"]))
-    for name, unit in (("histogram", 1.0), ("gains", GAIN_BOUND)):
-        deviation = max(
-            float(empty.deviations(noise, multi_label).arrays()[name].max())
-            for multi_label in (False, True)
-        )
-        largest = most * unit + DEVIATIONS * deviation
-        if float(sums[name].abs().max()) > largest:
-            raise RefusedReplyError(f"sent noised {name} above {largest:g}")
-
-
-def _refuse_curve(name: str, counts: Tensor, most: int) -> None:
-    """Checks confusion counts (..., T, 2, 2): not negative, of one total, falling with T."""
-    if counts.numel() and (int(counts.min()) < 0 or int(counts.max()) > most):
-        raise RefusedReplyError(f"sent {name} outside 0 to {most}")
-    totals = counts.sum(dim=-1)  # (..., T, 2)
-    if bool((totals != totals[..., :1, :]).any()) or bool((totals.sum(dim=-1) > most).any()):
-        raise RefusedReplyError(f"sent {name} whose total changes or exceeds {most}")
-    if bool((counts[..., 1].diff(dim=-2) > 0).any()):
-        raise RefusedReplyError(f"sent {name} that rise with the threshold")
-
-
-def _count(census: Census, name: str) -> int:
+def count_of(census: Census, name: str) -> int:
+    """A single count of a census."""
     value = census[name]
     assert isinstance(value, int)
     return value

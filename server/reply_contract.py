@@ -17,8 +17,9 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from mediffusion_core.evaluation.calibration import TEMPERATURES
+from mediffusion_core.evaluation.calibration import NUM_BINS, TEMPERATURES
 from mediffusion_core.evaluation.noised_validation import ValidationSums
+from mediffusion_core.evaluation.subgroups import SUBGROUPS
 from mediffusion_core.messaging import disclosure, protocol
 from mediffusion_core.messaging.compression import (
     component_compression,
@@ -35,6 +36,7 @@ from mediffusion_core.messaging.protocol import (
     CONTROLS,
     COUNTS,
     EVALUATE,
+    EVALUATE_MODEL,
     FEATURE_CENSUS,
     HEAD,
     HEAD_MOMENTS,
@@ -54,14 +56,17 @@ from mediffusion_core.models.public_encoders import ENCODER_WIDTHS
 from mediffusion_core.privacy.ledger.tip import LedgerTip
 from mediffusion_core.settings import Compression, Settings
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
+from server.evaluation_bounds import (
+    refuse_model_sums,
+    refuse_noised_validation,
+    refuse_validation,
+)
 from server.messages import Census, RefusedReplyError, StateDict, refuse_failure
 from server.reply_bounds import (
     Bounds,
     refuse_census,
     refuse_feature_sums,
     refuse_latent_sums,
-    refuse_noised_validation,
-    refuse_validation,
 )
 
 NAME_BYTES = 64
@@ -143,6 +148,8 @@ class ReplyContract:
             refuse_latent_sums(components[COUNTS], census, self._settings)
         elif asked.kind == FEATURE_CENSUS:
             refuse_feature_sums(components[COUNTS], census)
+        elif asked.kind == EVALUATE_MODEL:
+            refuse_model_sums(components[COUNTS], census)
         elif asked.kind == EVALUATE:
             self._refuse_validation(components[COUNTS], census)
         return Checked(components | self._ledger_tip(content), metrics)
@@ -174,6 +181,8 @@ class ReplyContract:
             return {COUNTS: self._layout_of_feature_sums()}
         if asked.kind == EVALUATE:
             return {COUNTS: self._layout_of_validation()}
+        if asked.kind == EVALUATE_MODEL:
+            return {COUNTS: self._layout_of_model_sums()}
         if asked.kind not in TRAINING:
             return {}
         names = AUTOENCODING if asked.kind == TRAIN_AUTOENCODER else JOINT
@@ -217,6 +226,17 @@ class ReplyContract:
             "counts": (counts, torch.int64),
             "bootstraps": (draws, torch.int64),
             "temperature_losses": (TEMPERATURES.shape, torch.float64),
+        }
+
+    def _layout_of_model_sums(self) -> Layout:
+        of_scores = self._layout_of_validation()
+        (counts, whole), real = of_scores["counts"], torch.float64
+        return {
+            "counts": of_scores["counts"],
+            "bootstraps": of_scores["bootstraps"],
+            "subgroups": (torch.Size([len(SUBGROUPS), *counts]), whole),
+            "reliability": (torch.Size([2, NUM_BINS, 3]), real),
+            "squares": (torch.Size([2, 1]), real),
         }
 
     def _ledger_tip(self, content: RecordDict) -> dict[str, StateDict]:

@@ -17,6 +17,7 @@ from mediffusion_core.data.ground_truth import patients_without
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.evaluation.evaluator import Evaluator
 from mediffusion_core.messaging.site_keys import SITES
+from mediffusion_core.reporting.evaluation_table import evaluation_table
 from mediffusion_core.reporting.report import write_report
 from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, run_path, write_json
@@ -24,6 +25,7 @@ from mediffusion_core.settings import Settings
 from server.audit import RunAudit
 from server.checkpoints import restore_state
 from server.flower_sites import FlowerSites
+from server.model_evaluation import ModelEvaluation, evaluated_models
 from server.reply_contract import ReplyContract
 from server.run import FederatedRun
 from server.sites import Sites
@@ -33,6 +35,7 @@ from server.tracking.tracking import Tracking
 app = ServerApp()
 
 ERROR = "error.txt"
+EVALUATION_TABLE = "evaluation.md"
 
 
 @app.main()
@@ -54,6 +57,8 @@ def main(grid: Grid, context: Context) -> None:
 def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder) -> None:
     """Runs the federation, or its remaining rounds, and ends with its summary and report.
 
+    With `task=evaluation` it evaluates models instead, and ends with summary and table.
+
     Args:
         connect: Makes the sites of the run, given the contract that their replies must keep.
         settings: Of the run.
@@ -65,16 +70,22 @@ def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder:
     """
     with folder.held():
         folder.create(settings)
-        folder.point_latest()
+        evaluating = settings.task == "evaluation"
+        if not evaluating:  # `latest` is the latest run with a model
+            folder.point_latest()
         try:
-            figures = _run(connect, settings, folder)
+            figures = (_evaluate if evaluating else _run)(connect, settings, folder)
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
             folder.summarise({"status": "failed", "error": text, **_identity(settings)})
             raise
         folder.summarise({"status": "completed", **figures, **_identity(settings)})
-        write_report(folder.path)
+        if evaluating:
+            text = evaluation_table(figures)
+            (folder.path / EVALUATION_TABLE).write_text(text, encoding="utf-8")
+        else:
+            write_report(folder.path)
 
 
 def _run(
@@ -98,6 +109,16 @@ def _run(
     )
     with tracking:
         return run.execute()
+
+
+def _evaluate(
+    connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder
+) -> dict[str, Any]:
+    """Evaluates models at the sites; the server needs no images."""
+    models = evaluated_models(settings)
+    classes = next(iter(models.values())).classes
+    sites = connect(ReplyContract(settings, len(classes)))
+    return ModelEvaluation(sites, models).execute(folder.record)
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from client import latent_cache
+from client.model_evaluation import EvaluatedImages
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
 from mediffusion_core.common.errors import RefusedError
 from mediffusion_core.common.hashing import derive_seed
@@ -45,9 +46,15 @@ class PlainTrainer(Trainer):
         """How many images, patients and labels the site holds; no more is ever asked.
 
         Where the joint objective needs the prevalence of findings, which may be known of some
-        images only, `known_per_class` says of how many.
+        images only, `known_per_class` says of how many. An evaluation needs the numbers of
+        evaluated images and patients alone.
+
+        Raises:
+            RefusedError: as `EvaluatedImages.of`.
         """
         site = self.site
+        if site.settings.task == "evaluation":
+            return EvaluatedImages.of(site).census()
         client = site.dataset.clients[site.index]
         train = site.dataset.train(site.index)
         known = [int(count) for count in (~train.targets.isnan()).sum(dim=0)]

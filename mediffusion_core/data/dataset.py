@@ -1,7 +1,7 @@
 """The return value of every reader: a description of a data set, its images still on disk."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -61,6 +61,7 @@ class Source:
             whatever it is. None for an image without. Picklable, as `load`.
         notes: what its reader has to say: files that it does not read, cells that it takes for
             something else. They name no patient.
+        attributes: by attribute of `data.attributes`, the subgroup of each image.
         isolated: whether `load` may end its process on a broken file, as some codecs in C do.
 
     Raises:
@@ -83,6 +84,7 @@ class Source:
     notes: tuple[CheckResult, ...] = ()
     isolated: bool = False
     names: UnitNames = UnitNames()
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks that the parts fit together."""
@@ -91,6 +93,8 @@ class Source:
             raise ValueError(f"{self.name}: labels have shape {self.labels.shape}")
         if len(self.groups) != count or len(set(self.image_ids)) != count:
             raise ValueError(f"{self.name}: groups or image names do not fit {count} images")
+        if any(len(given) != count for given in self.attributes.values()):
+            raise ValueError(f"{self.name}: attributes do not fit {count} images")
         for what, given in (("centre", self.centres), ("split", self.splits)):
             if given is None:
                 continue

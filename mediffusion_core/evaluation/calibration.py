@@ -92,12 +92,44 @@ def calibration_error(probabilities: Tensor, targets: Tensor, multi_label: bool)
     confidence, right = _known(probabilities, targets, multi_label)
     if not len(confidence):
         return float("nan")
-    if not multi_label:
-        confidence, top = confidence.max(dim=1)
-        right = right.gather(1, top[:, None]).squeeze(1)
-    # torchmetrics gives a confidence of exactly 1 a bin of its own, beyond the last one.
-    confidence = confidence.clamp(max=_LARGEST_BELOW_1)
+    confidence, right = _predicted(confidence, right, multi_label)
     return float(binary_calibration_error(confidence, right.long(), n_bins=NUM_BINS))
+
+
+def reliability_sums(
+    probabilities: Tensor, targets: Tensor, multi_label: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums from which both figures of calibration follow; sites' sums add up.
+
+    Args:
+        probabilities: (N, C).
+        targets: (N, C) of 0, 1, or nan where the label is missing.
+        multi_label: whether classes are independent of each other.
+
+    Returns:
+        Predictions, their confidence and how many are right, in each bin (15, 3); and the sum of
+        squared distances (1,) as of `brier_score`. Both float64.
+
+    Raises:
+        ValueError: as `classification.check_scores`.
+    """
+    given, true = _known(probabilities, targets, multi_label)
+    squares = (given - true).square().sum().reshape(1)
+    confidence, right = _predicted(given, true, multi_label)
+    bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    values = torch.stack([torch.ones_like(confidence), confidence, right], dim=1)
+    sums = torch.zeros(NUM_BINS, 3, dtype=torch.float64)
+    return sums.index_add_(0, bins, values), squares
+
+
+def calibration_from_sums(reliability: Tensor, squares: Tensor) -> tuple[float, float]:
+    """Calibration error and Brier score of `reliability_sums`, or of their sum over sites.
+
+    Both are nan where no label is known.
+    """
+    count, confidence, right = reliability.unbind(dim=1)
+    total = count.sum()
+    return float((confidence - right).abs().sum() / total), float(squares.sum() / total)
 
 
 def brier_score(probabilities: Tensor, targets: Tensor, multi_label: bool) -> float:
@@ -126,3 +158,12 @@ def _known(values: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, 
     known = ~targets.isnan()
     chosen = known if multi_label else known.all(dim=1)
     return values[chosen].double(), targets[chosen].double()
+
+
+def _predicted(values: Tensor, right: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
+    """Confidence of each prediction and whether it is right (M,), from those of `_known`."""
+    if not multi_label:
+        values, top = values.max(dim=1)
+        right = right.gather(1, top[:, None]).squeeze(1)
+    # torchmetrics gives a confidence of exactly 1 a bin of its own, beyond the last one.
+    return values.clamp(max=_LARGEST_BELOW_1), right

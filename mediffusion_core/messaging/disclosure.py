@@ -10,6 +10,7 @@ from mediffusion_core.messaging.protocol import (
     COUNTS,
     ENCODE,
     EVALUATE,
+    EVALUATE_MODEL,
     FAILURE,
     FEATURE_CENSUS,
     IDENTITY,
@@ -65,7 +66,8 @@ ANSWERS = {
         ),
         private_fields=frozenset({"train", "labelled"}),
         content="the site's name; numbers of images, labelled images and patients by split and "
-        "class; if the objective needs it, the number of images with a known label of each class",
+        "class; if the objective needs it, the number of images with a known label of each class. "
+        "With `task=evaluation` the numbers of evaluated images and patients alone",
         risk="a patient with a rare finding: a count of one reveals the presence. Two censuses "
         "reveal patients who came or left between them",
         protection="nothing; the counts are exact",
@@ -155,6 +157,24 @@ ANSWERS = {
         "unit, of its score among 24 gaps by class and label, and of the lower losses at 8 other "
         "temperatures; else refused",
         charge="(1, `validation_noise`) to validation units, in each evaluation",
+    ),
+    EVALUATE_MODEL: Answer(
+        name="evaluation of a model",
+        records=frozenset({COUNTS}),
+        fields=frozenset({"counts", "bootstraps", "subgroups", "reliability", "squares"}),
+        private_fields=frozenset(),
+        content="with `task=evaluation`: confusion counts per threshold, for all evaluated "
+        "patients, for seeded bootstraps over them, and for subgroups by sex and by age; number, "
+        "confidence and correctness of predictions in 15 bins, and their squared error",
+        risk="every evaluated patient, as in a validation; a subgroup's counts also tell the sex "
+        "or age of its patients. Scores of a model that was made for it may encode parts of an "
+        "image. Evaluations of other patients or at another time reveal patients who are in one of "
+        "them alone",
+        protection="the summation; a model that the run's settings do not name by its digest is "
+        "refused; a class or subgroup of fewer patients than `policy.min_patients` is "
+        "suppressed, and any subgroup whose difference from other sums would be of fewer",
+        private="refused",
+        charge="nothing",
     ),
 }
 """By kind of message. A site sends no record and no field that is not listed here."""

@@ -24,6 +24,11 @@ TRAIN_JOINT = "train.joint"
 EVALUATE = "evaluate.joint"
 """Server sends head and encoder half of the UNet; site replies with sums over its validation
 patients: confusion counts, and losses at several temperatures."""
+EVALUATE_MODEL = "evaluate.model"
+"""With `task=evaluation`: server sends `MODEL`, the weights of a trained model; site replies with
+sums over its evaluated patients and over their subgroups."""
+EVALUATING = frozenset({CENSUS, EVALUATE_MODEL})
+"""Kinds of message of a run with `task=evaluation`. A site answers no other in such a run."""
 
 AUTOENCODER = "autoencoder"
 UNET = "unet"
@@ -48,11 +53,16 @@ WHITENING = "whitening"
 LABEL_COUNTS = "label_counts"
 """Sums over the sites' census, named as in `training.label_counts`; sent beside `JOINT` if the
 objective needs them."""
+CALIBRATION = "calibration"
+"""ArrayRecord to a site: the temperature of a trained model."""
 
 AUTOENCODING = (AUTOENCODER, AUTOENCODER_MOMENTS)
 """Components that the autoencoder stage trains and exchanges in each round."""
 JOINT = (UNET, HEAD, UNET_MOMENTS, HEAD_MOMENTS)
 """Components that the joint stage trains and exchanges in each round."""
+MODEL = (AUTOENCODER, UNET, HEAD, CALIBRATION)
+"""Records of a trained model that is evaluated: autoencoder with latent scale, encoder half of the
+UNet, classifier, temperature."""
 
 TRAINING = (TRAIN_AUTOENCODER, TRAIN_JOINT)
 """Kinds of message that each round of a stage sends."""
@@ -118,5 +128,5 @@ BOOTSTRAP_THRESHOLDS = 400
 """Thresholds of the bootstrapped counts: fewer than for the counts of the reported AUC."""
 
 
-FROM_SERVER = frozenset({INSTRUCTIONS, LABEL_COUNTS, WHITENING, EMA_UNET, EMA_HEAD})
+FROM_SERVER = frozenset({INSTRUCTIONS, LABEL_COUNTS, WHITENING, CALIBRATION, EMA_UNET, EMA_HEAD})
 """Records from the server alone: sums and averages of the sites' replies, and instructions."""

@@ -30,6 +30,10 @@ class ColumnSettings(StrictModel):
     """Column with the site, for `data.partition=natural`."""
     split: str | None = None
     """Column with the official split: `train`, `validation` or `test`."""
+    sex: str | None = None
+    """Column with the sex, `F` or `M`, for figures of subgroups. None: they have no sex."""
+    age: str | None = None
+    """Column with the age in years, for figures of subgroups. None: they have no age."""
 
 
 Uncertain = Literal["zeros", "ones", "ignore"]

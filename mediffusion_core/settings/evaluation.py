@@ -89,5 +89,15 @@ class EvaluationSettings(StrictModel):
     noise_levels: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.0,)
     """Noise levels, as shares of the timesteps, at which latents are classified; the logits are
     averaged over them. 0 is the clean latent."""
+    model: Path | None = None
+    """With `task=evaluation`, the folder at the server of the model to evaluate."""
+    against: Path | None = None
+    """With `task=evaluation`, the folder of a second model to compare with. None: no comparison."""
+    digests: tuple[str, ...] = ()
+    """With `task=evaluation`, the SHA-256 of each model that the server may send, as
+    `fed-mediffusion evaluate` writes it. A site refuses any other model."""
+    patients: Literal["test", "all"] = "test"
+    """With `task=evaluation`, a site's patients: of its test split, on which no run trains, or all.
+    """
     counterfactual: CounterfactualSettings = CounterfactualSettings()
     """Guided counterfactuals."""

@@ -21,7 +21,7 @@ SITE_LOCAL: dict[str, bool | set[str]] = {
     "run": True,
     "device": True,
     "data": {"root", "store", "table", "columns"},
-    "evaluation": {"inception_weights"},
+    "evaluation": {"inception_weights", "model", "against"},
     "federation": {"round_timeout", "grace_period", "min_sites", "max_images"},
     "privacy": {"public_model", "ledger", "ledger_tips", "max_epsilon"},
 }
@@ -48,6 +48,8 @@ class Settings(StrictModel):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of splits, weights, batches and noise, 0 to 2³¹ - 1; not of private noise."""
+    task: Literal["training", "evaluation"] = "training"
+    """Whether the run trains a model, or evaluates one at the sites and trains nothing."""
     device: str = "auto"
     """Where a site computes: `auto`, `cpu`, `cuda` or `cuda:N`."""
     run: RunSettings = RunSettings()
@@ -123,6 +125,34 @@ class Settings(StrictModel):
                 "privacy.validation_noise allows neither federation.client_level nor "
                 "federation.num_malicious_sites: noised sums cannot be capped by patients"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_evaluate(self) -> Self:
+        evaluation, federation = self.evaluation, self.federation
+        if self.task == "training":
+            if evaluation.model is not None or evaluation.against is not None:
+                raise ValueError(
+                    "evaluation.model and evaluation.against need task=evaluation, which trains "
+                    "nothing"
+                )
+            return self
+        if evaluation.model is None or not evaluation.digests:
+            raise ValueError(
+                "task=evaluation needs evaluation.model and evaluation.digests, which "
+                "fed-mediffusion evaluate sets"
+            )
+        if self.privacy.enabled:
+            raise ValueError(
+                "task=evaluation sends exact counts, so it allows privacy.enabled=false alone"
+            )
+        if federation.client_level.enabled or federation.num_malicious_sites:
+            raise ValueError(
+                "task=evaluation allows neither federation.client_level nor "
+                "federation.num_malicious_sites: all sites' counts are added up"
+            )
+        if self.data.labels_at == "server":
+            raise ValueError("task=evaluation needs data.labels_at=sites")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
-from mediffusion_core.settings.base import Positive, StrictModel
+from mediffusion_core.settings.base import Count, Positive, StrictModel
 from mediffusion_core.settings.run import Settings
 from mediffusion_core.settings.validation import did_you_mean, setting_names
 
@@ -45,6 +45,8 @@ class SitePolicy(StrictModel):
     are not named are free."""
     approval: Literal["none", "required"] = "none"
     """Whether the site's engineer approves each run before it starts."""
+    min_patients: Count = 10
+    """Smallest number of patients whose sums may leave in an evaluation of a model, at least 1."""
     keep_latents: Literal["run"] | Annotated[int, Field(ge=1, le=3650)] = "run"
     """How long encoded images stay after their last use: until the run ends, or days from 1 to
     3650."""

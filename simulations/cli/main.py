@@ -7,7 +7,7 @@ from deployment.audit_cli import audit
 from deployment.commands import add_commands
 from deployment.entry import run as run_app
 from deployment.site_cli import site
-from simulations.cli import export, model, results, settings, simulate, sizing
+from simulations.cli import evaluate, export, model, results, settings, simulate, sizing
 from simulations.cli.data import data
 from simulations.cli.study import study
 
@@ -29,6 +29,7 @@ for commands in (
     settings.commands,
     model.commands,
     export.commands,
+    evaluate.commands,
     results.commands,
     deployment_commands,
     sizing.commands,

@@ -33,7 +33,7 @@ ROOMS = (
     {"evaluation"},
     {"run_io"},
     {"reporting"},
-    {"run_io.pipeline", "run_io.export"},
+    {"run_io.pipeline", "run_io.export", "run_io.any_model"},
 )
 """Rooms of the core, from the ground up: a room imports from itself and from those before it.
 

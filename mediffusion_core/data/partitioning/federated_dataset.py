@@ -1,8 +1,9 @@
 """The federated dataset: one prepared store of images, and the partition of each client."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ class FederatedDataset:
     """The store's images, changed by the sites' scanners where the settings simulate these."""
     notes: tuple[CheckResult, ...] = ()
     """The reader's warnings and notes."""
+    attributes: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    """By attribute of `data.attributes`, the subgroup of each of the store's images."""
     names: UnitNames = field(default_factory=UnitNames)
     """The unit that groups name, and the key of their names."""
     unit_hash: UnitHash | None = field(default=None, repr=False)
@@ -64,6 +67,17 @@ class FederatedDataset:
         rows = client.validation if client.validation_labelled else client.validation[:0]
         labels = self.labels(client, "validation")[: len(rows)]
         return ImageSet(self.pixels, rows, torch.from_numpy(labels))
+
+    def evaluated(self, site: int, patients: Literal["test", "all"]) -> ImageSet:
+        """The site's images with a known label, of its test patients or of all.
+
+        Labels that a simulation withholds from training are among them.
+        """
+        client = self.clients[site]
+        rows = np.sort(client.test if patients == "test" else client.rows)
+        known = ~np.isnan(self.store.labels[rows]).all(axis=1)
+        rows = rows[known]
+        return ImageSet(self.pixels, rows, torch.from_numpy(self.store.labels[rows]))
 
     def labels(self, client: ClientPartition, split: str) -> NDArray[np.float32]:
         """Labels of a site's images in a split, (n, C): NaN where a label is withheld.
@@ -174,9 +188,20 @@ def deal(
         use_unlabelled=data.use_unlabelled,
         pixels=_pixels(store, centres, data.scanner_shift, seed),
         notes=source.notes,
+        attributes=_attributes(source, store),
         names=source.names,
         unit_hash=unit_hash,
     )
+
+
+def _attributes(source: Source, store: Store) -> dict[str, NDArray[np.str_]]:
+    """The attributes of the images that were prepared, in the order of the store."""
+    index_of = {name: index for index, name in enumerate(source.image_ids)}
+    order = [index_of[name] for name in store.image_ids]
+    return {
+        name: np.array([given[index] for index in order], dtype=np.str_)
+        for name, given in source.attributes.items()
+    }
 
 
 def require_unit(dataset: FederatedDataset, settings: Settings) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.attributes import AGE, SEX, attributes_of
 from mediffusion_core.data.dataset import Source, UnitNames, first_shared
 from mediffusion_core.data.files import list_folder
 from mediffusion_core.data.readers.mirrors import find_home, find_images, unused
@@ -75,6 +76,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     places = (home / "images", home)
     paths = find_images(root, files, names, places)
     read_too = [str((home / name).relative_to(root)) for name in (table.name, *more)]
+    attributes, unread = attributes_of(_cells(rows))
     return Source(
         name="chestxray14",
         classes=FINDINGS,
@@ -93,10 +95,20 @@ def read(settings: DataSettings, seed: int) -> Source:
             files=[(path, file_stamp(root, path)) for path in paths],
             **{name: (home / name).read_bytes() for name in more},
         ),
-        notes=unused(files, paths, read_too),
+        notes=(*unused(files, paths, read_too), *unread),
+        attributes=attributes,
         splits=_splits(home, names, patients) if has_lists else None,
         regions=partial(_region, root, paths, _boxes(home / BOXES, names)) if has_boxes else None,
     )
+
+
+def _cells(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Sex and age of each image, as far as the table has their columns."""
+    columns = {SEX: ("Patient Gender", "Patient Sex"), AGE: ("Patient Age",)}
+    return {
+        key: [next((row[one] for one in names if one in row), "") for row in rows]
+        for key, names in columns.items()
+    }
 
 
 def _splits(root: Path, names: Sequence[str], patients: Sequence[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.attributes import AGE, SEX, attributes_of
 from mediffusion_core.data.dataset import Source, UnitNames, first_shared
 from mediffusion_core.data.files import list_folder
 from mediffusion_core.data.readers.mirrors import (
@@ -65,6 +66,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     tables = [home / name for name in TABLES if name == "train.csv" or (home / name).is_file()]
     images: dict[str, tuple[str, str, str]] = {}  # to patient, split and published folder
     labels = []
+    cells: dict[str, list[str]] = {SEX: [], AGE: []}
     for table in tables:
         rows = read_table(table, (PATH, *FINDINGS))
         for row in rows:
@@ -72,12 +74,15 @@ def read(settings: DataSettings, seed: int) -> Source:
             if name in images:
                 raise UserError(f"{table}: image {name} is listed twice")
             images[name] = (patient, TABLES[table.name], published)
+            for key, column in ((SEX, "Sex"), (AGE, "Age")):
+                cells[key].append(row.get(column, ""))
         labels.append(_labels(table, rows, policies))
     _refuse_shared_patients(home, images.values())
 
     paths = _where_they_are(root, _paths(root, home, images), tuple(images))
     files = list_folder(root, masks=False)
     read_too = [str(table.relative_to(root)) for table in tables]
+    attributes, unread = attributes_of(cells)
     return Source(
         name="chexpert",
         classes=FINDINGS,
@@ -97,7 +102,8 @@ def read(settings: DataSettings, seed: int) -> Source:
             **{table.name: table.read_bytes() for table in tables},
         ),
         splits=tuple(split for _, split, _ in images.values()),
-        notes=unused(files, paths, read_too),
+        notes=(*unused(files, paths, read_too), *unread),
+        attributes=attributes,
     )
 
 

@@ -105,6 +105,7 @@ def read(settings: DataSettings, seed: int, secret: bytes | None = None) -> Sour
         fingerprint=_fingerprint(settings, root, paths, table, groups),
         splits=table.splits,
         notes=tuple(notes),
+        attributes=table.attributes,
         isolated=True,  # GDCM aborts on some broken lossless JPEGs
     )
 
@@ -122,7 +123,7 @@ def _fingerprint(
         files=[(path, file_stamp(root, path)) for path in paths if path],
         window=settings.window,
         table=table.digest,
-        columns=settings.columns.model_dump(),
+        columns=settings.columns.model_dump(exclude={"sex", "age"}),
         classes=settings.classes,
         multi_label=settings.multi_label,
         separator=settings.separator,

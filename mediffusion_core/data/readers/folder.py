@@ -75,7 +75,7 @@ def read(settings: DataSettings, seed: int) -> Source:
             root=str(root),
             files=list(zip(table.names, stamps, strict=True)),
             table=table.digest,
-            columns=settings.columns.model_dump(),
+            columns=settings.columns.model_dump(exclude={"sex", "age"}),
             classes=settings.classes,
             multi_label=settings.multi_label,
             separator=settings.separator,
@@ -84,6 +84,7 @@ def read(settings: DataSettings, seed: int) -> Source:
         moves=table.moves,
         splits=table.splits,
         notes=tuple(notes),
+        attributes=table.attributes,
     )
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.data.attributes import AGE, SEX, Attributes, attributes_of
+from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.dataset import Move, Source, UnitNames
 from mediffusion_core.data.files import list_folder
 from mediffusion_core.data.readers.label_cells import refuse_unknown
@@ -56,7 +58,7 @@ def read(settings: DataSettings, seed: int) -> Source:
     root = data_root(settings)
     home = find_home(root, TRUTH)
     names, classes, labels = _truth(home / TRUTH, settings.classes)
-    lesions = _lesions(home / METADATA, names)
+    lesions, attributes, unread = _metadata(home / METADATA, names)
     centres: tuple[str, ...] | None = None
     moves: tuple[Move, ...] = ()
     if (home / CENTRES).is_file():
@@ -94,7 +96,8 @@ def read(settings: DataSettings, seed: int) -> Source:
             **({"classes": classes} if settings.classes else {}),  # else they follow from the table
         ),
         moves=moves,
-        notes=unused(files, paths, read_too),
+        notes=(*unused(files, paths, read_too), *unread),
+        attributes=attributes,
         regions=packed_masks(home / MASKS, names) if has_masks else None,
     )
 
@@ -156,13 +159,21 @@ def _truth(
     return names, chosen, labels
 
 
-def _lesions(path: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """The lesion of each image; an image whose cell is empty is a lesion of its own."""
-    known = {row["image"]: row["lesion_id"] for row in read_table(path, ("image", "lesion_id"))}
+def _metadata(
+    path: Path, names: Sequence[str]
+) -> tuple[tuple[str, ...], Attributes, tuple[CheckResult, ...]]:
+    """The lesion of each image, its attributes, and notes on these.
+
+    An image whose cell is empty is a lesion of its own.
+    """
+    known = {row["image"]: row for row in read_table(path, ("image", "lesion_id"))}
     without = [name for name in names if name not in known]
     if without:
         raise UserError(f"{path}: {len(without)} images are missing, the first is {without[0]}")
-    return tuple(known[name] or name for name in names)
+    lesions = tuple(known[name]["lesion_id"] or name for name in names)
+    columns = {SEX: "sex", AGE: "age_approx"}
+    cells = {key: [known[name].get(one, "") for name in names] for key, one in columns.items()}
+    return lesions, *attributes_of(cells)
 
 
 def _centres(path: Path, names: Sequence[str]) -> tuple[str, ...]:

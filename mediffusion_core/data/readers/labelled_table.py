@@ -4,13 +4,14 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.attributes import AGE, SEX, Attributes, attributes_of
 from mediffusion_core.data.checks.check_result import CheckResult
 from mediffusion_core.data.dataset import Move, first_shared
 from mediffusion_core.data.readers.class_names import spelling_findings, united
@@ -51,6 +52,7 @@ class LabelledTable:
         digest: SHA-256 of the table's bytes.
         moves: the images that stand in another site than the table gives.
         notes: cells that are read as missing or as another class, and rows that are left out.
+        attributes: by attribute for which the table has a column, the subgroup of each image.
     """
 
     names: tuple[str, ...]
@@ -63,6 +65,7 @@ class LabelledTable:
     digest: bytes
     moves: tuple[Move, ...] = ()
     notes: tuple[CheckResult, ...] = ()
+    attributes: Attributes = field(default_factory=dict)
 
 
 def read_labelled_table(settings: DataSettings, root: Path, shown: Shown = str) -> LabelledTable:
@@ -95,6 +98,7 @@ def read_labelled_table(settings: DataSettings, root: Path, shown: Shown = str) 
     if patients and splits and (shared := first_shared(patients, splits)):
         both = " and ".join(splits[index] for index in shared)
         raise UserError(f"{path}: patient {patients[shared[0]]!r} is in two splits, {both}")
+    attributes, unread = _attributes(columns, rows)
     moves: tuple[Move, ...] = ()
     if patients is not None and sites is not None:
         sites, moves = unite_lesions(names, patients, sites)
@@ -111,7 +115,8 @@ def read_labelled_table(settings: DataSettings, root: Path, shown: Shown = str) 
         splits,
         digest,
         moves,
-        (*notes, *spelt, *patients_spelt, *sites_spelt),
+        (*notes, *spelt, *patients_spelt, *sites_spelt, *unread),
+        attributes,
     )
 
 
@@ -166,13 +171,24 @@ def _distinct_rows(
 
 
 def _wanted(columns: ColumnSettings) -> tuple[str, ...]:
-    others = (columns.patient, columns.site, columns.split)
+    others = (columns.patient, columns.site, columns.split, columns.sex, columns.age)
     every = (columns.image, *_label_columns(columns), *filter(None, others))
     return tuple(dict.fromkeys(every))
 
 
 def _label_columns(columns: ColumnSettings) -> tuple[str, ...]:
     return (columns.label,) if isinstance(columns.label, str) else columns.label
+
+
+def _attributes(columns: ColumnSettings, rows: Rows) -> tuple[Attributes, tuple[CheckResult, ...]]:
+    given = {SEX: columns.sex, AGE: columns.age}
+    return attributes_of(
+        {
+            name: [cells[column] for cells in rows.values()]
+            for name, column in given.items()
+            if column is not None
+        }
+    )
 
 
 def _united(

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.common.hashing import derive_seed, fingerprint
 from mediffusion_core.data import phantom
+from mediffusion_core.data.attributes import AGE, ATTRIBUTES, SEX, Attributes, age_band_of
 from mediffusion_core.data.dataset import Source, UnitNames
 from mediffusion_core.data.store.images import fit
 from mediffusion_core.settings import DataSettings
@@ -37,7 +38,17 @@ def read(settings: DataSettings, seed: int) -> Source:
         centres=tuple(f"site-{site}" for site, _ in patients),
         load=partial(draw, seed, patients, settings.image_size),
         fingerprint=fingerprint(reader="phantom", seed=seed, counts=counts, drawing=drawing),
+        attributes=_attributes(seed, names),
     )
+
+
+def _attributes(seed: int, names: tuple[str, ...]) -> Attributes:
+    """A sex and an age from 18 to 89 of each patient, which the image does not show."""
+    sexes = ATTRIBUTES[SEX]
+    return {
+        SEX: tuple(sexes[derive_seed(seed, SEX, name) % len(sexes)] for name in names),
+        AGE: tuple(age_band_of(str(18 + derive_seed(seed, AGE, name) % 72)) for name in names),
+    }
 
 
 def draw(

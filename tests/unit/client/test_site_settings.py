@@ -41,6 +41,8 @@ NOT_READ = {
     "data.columns.patient": "name",
     "data.columns.site": "clinic",
     "data.columns.split": "fold",
+    "data.columns.sex": "gender",
+    "data.columns.age": "years",
     "data.separator": "';'",
     "data.uncertain": "ones",
     "data.uncertain_by_finding": "{effusion: zeros}",
@@ -61,7 +63,7 @@ NOT_READ = {
 }
 """Settings that the site does not read: it has its own, or they deal a simulation's images."""
 FREE = {
-    "": "seed",
+    "": "seed task",
     "run": "keep_last trackers",
     "data": "image_size channels labelled_fraction use_unlabelled augmentation",
     "data.phantom": "patients_per_site",
@@ -95,7 +97,7 @@ FREE = {
     "federation.client_level": "noise_multiplier max_update_norm target_delta",
     "evaluation": (
         "every num_samples sampling_steps extractor inception_weights num_thresholds "
-        "num_bootstraps noise_levels"
+        "num_bootstraps noise_levels model against digests patients"
     ),
     "evaluation.counterfactual": (
         "panel count strength num_inference_steps guidance_scale proximity_weight "

@@ -17,7 +17,12 @@ from mediffusion_core.evaluation import (
     calibration_error,
     temperature_losses,
 )
-from mediffusion_core.evaluation.calibration import NUM_BINS, TEMPERATURES
+from mediffusion_core.evaluation.calibration import (
+    NUM_BINS,
+    TEMPERATURES,
+    calibration_from_sums,
+    reliability_sums,
+)
 from mediffusion_core.models import class_probabilities
 
 NAN = float("nan")
@@ -218,3 +223,18 @@ def test_mismatched_inputs_are_refused(figure: Callable[..., Any]) -> None:
         figure(torch.zeros(3, 2), torch.zeros(2, 2), True)
     with pytest.raises(ValueError, match="diverged"):
         figure(torch.full((2, 2), NAN), torch.zeros(2, 2), True)
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_figures_from_the_sums_of_sites_are_those_of_the_pooled_patients(multi_label: bool) -> None:
+    logits, targets = draw(90, 3, multi_label, seed=3)
+    targets = withhold(targets, multi_label, seed=4)
+    probabilities = class_probabilities(logits, multi_label)
+    sites = [
+        reliability_sums(probabilities[part], targets[part], multi_label)
+        for part in (slice(0, 20), slice(20, 90))
+    ]
+    error, brier = calibration_from_sums(*(sum(parts) for parts in zip(*sites, strict=True)))
+    assert error == pytest.approx(calibration_error(probabilities, targets, multi_label), abs=1e-6)
+    assert brier == pytest.approx(brier_score(probabilities, targets, multi_label))
+    assert all(math.isnan(one) for one in calibration_from_sums(*map(torch.zeros_like, sites[0])))

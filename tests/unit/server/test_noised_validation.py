@@ -8,10 +8,10 @@ from configs.compose import compose
 from mediffusion_core.evaluation.noised_validation import ValidationSums
 from mediffusion_core.messaging.protocol import COUNTS
 from mediffusion_core.settings import Settings
+from server.evaluation_bounds import refuse_noised_validation
 from server.messages import RefusedReplyError, Reply
 from server.noised_validation import NoisedValidationSums
 from server.pooled import PooledValidation
-from server.reply_bounds import refuse_noised_validation
 
 CLASSES = ("a", "b", "c", "d")
 
