@@ -108,10 +108,14 @@ def split(overrides: str) -> list[str]:
         raise UserError(f"overrides {overrides!r}: {str(error).lower()}") from None
 
 
-@cache
 def groups() -> Mapping[str, list[str]]:
     """The configuration groups with the choices of each."""
-    folders = sorted(path for path in FOLDER.iterdir() if path.is_dir())
+    return _groups_in(FOLDER)
+
+
+@cache
+def _groups_in(folder: Path) -> Mapping[str, list[str]]:
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
     found = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
     return {name: choices for name, choices in found.items() if choices}
 
