@@ -95,7 +95,7 @@ def test_the_temperature_is_about_as_good_as_that_of_the_exact_losses(
 def test_the_noise_is_of_the_stated_deviation() -> None:
     empty = ValidationSums.empty(4)
     deviation = empty.deviations(2.0, False)
-    several = [empty.noised(2.0, False) for _ in range(400)]
+    several = [empty.noised(2.0, False) for _ in range(2000)]
     for name, expected in deviation.arrays().items():
         values = torch.stack([one.arrays()[name] for one in several]) / expected
         assert float(values.std()) == pytest.approx(1.0, rel=0.05)
@@ -110,14 +110,14 @@ def test_the_interval_holds_the_area_without_noise(images: int) -> None:
     deviations, known = sums.deviations(1.0, False), torch.ones(4, dtype=torch.bool)
     exact = float(sums.areas(deviations, known).mean())
     held, widths = 0, []
-    for seed in range(40):
+    for seed in range(200):
         noised = sums.noised(1.0, False)
         draws = noised.draws(deviations, noised.areas(deviations, known), 200, seed).mean(dim=1)
         low, high = float(draws.quantile(0.025)), float(draws.quantile(0.975))
         held += low <= exact <= high
         widths.append(high - low)
-    assert held >= 36
-    assert max(widths) < (0.7 if images == 150 else 0.1)
+    assert held >= 176  # 190 are expected, with a deviation of 3
+    assert float(torch.tensor(widths).median()) < (0.5 if images == 150 else 0.1)
 
 
 def test_a_class_that_may_be_noise_has_no_area() -> None:
@@ -125,13 +125,14 @@ def test_a_class_that_may_be_noise_has_no_area() -> None:
     targets[targets[:, 2] == 1] = torch.nan
     sums = ValidationSums.of(logits, targets, False)
     deviations = sums.deviations(1.0, False)
-    areas = sums.noised(1.0, False).areas(deviations)
-    assert areas[2].isnan() and areas[[0, 1, 3]].isfinite().all()
+    several = torch.stack([sums.noised(1.0, False).areas(deviations) for _ in range(100)])
+    without = several.isnan().sum(dim=0)
+    assert without[2] >= 95 and int(without[[0, 1, 3]].max()) <= 12
     assert ValidationSums.empty(4).areas(deviations).isnan().all()
 
 
 def test_noise_alone_gives_no_temperature() -> None:
     empty = ValidationSums.empty(4)
     deviations = empty.deviations(1.0, False)
-    found = [empty.noised(1.0, False).temperature(deviations) for _ in range(100)]
-    assert found.count(1.0) >= 95
+    found = [empty.noised(1.0, False).temperature(deviations) for _ in range(300)]
+    assert found.count(1.0) >= 270
