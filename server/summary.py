@@ -6,6 +6,7 @@ from typing import Any
 from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.privacy.accounting.accountant import epsilon
 from mediffusion_core.privacy.accounting.plan import Plan, validation_charges
+from mediffusion_core.reporting.running import History, evaluation_figures, set_aside
 from mediffusion_core.run_io.run_folder import EVALUATION
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.allowed_metrics import LOSSES
@@ -14,7 +15,6 @@ from server.state import RunState
 from server.strategy.aggregation import mean_metric
 
 Census = Mapping[str, Mapping[str, Any]]
-History = Sequence[Mapping[str, Any]]
 
 
 def losses(replies: Sequence[Reply]) -> dict[str, Any]:
@@ -45,9 +45,8 @@ def summary(state: RunState, history: History, census: Census) -> dict[str, Any]
     evaluated = {line["round"]: line for line in history if line["stage"] == EVALUATION}
     assert state.selection is not None
     selected = evaluated[state.selection.kept]
-    not_figures = {"stage", "round", "rounds", "time", "set_aside", "contacts"}
     return {
-        **{name: value for name, value in selected.items() if name not in not_figures},
+        **evaluation_figures(selected),
         "psnr": [line["psnr"] for line in history if "psnr" in line][-1],
         "fid_untrained": evaluated[0]["fid"],
         "kid_untrained": evaluated[0]["kid"],
@@ -95,12 +94,3 @@ class Promises:
                 "sample_rate": plan.sample_rate,
             }
         return self._by_units[units]
-
-
-def set_aside(history: History) -> list[dict[str, Any]]:
-    """Each reply that did not count: stage, round, site, kind of message and reason."""
-    return [
-        {"stage": line["stage"], "round": line["round"], **one}
-        for line in history
-        for one in line.get("set_aside", ())
-    ]

@@ -5,13 +5,28 @@ from typing import Any
 
 from mediffusion_core.run_io.run_folder import EVALUATION
 
-NOT_FIGURES = frozenset({"stage", "round", "rounds", "time", "set_aside", "contacts"})
+History = Sequence[Mapping[str, Any]]
 
+NOT_FIGURES = frozenset({"stage", "round", "rounds", "time", "set_aside", "contacts"})
 OF_THE_RUN = ("psnr", "privacy", "client_level")
 """Figures that other lines have than those of evaluations; the last one counts."""
 
 
-def running_figures(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def evaluation_figures(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation's line."""
+    return {name: value for name, value in line.items() if name not in NOT_FIGURES}
+
+
+def set_aside(history: History) -> list[dict[str, Any]]:
+    """Each reply that did not count: stage, round, site, kind of message and reason."""
+    return [
+        {"stage": line.get("stage"), "round": line.get("round"), **one}
+        for line in history
+        for one in line.get("set_aside", ())
+    ]
+
+
+def running_figures(history: History) -> dict[str, Any]:
     """The figures of the last evaluation, and those of the run so far.
 
     Args:
@@ -20,19 +35,15 @@ def running_figures(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         Figures by the names that `summary.json` has for them.
     """
-    figures: dict[str, Any] = {"status": "running", "set_aside": []}
+    figures: dict[str, Any] = {"status": "running", "set_aside": set_aside(history)}
     for line in history:
         stage = line.get("stage")
         if stage == EVALUATION:
-            figures |= {name: value for name, value in line.items() if name not in NOT_FIGURES}
+            figures |= evaluation_figures(line)
         elif stage == "census":
             figures["census"] = line.get("sites", {})
         elif stage == "joint":
             figures["rounds"] = line.get("round")
-        figures |= {
-            name: line[name] for name in ("psnr", "privacy", "client_level") if name in line
-        }
+        figures |= {name: line[name] for name in OF_THE_RUN if name in line}
         figures["seconds"] = line.get("time")
-        for one in line.get("set_aside", ()):
-            figures["set_aside"].append({"stage": stage, "round": line.get("round"), **one})
     return figures

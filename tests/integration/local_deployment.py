@@ -7,7 +7,8 @@ options of the kits' compose files.
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from flower_pair import Pair, flower_environment
@@ -17,6 +18,17 @@ from deployment.superlink import CONNECTION
 from mediffusion_core.messaging.site_keys import SITES
 from mediffusion_core.run_io.run_folder import RunFolder
 from simulations.engine.app_bundle import ROOT, assemble_app
+
+
+@contextmanager
+def started(folder: Path, names: Sequence[str]) -> Iterator["LocalDeployment"]:
+    """A deployment whose programs run, and end with the block."""
+    deployment = LocalDeployment(folder, names)
+    try:
+        deployment.start()
+        yield deployment
+    finally:
+        deployment.pair.end()
 
 
 class LocalDeployment:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from flower_pair import PATIENCE, flower_environment, free_port
-from local_deployment import LocalDeployment
+from local_deployment import LocalDeployment, started
 
 from configs.compose import flatten
 
@@ -24,12 +24,8 @@ EIGHT = (
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDeployment]:
-    found = LocalDeployment(tmp_path_factory.mktemp("deployment"), NAMES)
-    try:
-        found.start()
+    with started(tmp_path_factory.mktemp("deployment"), NAMES) as found:
         yield found
-    finally:
-        found.pair.end()
 
 
 def test_a_run_of_both_stages_completes_at_all_sites(

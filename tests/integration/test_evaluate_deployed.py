@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.classifying import classifying_model, pooled_auc
-from local_deployment import LocalDeployment
+from local_deployment import LocalDeployment, started
 
 from configs.compose import compose, flatten
 from mediffusion_core.data.image_set import joined
@@ -21,12 +21,8 @@ NAMES = [f"site-{number}" for number in range(3)]
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDeployment]:
-    found = LocalDeployment(tmp_path_factory.mktemp("deployment"), NAMES)
-    try:
-        found.start()
+    with started(tmp_path_factory.mktemp("deployment"), NAMES) as found:
         yield found
-    finally:
-        found.pair.end()
 
 
 def test_the_pooled_auc_is_that_of_the_pooled_images(
