@@ -21,6 +21,8 @@ _SEXES = {"f": "female", "female": "female", "m": "male", "male": "male"}
 _AGE = re.compile(r"(?P<number>\d{1,3}(?:\.\d+)?)\s*(?P<unit>[YMWD]?)")
 _IN_A_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.0, "D": 365.0}
 _OLDEST = 120
+_NOT_KNOWN = ("", "unknown", "unk", "u", "other", "o", "na", "n/a", "nan", "none")
+"""Cells by which tables say that they give no sex or age, and those of another sex in DICOM."""
 
 Attributes = dict[str, tuple[str, ...]]
 """By attribute, the subgroup of each of N images, or `UNKNOWN`."""
@@ -53,7 +55,7 @@ def attributes_of(
     """The subgroups of N images, and a warning for the cells of each attribute that are not read.
 
     Args:
-        cells: By attribute, the cell of each image; an empty one says nothing.
+        cells: By attribute, the cell of each image. There is no warning for `unknown` and the like.
     """
     attributes: Attributes = {}
     notes = []
@@ -61,7 +63,9 @@ def attributes_of(
         meant = {cell: READ[name](cell) for cell in set(given)}
         attributes[name] = tuple(meant[cell] for cell in given)
         # The cells themselves are not repeated: a wrong column may hold names.
-        lost = sum(bool(cell.strip()) and meant[cell] == UNKNOWN for cell in given)
+        lost = sum(
+            meant[cell] == UNKNOWN and cell.strip().lower() not in _NOT_KNOWN for cell in given
+        )
         if lost:
             text = f"{lost} images have a {name} that is not read; allowed are {READABLE[name]}"
             notes.append(CheckResult("warning", text))

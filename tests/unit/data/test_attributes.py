@@ -43,3 +43,14 @@ def test_cells_that_are_not_read_are_counted_and_not_repeated() -> None:
     (note,) = notes
     assert note.text.startswith("1 images have a sex that is not read")
     assert "Anna" not in note.text
+
+
+def test_a_table_may_say_that_it_does_not_know() -> None:
+    cells = {
+        "sex": ["unknown", "Unknown ", "O", "", "F"],
+        "age": ["nan", "N/A", "", "unknown", "7"],
+    }
+    attributes, notes = attributes_of(cells)
+    assert attributes["sex"] == (*[UNKNOWN] * 4, "female")
+    assert attributes["age"] == (*[UNKNOWN] * 4, "0-17")
+    assert notes == ()
