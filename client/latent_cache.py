@@ -16,6 +16,7 @@ from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.inference.joint_model import restore_autoencoder
 from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT, WHITENING
 from mediffusion_core.models import channel_sums, untrained_codec
+from mediffusion_core.models.class_means import ClassMeans, ClassSums
 from mediffusion_core.models.whitening import FeatureSums, Whitening
 from mediffusion_core.training.latent_files import LATENTS
 from mediffusion_core.training.latent_set import LatentSet
@@ -60,7 +61,8 @@ def encode(
         site: Whose images.
         codec_weights: Of the codec.
         seed_for: The seed of random views of some images, for a purpose.
-        whitening: Of a public encoder's features, where the run aligns with them.
+        whitening: Of a public encoder's features, with a classifier of the whitened ones, where
+            the run aligns with them or distils it.
     """
     settings = site.settings
     train, validation = site.dataset.train(site.index), site.dataset.validation(site.index)
@@ -105,14 +107,26 @@ def encode(
         name = "unlabelled views"
         latents["unlabelled_views"] = random_views(unlabelled, strong, name, plain=False)
     if whitening is not None:
-        latents["directions"] = Whitening.of_arrays(whitening)(_features(site, train)).half()
+        directions = Whitening.of_arrays(whitening)(_features(site, train))  # (n, K)
+        latents["directions"] = directions.half()
+        if joint.alignment.distillation_weight:
+            logits = ClassMeans.of_arrays(whitening)(directions)  # (n, C)
+            multi_label = site.dataset.store.multi_label
+            soft = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+            latents["soft_targets"] = soft.half()
     save_tensors(path, latents, digests)
 
 
-def feature_sums(site: Site) -> FeatureSums:
-    """Sums over a public encoder's features of the site's training images."""
+def feature_sums(site: Site) -> dict[str, Tensor]:
+    """Sums over a public encoder's features of the site's training images.
+
+    With distillation also those over its labelled images, for each class.
+    """
     train = site.dataset.train(site.index)
-    return FeatureSums.of(_features(site, train), site.dataset.groups(train.rows))
+    features = _features(site, train)
+    sums = FeatureSums.of(features, site.dataset.groups(train.rows)).arrays()
+    distilled = site.settings.training.joint.alignment.distillation_weight > 0
+    return sums | (ClassSums.of(features, train.targets).arrays() if distilled else {})
 
 
 def _features(site: Site, images: ImageSet) -> Tensor:
@@ -143,6 +157,7 @@ def kept_latents(site: Site) -> LatentSet:
         turns_and_flips(site.settings.data.augmentation),
         kept.get("unlabelled_views"),
         kept.get("directions"),
+        kept.get("soft_targets"),
     )
 
 

@@ -287,6 +287,23 @@ def refuse_feature_sums(sums: StateDict, census: Census) -> None:
         raise RefusedReplyError("sent a larger scatter within groups than over all images")
 
 
+def refuse_class_sums(sums: StateDict, census: Census) -> None:
+    """Refuses sums over labelled images that no features have.
+
+    Raises:
+        RefusedReplyError: if their counts are not those of the census, or a sum is too large.
+    """
+    known, positives = sums["known"], sums["positives"]
+    if positives.tolist() != census["per_class"]:
+        raise RefusedReplyError("sent sums of other numbers of images per class than its census")
+    false = (known != known.round()) | (known < positives) | (known > count_of(census, "train"))
+    if bool(false.any()):
+        raise RefusedReplyError("sent sums of numbers of known labels that no images have")
+    for counts, name in ((known, "known_sums"), (positives, "positive_sums")):
+        if bool((sums[name].abs() > counts[:, None] * MAX_FEATURE).any()):
+            raise RefusedReplyError(f"sent {name} of features above {MAX_FEATURE:g}")
+
+
 def count_of(census: Census, name: str) -> int:
     """A single count of a census."""
     value = census[name]

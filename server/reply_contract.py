@@ -65,6 +65,7 @@ from server.messages import Census, RefusedReplyError, StateDict, refuse_failure
 from server.reply_bounds import (
     Bounds,
     refuse_census,
+    refuse_class_sums,
     refuse_feature_sums,
     refuse_latent_sums,
 )
@@ -148,6 +149,8 @@ class ReplyContract:
             refuse_latent_sums(components[COUNTS], census, self._settings)
         elif asked.kind == FEATURE_CENSUS:
             refuse_feature_sums(components[COUNTS], census)
+            if self._settings.training.joint.alignment.distillation_weight:
+                refuse_class_sums(components[COUNTS], census)
         elif asked.kind == EVALUATE_MODEL:
             refuse_model_sums(components[COUNTS], census)
         elif asked.kind == EVALUATE:
@@ -210,9 +213,13 @@ class ReplyContract:
         }
 
     def _layout_of_feature_sums(self) -> Layout:
-        width = ENCODER_WIDTHS[self._settings.training.joint.alignment.encoder]
+        alignment, classes = self._settings.training.joint.alignment, self._num_classes
+        width = ENCODER_WIDTHS[alignment.encoder]
         shapes = {"count": [1], "repeats": [1], "mean": [width]}
         shapes |= {"scatter": [width, width], "within": [width, width]}
+        if alignment.distillation_weight:
+            shapes |= {"known": [classes], "positives": [classes]}
+            shapes |= {"known_sums": [classes, width], "positive_sums": [classes, width]}
         return {name: (torch.Size(shape), torch.float32) for name, shape in shapes.items()}
 
     def _layout_of_validation(self) -> Layout:

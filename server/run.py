@@ -164,9 +164,9 @@ class FederatedRun:
         if scaling or untrained:
             self._record("latents", 1, 1, **figures)
         alignment = self._settings.training.joint.alignment
-        if alignment.weight and state.whitening is None:
+        if alignment.enabled and state.whitening is None:
             replies = self._ask(protocol.FEATURE_CENSUS, 1, {})
-            state.whitening = whitening(replies, alignment)
+            state.whitening = whitening(replies, alignment, self._multi_label)
         self._encode(self._sites.sites)
 
     def _encode(self, sites: Collection[str]) -> None:

@@ -63,7 +63,8 @@ class Trainer(ABC):
         """Sums over a public encoder's features of the site's training images.
 
         Returns:
-            The arrays of `models.whitening.FeatureSums`.
+            The arrays of `models.whitening.FeatureSums`; with distillation also those of
+            `models.class_means.ClassSums`.
 
         Raises:
             RefusedError: if no such sums may leave.

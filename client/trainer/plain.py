@@ -76,9 +76,9 @@ class PlainTrainer(Trainer):
 
     def feature_sums(self) -> dict[str, Tensor]:
         """Exact sums, in a run with alignment; see `Trainer.feature_sums`."""
-        if not self.site.settings.training.joint.alignment.weight:
+        if not self.site.settings.training.joint.alignment.enabled:
             raise RefusedError("without training.joint.alignment no sums over features leave")
-        return latent_cache.feature_sums(self.site).arrays()
+        return latent_cache.feature_sums(self.site)
 
     def encode(self, codec_weights: StateDict, whitening: StateDict | None) -> None:
         """Random views come from the run's seed, so that a second run encodes the same."""

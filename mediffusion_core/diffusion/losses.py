@@ -19,7 +19,8 @@ def classification_loss(logits: Tensor, targets: Tensor, multi_label: bool) -> T
 
     Args:
         logits: (B, C).
-        targets: (B, C) in {0, 1}, NaN where a label is missing; one-hot if not `multi_label`.
+        targets: (B, C) in {0, 1}, NaN where a label is missing, one-hot if not `multi_label`; or
+            probabilities.
         multi_label: Whether the classes are independent (ChestX-ray14) or exclusive (ISIC).
 
     Returns:

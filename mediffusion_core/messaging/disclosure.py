@@ -23,6 +23,9 @@ from mediffusion_core.messaging.protocol import (
 )
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
 
+CLASS_SUMS = ("known", "positives", "known_sums", "positive_sums")
+"""Fields of the feature census over labelled images."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -105,13 +108,15 @@ ANSWERS = {
     FEATURE_CENSUS: Answer(
         name="feature census",
         records=frozenset({COUNTS}),
-        fields=frozenset({"count", "mean", "scatter", "repeats", "within"}),
+        fields=frozenset({"count", "mean", "scatter", "repeats", "within", *CLASS_SUMS}),
         private_fields=frozenset(),
         content="with `training.joint.alignment`: number of training images, mean and scatter of a "
-        "public encoder's features over them, and the scatter within patients or lesions",
-        risk="every training patient of a site with fewer images than features: the scatter then "
-        "spans exactly their features, though not whose they are; a second census reveals the "
-        "features of a patient who came between them",
+        "public encoder's features over them, and the scatter within patients or lesions; with "
+        "`distillation_weight` also the sums over its labelled images, for each class",
+        risk="the patient with the only labelled image of a class: its sum is the image's "
+        "features; every training patient of a site with fewer images than features: the scatter "
+        "then spans exactly their features, though not whose they are; a second census reveals "
+        "the features of a patient who came between them",
         protection="only the summation over all training images",
         private="refused",
         charge="nothing",

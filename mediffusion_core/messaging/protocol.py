@@ -48,8 +48,8 @@ EMA_HEAD = EMA + HEAD
 """The teacher on unlabelled images; sent beside `JOINT` if the objective has a teacher."""
 
 WHITENING = "whitening"
-"""ArrayRecord to a site: the linear map from a public encoder's features to the aligned directions.
-"""
+"""ArrayRecord to a site: the linear map from a public encoder's features to the aligned directions,
+with distillation also a linear classifier of them."""
 LABEL_COUNTS = "label_counts"
 """Sums over the sites' census, named as in `training.label_counts`; sent beside `JOINT` if the
 objective needs them."""

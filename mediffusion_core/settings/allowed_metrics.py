@@ -6,6 +6,7 @@ LOSSES = (
     "classification_loss",
     "consistency_loss",
     "alignment_loss",
+    "distillation_loss",
     "pseudo_labelled",
 )
 """Means over a round's steps, in the order of a round's record."""

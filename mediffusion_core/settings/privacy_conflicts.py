@@ -57,10 +57,10 @@ WITH_DP_SGD: tuple[Conflict, ...] = (
         "training.joint.control_variates=false",
     ),
     Conflict(
-        "training.joint.alignment.weight",
-        lambda s: bool(s.training.joint.alignment.weight),
+        "training.joint.alignment.weight or distillation_weight",
+        lambda s: s.training.joint.alignment.enabled,
         "it sends sums over a public encoder's features without noise",
-        "training.joint.alignment.weight=0",
+        "training.joint.alignment.weight=0 and training.joint.alignment.distillation_weight=0",
     ),
     Conflict(
         "federation.agreement_bound",
@@ -97,10 +97,10 @@ WITH_CLIENT_LEVEL: tuple[Conflict, ...] = (
         "training.joint.control_variates=false",
     ),
     Conflict(
-        "training.joint.alignment.weight",
-        lambda s: bool(s.training.joint.alignment.weight),
+        "training.joint.alignment.weight or distillation_weight",
+        lambda s: s.training.joint.alignment.enabled,
         "it sends sums over a public encoder's features to all sites without noise",
-        "training.joint.alignment.weight=0",
+        "training.joint.alignment.weight=0 and training.joint.alignment.distillation_weight=0",
     ),
     Conflict(
         "privacy.trained other than all",

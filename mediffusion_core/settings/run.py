@@ -157,17 +157,17 @@ class Settings(StrictModel):
 
     @model_validator(mode="after")
     def _can_be_aligned(self) -> Self:
-        if not self.training.joint.alignment.weight:
+        if not self.training.joint.alignment.enabled:
             return self
         if self.federation.num_malicious_sites:
             raise ValueError(
                 "federation.num_malicious_sites tolerates no false sums over features; allowed: "
-                "training.joint.alignment.weight=0"
+                "both weights of training.joint.alignment 0"
             )
         if self.data.scanner_shift:
             raise ValueError(
                 "data.scanner_shift changes images at their own size alone, which is not what the "
-                "encoder sees; allowed: training.joint.alignment.weight=0"
+                "encoder sees; allowed: both weights of training.joint.alignment 0"
             )
         return self
 

@@ -56,7 +56,10 @@ class AlignmentSettings(StrictModel):
     """
 
     weight: NonNegative = 0.0
-    """Weight of the loss, at least 0. 0: no alignment."""
+    """Weight of the loss, at least 0. 0: no such loss."""
+    distillation_weight: NonNegative = 0.0
+    """Weight of the cross-entropy with a linear classifier of the aligned directions, relative to
+    `classification_weight`, at least 0. 0: no such loss (`models.class_means`)."""
     encoder: PublicEncoderName = "efficientnet-lite1"
     """The public encoder: efficientnet-lite1, efficientnet-lite2, or image-statistics, which needs
     no network."""
@@ -69,6 +72,11 @@ class AlignmentSettings(StrictModel):
     images are not used."""
     batch_size: Count = 16
     """Images a step, at least 1."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether a public encoder is used."""
+        return self.weight > 0 or self.distillation_weight > 0
 
 
 class JointTraining(StrictModel):

@@ -46,7 +46,7 @@ class JointBatches:
         labelled = Shuffled(torch.arange(len(data.labelled)), generator)
         self._labelled = labelled if known else None
         aligned = Shuffled(torch.arange(len(data.latents)), generator)
-        self._aligned = aligned if settings.alignment.weight else None
+        self._aligned = aligned if settings.alignment.enabled else None
 
     def __bool__(self) -> bool:
         """Whether there is anything to train on."""
@@ -97,10 +97,15 @@ class JointBatches:
         """Clean latents of any of the site's images, turned where that is as likely."""
         assert self._aligned is not None
         chosen = self._aligned.next(self._settings.alignment.batch_size)
-        latents, directions = self._data.aligned_views(chosen, self._generator)
+        latents, directions, soft_targets = self._data.aligned_views(chosen, self._generator)
         device = self._process.device
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=device)
-        return AlignedRows(latents.to(device), timesteps, directions.to(device))
+        return AlignedRows(
+            latents.to(device),
+            timesteps,
+            directions.to(device),
+            None if soft_targets is None else soft_targets.to(device),
+        )
 
     def _partly_noised(self, latents: Tensor, targets: Tensor) -> LabelledRows:
         """Latents (B, c, h, w) with targets (B, C): a share `noised_fraction` of them is noised.

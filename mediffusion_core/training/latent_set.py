@@ -27,6 +27,8 @@ class LatentSet:
     """(V', u, c, h, w) float16: random views of the unlabelled images, in order, where needed."""
     directions: Tensor | None = None
     """(n, K) float16: a public encoder's whitened features of each image, where needed."""
+    soft_targets: Tensor | None = None
+    """(n, classes) float16 in [0, 1]: a classifier's probabilities from them, where needed."""
 
     def __post_init__(self) -> None:
         """Refuses latents, views and labels that are not of the same images."""
@@ -35,10 +37,9 @@ class LatentSet:
             raise ValueError(
                 f"views of {strong.shape[1]} images do not fit {len(self.unlabelled)} unlabelled"
             )
-        if self.directions is not None and len(self.directions) != len(self.latents):
-            raise ValueError(
-                f"directions of {len(self.directions)} images do not fit {len(self.latents)}"
-            )
+        for name, known in (("directions", self.directions), ("soft targets", self.soft_targets)):
+            if known is not None and len(known) != len(self.latents):
+                raise ValueError(f"{name} of {len(known)} images do not fit {len(self.latents)}")
         if len(self.latents) != len(self.targets) or self.views.shape[1] != len(self.labelled):
             raise ValueError(
                 f"{len(self.latents)} latents and views of {self.views.shape[1]} do not fit "
@@ -81,11 +82,13 @@ class LatentSet:
             raise ValueError("consistency needs views of the unlabelled images")
         return cutout(self._any_view(self.unlabelled_views, chosen, generator), generator)
 
-    def aligned_views(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images numbered (B,), turned but not augmented, and their directions.
+    def aligned_views(
+        self, chosen: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images numbered (B,), turned but not augmented, their directions and soft targets.
 
         Returns:
-            Latents (B, c, h, w) and directions (B, K), float32.
+            Latents (B, c, h, w), directions (B, K) and soft targets (B, classes), float32.
 
         Raises:
             ValueError: if the set was made without directions.
@@ -93,7 +96,8 @@ class LatentSet:
         if self.directions is None:
             raise ValueError("alignment needs a public encoder's features of the images")
         latents = self._held(self.latents[chosen].float(), generator)
-        return latents, self.directions[chosen].float()
+        soft = None if self.soft_targets is None else self.soft_targets[chosen].float()
+        return latents, self.directions[chosen].float(), soft
 
     def _any_view(self, views: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
         view = torch.randint(0, len(views), (len(chosen),), generator=generator)

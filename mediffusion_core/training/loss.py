@@ -27,14 +27,17 @@ class LabelledRows:
 
 @dataclass(frozen=True)
 class AlignedRows:
-    """Clean latents with a public encoder's whitened features of their images."""
+    """Clean latents with that which a public encoder's whitened features say of their images."""
 
     inputs: Tensor
     """(B, c, h, w)."""
     timesteps: Tensor
     """(B,), all 0."""
     directions: Tensor
-    """(B, K) float32."""
+    """The whitened features, (B, K) float32."""
+    soft_targets: Tensor | None = None
+    """(B, C) in [0, 1]: probabilities from them (`models.class_means`); None without
+    distillation."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,14 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
 
     L = w · 1/B Σ ‖û(z_t, t) - target‖² / chw + λ · 1/B_l Σ ℓ(f(z_t', t'), y)
       + λ λ_u · 1/B_u Σ ℓ(f(strong view), pseudo-label)
-      + λ_a · 1/B_a Σ ‖R h(z_0) - T‖² / K
+      + λ_a · 1/B_a Σ ‖R h(z_0) - T‖² / K + λ λ_d · 1/B_a Σ ℓ(f(z_0), q(T))
 
     (arXiv 2411.09434, eq. 6; there w = 1, t' = 0 for all rows, and there are no further parts.) The
     third part is FixMatch's, arXiv 2001.07685, eq. 4. ℓ is the cross-entropy, binary if the classes
-    are independent. The fourth part is `alignment.alignment_errors`. `total_loss` weights the
-    parts. All sums are divided by the fixed batch size, not by the number of rows or labels in a
-    batch. With differential privacy the objective is that of
+    are independent. The fourth part is `alignment.alignment_errors`, the fifth one distils a linear
+    classifier q of the directions T (arXiv 1503.02531; on images without labels as in arXiv
+    2006.10029). `total_loss` weights the parts. All sums are divided by the fixed batch size, not
+    by the number of rows or labels in a batch. With differential privacy the objective is that of
     `privacy.dp_sgd.joint_rows.UnitLosses`, with one divisor for both parts.
     """
     parts = (batch.denoising, *batch.labelled.values(), batch.aligned)
@@ -82,7 +86,9 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
     )
     first = len(batch.denoising.inputs) if batch.denoising else 0
     last = len(encoded.latents) - (len(batch.aligned.inputs) if batch.aligned else 0)
-    output, logits = model.outputs(encoded, denoise=slice(first), classify=slice(first, last))
+    soft = batch.aligned.soft_targets if batch.aligned else None
+    end = last if soft is None else None
+    output, logits = model.outputs(encoded, denoise=slice(first), classify=slice(first, end))
     losses = {}
     if batch.aligned:
         pooled = model.pooled(encoded, slice(last, None))
@@ -92,16 +98,20 @@ def joint_losses(model: JointUNet, batch: JointBatch, settings: JointTraining) -
         assert output is not None
         errors = batch.denoising.losses(output)  # (B,)
         losses["diffusion_loss"] = errors.sum() / settings.batch_size
-    if batch.labelled:
+    targets = {name: part.targets for name, part in batch.labelled.items()}
+    if soft is not None:
+        targets["distillation_loss"] = soft
+    if targets:
         sizes = {
             "classification_loss": settings.labelled_batch_size,
             "consistency_loss": settings.consistency.batch_size,
+            "distillation_loss": settings.alignment.batch_size,
         }
         assert logits is not None
         logits = adjusted(logits.float(), batch.logit_shift)
-        of_part = logits.split([len(part.inputs) for part in batch.labelled.values()])
-        for (name, part), own in zip(batch.labelled.items(), of_part, strict=True):
-            entropies = classification_loss(own, part.targets, batch.multi_label)  # (B_l,)
+        of_part = logits.split([len(own) for own in targets.values()])
+        for (name, own), part in zip(targets.items(), of_part, strict=True):
+            entropies = classification_loss(part, own, batch.multi_label)  # (B_l,)
             losses[name] = entropies.sum() / sizes[name]
     return losses
 
@@ -111,13 +121,15 @@ def total_loss(losses: Mapping[str, Tensor], settings: JointTraining) -> Tensor:
 
     Args:
         losses: The parts by name; those without a weight are reported and not trained on.
-        settings: w, λ, λ_u and λ_a.
+        settings: w, λ, λ_u, λ_a and λ_d.
     """
     weights = {
         "diffusion_loss": settings.diffusion_weight,
         "classification_loss": settings.classification_weight,
         "consistency_loss": settings.classification_weight * settings.consistency.weight,
         "alignment_loss": settings.alignment.weight,
+        "distillation_loss": settings.classification_weight
+        * settings.alignment.distillation_weight,
     }
     parts = [weight * losses[name] for name, weight in weights.items() if name in losses]
     return torch.stack(parts).sum()

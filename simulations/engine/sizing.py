@@ -77,9 +77,9 @@ class Sizes:
             joint_up=joint + control,
             decoded=_bytes(components, JOINT),
             evaluation=_bytes({**components, UNET: encoder_half(components[UNET])}, (UNET, HEAD)),
-            alignment=_feature_sums(alignment) + _whitening(alignment),
+            alignment=_feature_sums(alignment, num_classes) + _whitening(alignment, num_classes),
             control=control,
-            checkpoint=_bytes(components, components) + _whitening(alignment),
+            checkpoint=_bytes(components, components) + _whitening(alignment, num_classes),
         )
 
     def memory(self, sites: int) -> int:
@@ -169,16 +169,18 @@ def _bytes(components: Mapping[str, StateDict], names: Iterable[str]) -> int:
     return sum(value.nbytes for name in names for value in components[name].values())
 
 
-def _feature_sums(alignment: AlignmentSettings) -> int:
+def _feature_sums(alignment: AlignmentSettings, num_classes: int) -> int:
     """Bytes of a site's sums over features."""
     width = ENCODER_WIDTHS[alignment.encoder]
-    return 4 * (2 * width**2 + width + 2) if alignment.weight else 0
+    of_classes = 2 * num_classes * (width + 1) if alignment.distillation_weight else 0
+    return 4 * (2 * width**2 + width + 2 + of_classes) if alignment.enabled else 0
 
 
-def _whitening(alignment: AlignmentSettings) -> int:
-    """Bytes of the map from features to directions."""
+def _whitening(alignment: AlignmentSettings, num_classes: int) -> int:
+    """Bytes of the map from features to directions, and of the classifier of these."""
     width = ENCODER_WIDTHS[alignment.encoder]
-    return 4 * width * (alignment.directions + 1) if alignment.weight else 0
+    classifier = num_classes * (alignment.directions + 1) if alignment.distillation_weight else 0
+    return 4 * (width * (alignment.directions + 1) + classifier) if alignment.enabled else 0
 
 
 def _size(number: int) -> str:

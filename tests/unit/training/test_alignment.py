@@ -66,7 +66,8 @@ def test_the_loss_is_of_clean_rows_and_reaches_the_encoder_alone(settings: Setti
 
 def test_each_row_goes_with_the_directions_of_its_own_image(settings: Settings) -> None:
     data = latent_set(settings)
-    latents, directions = data.aligned_views(torch.tensor([5, 17]), torch.Generator())
+    latents, directions, soft = data.aligned_views(torch.tensor([5, 17]), torch.Generator())
+    assert soft is None
     assert torch.equal(latents, data.latents[[5, 17]].float())
     assert data.directions is not None
     assert torch.equal(directions, data.directions[[5, 17]].float())
