@@ -23,6 +23,7 @@ from mediffusion_core.common.component_folder import read_folder
 from mediffusion_core.common.sealed_tensors import load_tensors
 from mediffusion_core.data.image_set import as_batch
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
+from mediffusion_core.models.class_means import ClassMeans, ClassSums
 from mediffusion_core.models.public_encoders import build_encoder
 from mediffusion_core.models.whitening import FeatureSums, Whitening
 from mediffusion_core.run_io.checkpoints import list_checkpoints
@@ -144,10 +145,14 @@ def test_the_server_alone_may_hold_the_labels(
 def test_a_run_is_aligned_with_the_directions_of_all_sites_images(
     shortest: tuple[str, ...], few: tuple[str, ...], aligned: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """The labelled and the unlabelled site's; computed here from all images at once."""
+    """The labelled and the unlabelled site's; computed here from all images at once.
+
+    So is the classifier of the directions, whose probabilities all images get.
+    """
     folder = RunFolder(tmp_path / "run")
     places = (f"data.store={tmp_path / 'store'}", f"run.folder='{folder.path}'")
-    overrides = [*shortest, *few, *aligned, *places]
+    distilled = "training.joint.alignment.distillation_weight=1"
+    overrides = [*shortest, *few, *aligned, distilled, *places]
     run_in_process("config", overrides)
 
     settings = compose("config", overrides)
@@ -164,7 +169,16 @@ def test_a_run_is_aligned_with_the_directions_of_all_sites_images(
     torch.testing.assert_close(
         torch.cdist(ours, ours), torch.cdist(theirs, theirs), rtol=0.01, atol=0.02
     )
-    (losses,) = [one["alignment_loss"] for one in folder.history() if one["stage"] == "joint"]
-    assert 0 < losses < 100
+    sums, targets = (
+        FeatureSums.of(features, groups),
+        torch.cat([dataset.train(site).targets for site in range(3)]),
+    )
+    classifier = ClassMeans.of(ClassSums.of(features, targets), sums, expected, multi_label=True)
+    probabilities = ClassMeans.of_arrays(kept)(ours).sigmoid()
+    torch.testing.assert_close(probabilities, classifier(theirs).sigmoid(), rtol=0.02, atol=0.01)
+    (line,) = [one for one in folder.history() if one["stage"] == "joint"]
+    assert 0 < line["alignment_loss"] < 100 and 0 < line["distillation_loss"] < 100
     latents, _ = load_tensors(folder.path / "sites" / "site-2" / "latents.safetensors")
     assert latents["directions"].shape == (len(dataset.train(2)), 8)
+    last = probabilities[-len(dataset.train(2)) :]
+    torch.testing.assert_close(latents["soft_targets"].float(), last, rtol=0.02, atol=0.01)

@@ -85,7 +85,9 @@ FREE = {
         "noised_max_timestep augmented_views max_grad_norm"
     ),
     "training.joint.consistency": "weight batch_size threshold thresholds",
-    "training.joint.alignment": "weight encoder image_size directions shrinkage batch_size",
+    "training.joint.alignment": (
+        "weight distillation_weight encoder image_size directions shrinkage batch_size"
+    ),
     "federation": (
         "num_rounds autoencoder_rounds fraction_train weighting num_malicious_sites "
         "agreement_bound norm_bound local_normalisation compression cpus_per_site ema_decay "

@@ -41,6 +41,7 @@ from mediffusion_core.messaging.protocol import (
     TRAIN_JOINT,
 )
 from mediffusion_core.messaging.serialization import FORMAT, pack
+from mediffusion_core.models.class_means import ClassSums
 from mediffusion_core.models.whitening import FeatureSums
 from mediffusion_core.run_io.checkpoints import list_checkpoints
 from mediffusion_core.settings import Settings
@@ -135,6 +136,13 @@ def _not_symmetric(scatter: Tensor) -> Tensor:
         ("within", lambda x: x + 1e3 * torch.eye(len(x)), "larger scatter within"),
         ("within", lambda x: x[:-1], "of shape"),
         ("mean", lambda x: x.double(), "of type"),
+        ("positives", lambda x: x + 1, "other numbers of images per class"),
+        ("known", lambda x: x * 0, "numbers of known labels"),
+        ("known", lambda x: x + 1, "numbers of known labels"),
+        ("known", lambda x: x - 0.5, "numbers of known labels"),
+        ("known_sums", lambda x: x + 1e9, "known_sums of features above"),
+        ("positive_sums", lambda x: x + 1, "positive_sums of features above"),
+        ("positive_sums", lambda x: x * torch.nan, "not finite"),
     ],
 )
 def test_hostile_reply_with_false_feature_sums_is_refused(
@@ -144,10 +152,13 @@ def test_hostile_reply_with_false_feature_sums_is_refused(
     change: Callable[[Tensor], Tensor],
     said: str,
 ) -> None:
-    settings = compose("config", (*shortest, *aligned))
+    distilled = "training.joint.alignment.distillation_weight=1"
+    settings = compose("config", (*shortest, *aligned, distilled))
     features = torch.randn(12, 120, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[1.0, 0.0, torch.nan], [0.0, 0.0, 1.0]]).repeat(6, 1)
     sums = FeatureSums.of(features, [str(number // 2) for number in range(12)]).arrays()
-    census: Census = {"train": 12}
+    sums |= ClassSums.of(features, targets).arrays()
+    census: Census = {"train": 12, "per_class": [6, 0, 6]}
     contract, asked = ReplyContract(settings, 3), Asked(FEATURE_CENSUS, 1, {})
 
     def read(arrays: Mapping[str, Tensor]) -> None:

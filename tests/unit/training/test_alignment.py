@@ -64,6 +64,36 @@ def test_the_loss_is_of_clean_rows_and_reaches_the_encoder_alone(settings: Setti
     assert not any(name.startswith(("head", "unet.up_blocks")) for name in moved)
 
 
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_soft_targets_are_distilled_into_the_classifier(
+    settings: Settings, multi_label: bool
+) -> None:
+    """Those of images with labels and without; computed here from the logits of the rows."""
+    alignment = settings.training.joint.alignment.model_copy(
+        update={"weight": 0.0, "distillation_weight": 0.5}
+    )
+    wanted = settings.training.joint.model_copy(update={"alignment": alignment})
+    wanted = wanted.model_copy(update={"classification_weight": 3.0})
+    soft = torch.rand(24, 3, generator=torch.Generator().manual_seed(3)).softmax(1).half()
+    data = replace(latent_set(settings), soft_targets=soft, multi_label=multi_label)
+    joint, process = build_joint(settings, 3).eval(), DiffusionProcess.of(settings.diffusion)
+    batch = JointBatches(data, wanted, process, torch.Generator().manual_seed(1)).next()
+    assert batch.aligned is not None and batch.aligned.soft_targets is not None
+    losses, targets = joint_losses(joint, batch, wanted), batch.aligned.soft_targets
+    logits = joint.classify(batch.aligned.inputs)
+    if multi_label:
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    else:
+        expected = torch.nn.functional.cross_entropy(logits, targets)
+    torch.testing.assert_close(losses["distillation_loss"], expected, rtol=1e-3, atol=1e-4)
+    without = total_loss({**losses, "distillation_loss": expected * 0}, wanted)
+    torch.testing.assert_close(
+        total_loss(losses, wanted) - without, 3.0 * 0.5 * losses["distillation_loss"]
+    )
+    alone = joint_losses(joint, replace(batch, labelled={}), wanted)["distillation_loss"]
+    torch.testing.assert_close(alone, losses["distillation_loss"])
+
+
 def test_each_row_goes_with_the_directions_of_its_own_image(settings: Settings) -> None:
     data = latent_set(settings)
     latents, directions, soft = data.aligned_views(torch.tensor([5, 17]), torch.Generator())
@@ -71,6 +101,10 @@ def test_each_row_goes_with_the_directions_of_its_own_image(settings: Settings) 
     assert torch.equal(latents, data.latents[[5, 17]].float())
     assert data.directions is not None
     assert torch.equal(directions, data.directions[[5, 17]].float())
+    probabilities = torch.rand(24, 3).half()
+    data = replace(data, soft_targets=probabilities)
+    *_, soft = data.aligned_views(torch.tensor([5, 17]), torch.Generator())
+    assert soft is not None and torch.equal(soft, probabilities[[5, 17]].float())
 
 
 def test_training_learns_the_directions_of_images_without_labels(settings: Settings) -> None:
