@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
+from mediffusion_core.settings.training import PublicEncoderName
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 Norm = Literal["batch", "group"]
@@ -41,3 +42,9 @@ class BaselineSettings(StrictModel):
     ema_decay: Fraction = 0.95
     every: Count = 40
     consistency: ConsistencySettings | None = None
+
+
+class LinearSettings(StrictModel):
+    """Logistic regression on the whitened `features` of a public encoder."""
+
+    features: PublicEncoderName

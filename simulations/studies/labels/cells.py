@@ -30,7 +30,8 @@ from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
 from simulations.baselines.federated_run import BaselineRun, refuse_unsupported
-from simulations.baselines.settings import BaselineSettings
+from simulations.baselines.linear_classifier import LinearRun
+from simulations.baselines.settings import BaselineSettings, LinearSettings
 from simulations.engine.in_process import run_in_process
 from simulations.studies.labels.methods import Method, Trial
 from simulations.studies.without_unlabelled import without_unlabelled
@@ -69,7 +70,7 @@ class Cell:
     site: str | None
     """The only site, where each site trains alone."""
     overrides: tuple[str, ...]
-    baseline: BaselineSettings | None
+    baseline: BaselineSettings | LinearSettings | None
 
     @cached_property
     def settings(self) -> Settings:
@@ -100,6 +101,8 @@ class Cell:
             "num_bootstraps": shared["evaluation"]["num_bootstraps"],
             "rival": self.baseline.model_dump(mode="json"),
         }
+        if isinstance(self.baseline, LinearSettings):
+            used["alignment"] = shared["training"]["joint"]["alignment"]
         return fingerprint(**used)[:16]
 
     def folder(self, study: Path) -> Path:
@@ -197,13 +200,20 @@ def run_cell(folder: Path) -> None:
     if described["rival"] is None:
         figures, logits = _run_joint(overrides, settings, dataset)
     else:
-        baseline = BaselineSettings.model_validate(described["rival"])
-        run = BaselineRun(settings, baseline, dataset)
+        run = _baseline_run(described["rival"], settings, dataset)
         figures, logits = run.execute(lambda done, total: print(f"{done}/{total}", flush=True))
     figures["multi_label"] = dataset.store.multi_label
     _save_predictions(folder, dataset, logits)
     # Last, since a cell with figures counts as finished.
     write_json(folder / FIGURES, figures)
+
+
+def _baseline_run(
+    described: dict[str, Any], settings: Settings, dataset: FederatedDataset
+) -> BaselineRun | LinearRun:
+    if "features" in described:
+        return LinearRun(settings, LinearSettings.model_validate(described), dataset)
+    return BaselineRun(settings, BaselineSettings.model_validate(described), dataset)
 
 
 def _run_joint(

@@ -4,14 +4,19 @@ Variants of the joint network have the same rounds and steps; a step without the
 less, and so do the steps of a single site. Baselines have the rounds that take about the time of
 the joint network, ten minutes on one core at 32 px. `scaled` changes the time of all methods alike.
 
-Trials are settings that are tried at the first seed; the validation AUC selects one. Every method
-that classifies has equally many trials, and the first one has the method's default settings.
+Trials are settings that are tried at the first seed; the validation AUC selects one. Every network
+that classifies has equally many trials, and the first one has the method's default settings. A
+logistic regression selects its penalty in every run.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from simulations.baselines.settings import BaselineSettings, ConsistencySettings
+from simulations.baselines.settings import (
+    BaselineSettings,
+    ConsistencySettings,
+    LinearSettings,
+)
 
 Trial = tuple[str, ...]
 """Overrides `name=value` of the settings of the run or of the baseline."""
@@ -29,7 +34,7 @@ class Method:
     trials: tuple[Trial, ...] = ((),)
     rounds: tuple[int, int] = (4, 128)
     """Of the autoencoder stage and of the joint stage; a baseline has the second number alone."""
-    baseline: BaselineSettings | None = None
+    baseline: BaselineSettings | LinearSettings | None = None
     without_unlabelled: bool = False
     """Leaves unlabelled images out of both stages, with as many steps."""
     each_site: bool = False
@@ -39,7 +44,7 @@ class Method:
         """The method with its rounds multiplied by a factor."""
         autoencoder, joint = (max(1, round(factor * rounds)) for rounds in self.rounds)
         baseline = self.baseline
-        if baseline is not None:
+        if isinstance(baseline, BaselineSettings):
             baseline = baseline.model_copy(update={"rounds": joint, "every": -(-joint // 4)})
         return replace(self, rounds=(autoencoder, joint), baseline=baseline)
 
@@ -114,6 +119,16 @@ METHODS: Mapping[str, Method] = {
             ((), ('norm="group"',), ("learning_rate=5e-4",)),
             (1, 160),
             BaselineSettings(),
+        ),
+        Method(
+            "statistics",
+            "logistic regression on statistics of the images, pooled",
+            baseline=LinearSettings(features="image-statistics"),
+        ),
+        Method(
+            "public-features",
+            "logistic regression on public features, pooled",
+            baseline=LinearSettings(features="efficientnet-lite1"),
         ),
         Method(
             "fixmatch",
