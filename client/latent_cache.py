@@ -15,7 +15,7 @@ from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.inference.joint_model import restore_autoencoder
 from mediffusion_core.messaging.protocol import EVALUATE, TRAIN_JOINT, WHITENING
-from mediffusion_core.models import channel_sums, untrained_codec
+from mediffusion_core.models import channel_sums, class_probabilities, untrained_codec
 from mediffusion_core.models.class_means import ClassMeans, ClassSums
 from mediffusion_core.models.whitening import FeatureSums, Whitening
 from mediffusion_core.training.latent_files import LATENTS
@@ -107,13 +107,7 @@ def encode(
         name = "unlabelled views"
         latents["unlabelled_views"] = random_views(unlabelled, strong, name, plain=False)
     if whitening is not None:
-        directions = Whitening.of_arrays(whitening)(_features(site, train))  # (n, K)
-        latents["directions"] = directions.half()
-        if joint.alignment.distillation_weight:
-            logits = ClassMeans.of_arrays(whitening)(directions)  # (n, C)
-            multi_label = site.dataset.store.multi_label
-            soft = logits.sigmoid() if multi_label else logits.softmax(dim=1)
-            latents["soft_targets"] = soft.half()
+        latents |= _aligned_with(site, whitening, train)
     save_tensors(path, latents, digests)
 
 
@@ -127,6 +121,16 @@ def feature_sums(site: Site) -> dict[str, Tensor]:
     sums = FeatureSums.of(features, site.dataset.groups(train.rows)).arrays()
     distilled = site.settings.training.joint.alignment.distillation_weight > 0
     return sums | (ClassSums.of(features, train.targets).arrays() if distilled else {})
+
+
+def _aligned_with(site: Site, whitening: StateDict, images: ImageSet) -> dict[str, Tensor]:
+    """The directions (n, K) of images, and with distillation their soft targets (n, C)."""
+    directions = Whitening.of_arrays(whitening)(_features(site, images))
+    if not site.settings.training.joint.alignment.distillation_weight:
+        return {"directions": directions.half()}
+    logits = ClassMeans.of_arrays(whitening)(directions)
+    soft = class_probabilities(logits, site.dataset.store.multi_label)
+    return {"directions": directions.half(), "soft_targets": soft.half()}
 
 
 def _features(site: Site, images: ImageSet) -> Tensor:

@@ -74,7 +74,7 @@ class LinearClassifier:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What an evaluation asks of a model whose logits are known: its probabilities."""
+    """The probabilities of a model whose logits are known, as an evaluation needs them."""
 
     temperature: float
     multi_label: bool
@@ -119,20 +119,20 @@ class LinearRun:
         known = ~targets.isnan().all(dim=1)
         validation = [dataset.validation(site) for site in sites]
         validated = np.concatenate([images.rows for images in validation])
-        judged = whitening(self._features(validated))
+        validated_features = whitening(self._features(validated))
         truth = torch.cat([images.targets for images in validation])
         best: tuple[float, LinearClassifier] | None = None
         for number, penalty in enumerate(PENALTIES):
             fitted = LinearClassifier.fitted(
                 features[known], targets[known], self._multi_label, penalty
             )
-            auc = self._validation_auc(fitted(judged), truth, validated)
+            auc = self._validation_auc(fitted(validated_features), truth, validated)
             if best is None or auc > best[0]:
                 best = auc, fitted
             progress(number + 1, len(PENALTIES))
         assert best is not None
         auc, chosen = best
-        losses = temperature_losses(chosen(judged), truth, self._multi_label)
+        losses = temperature_losses(chosen(validated_features), truth, self._multi_label)
         model = Calibrated(best_temperature(losses), self._multi_label)
         logits = chosen(whitening(self._features(dataset.test_rows)))
         evaluator = Evaluator.of_dataset(self._settings, dataset)

@@ -16,7 +16,7 @@ from simulations.baselines.macro_auc import Bootstrap, MacroAuc, bootstrapped_ma
 from simulations.results.figures import format_figure
 from simulations.studies.labels.cells import Cell
 from simulations.studies.labels.curves import save_label_curves
-from simulations.studies.labels.methods import JOINT, METHODS, Trial
+from simulations.studies.labels.methods import METHODS, Trial
 from simulations.studies.labels.plan import Plan
 
 BOOTSTRAPS = 400
@@ -33,9 +33,9 @@ def write_comparison(
 ) -> Path:
     """Writes `results.json` and `curves.png` from the finished cells, and prints the table.
 
-    Differences from the federated joint network are paired: the AUCs of both methods are of the
-    same resampled patients or lesions for each seed. The interval is of the mean over the seeds
-    that both methods have.
+    Differences from the plan's reference are paired: the AUCs of both methods are of the same
+    resampled patients or lesions for each seed. The interval is of the mean over the seeds that
+    both methods have.
 
     Args:
         plan: The plan of the study.
@@ -51,11 +51,12 @@ def write_comparison(
     for cell in cells:
         groups.setdefault((cell.method, cell.fraction), []).append(cell)
     aucs = {group: _auc_by_seed(members, study) for group, members in groups.items()}
-    rows = [_row(group, members, aucs, study) for group, members in groups.items()]
+    rows = [_row(group, members, aucs, plan.reference, study) for group, members in groups.items()]
     runs = [run for members in groups.values() for run in _runs(members, study)]
     results = {
         "overrides": list(plan.base),
         "options": plan.options,
+        "reference": plan.reference,
         "trials": _trials(plan, chosen, study),
         "rows": rows,
         "runs": runs,
@@ -64,7 +65,7 @@ def write_comparison(
     path = study / RESULTS
     write_json(path, results)
     save_label_curves(rows, study / CURVES)
-    console.print(_table(rows))
+    console.print(_table(rows, plan.reference))
     return path
 
 
@@ -102,10 +103,14 @@ def _auc(cell: Cell, study: Path) -> MacroAuc:
 
 
 def _row(
-    group: Group, cells: Sequence[Cell], aucs: Mapping[Group, AucBySeed], study: Path
+    group: Group,
+    cells: Sequence[Cell],
+    aucs: Mapping[Group, AucBySeed],
+    reference: str,
+    study: Path,
 ) -> dict[str, Any]:
     method, fraction = group
-    own, joint = aucs[group], aucs.get((JOINT.name, fraction), {})
+    own, other = aucs[group], aucs.get((reference, fraction), {})
     figures = [found for cell in cells if (found := cell.figures(study)) is not None]
     values = [auc.value for auc in own.values()]
     classifies = all(found["auc_macro"] is not None for found in figures)
@@ -122,11 +127,11 @@ def _row(
     }
     for name in ("ece", "brier"):
         row[name] = _mean([found["calibration"] for found in figures], name) if classifies else None
-    both = sorted(own.keys() & joint.keys())
-    if both and method != JOINT.name and classifies:
-        row["difference"] = statistics.mean(own[seed].value - joint[seed].value for seed in both)
+    both = sorted(own.keys() & other.keys())
+    if both and method != reference and classifies:
+        row["difference"] = statistics.mean(own[seed].value - other[seed].value for seed in both)
         row["difference_interval"] = paired_difference(
-            [own[seed].draws for seed in both], [joint[seed].draws for seed in both]
+            [own[seed].draws for seed in both], [other[seed].draws for seed in both]
         )
     return row
 
@@ -172,10 +177,10 @@ def _trials(plan: Plan, chosen: Mapping[str, Trial], study: Path) -> list[dict[s
     return lines
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], reference: str) -> Table:
     table = Table(title="macro AUC on the public test set", title_justify="left")
     table.add_column("method")
-    for column in ("labels", "AUC", "seeds", "against joint (95 %)", "FID", "ECE", "min"):
+    for column in ("labels", "AUC", "seeds", f"against {reference} (95 %)", "FID", "ECE", "min"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*row_cells(row))

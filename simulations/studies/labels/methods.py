@@ -72,11 +72,18 @@ LABELS_ALONE = Method(
     without_unlabelled=True,
 )
 
-_ALIGNED = ("training.joint.alignment.weight=1", "model.head.normalised=true")
+_ALIGNED = (
+    "training.joint.alignment.weight=1",
+    "training.joint.alignment.distillation_weight=2",
+    "training.joint.alignment.batch_size=48",
+    "training.joint.labelled_batch_size=16",
+    "training.joint.classification_weight=1",
+    "model.head.normalised=true",
+)
 _ALIGNED_TRIALS: tuple[Trial, ...] = (
     (),
-    ("training.joint.classification_weight=3.0",),
-    ("training.joint.alignment.weight=3",),
+    ("training.joint.alignment.distillation_weight=0", "training.joint.alignment.weight=3"),
+    ("training.joint.alignment.distillation_weight=1", "training.joint.alignment.weight=3"),
 )
 
 METHODS: Mapping[str, Method] = {
@@ -84,10 +91,10 @@ METHODS: Mapping[str, Method] = {
     for method in (
         JOINT,
         LABELS_ALONE,
-        Method("aligned", "federated joint, aligned", _ALIGNED, _ALIGNED_TRIALS),
+        Method("aligned", "federated joint with public features", _ALIGNED, _ALIGNED_TRIALS),
         Method(
             "aligned-labels-alone",
-            "same network, aligned, labelled images alone",
+            "same network with public features, labelled images alone",
             _ALIGNED,
             _ALIGNED_TRIALS,
             without_unlabelled=True,

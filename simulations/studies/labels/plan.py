@@ -42,6 +42,11 @@ class Plan:
         options += [f"--minutes {self.minutes:g}"] if self.minutes != MINUTES else []
         return [*options, "--tune"] if self.tune else options
 
+    @property
+    def reference(self) -> str:
+        """The method that the others are compared with: `joint`, or the first one without it."""
+        return JOINT.name if JOINT.name in self.methods else self.methods[0]
+
     def scaled(self, name: str) -> Method:
         """A method with the plan's minutes."""
         return METHODS[name].scaled(self.minutes / MINUTES)
