@@ -76,7 +76,8 @@ class MethodEvaluator:
         target = self.images.target
         latents, detail = self._latents, self._detail_of(method)
         made_latents, seconds = timed(method, self.model, latents, target, detail)
-        made = compare(self.model, latents, made_latents, target, detail)
+        sources, changed = (self.model.render(one, detail) for one in (latents, made_latents))
+        made = compare(self.model, sources, changed, target)
         known = self._decoded_truth if method.reconstructed else self.images.known
         columns = image_figures(made, target, known, self.independent)
         if effects:
