@@ -20,7 +20,8 @@ from mediffusion_core.evaluation.classification import (
     threshold_counts,
 )
 from mediffusion_core.evaluation.subgroups import members, suppressed
-from mediffusion_core.inference.joint_model import logits_of, restore_classifier
+from mediffusion_core.inference.classify import logits_of
+from mediffusion_core.inference.joint_model import restore_classifier
 from mediffusion_core.messaging.model_digest import model_digest
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,

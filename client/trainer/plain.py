@@ -18,7 +18,8 @@ from mediffusion_core.evaluation.classification import (
     logit_thresholds,
     threshold_counts,
 )
-from mediffusion_core.inference.joint_model import logits_of, restore_classifier
+from mediffusion_core.inference.classify import logits_of
+from mediffusion_core.inference.joint_model import restore_classifier
 from mediffusion_core.messaging.protocol import (
     BOOTSTRAP_THRESHOLDS,
     CONTROLS,

@@ -27,11 +27,8 @@ from mediffusion_core.data.partitioning.dealing_record import (
 from mediffusion_core.data.partitioning.keyed_dealing import UnitHash
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.evaluation.noised_validation import ValidationSums
-from mediffusion_core.inference.joint_model import (
-    logits_of,
-    restore_autoencoder,
-    restore_classifier,
-)
+from mediffusion_core.inference.classify import logits_of
+from mediffusion_core.inference.joint_model import restore_autoencoder, restore_classifier
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge
 from mediffusion_core.privacy.accounting.noisy_statistics import (

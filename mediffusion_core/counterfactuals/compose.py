@@ -3,7 +3,8 @@
 The source is noised or inverted up to a noise level. Guided denoising then follows the gradient of
 the head at the noisy latent towards the target. The head is trained on noise up to a level, so its
 gradient is meaningful there; above that level there is no guidance. Outside a mask the result keeps
-the source's latents. The mask is the saliency of the target in the inverted source.
+the source's latents. The mask is the saliency of the target in the inverted source, within the
+cells that a user lets change.
 """
 
 from torch import Tensor
@@ -28,6 +29,7 @@ def counterfactual_latents(
     target: Target,
     settings: CounterfactualSettings,
     classify: Classify | None = None,
+    editable: Tensor | None = None,
 ) -> Tensor:
     """Latents of near images that the classifier assigns to the target, by a search.
 
@@ -38,6 +40,7 @@ def counterfactual_latents(
         settings: Guidance.
         classify: How candidates are classified, in calibrated logits; by the head at the clean
             latent where None.
+        editable: Cells that may change, (B, 1, h, w) in {0, 1}; all where None.
 
     Returns:
         (B, c, h, w).
@@ -47,8 +50,8 @@ def counterfactual_latents(
         saliency = source_saliency(model, latents, target, settings)
 
     def candidate(rows: Tensor, asked: Target, settings: CounterfactualSettings) -> Tensor:
-        part = None if saliency is None else saliency[rows]
-        return guided_latents(model, latents[rows], asked, settings, part)
+        salient, cells = (None if part is None else part[rows] for part in (saliency, editable))
+        return guided_latents(model, latents[rows], asked, settings, salient, cells)
 
     def by_head(clean: Tensor, rows: Tensor) -> Tensor:
         return model.classify(clean, 0)
@@ -62,6 +65,7 @@ def guided_latents(
     target: Target,
     settings: CounterfactualSettings,
     saliency: Tensor | None = None,
+    editable: Tensor | None = None,
 ) -> Tensor:
     """One candidate for each image: up to `strength`, and denoised under guidance.
 
@@ -84,7 +88,7 @@ def guided_latents(
         logits = source_logits(model, source)
         if saliency is None:
             saliency = source_saliency(model, latents, target, settings)
-    mask = change_mask(saliency, settings.mask_threshold)
+    mask = change_mask(saliency, settings.mask_threshold, editable)
     return guided_denoising(model, source, Guidance(target, logits, mask, settings))
 
 

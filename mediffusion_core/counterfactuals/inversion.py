@@ -92,25 +92,28 @@ def _guided(model: GuidedModel, source: SourceLatents) -> list[int]:
     return model.guided([level for level in source if level != CLEAN])
 
 
-def change_mask(saliency: Tensor, threshold: float) -> Tensor:
+def change_mask(saliency: Tensor, threshold: float, editable: Tensor | None = None) -> Tensor:
     """Where a counterfactual may differ from its source, 1, and where it must not, 0.
 
     The cells whose saliency, smoothed by a binomial kernel of 3 x 3, is at least `threshold` of
     the image's largest: few for a small finding, many for a large one. The same kernel softens
-    their margin.
+    their margin. Only editable cells count, and no other cell is in the mask.
 
     Args:
         saliency: (B, 1, h, w).
-        threshold: From 0, where everything may change, to 1.
+        threshold: From 0, where every editable cell may change, to 1.
+        editable: Cells that may change, (B, 1, h, w) in {0, 1}; all where None.
 
     Returns:
         (B, 1, h, w) in [0, 1].
     """
+    if editable is None:
+        editable = torch.ones_like(saliency)
     if threshold <= 0:
-        return torch.ones_like(saliency)
-    smooth = _smoothed(saliency)
+        return editable
+    smooth = _smoothed(saliency * editable)
     limit = threshold * smooth.amax(dim=(2, 3), keepdim=True)
-    return _smoothed((smooth >= limit).to(saliency.dtype))
+    return editable * _smoothed((smooth >= limit).to(saliency.dtype))
 
 
 def _smoothed(values: Tensor) -> Tensor:

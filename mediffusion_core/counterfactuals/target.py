@@ -27,6 +27,15 @@ class Target:
         """The targets of some images, at positions (n,) or where a mask (B,) is true."""
         return Target(self.index[chosen], self.present[chosen], self.multi_label)
 
+    def undone(self, probabilities: Tensor) -> "Target":
+        """The classification that the sources have, given their probabilities (B, classes).
+
+        Findings are as they were before the change; an exclusive class is the most probable one.
+        """
+        if self.multi_label:
+            return Target(self.index, ~self.present, True)
+        return Target(probabilities.argmax(dim=1), torch.ones_like(self.present), False)
+
     def named(self, num_classes: int) -> Tensor:
         """Which classes are to change, (B, num_classes) booleans."""
         named = torch.zeros(

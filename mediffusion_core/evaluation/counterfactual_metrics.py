@@ -51,7 +51,12 @@ class GroundTruth:
     masks: Tensor
     """Pixels of the finding or the lesion, booleans (n, H, W); all false where unknown."""
     truth: Tensor
-    """True counterfactuals of the same patients, (n, C, H, W); nan where unknown."""
+    """The same patients without the finding to be removed, (n, C, H, W); nan where unknown."""
+    added: Tensor
+    """The same patients with the finding to be added, (n, C, H, W); nan where unknown.
+
+    It is one of many ways to have the finding.
+    """
 
 
 def image_figures(
@@ -67,8 +72,8 @@ def image_figures(
     either classifier already did so with the source. `target_change`, `off_target`: see the
     functions. `l1`, `l2`, `ssim`: closeness to the source. `energy_inside`, `iou`, `pointing`:
     place of the change against the mask. `inside`, `outside`: mean change of a pixel there.
-    `truth_l1`, `truth_l1_source`: distance of the counterfactual, and of the source, to the true
-    counterfactual.
+    `truth_l1`, `truth_ssim` and the same with `_source`: distance of the counterfactual, and of the
+    source, to the true counterfactual; `added_l1` and so on: to one of those with an added finding.
 
     Args:
         made: The counterfactuals.
@@ -91,9 +96,22 @@ def image_figures(
         "pointing": pointing_game(energy, known.masks),
         "inside": inside,
         "outside": outside,
-        "truth_l1": mean_absolute(made.images, known.truth),
-        "truth_l1_source": mean_absolute(made.sources, known.truth),
+        **_distances("truth", made, known.truth),
+        **_distances("added", made, known.added),
     }
+
+
+def _distances(name: str, made: Counterfactuals, truth: Tensor) -> Columns:
+    """L1 and SSIM of counterfactuals and sources to images (n, C, H, W), nan where these are."""
+    known = truth.flatten(1).isfinite().all(dim=1)
+    columns = {}
+    for ending, images in (("", made.images), ("_source", made.sources)):
+        similarity = torch.full((len(images),), torch.nan)
+        if bool(known.any()):
+            similarity[known] = structural_similarity(images[known], truth[known])
+        columns[f"{name}_l1{ending}"] = mean_absolute(images, truth)
+        columns[f"{name}_ssim{ending}"] = similarity
+    return columns
 
 
 def effect_figures(

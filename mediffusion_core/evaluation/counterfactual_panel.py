@@ -1,12 +1,14 @@
 """A fixed panel of test images, their counterfactuals, and figures over them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mediffusion_core.counterfactuals.editable import EditableRegion
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.evaluation.similarity import mean_absolute
 from mediffusion_core.inference.joint_model import TrainedModel
@@ -117,6 +119,8 @@ class Counterfactuals:
     """(n,): the source was not already classified as the target."""
     flipped: Tensor
     """(n,): the counterfactual is classified as the target."""
+    note: str = ""
+    """A sentence if a mask kept a target's probability below the confidence that was asked for."""
 
     def outcome(self, row: int) -> bool | None:
         """Whether one image flipped; None where its source was already classified as the target."""
@@ -155,6 +159,7 @@ class CounterfactualRow:
         flipped: Whether the counterfactual reached the target; None where the source was already
             classified as the target.
         truth: The same patient without the finding, (C, H, W), where it is known (phantoms).
+        editable: The pixels that a user let change, (H, W), where there was a mask.
     """
 
     source: NDArray[Any]
@@ -165,6 +170,7 @@ class CounterfactualRow:
     after: NDArray[Any]
     flipped: bool | None
     truth: NDArray[Any] | None = None
+    editable: NDArray[np.bool_] | None = None
 
 
 def off_target(before: Tensor, after: Tensor, target: Target) -> Tensor:
@@ -185,38 +191,59 @@ def target_change(before: Tensor, after: Tensor, target: Target) -> Tensor:
 
 
 def make_counterfactuals(
-    model: TrainedModel, images: Tensor, target: Target, settings: CounterfactualSettings
+    model: TrainedModel,
+    images: Tensor,
+    target: Target,
+    settings: CounterfactualSettings,
+    editable: Tensor | None = None,
 ) -> Counterfactuals:
     """Makes one counterfactual per image and classifies source and counterfactual.
 
-    A counterfactual has the detail of its image, so they differ by guidance alone.
+    A counterfactual has the detail of its image, so they differ by guidance alone. Pixels that may
+    not change are equal in both, bit for bit.
 
     Args:
         model: The trained model.
         images: (n, C, H, W) in [0, 1].
         target: The target of each.
         settings: Guidance.
+        editable: Pixels that may change, booleans (n, 1, H, W); all if None.
     """
+    images = images.cpu()
     latents = model.encode(images)
     detail = model.detail(images, latents)
-    made = model.explain(latents, target, settings, detail)
-    return compare(model, latents, made, target, detail)
+    region = None if editable is None else EditableRegion(images, editable)
+    changed = model.render(model.explain(latents, target, settings, detail, region), detail)
+    if region is None:
+        return compare(model, images, changed, target)
+    made = compare(model, images, region.compose(changed, torch.arange(len(images))), target)
+    return replace(made, note=_shortfall(target.confidence(made.after), settings.confidence))
+
+
+def _shortfall(reached: Tensor, asked: float) -> str:
+    """A sentence on the images whose target has less than the confidence; empty if none has."""
+    short, least = int((reached < asked).sum()), float(reached.min())
+    if not short:
+        return ""
+    if len(reached) == 1:
+        return f"Within the mask the target's probability reaches {least:.3f}, not {asked:g}."
+    return (
+        f"Within the mask the target's probability does not reach {asked:g} in {short} of "
+        f"{len(reached)} images; the lowest is {least:.3f}."
+    )
 
 
 def compare(
-    model: TrainedModel, latents: Tensor, made: Tensor, target: Target, detail: Tensor
+    model: TrainedModel, sources: Tensor, images: Tensor, target: Target
 ) -> Counterfactuals:
-    """Renders and classifies sources and counterfactuals.
+    """Classifies sources and counterfactuals.
 
     Args:
         model: The trained model.
-        latents: Of the sources, (n, c, h, w).
-        made: Of the counterfactuals, (n, c, h, w).
+        sources: (n, C, H, W) in [0, 1].
+        images: The counterfactuals, (n, C, H, W) in [0, 1].
         target: The target of each.
-        detail: Of the sources, (n, C, H, W), as `TrainedModel.detail` gives it. With 0 sources and
-            counterfactuals are both decoded images.
     """
-    sources, images = model.render(latents, detail), model.render(made, detail)
     before = model.logits(model.encode(sources))
     after = model.logits(model.encode(images))
     return Counterfactuals(

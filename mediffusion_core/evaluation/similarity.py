@@ -3,6 +3,7 @@
 torchmetrics takes 3 seconds to import, so the functions that need it import it.
 """
 
+import torch
 from torch import Tensor
 
 _WINDOW = 11
@@ -64,3 +65,8 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
     margin = _WINDOW // 2
     inside: Tensor = at_pixels[..., margin:-margin, margin:-margin]
     return inside.mean(dim=(1, 2, 3))
+
+
+def feature_similarity(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine of features (B, D) and (B, D), (B,): S³ (arXiv 2303.09962) with SimSiam's features."""
+    return torch.cosine_similarity(first, second, dim=1)

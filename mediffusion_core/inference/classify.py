@@ -6,10 +6,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models.unet import JointUNet
+from mediffusion_core.settings import Settings
 
 BATCH = 128
+
+
+def logits_of(settings: Settings, joint: JointUNet, latents: Tensor) -> Tensor:
+    """Logits (N, classes) of clean latents (N, c, h, w), on the CPU.
+
+    Averaged over the noise levels of `evaluation.noise_levels`, with noise that the run's seed
+    draws, and over all orientations where a turned image is as likely as the original.
+    """
+    views = classifier_views(
+        settings.evaluation.noise_levels,
+        DiffusionProcess.of(settings.diffusion),
+        settings.latent_shape,
+        derive_seed(settings.seed, "noise levels"),
+    )
+    free = turns_and_flips(settings.data.augmentation)
+    return classify_latents(joint, latents, orientation_free=free, views=views)
 
 
 @dataclass(frozen=True)

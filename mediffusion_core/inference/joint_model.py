@@ -17,15 +17,14 @@ from mediffusion_core.common.component_folder import (
     write_folder,
 )
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.counterfactuals.baselines.mediffusion import mediffusion_latents
 from mediffusion_core.counterfactuals.compose import counterfactual_latents
+from mediffusion_core.counterfactuals.editable import EditableRegion
 from mediffusion_core.counterfactuals.guided_model import GuidedModel
 from mediffusion_core.counterfactuals.target import Target
-from mediffusion_core.data.augmentation import turns_and_flips
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.diffusion.samplers import ddim_step, denoise, sampling_levels
-from mediffusion_core.inference.classify import classifier_views, classify_latents
+from mediffusion_core.inference.classify import logits_of
 from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, UNET
 from mediffusion_core.models import (
     DECODER_HALF,
@@ -182,7 +181,12 @@ class TrainedModel:
         return (self.decode(latents) + detail).clamp(0, 1)
 
     def explain(
-        self, latents: Tensor, target: Target, settings: CounterfactualSettings, detail: Tensor
+        self,
+        latents: Tensor,
+        target: Target,
+        settings: CounterfactualSettings,
+        detail: Tensor,
+        region: EditableRegion | None = None,
     ) -> Tensor:
         """Latents (B, c, h, w) of counterfactuals of the images with the given latents.
 
@@ -193,19 +197,25 @@ class TrainedModel:
             target: The classification of the counterfactuals.
             settings: Guidance.
             detail: Of the images, (B, C, H, W), as `detail` gives it.
+            region: Where the images may change; everywhere if None.
 
         Raises:
             UserError: if the denoiser or the classifier was not trained.
         """
         self.refuse_to_draw()
         self.refuse_to_classify()
+        cells = None if region is None else region.cells(*latents.shape[2:]).to(self.device)
 
         def explained(part: Tensor, asked: Target, positions: Tensor) -> Tensor:
             def classify(made: Tensor, rows: Tensor) -> Tensor:
-                images = self.render(made, detail[positions[rows.cpu()]])
+                at = positions[rows.cpu()]
+                images = self.render(made, detail[at])
+                if region is not None:
+                    images = region.compose(images, at)
                 return self.logits(self.encode(images)) / self.temperature
 
-            return counterfactual_latents(self.guided, part, asked, settings, classify)
+            editable = None if cells is None else cells[positions]
+            return counterfactual_latents(self.guided, part, asked, settings, classify, editable)
 
         return self.by_batch(latents, target, explained)
 
@@ -284,22 +294,6 @@ class TrainedModel:
         # Models that were written before there was a temperature have none.
         temperature = float(state.get("temperature", 1.0))
         return cls(settings, classes, multi_label, codec.to(device), joint.to(device), temperature)
-
-
-def logits_of(settings: Settings, joint: JointUNet, latents: Tensor) -> Tensor:
-    """Logits (N, classes) of clean latents (N, c, h, w), on the CPU.
-
-    Averaged over the noise levels of `evaluation.noise_levels`, with noise that the run's seed
-    draws, and over all orientations where a turned image is as likely as the original.
-    """
-    views = classifier_views(
-        settings.evaluation.noise_levels,
-        DiffusionProcess.of(settings.diffusion),
-        settings.latent_shape,
-        derive_seed(settings.seed, "noise levels"),
-    )
-    free = turns_and_flips(settings.data.augmentation)
-    return classify_latents(joint, latents, orientation_free=free, views=views)
 
 
 def restore_autoencoder(settings: Settings, weights: Mapping[str, Tensor]) -> Autoencoder:

@@ -22,6 +22,7 @@ from mediffusion_core.reporting.style import (
     FAINT,
     INK,
     MUTED,
+    OCHRE,
     PAPER,
     RULE,
     TERRACOTTA,
@@ -131,7 +132,8 @@ def save_counterfactual_panel(rows: Sequence[CounterfactualRow], path: Path) -> 
 
     The difference is counterfactual minus source, averaged over channels; one symmetric scale
     serves all rows. A column with the true image appears if any row has one. Of more than seven
-    classes those named in the target and those that moved most are shown.
+    classes those named in the target and those that moved most are shown. The pixels that a user
+    let change are outlined in all images of their row.
 
     Raises:
         ValueError: if there is no row.
@@ -148,7 +150,7 @@ def save_counterfactual_panel(rows: Sequence[CounterfactualRow], path: Path) -> 
         for index, (row, difference) in enumerate(zip(rows, differences, strict=True)):
             pictures = [row.source, row.counterfactual, _coloured(difference, limit), row.truth]
             for column, picture in enumerate(pictures[: len(columns)]):
-                panel.show(index, column, picture)
+                panel.show(index, column, picture, row.editable)
             panel.chart(index, row)
         panel.colour_bar(limit)
         save_figure(panel.figure, path)
@@ -252,12 +254,20 @@ class _Panel:
         box = (left / self.width, 1 - (top + height) / self.height)
         return self.figure.add_axes((*box, width / self.width, height / self.height))
 
-    def show(self, row: int, column: int, picture: NDArray[Any] | None) -> None:
+    def show(
+        self,
+        row: int,
+        column: int,
+        picture: NDArray[Any] | None,
+        outlined: NDArray[np.bool_] | None,
+    ) -> None:
         if picture is None:
             return
         axes = self._axes(self._left(column), self._top(row), TILE, self.tile_height)
         size = (round(TILE * 200), round(self.tile_height * 200))
         axes.imshow(as_tile(as_batch(np.asarray(picture)[None])[0], size), aspect="auto")
+        if outlined is not None:
+            _outline(axes, outlined, size)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=RULE)
 
@@ -297,6 +307,17 @@ class _Panel:
         scale.set(xlim=(-0.04, 1.04), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"), yticks=[])
         scale.spines[:].set_visible(False)
         scale.tick_params(length=0)
+
+
+def _outline(axes: Axes, region: NDArray[np.bool_], size: tuple[int, int]) -> None:
+    """Draws the border of a region (H, W) on a tile of `size` (width, height), along its pixels."""
+    limits = axes.axis()
+    tile = np.asarray(Image.fromarray(region).resize(size, Image.Resampling.NEAREST))
+    closed = np.pad(tile, 1).astype(float)  # at the tile's margin too
+    across, down = (np.arange(-1, count + 1) for count in size)
+    lines = axes.contour(across, down, closed, levels=[0.5], colors=[OCHRE], linewidths=1.0)
+    lines.set(clip_on=False, zorder=3)  # above the tile's frame
+    axes.axis(limits)
 
 
 def _dumbbell(

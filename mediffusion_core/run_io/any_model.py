@@ -23,8 +23,8 @@ def load_any_model(folder: Path) -> TrainedModel:
     """
     if not folder.is_dir():
         raise UserError(f"model {folder}: no such folder")
-    if (folder / INDEX).is_file():
-        model = _exported(folder)
+    if is_exported(folder):
+        model = load_exported(folder, torch.device("cpu"))
     elif (folder / STATE).is_file():
         model = TrainedModel.load(folder, torch.device("cpu"))
     elif RunFolder(folder).model.is_dir():
@@ -37,11 +37,22 @@ def load_any_model(folder: Path) -> TrainedModel:
     return model
 
 
-def _exported(folder: Path) -> TrainedModel:
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is an exported pipeline."""
+    return (folder / INDEX).is_file()
+
+
+def load_exported(folder: Path, device: torch.device) -> TrainedModel:
+    """Opens an exported pipeline. Nothing is downloaded, and only safetensors and JSON are read.
+
+    Raises:
+        UserError: if the folder is damaged.
+    """
     try:
         pipeline = JointDiffusionPipeline.from_pretrained(
             folder.resolve(), local_files_only=True, use_safetensors=True
         )
+        pipeline.to(device)
         return pipeline.trained
     except UserError:
         raise

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.any_image import read_image
+from mediffusion_core.data.drawn_masks import DrawnMask, editable_pixels
 from mediffusion_core.data.files import shown
 from mediffusion_core.data.image_set import as_batch
 from mediffusion_core.data.store.grey_levels import Window
@@ -36,13 +38,60 @@ def batch_of(images: Pictures, settings: Settings) -> Tensor:
         if not images.is_floating_point() or not 0 <= images.min() <= images.max() <= 1:
             raise UserError("images must be floating-point numbers in [0, 1]; divide bytes by 255")
         return images.float()
-    pictures = [images] if isinstance(images, Picture) else list(images)
+    pictures = _listed(images)
     if not pictures or not all(isinstance(one, Picture) for one in pictures):
         raise UserError(
             "images must be a tensor (N, C, H, W), a Pillow image, a path or a list of them"
         )
     pixels = [_pixels(one, settings.data.window) for one in pictures]
     return as_batch(np.stack([fit(one, size, channels) for one in pixels]))
+
+
+def editable_of(
+    images: Pictures,
+    edit: DrawnMask | Sequence[DrawnMask] | None,
+    keep: DrawnMask | Sequence[DrawnMask] | None,
+    settings: Settings,
+) -> Tensor | None:
+    """The pixels of images that may change, booleans (N, 1, S, S); None without any mask.
+
+    Args:
+        images: N images, as `batch_of` takes them.
+        edit: One mask for all, or one for each image; as `editable_pixels` takes it.
+        keep: The same.
+        settings: Of the model.
+
+    Raises:
+        UserError: as `editable_pixels`, or if there are not as many masks as images.
+    """
+    if edit is None and keep is None:
+        return None
+    size = settings.data.image_size
+    if isinstance(images, Tensor):
+        shapes = [(size, size)] * len(images)
+    else:
+        decoded = (_pixels(one, settings.data.window) for one in _listed(images))
+        shapes = [(len(one), len(one[0])) for one in decoded]
+    edits, keeps = (_for_each(masks, len(shapes)) for masks in (edit, keep))
+    parts = [
+        editable_pixels(edited, kept, shape, size)
+        for edited, kept, shape in zip(edits, keeps, shapes, strict=True)
+    ]
+    return torch.from_numpy(np.stack([part for part in parts if part is not None]))[:, None]
+
+
+def _for_each(
+    masks: DrawnMask | Sequence[DrawnMask] | None, count: int
+) -> Sequence[DrawnMask | None]:
+    if masks is None or isinstance(masks, Picture):
+        return [masks] * count
+    if len(masks) != count:
+        raise UserError(f"{len(masks)} masks for {count} images: allowed are 1 and {count}")
+    return masks
+
+
+def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
+    return [images] if isinstance(images, Picture) else list(images)
 
 
 def _pixels(picture: Picture, window: Window | None) -> NDArray[np.uint8]:

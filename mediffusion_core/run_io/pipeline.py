@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target_by_name import class_indices, target_for
+from mediffusion_core.data.drawn_masks import DrawnMask
 from mediffusion_core.diffusion.process import CLEAN
 from mediffusion_core.diffusion.samplers import denoise
 from mediffusion_core.diffusion.scheduler import EvenDDIMScheduler, build_scheduler
@@ -25,7 +26,7 @@ from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.models import Autoencoder, JointUNet, LatentCodec
 from mediffusion_core.models.unet import head_widths
 from mediffusion_core.run_io.exported_head import ExportedHead
-from mediffusion_core.run_io.picture_input import Pictures, batch_of
+from mediffusion_core.run_io.picture_input import Pictures, batch_of, editable_of
 from mediffusion_core.settings import CounterfactualSettings, Settings
 
 BATCH = 64
@@ -275,6 +276,8 @@ class JointDiffusionPipeline(DiffusionPipeline):
         target: str | Sequence[str],
         present: bool | None = None,
         guidance: CounterfactualSettings | None = None,
+        edit: DrawnMask | Sequence[DrawnMask] | None = None,
+        keep: DrawnMask | Sequence[DrawnMask] | None = None,
     ) -> Counterfactuals:
         """Counterfactuals: near images that the model classifies as the target.
 
@@ -285,33 +288,28 @@ class JointDiffusionPipeline(DiffusionPipeline):
             present: Whether findings are to be present; by default each is removed where its
                 probability is at least 0.5, and added elsewhere.
             guidance: Settings of the guidance; those of the run by default.
+            edit: A mask, white where an image may change; one for all, or one for each.
+            keep: A mask, white where an image must not change; with both, `edit` without `keep`.
 
         Returns:
             `images`, the counterfactuals (N, C, H, W) in [0, 1]; `sources`, the images; their
-            probabilities `after` and `before` (N, classes); which have `flipped` (N,).
+            probabilities `after` and `before` (N, classes); which have `flipped` (N,); a `note` if
+            a target's confidence was not reached within a mask.
 
         Raises:
             UserError: as `classify`; if the denoiser was not trained; if the target is no class,
                 names one twice or several that exclude each other, or if an exclusive one is to be
-                absent.
+                absent; if a mask cannot be read or has another aspect, or nothing may change.
         """
         with self._at_work():
-            return self._explained(images, target, present, guidance)
-
-    def _explained(
-        self,
-        images: Pictures,
-        target: str | Sequence[str],
-        present: bool | None,
-        guidance: CounterfactualSettings | None,
-    ) -> Counterfactuals:
-        model = self.trained
-        names = [target] if isinstance(target, str) else target
-        indices = class_indices(names, self.classes, model.multi_label)
-        batch = batch_of(images, model.settings)
-        asked = target_for(indices, model.classify(batch), model.multi_label, present)
-        guidance = guidance or model.settings.evaluation.counterfactual
-        return make_counterfactuals(model, batch, asked, guidance)
+            model = self.trained
+            names = [target] if isinstance(target, str) else target
+            indices = class_indices(names, self.classes, model.multi_label)
+            batch = batch_of(images, model.settings)
+            editable = editable_of(images, edit, keep, model.settings)
+            asked = target_for(indices, model.classify(batch), model.multi_label, present)
+            guidance = guidance or model.settings.evaluation.counterfactual
+            return make_counterfactuals(model, batch, asked, guidance, editable)
 
     def _denoise(
         self, joint: JointUNet, latents: Tensor, generator: torch.Generator | None, bar: Any

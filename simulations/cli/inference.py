@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.counterfactuals.target_by_name import class_indices, target_for
 from mediffusion_core.data.any_image import is_image, load_listed
 from mediffusion_core.data.files import file_name, list_folder, shown
@@ -26,12 +28,18 @@ from mediffusion_core.data.image_set import as_batch
 from mediffusion_core.data.readers.dicom_file import is_dicom
 from mediffusion_core.data.store.decoding import Bad, Decoder, create_array, decode_all
 from mediffusion_core.data.store.images import SUFFIXES
-from mediffusion_core.evaluation.counterfactual_panel import CounterfactualRow, make_counterfactuals
+from mediffusion_core.evaluation.counterfactual_panel import (
+    CounterfactualRow,
+    Counterfactuals,
+    make_counterfactuals,
+)
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.reporting.pictures import (
     save_counterfactual_panel,
     save_sample_grid,
 )
+from mediffusion_core.run_io.any_model import is_exported, load_exported
+from mediffusion_core.run_io.picture_input import editable_of
 
 BATCH = 64
 
@@ -135,59 +143,96 @@ def draw_samples(run: Path, output: Path, count: int, steps: int, seed: int, dev
 
 
 def explain_image(
-    run: Path, image: Path, targets: Sequence[str], output: Path, device: str
+    run: Path,
+    image: Path,
+    targets: Sequence[str],
+    output: Path,
+    device: str,
+    edit: Path | None = None,
+    keep: Path | None = None,
 ) -> Path:
     """Writes a counterfactual's panel and its figures; returns the panel's path.
 
+    Args:
+        run: Folder of a run, or of an exported pipeline.
+        image: The image to explain.
+        targets: Names of the classes to change.
+        output: Folder to write.
+        device: As `resolve_device` takes it.
+        edit: A mask, white where the image may change.
+        keep: A mask, white where it must not change.
+
     Raises:
-        UserError: if the image cannot be read, or a class is unknown, named twice or already
-            predicted, or if several classes that exclude each other are asked for.
+        UserError: if the image or a mask cannot be used, nothing may change, a class is unknown,
+            named twice or already predicted, or if several classes that exclude each other are
+            asked for.
     """
     model = _load(run, device)
     chosen = class_indices(targets, model.classes, model.multi_label)
-    pixels = _read(model, image, Console(stderr=True))
+    console = Console(stderr=True, soft_wrap=True)
+    pixels = _read(model, image, console)
+    # The file was decoded once by now, so it ends no process.
+    editable = editable_of(image, edit, keep, model.settings)
     before = model.classify(pixels)
     if not model.multi_label and int(before.argmax()) == chosen[0]:
         raise UserError(
             f"the model already predicts {targets[0]} for {image.name}; choose another class"
         )
     target = target_for(chosen, before, model.multi_label)
-    made = make_counterfactuals(model, pixels, target, model.settings.evaluation.counterfactual)
-    named = model.classes[int(before.argmax())]
-    changes = zip(targets, target.present[0].tolist(), strict=True)
-    asked = (
-        ", ".join(f"{'add' if is_added else 'remove'} {name}" for name, is_added in changes)
-        if model.multi_label
-        else f"{named} → {targets[0]}"
-    )
+    guidance = model.settings.evaluation.counterfactual
+    made = make_counterfactuals(model, pixels, target, guidance, editable)
     row = CounterfactualRow(
         source=made.sources[0].numpy(),
         counterfactual=made.images[0].numpy(),
-        target=asked,
+        target=_asked(targets, target, model.classes[int(before.argmax())]),
         classes=model.classes,
         before=made.before[0].numpy(),
         after=made.after[0].numpy(),
         flipped=made.outcome(0),
+        editable=None if editable is None else editable[0, 0].numpy(),
     )
     output.mkdir(parents=True, exist_ok=True)
     panel = output / file_name(f"{image.stem}_{'-'.join(targets)}", ".png")
     save_counterfactual_panel([row], panel)
+    figures = {"image": shown(image.name), **_figures(row, before[0], made)}
+    panel.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
+    if made.note:
+        console.print(made.note, markup=False, highlight=False)
+    return panel
+
+
+def _asked(targets: Sequence[str], target: Target, predicted: str) -> str:
+    """The target as text: `remove Effusion, add Nodule`, or `NV → MEL`."""
+    if not target.multi_label:
+        return f"{predicted} → {targets[0]}"
+    changes = zip(targets, target.present[0].tolist(), strict=True)
+    return ", ".join(f"{'add' if is_added else 'remove'} {name}" for name, is_added in changes)
+
+
+def _figures(
+    row: CounterfactualRow, probabilities: Tensor, made: Counterfactuals
+) -> dict[str, Any]:
+    def by_class(values: Tensor) -> dict[str, float]:
+        return dict(zip(row.classes, values.tolist(), strict=True))
+
     figures = {
-        "image": shown(image.name),
-        "asked": asked,
-        "probabilities": dict(zip(model.classes, before[0].tolist(), strict=True)),
-        "before": dict(zip(model.classes, made.before[0].tolist(), strict=True)),
-        "after": dict(zip(model.classes, made.after[0].tolist(), strict=True)),
+        "asked": row.target,
+        "probabilities": by_class(probabilities),
+        "before": by_class(made.before[0]),
+        "after": by_class(made.after[0]),
         "flipped": bool(made.flipped[0]),
         "l1": float((made.images - made.sources).abs().mean()),
     }
-    panel.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
-    return panel
+    if row.editable is None:
+        return figures
+    return figures | {"editable": float(row.editable.mean()), "note": made.note}
 
 
 def _load(run: Path, device: str) -> TrainedModel:
     if not run.is_dir():
         raise UserError(f"run folder {run} does not exist")
+    if is_exported(run):
+        return load_exported(run, resolve_device(device))
     return TrainedModel.load(run / "model", resolve_device(device))
 
 

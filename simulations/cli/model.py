@@ -5,14 +5,22 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import Device, Run
+from simulations.cli.arguments import Device
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="Folder of a finished run, for example runs/latest, or of an exported pipeline.",
+    ),
+]
 
 commands = typer.Typer()
 
 
 @commands.command(epilog="Example: fed-mediffusion predict runs/latest ~/images --output out.csv")
 def predict(
-    run: Run,
+    run: Model,
     folder: Annotated[Path, typer.Argument(help="Folder of images.")],
     output: Annotated[
         Path | None, typer.Option(help="CSV to write; predictions.csv in the run by default.")
@@ -27,7 +35,7 @@ def predict(
 
 @commands.command(epilog="Example: fed-mediffusion sample runs/latest --count 64 --seed 1")
 def sample(
-    run: Run,
+    run: Model,
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 32,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
@@ -45,10 +53,12 @@ def sample(
 @commands.command(
     epilog="Examples:\n\n"
     "fed-mediffusion explain runs/latest --image chest.png --target Effusion\n\n"
-    "fed-mediffusion explain runs/latest --image mole.jpg --target MEL"
+    "fed-mediffusion explain runs/latest --image mole.jpg --target MEL\n\n"
+    "fed-mediffusion explain exported --image chest.png --target Effusion "
+    "--edit lung.png --keep heart.png"
 )
 def explain(
-    run: Run,
+    run: Model,
     image: Annotated[Path, typer.Option(help="The image to explain.")],
     target: Annotated[
         list[str],
@@ -58,6 +68,17 @@ def explain(
             "not, while the other findings are kept; repeat the option to change several."
         ),
     ],
+    edit: Annotated[
+        Path | None,
+        typer.Option(
+            help="A mask: the image may change where it is white, and nowhere else. A PNG of the "
+            "image's size, or of another size of the same aspect."
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="A mask: the image must not change where it is white, in --edit too."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; explanations in the run by default.")
     ] = None,
@@ -66,4 +87,5 @@ def explain(
     """Write a counterfactual: a small change of the image that changes the model's decision."""
     from simulations.cli.inference import explain_image
 
-    print(explain_image(run, image, target, output or run / "explanations", device))
+    folder = output or run / "explanations"
+    print(explain_image(run, image, target, folder, device, edit, keep))

@@ -33,11 +33,8 @@ class StudyImages:
     groups: tuple[str, ...]
     """Patient or lesion of each image."""
     known: GroundTruth
-    truth_shown: Tensor
-    """The same patients with the target state, (n, C, H, W); nan if unknown.
-
-    For pictures alone: an added finding is one of many possible ones, so no figure uses it.
-    """
+    labels: Tensor
+    """Labels of all images from which these were chosen, (N, classes), nan where missing."""
     real: Tensor
     """Images of other patients, (m, C, H, W)."""
     real_labels: Tensor
@@ -47,6 +44,11 @@ class StudyImages:
     def target(self) -> Target:
         """The target of each image."""
         return self.panel.target
+
+    @property
+    def truth_shown(self) -> Tensor:
+        """The same patients with the target state, (n, C, H, W); nan if unknown."""
+        return torch.where(self.known.truth.isnan(), self.known.added, self.known.truth)
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,12 @@ def choose_images(run: TrainedRun, images: ImageSet, choice: Choice) -> StudyIma
         )
     rows = images.rows[panel.positions.numpy()]
     real = others[: len(rows)]
-    known, truth_shown = _ground_truth(run, rows.tolist(), panel.target)
     return StudyImages(
         images.take(panel.positions),
         panel,
         run.dataset.groups(rows),
-        known,
-        truth_shown,
+        _ground_truth(run, rows.tolist(), panel.target),
+        images.targets,
         images.take(real),
         images.targets[real],
     )
@@ -152,25 +153,23 @@ def _other_patients(
     return torch.tensor([at for at in order.tolist() if groups[at] not in taken], dtype=torch.long)
 
 
-def _ground_truth(
-    run: TrainedRun, rows: Sequence[int], target: Target
-) -> tuple[GroundTruth, Tensor]:
-    """Masks and true images of removed findings; images to show, (n, C, H, W), of all."""
+def _ground_truth(run: TrainedRun, rows: Sequence[int], target: Target) -> GroundTruth:
+    """Masks and true images of removed findings, and images of added ones."""
     data = run.settings.data
     masks = torch.zeros(len(rows), data.image_size, data.image_size, dtype=torch.bool)
-    shown = torch.full((len(rows), data.channels, data.image_size, data.image_size), torch.nan)
+    shape = (len(rows), data.channels, data.image_size, data.image_size)
+    truth, with_added = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
     added = target.present & target.multi_label
     regions = finding_regions(run.settings, run.dataset)
     without = patients_without(run.settings, run.dataset)
     with_finding = patients_with(run.settings, run.dataset)
     for at, row in enumerate(rows):
         finding = run.model.classes[int(target.index[at])]
-        redraw = with_finding if bool(added[at]) else without
+        images, redraw = (with_added, with_finding) if bool(added[at]) else (truth, without)
         pixels = None if redraw is None else redraw(row, finding)
         if pixels is not None:
-            shown[at] = torch.from_numpy(pixels.astype(np.float32) / 255)
+            images[at] = torch.from_numpy(pixels.astype(np.float32) / 255)
         mask = None if regions is None or bool(added[at]) else regions(row, finding)
         if mask is not None:
             masks[at] = torch.from_numpy(mask.copy())
-    truth = torch.where(added.reshape(-1, 1, 1, 1), torch.nan, shown)
-    return GroundTruth(masks, truth), shown
+    return GroundTruth(masks, truth, with_added)

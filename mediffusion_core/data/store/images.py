@@ -1,11 +1,13 @@
 """Decodes an untrusted file to 8-bit pixels, or gives a reason why it cannot."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mediffusion_core.data.store.grey_levels import Window, own_range, to_bytes, windowed
 
@@ -78,6 +80,22 @@ def decode(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
     must obtain the same probabilities from the same file.
 
     Raises:
+        ImageError: as `opened`.
+    """
+    with opened(path) as image:
+        is_wide = any(";16" in str(tile[3]) for tile in image.tile)
+        image.load()
+        pixels = to_8_bit(image, window)
+        if is_wide and image.mode not in WIDE:
+            _refuse_flat(pixels)
+        return pixels
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """An image file of one page or frame, open in Pillow; what its bytes lead to is one error.
+
+    Raises:
         ImageError: with Pillow's reason; for a file of several pages or frames.
     """
     try:
@@ -89,12 +107,7 @@ def decode(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":  # cameras add previews to a JPEG
                     raise ImageError(f"{frames} pages or frames, allowed is 1")
-                is_wide = any(";16" in str(tile[3]) for tile in image.tile)
-                image.load()
-                pixels = to_8_bit(image, window)
-                if is_wide and image.mode not in WIDE:
-                    _refuse_flat(pixels)
-                return pixels
+                yield image
     except ImageError:
         raise
     except UnidentifiedImageError:

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.counterfactuals.target import Target
+from mediffusion_core.evaluation.axioms import composition, reversibility
 from mediffusion_core.evaluation.bootstrap import Estimate
+from mediffusion_core.evaluation.correlation_difference import correlation_difference
 from mediffusion_core.evaluation.counterfactual_metrics import (
     GroundTruth,
     IndependentClassifier,
@@ -20,12 +23,15 @@ from mediffusion_core.evaluation.counterfactual_metrics import (
 )
 from mediffusion_core.evaluation.counterfactual_panel import Counterfactuals, compare
 from mediffusion_core.evaluation.generation import frechet_distance
+from mediffusion_core.evaluation.similarity import feature_similarity
 from mediffusion_core.inference.joint_model import TrainedModel
 from simulations.studies.guidance.methods import Method, timed
 from simulations.studies.study_images import StudyImages
 
 DRAWS, REDRAWN = 3, 8
 """Draws of noise for each image, and the number of images, of the measure of diversity."""
+CYCLED = 64
+"""Most images of composition and reversibility, which need two more counterfactuals of each."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,20 @@ class MethodEvaluator:
         target = self.images.target
         latents, detail = self._latents, self._detail_of(method)
         made_latents, seconds = timed(method, self.model, latents, target, detail)
-        made = compare(self.model, latents, made_latents, target, detail)
+        sources, changed = (self.model.render(one, detail) for one in (latents, made_latents))
+        made = compare(self.model, sources, changed, target)
         known = self._decoded_truth if method.reconstructed else self.images.known
         columns = image_figures(made, target, known, self.independent)
+        features = self.extractor(made.images)
+        seed = derive_seed(self.model.settings.seed, "guidance", "bootstrap")
+        together = {}
         if effects:
             real, labels = self.images.real, self.images.real_labels
             columns |= effect_figures(self.model, made, target, real, labels)
             columns |= self._perceptual_figures(method, made)
-        seed = derive_seed(self.model.settings.seed, "guidance", "bootstrap")
+            columns |= self._axiom_figures(method, made)
+            columns["s3"] = feature_similarity(features, self._source_features(method, made))
+            together["correlation_difference"] = self._correlation_difference(made, seed)
         groups, names = self.images.groups, self.images.panel.names
         by_target = {}
         for name in dict.fromkeys(names):
@@ -96,8 +108,8 @@ class MethodEvaluator:
             )
         return Row(
             method,
-            summarise(columns, groups, self.num_bootstraps, seed),
-            self._distance(self.extractor(made.images), self._real_features),
+            summarise(columns, groups, self.num_bootstraps, seed) | together,
+            self._distance(features, self._real_features),
             self._distance(self.spatial(made.images), self._real_spatial),
             seconds,
             made,
@@ -106,7 +118,7 @@ class MethodEvaluator:
 
     def floor(self) -> float:
         """FID of the images to be changed, without the autoencoder."""
-        return self._distance(self.extractor(self.images.images), self._real_features)
+        return self._distance(self._image_features, self._real_features)
 
     def _distance(self, features: Tensor, real: Tensor) -> float:
         """FID of features (n, D) and (m, D), on the first min(n, m) rows of both."""
@@ -137,6 +149,40 @@ class MethodEvaluator:
         diversity[few] = torch.stack(pairs).mean(dim=0)
         return {"lpips": self.perceptual(made.images, made.sources), "diversity": diversity}
 
+    def _axiom_figures(self, method: Method, made: Counterfactuals) -> dict[str, Tensor]:
+        """Composition and reversibility of the first images."""
+        few = torch.arange(min(CYCLED, len(made.images)))
+        sources, images = made.sources[few], made.images[few]
+        original = self.images.target.rows(few).undone(made.before[few])
+
+        def change(given: Tensor, asked: Target) -> Tensor:
+            latents = self.model.encode(given)
+            detail = self.model.detail(given, latents)
+            if method.reconstructed:
+                detail = torch.zeros_like(detail)
+            return self.model.render(method.make(self.model, latents, asked, detail), detail)
+
+        measured = {
+            "composition": composition(change, sources, original),
+            "reversibility": reversibility(change, sources, images, original),
+        }
+        rest = torch.full((len(made.images) - len(few),), torch.nan)
+        return {name: torch.cat([values, rest]) for name, values in measured.items()}
+
+    def _correlation_difference(self, made: Counterfactuals, seed: int) -> Estimate:
+        before, after = (self.independent.logits(one) > 0 for one in (made.sources, made.images))
+        images = self.images
+        return correlation_difference(
+            before, after, images.target, images.labels, images.groups, self.num_bootstraps, seed
+        )
+
+    def _source_features(self, method: Method, made: Counterfactuals) -> Tensor:
+        return self.extractor(made.sources) if method.reconstructed else self._image_features
+
+    @cached_property
+    def _image_features(self) -> Tensor:
+        return self.extractor(self.images.images)
+
     @cached_property
     def _latents(self) -> Tensor:
         return self.model.encode(self.images.images)
@@ -161,8 +207,12 @@ class MethodEvaluator:
     def _decoded_truth(self) -> GroundTruth:
         """The ground truth through the autoencoder, as decoded sources are."""
         known = self.images.known
-        truth = known.truth.clone()
-        is_known = truth.flatten(1).isfinite().all(dim=1)
-        if bool(is_known.any()):
-            truth[is_known] = self.model.decode(self.model.encode(truth[is_known]))
-        return GroundTruth(known.masks, truth)
+        return GroundTruth(known.masks, self._decoded(known.truth), self._decoded(known.added))
+
+    def _decoded(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W) through the autoencoder, nan where they are."""
+        decoded = images.clone()
+        known = images.flatten(1).isfinite().all(dim=1)
+        if bool(known.any()):
+            decoded[known] = self.model.decode(self.model.encode(images[known]))
+        return decoded

@@ -69,6 +69,7 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
                 **trained.provenance(),
                 "images": {name: len(one.images.images) for name, one in evaluators.items()},
                 "independent": independent,
+                "extractor": trained.settings.evaluation.extractor,
                 "fid_floor": evaluators["test"].floor(),
                 **study.described(),
             }

@@ -5,7 +5,7 @@ from typing import Any
 
 from mediffusion_core.run_io.provenance import shorten
 from simulations.results.figures import format_estimate, format_figure, markdown_table
-from simulations.studies.guidance.measure import DRAWS, REDRAWN, Row
+from simulations.studies.guidance.measure import CYCLED, DRAWS, REDRAWN, Row
 
 Column = tuple[str, str, str]
 """Heading, name of the figure, and its format specification."""
@@ -26,11 +26,25 @@ EFFECTS: tuple[Column, ...] = (
     ("pointing", "pointing", ".0%"),
     ("L1 to the truth", "truth_l1", ".4f"),
     ("source: L1 to the truth", "truth_l1_source", ".4f"),
+    ("SSIM to the truth", "truth_ssim", ".3f"),
+    ("source: SSIM to the truth", "truth_ssim_source", ".3f"),
     ("change : true change", "extent", ".2f"),
     ("change inside : outside", "inside_outside", ".1f"),
     ("COUT", "cout", "+.2f"),
     ("minimality", "minimality", ".2f"),
     ("diversity", "diversity", ".3f"),
+)
+AXIOMS: tuple[Column, ...] = (
+    ("composition", "composition", ".4f"),
+    ("reversibility", "reversibility", ".4f"),
+    ("S³", "s3", ".3f"),
+    ("correlation difference", "correlation_difference", ".2f"),
+)
+ADDED: tuple[Column, ...] = (
+    ("L1 to a truth", "added_l1", ".4f"),
+    ("source: L1 to it", "added_l1_source", ".4f"),
+    ("SSIM to a truth", "added_ssim", ".3f"),
+    ("source: SSIM to it", "added_ssim_source", ".3f"),
 )
 
 
@@ -68,6 +82,10 @@ def guidance_page(
         "larger than that to patients of the original class; *diversity*: mean LPIPS of pairs of "
         f"{DRAWS} draws, of {REDRAWN} images; 0 without noise; *truth*: the same patient without "
         "the finding.",
+        *_added(rows),
+        "## Composition, reversibility, features, correlations",
+        _table(rows, AXIOMS, costs=False),
+        _about_axioms(results),
         "## Ours by target",
         _by_target(rows),
     ]
@@ -85,6 +103,31 @@ def guidance_page(
             "with ours on test patients.",
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _added(rows: Sequence[Row]) -> list[str]:
+    """The section on added findings; nothing where no true image is known."""
+    if not any(row.figures["added_l1"].count for row in rows):
+        return []
+    return [
+        "## Added findings",
+        _table(rows, ADDED, costs=False),
+        "*A truth*: the same patient drawn with the finding at one of its possible places, which "
+        "the image without it does not tell.",
+    ]
+
+
+def _about_axioms(results: Mapping[str, Any]) -> str:
+    return (
+        "*Composition* and *reversibility* ([2303.01274](https://arxiv.org/abs/2303.01274)): L1 of "
+        "a source to its counterfactual for the class that it already has, and to the image after "
+        f"the change was undone, of up to {CYCLED} images; *effectiveness* there is "
+        "*independent* here. *S³* ([2303.09962](https://arxiv.org/abs/2303.09962)): cosine between "
+        f"source and counterfactual, of the features of {results['extractor']}, so it compares "
+        "with no published value. *Correlation difference* "
+        "([2203.15636](https://arxiv.org/abs/2203.15636)): between how the independent "
+        "classifier's decisions change together and how labels occur together."
+    )
 
 
 def _introduction(results: Mapping[str, Any]) -> str:

@@ -11,11 +11,13 @@ import torch
 from helpers.untrained import untrained_model
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.run_io.pipeline import JointDiffusionPipeline
 from simulations.cli.inference import explain_image, predict_folder
+from simulations.cli.main import app
 
 pydicom = pytest.importorskip("pydicom")
 CLASSES = ("Effusion", "Mass", "Nodule")
@@ -127,6 +129,45 @@ def test_explain_reports_the_same_probabilities_before_the_change(
         panel = explain_image(run, folder / name, [target], tmp_path, "cpu")
         said = json.loads(panel.with_suffix(".json").read_text())["probabilities"]
         assert np.float32(list(said.values())).tolist() == np.float32(row).tolist(), name
+
+
+def test_explain_keeps_to_masks_for_a_run_and_for_its_export(
+    predicted: dict, run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = CLASSES[int(np.argmin(of(predicted["1.IMA"])))]
+    drawn = np.zeros((90, 120), np.uint8)
+    drawn[:, 60:] = 255
+    edit, keep = tmp_path / "edit.png", tmp_path / "keep.png"
+    Image.fromarray(drawn).save(edit)
+    Image.fromarray(drawn[::3, ::3].copy()).rotate(180).save(keep)  # the other half
+    said = []
+    for model in (run, run / "exported"):
+        command = ["explain", str(model), "--image", str(folder / "1.IMA"), "--target", target]
+        masks = ["--edit", str(edit), "--keep", str(keep), "--output", str(tmp_path / model.name)]
+        ended = CliRunner().invoke(app, [*command, *masks])
+        assert ended.exit_code == 0, ended.output
+        panel = Path(ended.stdout.splitlines()[-1])
+        with Image.open(panel) as picture:
+            said.append((json.loads(panel.with_suffix(".json").read_text()), picture.tobytes()))
+    assert said[0] == said[1]
+    figures, _ = said[0]
+    assert figures["editable"] == 0.5 and figures["l1"] > 0
+    assert figures["note"].startswith("Within the mask the target's probability reaches 0.")
+    assert figures["note"] in ended.stderr
+
+
+def test_a_mask_of_another_image_is_refused_in_one_line(
+    predicted: dict, run: Path, folder: Path, tmp_path: Path
+) -> None:
+    target = CLASSES[int(np.argmin(of(predicted["1.IMA"])))]
+    Image.new("L", (90, 120), 255).save(tmp_path / "edit.png")
+    command = ["explain", str(run), "--image", str(folder / "1.IMA"), "--target", target]
+    ended = CliRunner().invoke(app, [*command, "--edit", str(tmp_path / "edit.png")])
+    assert isinstance(ended.exception, UserError)
+    assert str(ended.exception).endswith(
+        "edit.png is 90 x 120 pixels, the image 120 x 90: allowed are the image's size and others "
+        "of its aspect"
+    )
 
 
 def test_pixels_do_not_depend_on_the_container(predicted: dict) -> None:

@@ -26,6 +26,7 @@ from mediffusion_core.evaluation.localisation import (
     squared_change,
 )
 from mediffusion_core.evaluation.similarity import (
+    feature_similarity,
     mean_absolute,
     psnr,
     root_mean_square,
@@ -226,7 +227,8 @@ def test_independent_flips_count_where_both_classifiers_found_the_finding() -> N
         flipped=torch.ones(4, dtype=torch.bool),
     )
     target = Target(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.bool), True)
-    known = GroundTruth(torch.zeros(4, 16, 16, dtype=torch.bool), torch.full_like(sources, NAN))
+    unknown = torch.full_like(sources, NAN)
+    known = GroundTruth(torch.zeros(4, 16, 16, dtype=torch.bool), unknown, unknown)
     columns = image_figures(made, target, known, Dark())
     assert columns["independent_flipped"].nan_to_num(-1).tolist() == [1, 0, -1, -1]
     assert columns["flipped"].nan_to_num(-1).tolist() == [1, 1, 1, -1]
@@ -237,6 +239,52 @@ def test_independent_flips_count_where_both_classifiers_found_the_finding() -> N
     assert figures["independent_flipped"].value == 0.5
     assert figures["inside_outside"].count == figures["truth_l1"].count == 0
     assert figures["extent"].count == 0
+
+
+def test_distances_to_the_truth_stand_beside_those_of_the_source() -> None:
+    """The first finding is removed in full, the second one half; the third one is added."""
+    sources = draw(3, 1, 16, 16) / 2
+    removed, added = sources + 0.2, sources + 0.1
+    truth, with_added = torch.full_like(sources, NAN), torch.full_like(sources, NAN)
+    truth[:2], with_added[2] = removed[:2], added[2]
+    images = torch.stack([removed[0], sources[1] + 0.1, sources[2] + 0.4])
+    nothing = torch.zeros(3, 1)
+    made = Counterfactuals(
+        sources, images, nothing, nothing, nothing[:, 0].bool(), nothing[:, 0].bool()
+    )
+    target = Target(torch.zeros(3, dtype=torch.long), torch.tensor([False, False, True]), True)
+    known = GroundTruth(torch.zeros(3, 16, 16, dtype=torch.bool), truth, with_added)
+    columns = image_figures(made, target, known, None)
+    nan = pytest.approx(NAN, nan_ok=True)
+    assert columns["truth_l1"].tolist() == [pytest.approx(0), pytest.approx(0.1), nan]
+    assert columns["truth_l1_source"].tolist() == [pytest.approx(0.2), pytest.approx(0.2), nan]
+    assert columns["added_l1"].tolist() == [nan, nan, pytest.approx(0.3)]
+    assert columns["added_l1_source"].tolist() == [nan, nan, pytest.approx(0.1)]
+    assert columns["truth_ssim"].tolist() == [
+        pytest.approx(1),
+        pytest.approx(slow_similarity(images[1], removed[1]), abs=1e-5),
+        nan,
+    ]
+    assert columns["truth_ssim_source"].isnan().tolist() == [False, False, True]
+    assert columns["added_ssim"].isnan().tolist() == [True, True, False]
+    assert float(columns["truth_ssim"][0]) > float(columns["truth_ssim_source"][0])
+
+
+def test_similarity_of_features_is_their_cosine() -> None:
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 2.0]])
+    second = torch.tensor([[3.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    found = feature_similarity(first, second).tolist()
+    assert found == pytest.approx([1, 0, math.sqrt(0.5)])
+
+
+def test_the_classification_of_the_sources_undoes_the_change() -> None:
+    probabilities = torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
+    findings = Target(torch.tensor([0, 2]), torch.tensor([True, False]), True)
+    assert findings.undone(probabilities).index.tolist() == [0, 2]
+    assert findings.undone(probabilities).present.tolist() == [False, True]
+    exclusive = Target(torch.tensor([0, 2]), torch.tensor([True, True]), False)
+    assert exclusive.undone(probabilities).index.tolist() == [1, 0]
+    assert exclusive.undone(probabilities).present.tolist() == [True, True]
 
 
 def test_extent_compares_a_change_with_that_of_the_true_counterfactual() -> None:

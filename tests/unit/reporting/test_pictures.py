@@ -171,6 +171,21 @@ def test_truth_adds_a_column_only_where_a_row_has_one(tmp_path: Path) -> None:
         save_counterfactual_panel([], tmp_path / "none.png")
 
 
+def test_what_may_change_is_outlined_in_each_image_of_its_row(tmp_path: Path) -> None:
+    editable = np.zeros((16, 16), bool)
+    editable[:8, :4] = True  # at the margin of the tile
+    masked = row(np.zeros((16, 16)), editable=editable)
+    save_counterfactual_panel([row(np.zeros((16, 16))), masked], tmp_path / "panel.png")
+    ochre = of_colour(opened(tmp_path / "panel.png"), rgb(OCHRE), 30)
+    rows, columns = (np.nonzero(ochre.sum(axis=axis) > 30)[0] for axis in (1, 0))
+    # Tiles have 300 pixels: two horizontal lines, and two vertical ones in each of three tiles.
+    assert 148 <= rows.max() - rows.min() <= 152
+    starts = [columns[0], *(b for a, b in pairwise(columns) if b > a + 1)]
+    assert len(starts) == 6
+    assert all(73 <= starts[k + 1] - starts[k] <= 77 for k in (0, 2, 4))
+    assert rows.min() > ochre.shape[0] / 2
+
+
 def test_the_chart_keeps_the_named_classes_and_those_that_moved_most() -> None:
     names = ("Pleural", "Pleural_Thickening", *(f"c{index}" for index in range(8)))
     after = np.array([0.0, 0.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])

@@ -197,6 +197,32 @@ def test_explanations_are_those_of_the_run(
     assert not torch.equal(made.images, made.sources)
 
 
+def test_masks_hold_as_they_do_for_the_run(
+    pipe: JointDiffusionPipeline, model: TrainedModel
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 70, 3), dtype=np.uint8)
+    left, top = (np.zeros((40, 70), np.uint8) for _ in range(2))
+    left[:, :35], top[:20] = 255, 255  # the crop is of the columns 15 to 55
+    pictures = [Image.fromarray(one) for one in pixels]
+    masks = [Image.fromarray(top)] * 2
+    made = pipe.explain(pictures, "Mass", True, edit=Image.fromarray(left), keep=masks)
+    given = torch.from_numpy(np.stack([fit(one, 32, 1) for one in pixels])).permute(0, 3, 1, 2)
+    given = given.float() / 255
+    editable = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
+    editable[:, :, 16:, :16] = True
+    target = Target(torch.full((2,), 1), torch.ones(2, dtype=torch.bool), True)
+    guidance = model.settings.evaluation.counterfactual
+    expected = make_counterfactuals(model, given, target, guidance, editable)
+    assert torch.equal(made.images, expected.images) and made.note == expected.note
+    assert torch.equal(made.images[~editable], given[~editable])
+    assert not torch.equal(made.images, given)
+    whole = Image.new("L", (64, 64), 255)
+    free, unmasked = pipe.explain(given, "Mass", edit=whole), pipe.explain(given, "Mass")
+    assert torch.equal(free.images, unmasked.images)
+    with pytest.raises(UserError, match="3 masks for 2 images: allowed are 1 and 2"):
+        pipe.explain(given, "Mass", edit=[whole] * 3)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

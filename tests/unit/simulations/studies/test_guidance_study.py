@@ -95,6 +95,18 @@ def test_the_study_compares_ours_with_the_reference(run: Path, tmp_path: Path) -
     assert 0 < ours["figures"]["extent"]["count"] == ours["figures"]["iou"]["count"]
     assert 0 < ours["figures"]["iou"]["count"] < results["images"]["test"]
     assert ours["figures"]["truth_l1"]["count"] == ours["figures"]["iou"]["count"]
+    for name in ("composition", "reversibility"):
+        assert source["figures"][name]["value"] == pytest.approx(0, abs=1e-6)
+        assert ours["figures"][name]["value"] > 0
+        assert ours["figures"][name]["count"] == results["images"]["test"]
+    assert source["figures"]["s3"]["value"] == pytest.approx(1)
+    assert ours["figures"]["s3"]["value"] < 1
+    for ending in ("_ssim", "_l1_source", "_ssim_source"):
+        assert ours["figures"][f"truth{ending}"]["count"] == ours["figures"]["iou"]["count"]
+        added = ours["figures"][f"added{ending}"]["count"]
+        assert added == results["images"]["test"] - ours["figures"]["iou"]["count"]
+    # The source's decisions do not change, so no finding correlates even with itself.
+    assert source["figures"]["correlation_difference"]["value"] >= 1
     assert results["independent"]["labelled_images"] > 60
     text = page.read_text()
     assert all(name in text for name in published)
