@@ -83,7 +83,7 @@ def give_way(
     patterns = np.unique(np.stack([one.cells for one in every]), axis=1)  # (J, U)
     while _small_counts_follow(every, sizes, patterns, minimum):
         smallest = {
-            (one.shown.all(), size[one.shown & (size > 0)].min(), number)
+            (bool(one.shown.all()), int(size[one.shown & (size > 0)].min()), number)
             for number, (one, size) in enumerate(zip(every, sizes, strict=True))
             if number < len(partitions) and one.shown.any()
         }
@@ -105,7 +105,8 @@ def _small_counts_follow(
     `subgroups.suppressed`, one is left out here: it follows if, and only if, a combination of the
     others does.
     """
-    leaving, small = [np.ones(patterns.shape[1])], []
+    leaving = [np.ones(patterns.shape[1])]
+    small: list[NDArray[np.float64]] = []
     for one, size, pattern in zip(partitions, sizes, patterns, strict=True):
         inside = (pattern == np.arange(len(one.shown))[:, None]).astype(float)  # (K, U)
         hidden = np.flatnonzero(~one.shown & (size > 0))
