@@ -14,6 +14,7 @@ from client.failures import Failure, OtherSettingsError, asked, failure, instruc
 from client.model_evaluation import model_sums
 from client.site import Site, open_site
 from client.site_policy import refuse_kind
+from client.statistics import statistics as site_statistics
 from client.trainer import Components, Metrics, StateDict, Trainer, trainer_of
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import (
@@ -180,3 +181,10 @@ def evaluate_model(trainer: Trainer, content: RecordDict) -> RecordDict:
     """Replies with sums over the site's evaluated patients and over their subgroups."""
     model = {component: _state(content, component) for component in protocol.MODEL}
     return RecordDict({protocol.COUNTS: _record(model_sums(trainer.site, model))})
+
+
+@app.query("statistics")
+@_answer
+def statistics(trainer: Trainer, content: RecordDict) -> RecordDict:
+    """Replies with counts and histograms over the site's images."""
+    return RecordDict({protocol.COUNTS: _record(site_statistics(trainer.site))})

@@ -10,7 +10,7 @@ from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
     open_federated_dataset,
 )
-from mediffusion_core.messaging.protocol import EVALUATE_MODEL, EVALUATING, WEIGHTED_BY
+from mediffusion_core.messaging.protocol import KINDS_OF_TASK, WEIGHTED_BY
 from mediffusion_core.privacy.ledger.site_ledger import site_secret
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
@@ -80,10 +80,9 @@ def refuse_kind(settings: Settings, kind: str) -> None:
     The site agreed to the task with the settings; a server could send any kind of message.
 
     Raises:
-        RefusedError: for a message of training in an evaluation, or of an evaluation in training.
+        RefusedError: for a message of another task.
     """
-    evaluating = settings.task == "evaluation"
-    if kind not in EVALUATING if evaluating else kind == EVALUATE_MODEL:
+    if kind not in KINDS_OF_TASK[settings.task]:
         raise RefusedError(f"with task={settings.task} the site answers no {kind}")
 
 

@@ -194,13 +194,7 @@ def refuse_census(counts: Mapping[str, Any], settings: Settings, num_classes: in
     Raises:
         RefusedReplyError: if one is missing, undeclared, no count, or does not fit the others.
     """
-    needed = {"train", "labelled"}
-    if settings.task == "evaluation":
-        needed = {"images", "patients"}
-    elif not settings.privacy.enabled:
-        needed |= {"images", "validation", "test", "patients", "per_class"}
-        if settings.training.joint.needs_label_counts:
-            needed.add("known_per_class")
+    needed = _counts_of_census(settings)
     if set(counts) != needed:
         raise RefusedReplyError("sent other counts than a census has")
     for name in sorted(needed):
@@ -212,12 +206,22 @@ def refuse_census(counts: Mapping[str, Any], settings: Settings, num_classes: in
         if not all(type(one) is int and 0 <= one <= most for one in values):
             raise RefusedReplyError(f"sent a count {name} outside 0 to {most} (max_images)")
     _refuse_misfit(counts)
-    if settings.privacy.enabled:
+    if settings.privacy.enabled and settings.task == "training":
         try:
             Plan.of(settings, counts["train"], noise_multiplier=1.0)
         except UserError as error:
             raise RefusedReplyError(str(error)) from None
     return dict(counts)
+
+
+def _counts_of_census(settings: Settings) -> set[str]:
+    """The counts that a census has in a run with these settings."""
+    if settings.task != "training":
+        return set() if settings.privacy.enabled else {"images", "patients"}
+    if settings.privacy.enabled:
+        return {"train", "labelled"}
+    needed = {"train", "labelled", "images", "validation", "test", "patients", "per_class"}
+    return needed | ({"known_per_class"} if settings.training.joint.needs_label_counts else set())
 
 
 def _refuse_misfit(counts: Mapping[str, Any]) -> None:

@@ -44,6 +44,7 @@ from mediffusion_core.messaging.protocol import (
     LATENT_CENSUS,
     LEDGER_TIP,
     METRICS,
+    STATISTICS,
     TRAIN_AUTOENCODER,
     TRAIN_JOINT,
     TRAINING,
@@ -69,6 +70,7 @@ from server.reply_bounds import (
     refuse_feature_sums,
     refuse_latent_sums,
 )
+from server.statistics_bounds import layout_of_statistics, refuse_statistics
 
 NAME_BYTES = 64
 """Of a site's name."""
@@ -153,6 +155,8 @@ class ReplyContract:
                 refuse_class_sums(components[COUNTS], census)
         elif asked.kind == EVALUATE_MODEL:
             refuse_model_sums(components[COUNTS], census)
+        elif asked.kind == STATISTICS:
+            refuse_statistics(components[COUNTS], census, self._settings)
         elif asked.kind == EVALUATE:
             self._refuse_validation(components[COUNTS], census)
         return Checked(components | self._ledger_tip(content), metrics)
@@ -186,6 +190,8 @@ class ReplyContract:
             return {COUNTS: self._layout_of_validation()}
         if asked.kind == EVALUATE_MODEL:
             return {COUNTS: self._layout_of_model_sums()}
+        if asked.kind == STATISTICS:
+            return {COUNTS: layout_of_statistics(self._settings, self._num_classes)}
         if asked.kind not in TRAINING:
             return {}
         names = AUTOENCODING if asked.kind == TRAIN_AUTOENCODER else JOINT

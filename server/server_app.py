@@ -19,6 +19,7 @@ from mediffusion_core.evaluation.evaluator import Evaluator
 from mediffusion_core.messaging.site_keys import SITES
 from mediffusion_core.reporting.evaluation_table import evaluation_table
 from mediffusion_core.reporting.report import write_report
+from mediffusion_core.reporting.statistics import write_statistics
 from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.run_io.run_folder import RunFolder, run_path, write_json
 from mediffusion_core.settings import Settings
@@ -30,6 +31,7 @@ from server.reply_contract import ReplyContract
 from server.run import FederatedRun
 from server.sites import Sites
 from server.state import fresh_state
+from server.statistics import SiteStatistics
 from server.tracking.tracking import Tracking
 
 app = ServerApp()
@@ -57,7 +59,8 @@ def main(grid: Grid, context: Context) -> None:
 def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder) -> None:
     """Runs the federation, or its remaining rounds, and ends with its summary and report.
 
-    With `task=evaluation` it evaluates models instead, and ends with summary and table.
+    With `task=evaluation` it evaluates models instead, and ends with summary and table; with
+    `task=statistics` it asks for statistics of the images, and ends with their page.
 
     Args:
         connect: Makes the sites of the run, given the contract that their replies must keep.
@@ -70,22 +73,22 @@ def serve(connect: Callable[[ReplyContract], Sites], settings: Settings, folder:
     """
     with folder.held():
         folder.create(settings)
-        evaluating = settings.task == "evaluation"
-        if not evaluating:  # `latest` is the latest run with a model
+        if settings.task == "training":  # `latest` is the latest run with a model
             folder.point_latest()
+        execute = {"training": _run, "evaluation": _evaluate, "statistics": _describe}
         try:
-            figures = (_evaluate if evaluating else _run)(connect, settings, folder)
+            figures = execute[settings.task](connect, settings, folder)
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             (folder.path / ERROR).write_text(text + "\n", encoding="utf-8")
             folder.summarise({"status": "failed", "error": text, **_identity(settings)})
             raise
         folder.summarise({"status": "completed", **figures, **_identity(settings)})
-        if evaluating:
+        if settings.task == "training":
+            write_report(folder.path)
+        if settings.task == "evaluation":
             text = evaluation_table(figures)
             (folder.path / EVALUATION_TABLE).write_text(text, encoding="utf-8")
-        else:
-            write_report(folder.path)
 
 
 def _run(
@@ -119,6 +122,21 @@ def _evaluate(
     classes = next(iter(models.values())).classes
     sites = connect(ReplyContract(settings, len(classes)))
     return ModelEvaluation(sites, models).execute(folder.record)
+
+
+def _describe(
+    connect: Callable[[ReplyContract], Sites], settings: Settings, folder: RunFolder
+) -> dict[str, Any]:
+    """Writes statistics of the sites' images; the server needs none if `data.classes` is set.
+
+    Returns:
+        For the summary, the sites that are described, and the replies that do not count.
+    """
+    classes = settings.data.classes or open_federated_dataset(settings).store.classes
+    sites = connect(ReplyContract(settings, len(classes)))
+    figures = SiteStatistics(sites, settings, classes).execute(folder.record)
+    write_statistics(folder.path, figures)
+    return {"sites": [*figures["sites"]], "set_aside": figures["set_aside"]}
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

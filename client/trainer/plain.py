@@ -7,6 +7,7 @@ from torch import Tensor
 
 from client import latent_cache
 from client.model_evaluation import EvaluatedImages
+from client.statistics import statistics_census
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
 from mediffusion_core.common.errors import RefusedError
 from mediffusion_core.common.hashing import derive_seed
@@ -48,14 +49,16 @@ class PlainTrainer(Trainer):
 
         Where the joint objective needs the prevalence of findings, which may be known of some
         images only, `known_per_class` says of how many. An evaluation needs the numbers of
-        evaluated images and patients alone.
+        evaluated images and patients alone, and statistics those of all.
 
         Raises:
-            RefusedError: as `EvaluatedImages.of`.
+            RefusedError: as `EvaluatedImages.of` and `statistics_census`.
         """
         site = self.site
         if site.settings.task == "evaluation":
             return EvaluatedImages.of(site).census()
+        if site.settings.task == "statistics":
+            return statistics_census(site)
         client = site.dataset.clients[site.index]
         train = site.dataset.train(site.index)
         known = [int(count) for count in (~train.targets.isnan()).sum(dim=0)]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from client import latent_cache
 from client.privacy_budget import charge, ledger_tip
+from client.statistics import statistics_census
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
 from mediffusion_core.common.errors import RefusedError, UserError
 from mediffusion_core.common.files import write_durably
@@ -61,7 +62,12 @@ class PrivateTrainer(Trainer):
     """
 
     def census(self) -> dict[str, int | list[int]]:
-        """How many units the site trains on, and how many of them have a label, both with noise."""
+        """How many units the site trains on, and how many of them have a label, both with noise.
+
+        Without training nothing, and no charge.
+        """
+        if self.site.settings.task == "statistics":
+            return statistics_census(self.site)
         counts, _ = self._counted()
         return {"train": counts.units, "labelled": counts.labelled}
 

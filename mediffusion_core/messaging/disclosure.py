@@ -18,6 +18,7 @@ from mediffusion_core.messaging.protocol import (
     LATENT_CENSUS,
     LEDGER_TIP,
     METRICS,
+    STATISTICS,
     TRAIN_AUTOENCODER,
     TRAIN_JOINT,
 )
@@ -70,12 +71,13 @@ ANSWERS = {
         private_fields=frozenset({"train", "labelled"}),
         content="the site's name; numbers of images, labelled images and patients by split and "
         "class; if the objective needs it, the number of images with a known label of each class. "
-        "With `task=evaluation` the numbers of evaluated images and patients alone",
+        "With `task=evaluation` the numbers of evaluated images and patients alone, with "
+        "`task=statistics` those of all images and patients",
         risk="a patient with a rare finding: a count of one reveals the presence. Two censuses "
         "reveal patients who came or left between them",
         protection="nothing; the counts are exact",
         private="the site's name; numbers of training units and of labelled training units, noised "
-        "once per run",
+        "once per run. With `task=statistics` the name alone, without a charge",
         charge="(1, `release_noise`), once",
     ),
     TRAIN_AUTOENCODER: Answer(
@@ -180,6 +182,22 @@ ANSWERS = {
         "suppressed, and any subgroup whose difference from other sums would be of fewer",
         private="refused",
         charge="nothing",
+    ),
+    STATISTICS: Answer(
+        name="statistics",
+        records=frozenset({COUNTS}),
+        fields=frozenset({"labelled", "labels", "subgroups", "histogram", "unit"}),
+        private_fields=frozenset({"labelled", "labels", "subgroups", "histogram"}),
+        content="with `task=statistics`: numbers of images by labelled or not, by state of each "
+        "label (positive, negative, missing), by sex and by age; numbers of pixels in 32 bins of "
+        "intensity by channel; whether the data name patients, lesions or images",
+        risk="the rarest findings, sexes, ages and intensities of a site. Statistics of other "
+        "images or at another time reveal patients who are in one of them alone",
+        protection="a count of fewer patients than `policy.min_patients` is suppressed, and counts "
+        "that would give it back; a bin with pixels of fewer patients too",
+        private="noised sums over units: the mean over each unit's images of the same vector, with "
+        "shares of pixels",
+        charge="(1, `release_noise`), each time",
     ),
 }
 """By kind of message. A site sends no record and no field that is not listed here."""

@@ -27,8 +27,16 @@ patients: confusion counts, and losses at several temperatures."""
 EVALUATE_MODEL = "evaluate.model"
 """With `task=evaluation`: server sends `MODEL`, the weights of a trained model; site replies with
 sums over its evaluated patients and over their subgroups."""
-EVALUATING = frozenset({CENSUS, EVALUATE_MODEL})
-"""Kinds of message of a run with `task=evaluation`. A site answers no other in such a run."""
+STATISTICS = "query.statistics"
+"""With `task=statistics`: site replies with counts and histograms over its images."""
+KINDS_OF_TASK: Mapping[str, frozenset[str]] = {
+    "training": frozenset(
+        {CENSUS, TRAIN_AUTOENCODER, LATENT_CENSUS, FEATURE_CENSUS, ENCODE, TRAIN_JOINT, EVALUATE}
+    ),
+    "evaluation": frozenset({CENSUS, EVALUATE_MODEL}),
+    "statistics": frozenset({CENSUS, STATISTICS}),
+}
+"""By task of a run, the kinds of message that a site answers in it."""
 
 AUTOENCODER = "autoencoder"
 UNET = "unet"
@@ -84,7 +92,7 @@ answers. The server refuses late and repeated replies by it."""
 METRICS = "metrics"
 """MetricRecord from a site: the census, or metrics of `ALLOWED_METRICS`."""
 COUNTS = "counts"
-"""ArrayRecord from a site: confusion counts and losses, or sums over latents or features."""
+"""ArrayRecord from a site: counts, losses and histograms, or sums over latents or features."""
 FAILURE = "failure"
 """ConfigRecord from a site after an error: a code and an id, never a text."""
 FAILED = "failed"

@@ -1,9 +1,15 @@
 """The figures of `fed-mediffusion evaluate` as tables in Markdown."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mediffusion_core.reporting.formats import NOT_MEASURED, count, interval, number
+from mediffusion_core.reporting.formats import (
+    NOT_MEASURED,
+    count,
+    interval,
+    markdown_table,
+    number,
+)
 
 Figures = Mapping[str, Any]
 
@@ -38,9 +44,9 @@ def _model(title: str, figures: Figures) -> str:
         f"{number(calibration['error_uncalibrated'])} and "
         f"{number(calibration['brier_uncalibrated'])}.",
         "",
-        *_table(("class", "AUC (95 %)", "with", "without"), _classes(figures)),
+        *markdown_table(("class", "AUC (95 %)", "with", "without"), _classes(figures)),
         "",
-        *_table(("site or subgroup", "macro AUC", "images", "sites"), _parts(figures)),
+        *markdown_table(("site or subgroup", "macro AUC", "images", "sites"), _parts(figures)),
     ]
     return "\n".join(lines)
 
@@ -75,14 +81,7 @@ def _difference(figures: Figures | None) -> str:
         for name, value in figures["auc_per_class"].items()
     ]
     said = f"Paired bootstraps over patients; two-sided p of the macro AUC {number(figures['p'])}."
-    return "\n".join((title, "", said, "", *_table(("class", "AUC (95 %)"), rows)))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{' --- |' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+    return "\n".join((title, "", said, "", *markdown_table(("class", "AUC (95 %)"), rows)))
 
 
 def _95(bounds: Any) -> str:

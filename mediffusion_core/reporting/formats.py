@@ -1,7 +1,7 @@
 """Texts of a run's figures; a figure that is absent or not finite reads "not measured"."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
@@ -59,3 +59,11 @@ def inside(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The figures below a key; none where it is absent or null."""
     value = mapping.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table in Markdown."""
+    yield f"| {' | '.join(head)} |"
+    yield f"|{' --- |' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"

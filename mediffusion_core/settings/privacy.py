@@ -49,7 +49,7 @@ class PrivacySettings(StrictModel):
     noise_multiplicity: Count = 1
     """Rows of a unit in a step, averaged before they are clipped (arXiv 2210.09929), at least 1."""
     release_noise: Positive = 8.0
-    """Noise multiplier of counts and of sums of latents, above 0."""
+    """Noise multiplier of counts, of sums of latents and of statistics before a run, above 0."""
     validation_noise: Positive | None = None
     """Noise multiplier of the sums over validation units in each evaluation, above 0. They are in
     no training step. None: no such sums leave, and there is no AUC of the sites' own patients."""

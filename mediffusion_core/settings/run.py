@@ -48,8 +48,9 @@ class Settings(StrictModel):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of splits, weights, batches and noise, 0 to 2³¹ - 1; not of private noise."""
-    task: Literal["training", "evaluation"] = "training"
-    """Whether the run trains a model, or evaluates one at the sites and trains nothing."""
+    task: Literal["training", "evaluation", "statistics"] = "training"
+    """Whether the run trains a model, or trains nothing and evaluates a model at the sites or asks
+    them for statistics of their images."""
     device: str = "auto"
     """Where a site computes: `auto`, `cpu`, `cuda` or `cuda:N`."""
     run: RunSettings = RunSettings()
@@ -129,8 +130,8 @@ class Settings(StrictModel):
 
     @model_validator(mode="after")
     def _can_evaluate(self) -> Self:
-        evaluation, federation = self.evaluation, self.federation
-        if self.task == "training":
+        evaluation = self.evaluation
+        if self.task != "evaluation":
             if evaluation.model is not None or evaluation.against is not None:
                 raise ValueError(
                     "evaluation.model and evaluation.against need task=evaluation, which trains "
@@ -146,13 +147,19 @@ class Settings(StrictModel):
             raise ValueError(
                 "task=evaluation sends exact counts, so it allows privacy.enabled=false alone"
             )
-        if federation.client_level.enabled or federation.num_malicious_sites:
-            raise ValueError(
-                "task=evaluation allows neither federation.client_level nor "
-                "federation.num_malicious_sites: all sites' counts are added up"
-            )
         if self.data.labels_at == "server":
             raise ValueError("task=evaluation needs data.labels_at=sites")
+        return self
+
+    @model_validator(mode="after")
+    def _adds_up_counts(self) -> Self:
+        federation = self.federation
+        defended = federation.client_level.enabled or federation.num_malicious_sites
+        if self.task != "training" and defended:
+            raise ValueError(
+                f"task={self.task} allows neither federation.client_level nor "
+                "federation.num_malicious_sites: all sites' counts are added up"
+            )
         return self
 
     @model_validator(mode="after")

@@ -46,7 +46,8 @@ class SitePolicy(StrictModel):
     approval: Literal["none", "required"] = "none"
     """Whether the site's engineer approves each run before it starts."""
     min_patients: Count = 10
-    """Smallest number of patients whose sums may leave in an evaluation of a model, at least 1."""
+    """Smallest number of patients whose counts or sums may leave in an evaluation of a model and in
+    statistics, at least 1."""
     keep_latents: Literal["run"] | Annotated[int, Field(ge=1, le=3650)] = "run"
     """How long encoded images stay after their last use: until the run ends, or days from 1 to
     3650."""

@@ -7,7 +7,16 @@ from deployment.audit_cli import audit
 from deployment.commands import add_commands
 from deployment.entry import run as run_app
 from deployment.site_cli import site
-from simulations.cli import evaluate, export, model, results, settings, simulate, sizing
+from simulations.cli import (
+    evaluate,
+    export,
+    model,
+    results,
+    settings,
+    simulate,
+    sizing,
+    statistics,
+)
 from simulations.cli.data import data
 from simulations.cli.study import study
 
@@ -30,6 +39,7 @@ for commands in (
     model.commands,
     export.commands,
     evaluate.commands,
+    statistics.commands,
     results.commands,
     deployment_commands,
     sizing.commands,

@@ -1,27 +1,24 @@
 """`fed-mediffusion evaluate`: evaluates a model at simulated sites, or prepares such a run."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 
-from flwr.app import ArrayRecord, RecordDict
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
-from configs import compose, flatten, quoted
+from configs import compose, quoted
 from configs.of_model import overrides_of_model
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.model_digest import model_digest
 from mediffusion_core.run_io.any_model import load_any_model
 from mediffusion_core.run_io.run_folder import RunFolder
-from mediffusion_core.settings import Settings
 from server.messages import SiteError
 from server.model_evaluation import evaluated_models, model_components
 from server.reply_contract import ReplyContract
 from server.server_app import EVALUATION_TABLE, serve
-from simulations.engine.in_process import SitesHere
 from simulations.engine.preparation import prepare_images
+from simulations.engine.shown_sites import Shown, ShownSites, by_time, flower_configuration
 
 
 def evaluate(
@@ -48,7 +45,7 @@ def evaluate(
     """
     console = Console(soft_wrap=True)
     errors = Console(stderr=True, soft_wrap=True)
-    folder = (output or _by_time(Path("evaluations"))).resolve()
+    folder = (output or by_time(Path("evaluations"))).resolve()
     own = f"run.folder={quoted(folder)}"
     whole = [*evaluation_overrides(model, against, overrides), own]
     settings = compose(config_name, whole)
@@ -63,8 +60,9 @@ def evaluate(
         models = 1 if against is None else 2
         task = progress.add_task("sites", total=models * settings.num_participants)
 
-        def connect(contract: ReplyContract) -> SitesHere:
-            return _ShownSites(config_name, whole, settings, contract, progress, task)
+        def connect(contract: ReplyContract) -> ShownSites:
+            shown = Shown(protocol.EVALUATE_MODEL, progress, task)
+            return ShownSites(config_name, whole, settings, contract, shown)
 
         try:
             serve(connect, settings, written)
@@ -97,12 +95,7 @@ def run_config(
     whole = evaluation_overrides(model, against, overrides)
     evaluated_models(compose(config_name, whole))
     whole = [*whole, *(f"{name}={place}" for name, place in places.items())]
-    compose(config_name, whole)
-    text = flatten(whole)
-    if '"' in text or "\\" in text:
-        raise UserError("--run-config: names of classes and folders may hold no quotation marks")
-    chosen = "" if config_name == "config" else f'config-name="{config_name}" '
-    return f'{chosen}overrides="{text}"'
+    return flower_configuration(config_name, whole)
 
 
 def evaluation_overrides(model: Path, against: Path | None, overrides: Sequence[str]) -> list[str]:
@@ -114,31 +107,3 @@ def evaluation_overrides(model: Path, against: Path | None, overrides: Sequence[
     digests = ",".join(model_digest(model_components(one)) for one in (first, *others))
     named = (f"{name}={place}" for name, place in folders.items())
     return [*overrides, *of_model, "task=evaluation", f"evaluation.digests=[{digests}]", *named]
-
-
-class _ShownSites(SitesHere):
-    """The sites of one run, asked one after the other in this process, with their progress."""
-
-    def __init__(
-        self,
-        config_name: str,
-        overrides: Sequence[str],
-        settings: Settings,
-        contract: ReplyContract,
-        progress: Progress,
-        task: TaskID,
-    ) -> None:
-        super().__init__(config_name, overrides, settings, contract)
-        self._progress, self._task = progress, task
-
-    def _answer(
-        self, kind: str, round_number: int, index: int, records: Mapping[str, ArrayRecord]
-    ) -> RecordDict:
-        content = super()._answer(kind, round_number, index, records)
-        if kind == protocol.EVALUATE_MODEL:
-            self._progress.advance(self._task)
-        return content
-
-
-def _by_time(parent: Path) -> Path:
-    return parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

@@ -224,8 +224,16 @@ SENT = {
     protocol.TRAIN_JOINT: protocol.JOINT,
     protocol.EVALUATE: (protocol.UNET, protocol.HEAD),
     protocol.EVALUATE_MODEL: (protocol.UNET, protocol.HEAD),
+    protocol.STATISTICS: (),
 }
 """Every kind of message, with the components that go to a site."""
+REFUSED = (
+    protocol.EVALUATE,
+    protocol.EVALUATE_MODEL,
+    protocol.FEATURE_CENSUS,
+    protocol.STATISTICS,
+)
+"""Kinds that need another task, or a setting that the runs of these tests do not have."""
 
 
 def test_every_kind_of_message_is_charged_empty_or_refused(
@@ -243,7 +251,7 @@ def test_every_kind_of_message_is_charged_empty_or_refused(
         ledger = Ledger.open(tmp_path / "run" / "ledger")
         charged = [entry.stage for entry in ledger.entries()][len(entries) :]
         entries += charged
-        if kind in (protocol.EVALUATE, protocol.EVALUATE_MODEL, protocol.FEATURE_CENSUS):
+        if kind in REFUSED:
             assert not charged
             failure = content.config_records[protocol.FAILURE]
             assert failure["code"] == protocol.FAILED

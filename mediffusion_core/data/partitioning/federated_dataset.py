@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.checks.check_result import CheckResult
-from mediffusion_core.data.dataset import Source, UnitNames
+from mediffusion_core.data.dataset import SPLITS, Source, UnitNames
 from mediffusion_core.data.image_set import ImageSet, Pixels
 from mediffusion_core.data.partitioning.keyed_dealing import UnitHash, by_group, deal_by_hash
 from mediffusion_core.data.partitioning.scanner import ScannedImages, draw_scanner
@@ -78,6 +78,12 @@ class FederatedDataset:
         known = ~np.isnan(self.store.labels[rows]).all(axis=1)
         rows = rows[known]
         return ImageSet(self.pixels, rows, torch.from_numpy(self.store.labels[rows]))
+
+    def every_image(self, site: int) -> ImageSet:
+        """All images of the site, split by split; withheld labels are NaN."""
+        client = self.clients[site]
+        labels = np.concatenate([self.labels(client, split) for split in SPLITS])
+        return ImageSet(self.pixels, client.rows, torch.from_numpy(labels))
 
     def labels(self, client: ClientPartition, split: str) -> NDArray[np.float32]:
         """Labels of a site's images in a split, (n, C): NaN where a label is withheld.

@@ -46,11 +46,7 @@ class Plan:
         """
         privacy, training = settings.privacy, settings.training
         units = max(1, units)
-        if privacy.target_delta > 1 / (10 * units):
-            raise UserError(
-                f"privacy.target_delta={privacy.target_delta:g} is too large for a site of about "
-                f"{units} units; allowed is at most 1/(10 n) = {1 / (10 * units):.1e}"
-            )
+        refuse_large_delta(privacy, units)
         stages = (
             (AUTOENCODER, training.autoencoder.local_epochs, settings.autoencoder_rounds),
             (JOINT, training.joint.local_epochs, settings.federation.num_rounds),
@@ -108,6 +104,36 @@ class Plan:
             self.expected_units,
             self.privacy.physical_batch_size,
         )
+
+
+def refuse_large_delta(privacy: PrivacySettings, units: int) -> None:
+    """Checks that δ protects a single unit enough.
+
+    Raises:
+        UserError: if δ is larger than 1 / (10 n) for n units, at least 1.
+    """
+    units = max(1, units)
+    if privacy.target_delta > 1 / (10 * units):
+        raise UserError(
+            f"privacy.target_delta={privacy.target_delta:g} is too large for a site of about "
+            f"{units} units; allowed is at most 1/(10 n) = {1 / (10 * units):.1e}"
+        )
+
+
+def statistics_charge(privacy: PrivacySettings) -> Charge:
+    """The charge of a site's statistics before a run.
+
+    Raises:
+        UserError: if it exceeds the run's ε.
+    """
+    charge, target = Charge(1.0, privacy.release_noise, 1), privacy.target_epsilon
+    if target is not None and not within([charge], target, privacy.target_delta):
+        raise UserError(
+            f"privacy.target_epsilon={target:g} can't be had with "
+            f"privacy.release_noise={privacy.release_noise:g}: statistics alone exceed it; raise "
+            "either"
+        )
+    return charge
 
 
 def validation_charges(settings: Settings) -> list[Charge]:

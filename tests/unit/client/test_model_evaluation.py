@@ -16,7 +16,7 @@ from mediffusion_core.evaluation.subgroups import SUBGROUPS
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.disclosure import ANSWERS
 from mediffusion_core.messaging.model_digest import model_digest
-from mediffusion_core.messaging.protocol import COUNTS, EVALUATE_MODEL, EVALUATING, FAILURE
+from mediffusion_core.messaging.protocol import COUNTS, EVALUATE_MODEL, FAILURE, KINDS_OF_TASK
 from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
 from server.messages import RefusedReplyError
 from server.reply_contract import Asked, ReplyContract
@@ -124,7 +124,7 @@ def test_a_site_can_allow_evaluation_and_refuse_training(tmp_path: Path) -> None
     assert code(census(node, RUN_OF)) == "refused"
     counts = dict(census(node, EVALUATION).metric_records[protocol.METRICS])
     assert counts == {"images": PATIENTS, "patients": PATIENTS}
-    for kind in sorted(set(ANSWERS) - EVALUATING):
+    for kind in sorted(set(ANSWERS) - KINDS_OF_TASK["evaluation"]):
         assert code(asked(node, kind)) == "refused", kind
 
 
