@@ -61,7 +61,7 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
     read = file.data_settings(settings.data.image_size, settings.data.channels)
     described = {name: getattr(read, name) for name in type(file.data).model_fields}
     data = settings.data.model_copy(update={**described, "classes": classes, **one_place})
-    one_site = {"num_sites": 1, "pool_sites": False, "only_site": None}
+    one_site = {"num_sites": 1, "pool_sites": False, "only_site": None, "left_out_site": None}
     federation = settings.federation.model_copy(update=one_site)
     own = settings.model_copy(update={"data": data, "federation": federation})
     dataset = open_federated_dataset(own, secret=site_secret(file))

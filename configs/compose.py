@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.quoting import as_meant, is_text, quoted, rejoined
+from configs.quoting import as_meant, as_overrides, is_text, quoted, rejoined
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.readers import require_reader
 from mediffusion_core.settings import (
@@ -29,7 +29,7 @@ from mediffusion_core.settings import (
     validate,
 )
 
-__all__ = ["change", "compose", "flatten", "groups", "quoted", "split"]
+__all__ = ["change", "changes_of", "compose", "flatten", "groups", "quoted", "split"]
 
 FOLDER = Path(__file__).resolve().parent
 MAPPINGS = ("data.labelled_fraction_by_site", "data.uncertain_by_finding")
@@ -89,6 +89,20 @@ def change(settings: Settings, overrides: Sequence[str]) -> Settings:
     changed = checked(given)
     require_reader(changed.data.source)
     return changed
+
+
+def changes_of(experiment: str) -> tuple[str, ...]:
+    """The changes of an experiment from those that it begins with, as overrides.
+
+    Args:
+        experiment: Name of a file in `configs/experiment/`, without `.yaml`.
+    """
+    written = OmegaConf.load(FOLDER / "experiment" / f"{experiment}.yaml")
+    changes = OmegaConf.to_container(written)
+    assert isinstance(changes, dict)
+    return tuple(
+        as_overrides({str(key): value for key, value in changes.items() if key != "defaults"})
+    )
 
 
 def flatten(overrides: Sequence[str]) -> str:

@@ -1,15 +1,9 @@
 """The overrides by which the settings of a run become those of a trained model."""
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from configs.quoting import quoted
+from configs.quoting import as_overrides
 from mediffusion_core.settings import Settings
-
-_PLAIN = re.compile(r"[\w .()/-]*[\w.()/-]")
-"""A text that needs no quotation marks in an override."""
 
 
 def overrides_of_model(
@@ -35,20 +29,4 @@ def overrides_of_model(
         },
         "evaluation": {"noise_levels": given["evaluation"]["noise_levels"]},
     }
-    return tuple(_leaves(taken))
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}={_written(value)}"
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) else quoted(value)
-    if isinstance(value, list):
-        return f"[{','.join(_written(item) for item in value)}]"
-    return json.dumps(value)
+    return tuple(as_overrides(taken))

@@ -1,9 +1,10 @@
 """Quotes the value that a user gives a setting, for the grammar of Hydra's overrides."""
 
+import json
 import os
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -13,6 +14,8 @@ from pydantic import BaseModel
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.settings import Settings
 
+_PLAIN = re.compile(r"[\w .()/-]*[\w.()/-]")
+"""A text that needs no quotation marks in an override."""
 Kind = Literal["text", "path", "texts", "either"]
 """A setting that is text, a path, a list of texts, or text or such a list."""
 
@@ -22,6 +25,28 @@ def quoted(text: str | Path) -> str:
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"),
                      str(text))  # fmt: skip
     return f"'{escaped}'"
+
+
+def as_overrides(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Overrides `a.b=value` of nested settings.
+
+    Args:
+        values: Plain JSON values, and mappings of them.
+        prefix: Begins every key.
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from as_overrides(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) else quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(_written(item) for item in value)}]"
+    return json.dumps(value)
 
 
 def as_meant(key: str, value: str) -> str:

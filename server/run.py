@@ -160,7 +160,11 @@ class FederatedRun:
             replies = self._ask(protocol.LATENT_CENSUS, 1, state.shared((AUTOENCODER,)))
             state.latent_scale = latent_scale(replies, self._settings)
         untrained = not self._settings.autoencoder_rounds and state.evaluated < 0
-        figures = {"psnr": self._evaluation.reconstruction(state)} if untrained else {}
+        figures: dict[str, Any] = {}
+        if untrained:
+            figures["psnr"] = self._evaluation.reconstruction(state)
+        if state.latent_scale is not None and scaling:
+            figures["latent_std"] = state.latent_scale["std"].tolist()
         if scaling or untrained:
             self._record("latents", 1, 1, **figures)
         alignment = self._settings.training.joint.alignment

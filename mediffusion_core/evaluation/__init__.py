@@ -26,6 +26,7 @@ from mediffusion_core.evaluation.classification import (
     threshold_counts,
 )
 from mediffusion_core.evaluation.generation import (
+    diversity,
     frechet_distance,
     halves_by_group,
     kernel_distance,
@@ -40,6 +41,7 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "class_scores",
+    "diversity",
     "exact_auc",
     "frechet_distance",
     "halves_by_group",

@@ -34,6 +34,7 @@ from mediffusion_core.evaluation.counterfactual_panel import (
 )
 from mediffusion_core.evaluation.features import build_extractor
 from mediffusion_core.evaluation.generation import (
+    diversity,
     frechet_distance,
     halves_by_group,
     kernel_distance,
@@ -70,6 +71,7 @@ class Reconstructions:
     psnr: Tensor
 
 
+GENERATION_FIGURES = ("fid", "fid_floor", "kid", "kid_std", "diversity")
 SHOWN = 32
 """Samples that are shown."""
 SHOWN_RECONSTRUCTIONS = 8
@@ -199,16 +201,17 @@ class Evaluator:
         }
 
     def generation(self, model: TrainedModel) -> tuple[dict[str, float], Tensor | None]:
-        """FID and KID of samples against one half of the test set; the other half is the floor.
+        """FID, KID and diversity of samples against one half of the test set.
 
-        Samples and the floor's images are equally many, so the two figures can be compared.
+        The distance of the other half is the floor. Samples and the floor's images are equally
+        many, so the two figures can be compared.
 
         Returns:
             The figures, and some samples (n, C, H, W). Where the denoiser is not trained the
             figures are nan and there are no samples.
         """
         if not self._settings.training.joint.diffusion_weight:
-            return dict.fromkeys(("fid", "fid_floor", "kid", "kid_std"), math.nan), None
+            return dict.fromkeys(GENERATION_FIGURES, math.nan), None
         first, second = self._real_features
         seed = derive_seed(self._settings.seed, "samples")
         precision = self._settings.training.precision
@@ -221,6 +224,7 @@ class Evaluator:
             "fid_floor": frechet_distance(second, first),
             "kid": kid,
             "kid_std": kid_std,
+            "diversity": diversity(features, first),
             "num_samples": len(second),
         }
         return figures, images[:SHOWN]

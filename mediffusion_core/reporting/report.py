@@ -9,6 +9,7 @@ from urllib.parse import quote
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.reporting import first_screen
 from mediffusion_core.reporting.counterfactual_pair import read_pair
+from mediffusion_core.reporting.failure_signatures import Warned, failure_signatures
 from mediffusion_core.reporting.first_screen_page import SCRIPT
 from mediffusion_core.reporting.formats import (
     NOT_MEASURED,
@@ -75,6 +76,7 @@ def report_page(folder: Path, figures: Mapping[str, Any] | None = None) -> str:
     return render_page(
         PAGE,
         **_first_screen(summary, settings, folder),
+        warnings=failure_signatures(summary, settings, history),
         script=SCRIPT,
         policy=POLICY,
         facts=[*_facts(summary), ("Privacy", _privacy(summary, settings))],
@@ -90,6 +92,16 @@ def report_page(folder: Path, figures: Mapping[str, Any] | None = None) -> str:
         settings=json.dumps(settings, indent=2, ensure_ascii=False) if settings else "",
         not_measured=NOT_MEASURED,
     )
+
+
+def run_warnings(folder: Path) -> list[Warned]:
+    """The warnings in the report of a run's folder.
+
+    Raises:
+        UserError: as `report_page`.
+    """
+    summary, settings = _mapping(folder / "summary.json"), _mapping(folder / "settings.json")
+    return failure_signatures(summary, settings, _history(folder / "metrics.jsonl"))
 
 
 def _first_screen(

@@ -40,6 +40,8 @@ _HEAD = r"""{% macro figure(text) -%}
 .card .value { font-size: 1.9rem; line-height: 1.35; font-weight: 600; }
 .card .value .missing { font-size: 1.1rem; font-weight: 400; }
 .card .note { color: var(--muted); font-size: .85rem; }
+.warnings { margin: 0; padding: 0 0 0 14px; border-left: 3px solid var(--warn); list-style: none; }
+.warnings li { max-width: 78ch; margin: 0 0 10px; }
 .missing { color: var(--muted); font-style: italic; }
 td.wrap { white-space: normal; color: var(--muted); min-width: 200px; }
 .scale { position: relative; width: 320px; height: 14px; }
@@ -98,6 +100,15 @@ _BODY = r"""
 """
 
 _DETAILS = r"""
+{% if warnings %}
+<h2>Warnings</h2>
+<ul class="warnings">
+{% for warning in warnings %}
+  <li><b>{{ warning.name | capitalize }}.</b> {{ warning.text }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+
 <h2>Headline figures</h2>
 <section class="cards" aria-label="Headline figures">
 {% for card in cards %}

@@ -77,7 +77,8 @@ def completed_summary(run: Path) -> Mapping[str, Any]:
 
 
 def without_sites(settings: Settings) -> Settings:
-    """The settings without what names a single site: how many labels it keeps, and that alone."""
+    """The settings without what names single sites: their labels, and who trains."""
     data = settings.data.model_copy(update={"labelled_fraction_by_site": {}})
-    federation = settings.federation.model_copy(update={"only_site": None})
+    named = {"only_site": None, "left_out_site": None}
+    federation = settings.federation.model_copy(update=named)
     return settings.model_copy(update={"data": data, "federation": federation})

@@ -78,7 +78,7 @@ class FederationSettings(StrictModel):
     """The federation: its sites, its rounds, and how the server aggregates.
 
     Two comparisons have the same splits and labels: `pool_sites` trains on all images in one place,
-    `only_site` on those of one site.
+    `only_site` on those of one site. `left_out_site` trains on those of all sites but one.
     """
 
     former_names: ClassVar[dict[str, str]] = {
@@ -92,6 +92,9 @@ class FederationSettings(StrictModel):
     """Whether the images of all sites train in one place, as if nothing were federated."""
     only_site: str | None = None
     """Name of the only site that trains. None: all sites."""
+    left_out_site: str | None = None
+    """Name of a site that does not train. Its share of the public test set stays there, so that
+    `auc_per_site` has the AUC at a site that no training reached. None: all sites train."""
     num_rounds: Count = 16
     """Rounds of the joint stage, at least 1."""
     autoencoder_rounds: Count = 6
@@ -160,5 +163,15 @@ class FederationSettings(StrictModel):
             raise ValueError(
                 "federation.pool_sites trains on the images of all sites, federation.only_site="
                 f"{self.only_site} on those of one; choose one of the two"
+            )
+        if self.only_site is not None and self.left_out_site is not None:
+            raise ValueError(
+                f"federation.only_site={self.only_site} leaves out all other sites, "
+                f"federation.left_out_site={self.left_out_site} one; choose one of the two"
+            )
+        if self.left_out_site is not None and self.num_sites < 2:
+            raise ValueError(
+                f"federation.left_out_site={self.left_out_site} leaves no site that trains; "
+                "federation.num_sites must be at least 2"
             )
         return self

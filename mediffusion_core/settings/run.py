@@ -197,7 +197,8 @@ class Settings(StrictModel):
         """How many train: the sites, and with `data.labels_at=server` the server."""
         if self.federation.in_one_place:
             return 1
-        return self.federation.num_sites + (self.data.labels_at == "server")
+        sites = self.federation.num_sites - (self.federation.left_out_site is not None)
+        return sites + (self.data.labels_at == "server")
 
     @property
     def min_sites(self) -> int:

@@ -28,6 +28,7 @@ FIGURES = frozenset(
         "fid_floor",
         "kid",
         "kid_std",
+        "diversity",
         "counterfactual",
     }
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress
 
@@ -49,8 +50,9 @@ def independent_classifier(
     pooled = with_all_labels(settings)
     folder = run / FOLDER / _inputs_hash(pooled, dataset)
     channels, classes = settings.data.channels, dataset.store.classes
-    if not (folder / STATE).is_file():
-        _train(pooled, dataset, folder, console)
+    with FileLock(run / f"{FOLDER}.lock"):  # two studies of a run may want it at once
+        if not (folder / STATE).is_file():
+            _train(pooled, dataset, folder, console)
     saved = read_folder(folder)
     network = build_resnet(channels, len(classes), RECIPE.stem_stride, widths=NARROW)
     network.load_state_dict(saved.load(WEIGHTS))

@@ -77,6 +77,38 @@ def labels(
     print(study_labels(plan, folder, workers))
 
 
+@study.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion study paper\n\n"
+    "fed-mediffusion study paper --questions lambda,separate\n\n"
+    "fed-mediffusion study paper experiment=isic2019_4centres data.root=/data/isic2019 --jobs 4"
+)
+def paper(
+    overrides: Overrides = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            help="Questions, separated by commas: autoencoder, diffusion, all-labels, separate, "
+            "lambda, labels, latents, guidance, scanners, explanations; all by default."
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Parallel cells, one thread each.")] = 2,
+    folder: Annotated[Path, typer.Option(help="Folder of the cells and the page.")] = Path(
+        "runs/study-paper"
+    ),
+) -> None:
+    """Answer the questions of the paper (arXiv 2411.09434) on one page.
+
+    Changes one thing at a time in a base run: small phantoms by default, or the run that the
+    overrides name. Prints how long it takes. Finished cells are not run again, and the page is
+    written after each. The last line printed is the page.
+    """
+    from simulations.studies.paper.plan import make_plan
+    from simulations.studies.paper.study import study_paper
+
+    print(study_paper(make_plan(overrides or [], questions), folder, jobs))
+
+
 @study.command("attack", epilog="Example: fed-mediffusion study attack runs/latest")
 def attack(
     run: Run,

@@ -9,6 +9,8 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.privacy.accounting.plan import Plan
 from mediffusion_core.settings import Settings
 
+SUMMARY = "summary.json"
+
 
 def read_summary(run: Path) -> dict[str, Any]:
     """The summary of a run that has ended.
@@ -17,7 +19,7 @@ def read_summary(run: Path) -> dict[str, Any]:
         UserError: if there is none.
     """
     try:
-        return dict(json.loads((run / "summary.json").read_text()))
+        return dict(json.loads((run / SUMMARY).read_text()))
     except (OSError, ValueError, TypeError):
         raise UserError(f"{run} has no summary; has the run ended?") from None
 

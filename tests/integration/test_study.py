@@ -1,4 +1,4 @@
-"""The studies of unlabelled images and of labels, with real runs."""
+"""The studies of unlabelled images, of labels and of the paper's questions, with real runs."""
 
 import json
 import sys
@@ -9,6 +9,8 @@ import pytest
 from mediffusion_core.common.errors import UserError
 from simulations.studies.labels.plan import make_plan
 from simulations.studies.labels.study import study_labels
+from simulations.studies.paper import plan as paper
+from simulations.studies.paper.study import study_paper
 from simulations.studies.unlabelled.study import study_unlabelled
 
 # `fed-mediffusion simulate` without Flower's processes, which take a minute to start.
@@ -69,6 +71,26 @@ def test_a_study_of_labels_runs_its_cells_once_and_compares_them(
     before = {path: path.stat().st_mtime_ns for path in figures}
     study_labels(asked, folder, workers=2)
     assert before == {path: path.stat().st_mtime_ns for path in figures}
+
+
+@pytest.mark.slow
+def test_a_question_of_the_paper_is_answered_by_a_run_and_its_measurement(
+    shortest: tuple[str, ...], few: tuple[str, ...], tmp_path: Path
+) -> None:
+    base = [*shortest, *few, f"data.store='{tmp_path / 'store'}'"]
+    asked = paper.make_plan(base, "autoencoder")
+    folder = tmp_path / "study"
+    page = study_paper(asked, folder, jobs=2)
+    text = page.read_text()
+    assert "Reconstructions have a PSNR of " in text and "Not answered" not in text
+    cells = list(folder.glob("cells/*/figures.json"))
+    assert len(cells) == 2
+    before = {path: path.stat().st_mtime_ns for path in cells}
+    results = (folder / "results.csv").read_text()
+    page.unlink()  # as if the study had been killed before it was written
+    study_paper(asked, folder, jobs=2)
+    assert page.read_text() == text and (folder / "results.csv").read_text() == results
+    assert before == {path: path.stat().st_mtime_ns for path in cells}
 
 
 def test_a_cell_that_fails_is_named_with_its_reason(

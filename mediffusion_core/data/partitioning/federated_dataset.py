@@ -232,18 +232,25 @@ def require_unit(dataset: FederatedDataset, settings: Settings) -> None:
 def _participants(
     store: Store, centres: tuple[ClientPartition, ...], settings: Settings
 ) -> tuple[ClientPartition, ...]:
-    only = settings.federation.only_site
-    if settings.federation.pool_sites:
+    federation = settings.federation
+    if federation.only_site is not None:
+        return (_named(centres, "only_site", federation.only_site),)
+    if federation.left_out_site is not None:
+        left_out = _named(centres, "left_out_site", federation.left_out_site)
+        centres = tuple(centre for centre in centres if centre is not left_out)
+    if federation.pool_sites:
         return (pooled(centres),)
-    if only is not None:
-        chosen = tuple(centre for centre in centres if centre.site == only)
-        if not chosen:
-            names = ", ".join(centre.site for centre in centres)
-            raise UserError(f"federation.only_site={only}: no such site; allowed: {names}")
-        return chosen
     if settings.data.labels_at == "server":
         return labels_to_server(store, centres)
     return centres
+
+
+def _named(centres: Sequence[ClientPartition], setting: str, name: str) -> ClientPartition:
+    for centre in centres:
+        if centre.site == name:
+            return centre
+    names = ", ".join(centre.site for centre in centres)
+    raise UserError(f"federation.{setting}={name}: no such site; allowed: {names}")
 
 
 def _pixels(store: Store, clients: Sequence[ClientPartition], strength: float, seed: int) -> Pixels:

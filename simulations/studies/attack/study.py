@@ -97,7 +97,7 @@ def _partitioning(settings: Settings) -> tuple[object, ...]:
     """The settings that decide the training images; others may have new defaults since the run."""
     federation = settings.federation
     parts = federation.num_sites, federation.pool_sites, federation.only_site
-    return settings.seed, settings.shared()["data"], parts
+    return settings.seed, settings.shared()["data"], *parts, federation.left_out_site
 
 
 class _Losses:

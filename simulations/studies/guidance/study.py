@@ -12,6 +12,7 @@ from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.evaluation.features import build_extractor, spatial_efficientnet_lite0
 from mediffusion_core.evaluation.lpips import lpips
 from simulations.baselines.independent_classifier import independent_classifier
+from simulations.studies.guidance.flips import record_flips
 from simulations.studies.guidance.knee import knee
 from simulations.studies.guidance.measure import MethodEvaluator, Row
 from simulations.studies.guidance.methods import (
@@ -74,6 +75,8 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
                 **study.described(),
             }
             page = _write(results, study, output)
+            [ours] = [row.figures for row in study.rows if row.method.name == "ours"]
+            record_flips(run, ours["flipped"].value, ours["independent_flipped"].value)
         else:
             console.print(f"ended before ours was measured: nothing is written to {output}")
     return page

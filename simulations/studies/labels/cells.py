@@ -7,11 +7,11 @@ last checkpoint.
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,9 @@ SUMMARY_FIGURES = (
 class Cell:
     """A method at a labelled fraction and a seed."""
 
+    module: ClassVar[str] = "simulations.studies.labels.cells"
+    """`python -m MODULE FOLDER` runs the cell that is described in a folder."""
+
     method: str
     fraction: float
     seed: int
@@ -76,6 +79,12 @@ class Cell:
     def settings(self) -> Settings:
         """The settings of its run."""
         return compose("config", self.overrides)
+
+    @property
+    def title(self) -> str:
+        """Its name among the cells of a study."""
+        site = f" at {self.site}" if self.site else ""
+        return f"{self.method}{site} {self.fraction:.0%} seed {self.seed}"
 
     @cached_property
     def settings_hash(self) -> str:
@@ -92,7 +101,7 @@ class Cell:
         }
         if self.baseline is None:
             return fingerprint(**used, settings=settings.fingerprint())[:16]
-        federation = ("num_sites", "pool_sites", "only_site", "weighting")
+        federation = ("num_sites", "pool_sites", "only_site", "left_out_site", "weighting")
         used |= {
             "seed": shared["seed"],
             "data": shared["data"],
@@ -116,6 +125,11 @@ class Cell:
         except (OSError, ValueError):
             return None
         return figures
+
+    def result(self, figures: Mapping[str, Any]) -> str:
+        """Its main figure in words, for the line that is printed at its end."""
+        auc = figures["auc_macro"]
+        return "-" if auc is None else format(auc, ".3f")
 
     def predictions(self, study: Path) -> dict[str, Tensor]:
         """`logits` (N, classes), `targets` (N, classes) and `groups` (N,) of the test images."""

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +45,11 @@ def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
     console = Console(soft_wrap=True)
     prepare_images(compose("config", plan.base), console)
     if plan.tune:
-        _run_all([cell for _, _, cell in plan.trials()], folder, workers, console)
+        run_cells([cell for _, _, cell in plan.trials()], folder, workers, console)
     chosen = choose_trials(plan, folder)
     cells = list(plan.cells(chosen))
     try:
-        _run_all(cells, folder, workers, console)
+        run_cells(cells, folder, workers, console)
     finally:
         written = write_comparison(plan, cells, chosen, folder, console)
     return written
@@ -81,7 +81,26 @@ def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
     return chosen
 
 
-def _run_all(cells: Sequence[Cell], study: Path, workers: int, console: Console) -> None:
+def run_cells(
+    cells: Sequence[Cell],
+    study: Path,
+    workers: int,
+    console: Console,
+    finished: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs the cells that have no figures yet, each in a process of its own.
+
+    Args:
+        cells: The cells; those of one hash run once.
+        study: Folder of the study.
+        workers: Number of cells that run in parallel, each in one thread.
+        console: Shows the progress, and a line for each cell at its end.
+        finished: Called after each cell.
+
+    Raises:
+        UserError: if a cell fails.
+        KeyboardInterrupt: if a signal asked for the end.
+    """
     distinct = list({cell.settings_hash: cell for cell in cells}.values())
     waiting = [cell for cell in distinct if cell.figures(study) is None]
     columns = (
@@ -104,7 +123,8 @@ def _run_all(cells: Sequence[Cell], study: Path, workers: int, console: Console)
                     running.remove(one)
                     one.finish(study, console)
                     progress.advance(task)
-                names = ", ".join(one.title for one in running)
+                    finished()
+                names = ", ".join(one.cell.title for one in running)
                 progress.update(task, description=f"cells ({names})" if names else "cells")
                 time.sleep(0.2)
         finally:
@@ -126,9 +146,8 @@ class _Running:
     def start(cls, cell: Cell, study: Path) -> "_Running":
         cell.describe(study)
         log = (cell.folder(study) / LOG).open("ab")
-        module = "simulations.studies.labels.cells"
         process = subprocess.Popen(
-            tied([sys.executable, "-m", module, str(cell.folder(study))]),
+            tied([sys.executable, "-m", cell.module, str(cell.folder(study))]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -137,20 +156,14 @@ class _Running:
         )
         return cls(cell, process, log)
 
-    @property
-    def title(self) -> str:
-        site = f" at {self.cell.site}" if self.cell.site else ""
-        return f"{self.cell.method}{site} {self.cell.fraction:.0%} seed {self.cell.seed}"
-
     def finish(self, study: Path, console: Console) -> None:
         self.log.close()
         figures = self.cell.figures(study)
         if self.process.returncode or figures is None:
             path = self.cell.folder(study) / LOG
             last = path.read_text(errors="replace").strip().splitlines()[-1:]
-            raise UserError(f"{self.title} failed: {' '.join(last)} (full log: {path})")
-        auc = figures["auc_macro"]
-        console.print(f"{self.title}: {'-' if auc is None else format(auc, '.3f')}")
+            raise UserError(f"{self.cell.title} failed: {' '.join(last)} (full log: {path})")
+        console.print(f"{self.cell.title}: {self.cell.result(figures)}")
 
     def stop(self) -> None:
         with suppress(ProcessLookupError):

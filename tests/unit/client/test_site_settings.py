@@ -58,6 +58,7 @@ NOT_READ = {
     "federation.num_sites": "9",
     "federation.pool_sites": "true",
     "federation.only_site": "uni",
+    "federation.left_out_site": "uni",
     "privacy.ledger": "/server/ledger",
     "privacy.ledger_tips": "/server/tips",
 }

@@ -8,7 +8,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mediffusion_core.evaluation import frechet_distance, halves_by_group, kernel_distance
+from mediffusion_core.evaluation import (
+    diversity,
+    frechet_distance,
+    halves_by_group,
+    kernel_distance,
+)
 
 
 def gaussian(n: int, d: int, seed: int) -> Tensor:
@@ -153,3 +158,10 @@ def test_too_few_samples_are_refused() -> None:
         kernel_distance(many, one)
     with pytest.raises(ValueError, match=r"\(N, D\)"):
         frechet_distance(many, torch.zeros(5, 4))
+
+
+def test_diversity_is_1_for_equally_different_samples_and_0_for_equal_ones() -> None:
+    real = gaussian(200, 8, seed=0)
+    assert diversity(gaussian(200, 8, seed=1) + 3, real) == pytest.approx(1.0, rel=0.05)
+    assert diversity(0.25 * gaussian(200, 8, seed=1), real) == pytest.approx(0.25, rel=0.05)
+    assert diversity(real[:1].expand(10, -1), real) == 0

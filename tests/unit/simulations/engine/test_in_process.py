@@ -88,9 +88,27 @@ def test_pooled_sites_keep_splits_and_labels(overrides: list[str]) -> None:
     assert sorted(held_out) == joined.validation(0).rows.tolist()
 
 
+def test_a_left_out_site_trains_nothing_and_keeps_its_share_of_the_test_set(
+    overrides: list[str],
+) -> None:
+    whole = open_federated_dataset(compose("config", overrides))
+    settings = compose("config", [*overrides, "federation.left_out_site=site-1"])
+    without = open_federated_dataset(settings)
+    assert [client.site for client in without.clients] == ["site-0", "site-2"]
+    assert settings.num_participants == 2
+    for index, other in ((0, 0), (1, 2)):
+        assert np.array_equal(without.train(index).rows, whole.train(other).rows)
+        assert np.array_equal(without.validation(index).rows, whole.validation(other).rows)
+    assert np.array_equal(without.test_rows, whole.test_rows)
+    assert "site-1" in without.site_of_test()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["federation.left_out_site=site-9"], "no such site; allowed: site-0, site-1, site-2"),
+        (["federation.only_site=site-0", "federation.left_out_site=site-1"], "choose one of the"),
+        (["federation.num_sites=1", "federation.left_out_site=site-0"], "must be at least 2"),
         (["federation.only_site=site-9"], "no such site; allowed: site-0, site-1, site-2"),
         (["federation.only_site=site-0", "federation.pool_sites=true"], "choose one of the two"),
         (["federation.pool_sites=true", "data.labels_at=server"], "allows neither"),

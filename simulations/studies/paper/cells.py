@@ -1,0 +1,116 @@
+"""The cells of the study: runs, and measurements of a finished run.
+
+`python -m simulations.studies.paper.cells FOLDER` makes the measurement described in a folder. Runs
+are those of the study of labels.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from configs.compose import compose
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.run_io.run_folder import write_json
+from simulations.engine.simulate import LAUNCH
+from simulations.studies.labels.cells import DESCRIPTION, FIGURES, Cell
+from simulations.studies.paper.measures import MEASURES, SIZES
+from simulations.studies.paper.variants import Variant
+
+RUN = "run"
+"""Folder of a cell's run in the cell's folder."""
+NOT_MEASURED = "not_measured"
+"""Figure of a measurement that the run does not allow: why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCell(Cell):
+    """A run of the study."""
+
+    variant_title: str
+
+    @property
+    def title(self) -> str:
+        """The title of its variant."""
+        return self.variant_title
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureCell(Cell):
+    """A measurement of a run."""
+
+    module: ClassVar[str] = "simulations.studies.paper.cells"
+
+    run: RunCell
+    measure: str
+
+    @cached_property
+    def settings_hash(self) -> str:
+        """Hash of the run, the measurement and its sizes."""
+        return fingerprint(run=self.run.settings_hash, measure=self.measure, sizes=SIZES)[:16]
+
+    @property
+    def title(self) -> str:
+        """The measurement and its run."""
+        return f"{self.measure} of {self.run.title}"
+
+    def describe(self, study: Path) -> None:
+        """Writes the description that `make_measurement` reads into its folder."""
+        folder = self.folder(study)
+        folder.mkdir(parents=True, exist_ok=True)
+        described = {
+            "measure": self.measure,
+            "run": f"../{self.run.settings_hash}/{RUN}",
+            "overrides": list(self.overrides),
+        }
+        write_json(folder / DESCRIPTION, described)
+
+    def result(self, figures: Mapping[str, Any]) -> str:
+        """That it is done, or why it is not."""
+        return str(figures.get(NOT_MEASURED, "done"))
+
+
+def run_cell_of(variant: Variant, base: tuple[str, ...]) -> RunCell:
+    """The run of a variant, with the base's overrides."""
+    overrides = (*base, *variant.overrides)
+    settings = compose("config", overrides)
+    return RunCell(
+        method=variant.name,
+        fraction=settings.data.labelled_fraction,
+        seed=settings.seed,
+        site=None,
+        overrides=overrides,
+        baseline=None,
+        variant_title=variant.title,
+    )
+
+
+def measure_cell_of(run: RunCell, measure: str) -> MeasureCell:
+    """A measurement of a run."""
+    fields = ("method", "fraction", "seed", "site", "overrides", "baseline")
+    of_run = {name: getattr(run, name) for name in fields}
+    return MeasureCell(**of_run, run=run, measure=measure)
+
+
+def make_measurement(folder: Path) -> None:
+    """Makes the measurement described in a folder and writes its figures there."""
+    torch.set_num_threads(1)
+    described = json.loads((folder / DESCRIPTION).read_text())
+    run = (folder / described["run"]).resolve()
+    if not (run / LAUNCH).exists():  # it says where the images lie
+        write_json(run / LAUNCH, {"config_name": "config", "overrides": described["overrides"]})
+    try:
+        figures = MEASURES[described["measure"]](run, folder)
+    except UserError as error:
+        figures = {NOT_MEASURED: str(error)}
+    write_json(folder / FIGURES, figures)
+
+
+if __name__ == "__main__":
+    make_measurement(Path(sys.argv[1]))
