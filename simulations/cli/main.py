@@ -7,7 +7,7 @@ from deployment.audit_cli import audit
 from deployment.commands import add_commands
 from deployment.entry import run as run_app
 from deployment.site_cli import site
-from simulations.cli import evaluate, export, model, results, settings, simulate, sizing
+from simulations.cli import evaluate, export, model, results, settings, simulate, sizing, sweep
 from simulations.cli.data import data
 from simulations.cli.study import study
 
@@ -25,6 +25,7 @@ add_commands(deployment_commands)
 # Without a name the commands stand at the top level, in this order.
 for commands in (
     simulate.commands,
+    sweep.commands,
     watch_cli.commands,
     settings.commands,
     model.commands,

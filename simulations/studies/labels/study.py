@@ -1,29 +1,18 @@
 """`fed-mediffusion study labels`: runs the cells that are missing, and compares all of them."""
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.parent import tied
+from simulations.engine.cell_pool import CellPool
 from simulations.engine.preparation import prepare_images
-from simulations.engine.processes import KEPT_MEMORY, noted_signals
-from simulations.studies.labels.cells import Cell
+from simulations.studies.labels.cells import LabelsCell
 from simulations.studies.labels.comparison import write_comparison
 from simulations.studies.labels.methods import METHODS, Trial
 from simulations.studies.labels.plan import Plan
-
-LOG = "log.txt"
 
 
 def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
@@ -38,7 +27,7 @@ def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
         The written comparison.
 
     Raises:
-        UserError: a mistake in the settings, or a cell that failed.
+        UserError: a mistake in the settings, or cells that failed, once all others are done.
         KeyboardInterrupt: if a signal asked for the end. A federated run resumes from its
             checkpoint, a baseline starts again.
     """
@@ -81,79 +70,10 @@ def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
     return chosen
 
 
-def _run_all(cells: Sequence[Cell], study: Path, workers: int, console: Console) -> None:
-    distinct = list({cell.settings_hash: cell for cell in cells}.values())
-    waiting = [cell for cell in distinct if cell.figures(study) is None]
-    columns = (
-        TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    running: list[_Running] = []
-    with noted_signals() as received, Progress(*columns, console=console) as progress:
-        task = progress.add_task(
-            "cells", total=len(distinct), completed=len(distinct) - len(waiting)
-        )
-        try:
-            while (waiting or running) and not received:
-                while waiting and len(running) < workers:
-                    running.append(_Running.start(waiting.pop(0), study))
-                ended = [one for one in running if one.process.poll() is not None]
-                for one in ended:
-                    running.remove(one)
-                    one.finish(study, console)
-                    progress.advance(task)
-                names = ", ".join(one.title for one in running)
-                progress.update(task, description=f"cells ({names})" if names else "cells")
-                time.sleep(0.2)
-        finally:
-            for one in running:
-                one.stop()
-    if received:
-        raise KeyboardInterrupt
-
-
-@dataclass
-class _Running:
-    """A cell that runs in a process of its own."""
-
-    cell: Cell
-    process: "subprocess.Popen[bytes]"
-    log: IO[bytes]
-
-    @classmethod
-    def start(cls, cell: Cell, study: Path) -> "_Running":
-        cell.describe(study)
-        log = (cell.folder(study) / LOG).open("ab")
-        module = "simulations.studies.labels.cells"
-        process = subprocess.Popen(
-            tied([sys.executable, "-m", module, str(cell.folder(study))]),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **KEPT_MEMORY, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        return cls(cell, process, log)
-
-    @property
-    def title(self) -> str:
-        site = f" at {self.cell.site}" if self.cell.site else ""
-        return f"{self.cell.method}{site} {self.cell.fraction:.0%} seed {self.cell.seed}"
-
-    def finish(self, study: Path, console: Console) -> None:
-        self.log.close()
-        figures = self.cell.figures(study)
-        if self.process.returncode or figures is None:
-            path = self.cell.folder(study) / LOG
-            last = path.read_text(errors="replace").strip().splitlines()[-1:]
-            raise UserError(f"{self.title} failed: {' '.join(last)} (full log: {path})")
-        auc = figures["auc_macro"]
-        console.print(f"{self.title}: {'-' if auc is None else format(auc, '.3f')}")
-
-    def stop(self) -> None:
-        with suppress(ProcessLookupError):
-            self.process.terminate()
-        self.process.wait()
-        self.log.close()
+def _run_all(cells: Sequence[LabelsCell], study: Path, workers: int, console: Console) -> None:
+    with CellPool(study, workers, console) as pool:
+        pool.add(cells)
+        pool.run_all()
+    if pool.failures:
+        first, *others = pool.failures.values()
+        raise UserError(f"{first}; {len(others)} more failed" if others else first)
