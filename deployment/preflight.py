@@ -24,6 +24,7 @@ from deployment.admission import TRUST, UNSIGNED, Admission
 from deployment.signers import read_signers
 from deployment.signing import BundleRefusedError
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.machine import available_memory
 from mediffusion_core.data.checks.inspection import CheckResult, Grade
 
 TIMEOUT = 10.0
@@ -107,19 +108,9 @@ def _disk(folder: Path) -> str:
 
 
 def _memory() -> CheckResult:
-    available = _memory_limit()
+    available = available_memory()
     grade: Grade = "ok" if available >= MEMORY else "warning"
     return _result(grade, "memory", f"{available / 1e9:.1f} GB")
-
-
-def _memory_limit() -> float:
-    """Available memory of the host, or the limit of the container if it is lower, in bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = float(line.split()[1]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return available if text == "max" else min(available, float(text))
 
 
 def _gpu() -> CheckResult:

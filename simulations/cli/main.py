@@ -16,6 +16,7 @@ from simulations.cli import (
     simulate,
     sizing,
     statistics,
+    sweep,
 )
 from simulations.cli.data import data
 from simulations.cli.study import study
@@ -34,6 +35,7 @@ add_commands(deployment_commands)
 # Without a name the commands stand at the top level, in this order.
 for commands in (
     simulate.commands,
+    sweep.commands,
     watch_cli.commands,
     settings.commands,
     model.commands,

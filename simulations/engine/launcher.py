@@ -9,7 +9,6 @@ too. Ours has its own home, port and empty working folder, and ends with the run
 
 import json
 import math
-import os
 import shutil
 import signal
 import socket
@@ -27,6 +26,7 @@ from typing import BinaryIO, Literal
 
 import tomli_w
 
+from mediffusion_core.common.machine import available_cores
 from simulations.engine.flower_environment import flower_environment
 from simulations.engine.flower_log import ERROR_PREFIX, error_line, ray_did_not_start, refusal
 from simulations.engine.guardian import guarded
@@ -257,7 +257,7 @@ class _Federation:
         if plan.cluster:
             cpus = f"client-resources-num-cpus={plan.cluster.cpus_per_actor}"
         else:
-            at_once = concurrent_sites(plan.num_sites, plan.cpus_per_site, _available_cores())
+            at_once = concurrent_sites(plan.num_sites, plan.cpus_per_site, available_cores())
             # Flower takes whole CPUs only, so one of Ray's CPUs stands for one site at work.
             cpus = f"client-resources-num-cpus=1 init-args-num-cpus={at_once}"
         return f"num-supernodes={plan.num_sites} {cpus}"
@@ -320,7 +320,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0))

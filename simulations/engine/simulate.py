@@ -56,7 +56,7 @@ def simulate(
     elif at is not None:
         raise UserError(f"--at {at} needs --resume RUN, the run that continues from there")
     settings = compose(config_name, overrides)
-    _check(settings)
+    check(settings)
     cluster = _cluster(settings, console)
     prepare_images(settings, console)
     # After the images, so that a mistake in the data leaves no folder.
@@ -79,8 +79,12 @@ def simulate(
         return _launch(settings, config_name, overrides, folder, cluster, console)
 
 
-def _check(settings: Settings) -> None:
-    """Finds mistakes that the run itself would find late, some after a whole stage."""
+def check(settings: Settings) -> None:
+    """Finds mistakes that the run itself would find late, some after a whole stage.
+
+    Raises:
+        UserError: with the mistake.
+    """
     resolve_device(settings.device)
     refuse_missing(settings.run.trackers)
     if settings.run.folder is not None:

@@ -27,6 +27,7 @@ from simulations.cli.main import app
 NOT_RUN = {
     "make": "installs packages; .ci/run does",
     "fed-mediffusion simulate": "trains for minutes; tests/integration/test_run.py trains less",
+    "fed-mediffusion sweep": "trains for minutes; tests/integration/test_sweep.py trains less",
     "fed-mediffusion study": "takes minutes; tests/integration/test_study.py and "
     "tests/unit/simulations/studies measure less",
     "fed-mediffusion results": "needs studies; tests/unit/simulations/results/test_document.py",

@@ -33,6 +33,8 @@ from simulations.cli.main import app
 from simulations.studies.guidance.options import Grid, parse_reference
 from simulations.studies.labels.plan import make_plan
 from simulations.studies.study_images import class_names
+from simulations.sweeps.candidate import candidate_of
+from simulations.sweeps.space import parse_space
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -111,6 +113,10 @@ def check_own(arguments: list[str]) -> None:
         make_plan(overrides, *(given[one] for one in chosen))
     if name in (["study", "guidance"], ["study", "explanations"]):
         change(compose("config", []), [f"evaluation.counterfactual.{one}" for one in overrides])
+    elif name == ["sweep"]:
+        space = parse_space(overrides)
+        for chosen in space.grid():
+            candidate_of(space, chosen)
     elif overrides:
         compose(given.get("config_name", "config"), overrides)
 

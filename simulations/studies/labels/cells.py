@@ -32,11 +32,12 @@ from mediffusion_core.settings import Settings
 from simulations.baselines.federated_run import BaselineRun, refuse_unsupported
 from simulations.baselines.linear_classifier import LinearRun
 from simulations.baselines.settings import BaselineSettings, LinearSettings
+from simulations.engine.cells import DESCRIPTION, FIGURES, Cell, images_of
 from simulations.engine.in_process import run_in_process
 from simulations.studies.labels.methods import Method, Trial
 from simulations.studies.without_unlabelled import without_unlabelled
 
-DESCRIPTION, FIGURES, PREDICTIONS = "cell.json", "figures.json", "predictions.safetensors"
+PREDICTIONS = "predictions.safetensors"
 FEW_COUNTERFACTUALS = tuple(
     f"evaluation.counterfactual.{one}"
     for one in ("count=1", "num_candidates=1", "relax_mask=false")
@@ -61,11 +62,10 @@ SUMMARY_FIGURES = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class LabelsCell(Cell):
     """A method at a labelled fraction and a seed."""
 
     module: ClassVar[str] = "simulations.studies.labels.cells"
-    """`python -m MODULE FOLDER` runs the cell that is described in a folder."""
 
     method: str
     fraction: float
@@ -82,25 +82,18 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """Its name among the cells of a study."""
+        """Method, fraction and seed."""
         site = f" at {self.site}" if self.site else ""
         return f"{self.method}{site} {self.fraction:.0%} seed {self.seed}"
 
     @cached_property
     def settings_hash(self) -> str:
-        """Hash of all settings that its figures depend on, with the paths of the images.
-
-        The hash of a run has no paths; here two folders of images must give two cells.
-        """
+        """Hash of all settings that its figures depend on, with the paths of the images."""
         settings = self.settings
-        shared = settings.shared()
-        paths = [settings.data.root, settings.data.table]
-        used: dict[str, Any] = {
-            "images": [str(path.resolve()) for path in paths if path is not None],
-            "columns": settings.data.columns.model_dump(mode="json"),
-        }
+        used = images_of(settings)
         if self.baseline is None:
             return fingerprint(**used, settings=settings.fingerprint())[:16]
+        shared = settings.shared()
         federation = ("num_sites", "pool_sites", "only_site", "left_out_site", "weighting")
         used |= {
             "seed": shared["seed"],
@@ -114,48 +107,31 @@ class Cell:
             used["alignment"] = shared["training"]["joint"]["alignment"]
         return fingerprint(**used)[:16]
 
-    def folder(self, study: Path) -> Path:
-        """Its folder in a study's folder."""
-        return study / "cells" / self.settings_hash
-
-    def figures(self, study: Path) -> dict[str, Any] | None:
-        """Its figures; None if it has not run."""
-        try:
-            figures: dict[str, Any] = json.loads((self.folder(study) / FIGURES).read_text())
-        except (OSError, ValueError):
-            return None
-        return figures
-
-    def result(self, figures: Mapping[str, Any]) -> str:
-        """Its main figure in words, for the line that is printed at its end."""
-        auc = figures["auc_macro"]
-        return "-" if auc is None else format(auc, ".3f")
-
     def predictions(self, study: Path) -> dict[str, Tensor]:
         """`logits` (N, classes), `targets` (N, classes) and `groups` (N,) of the test images."""
         return load_file(self.folder(study) / PREDICTIONS)
 
-    def describe(self, study: Path) -> None:
-        """Writes the description that `run_cell` reads into its folder."""
-        folder = self.folder(study)
-        folder.mkdir(parents=True, exist_ok=True)
+    def description(self) -> Mapping[str, Any]:
+        """Its fields, with the baseline's settings."""
         baseline = None if self.baseline is None else self.baseline.model_dump(mode="json")
-        write_json(
-            folder / DESCRIPTION,
-            {
-                "method": self.method,
-                "fraction": self.fraction,
-                "seed": self.seed,
-                "site": self.site,
-                "overrides": list(self.overrides),
-                "rival": baseline,
-            },
-        )
+        return {
+            "method": self.method,
+            "fraction": self.fraction,
+            "seed": self.seed,
+            "site": self.site,
+            "overrides": list(self.overrides),
+            "rival": baseline,
+        }
+
+    def result(self, figures: Mapping[str, Any]) -> str:
+        """The macro AUC on the test set."""
+        auc = figures["auc_macro"]
+        return "-" if auc is None else format(auc, ".3f")
 
 
 def cells_of(
     method: Method, trial: Trial, base: Sequence[str], fraction: float, seed: int
-) -> Iterator[Cell]:
+) -> Iterator[LabelsCell]:
     """The cell of one method at a labelled fraction and a seed, or its cells, one for each site.
 
     Args:
@@ -185,7 +161,7 @@ def cells_of(
         overrides += without_unlabelled(overrides, fraction)
     for site in _site_names(data) if method.each_site else (None,):
         only_site = () if site is None else (f"federation.only_site={site}",)
-        cell = Cell(method.name, fraction, seed, site, (*overrides, *only_site), baseline)
+        cell = LabelsCell(method.name, fraction, seed, site, (*overrides, *only_site), baseline)
         if baseline is not None:
             # Checked first: the hash of a finished cell lacks the settings that are refused.
             refuse_unsupported(cell.settings)

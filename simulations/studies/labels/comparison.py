@@ -14,7 +14,7 @@ from mediffusion_core.evaluation.classification import interval
 from mediffusion_core.run_io.run_folder import write_json
 from simulations.baselines.macro_auc import Bootstrap, MacroAuc, bootstrapped_macro_auc
 from simulations.results.figures import format_figure
-from simulations.studies.labels.cells import Cell
+from simulations.studies.labels.cells import LabelsCell
 from simulations.studies.labels.curves import save_label_curves
 from simulations.studies.labels.methods import METHODS, Trial
 from simulations.studies.labels.plan import Plan
@@ -29,7 +29,11 @@ AucBySeed = Mapping[int, MacroAuc]
 
 
 def write_comparison(
-    plan: Plan, cells: Sequence[Cell], chosen: Mapping[str, Trial], study: Path, console: Console
+    plan: Plan,
+    cells: Sequence[LabelsCell],
+    chosen: Mapping[str, Trial],
+    study: Path,
+    console: Console,
 ) -> Path:
     """Writes `results.json` and `curves.png` from the finished cells, and prints the table.
 
@@ -47,7 +51,7 @@ def write_comparison(
     Returns:
         The written `results.json`.
     """
-    groups: dict[Group, list[Cell]] = {}
+    groups: dict[Group, list[LabelsCell]] = {}
     for cell in cells:
         groups.setdefault((cell.method, cell.fraction), []).append(cell)
     aucs = {group: _auc_by_seed(members, study) for group, members in groups.items()}
@@ -80,9 +84,9 @@ def paired_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> tupl
     return interval(torch.stack(each).mean(dim=0))
 
 
-def _auc_by_seed(cells: Sequence[Cell], study: Path) -> dict[int, MacroAuc]:
+def _auc_by_seed(cells: Sequence[LabelsCell], study: Path) -> dict[int, MacroAuc]:
     """The macro AUC of each seed whose cells have all run; a mean over the cells of each site."""
-    by_seed: dict[int, list[Cell]] = {}
+    by_seed: dict[int, list[LabelsCell]] = {}
     for cell in cells:
         by_seed.setdefault(cell.seed, []).append(cell)
     found = {}
@@ -95,7 +99,7 @@ def _auc_by_seed(cells: Sequence[Cell], study: Path) -> dict[int, MacroAuc]:
     return found
 
 
-def _auc(cell: Cell, study: Path) -> MacroAuc:
+def _auc(cell: LabelsCell, study: Path) -> MacroAuc:
     saved = cell.predictions(study)
     multi_label = bool((cell.figures(study) or {})["multi_label"])
     bootstrap = Bootstrap(saved["groups"], BOOTSTRAPS, cell.seed)
@@ -104,7 +108,7 @@ def _auc(cell: Cell, study: Path) -> MacroAuc:
 
 def _row(
     group: Group,
-    cells: Sequence[Cell],
+    cells: Sequence[LabelsCell],
     aucs: Mapping[Group, AucBySeed],
     reference: str,
     study: Path,
@@ -141,7 +145,7 @@ def _mean(figures: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _runs(cells: Sequence[Cell], study: Path) -> list[dict[str, Any]]:
+def _runs(cells: Sequence[LabelsCell], study: Path) -> list[dict[str, Any]]:
     """One entry for each cell, so that every figure can be reproduced; None if it has not run."""
     lines = []
     for cell in cells:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mediffusion_core.common.errors import UserError
-from simulations.studies.labels.cells import Cell, cells_of
+from simulations.studies.labels.cells import LabelsCell, cells_of
 from simulations.studies.labels.methods import JOINT, LABELS_ALONE, METHODS, Method, Trial
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 1.0)
@@ -51,7 +51,7 @@ class Plan:
         """A method with the plan's minutes."""
         return METHODS[name].scaled(self.minutes / MINUTES)
 
-    def cells(self, chosen: dict[str, Trial]) -> Iterator[Cell]:
+    def cells(self, chosen: dict[str, Trial]) -> Iterator[LabelsCell]:
         """The cells to run, the main fraction of all methods first."""
         for fraction in sorted(self.fractions or FRACTIONS, key=lambda one: one != MAIN_FRACTION):
             for seed in range(self.seeds):
@@ -60,7 +60,7 @@ class Plan:
                         method = self.scaled(name)
                         yield from cells_of(method, chosen[name], self.base, fraction, seed)
 
-    def trials(self) -> Iterator[tuple[str, int, Cell]]:
+    def trials(self) -> Iterator[tuple[str, int, LabelsCell]]:
         """Method, number and cell of each trial, at the first seed and the main fraction."""
         for name in self.methods:
             for number, trial in enumerate(METHODS[name].trials):

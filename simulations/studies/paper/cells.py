@@ -18,8 +18,9 @@ from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.run_io.run_folder import write_json
+from simulations.engine.cells import DESCRIPTION, FIGURES, Cell
 from simulations.engine.simulate import LAUNCH
-from simulations.studies.labels.cells import DESCRIPTION, FIGURES, Cell
+from simulations.studies.labels.cells import LabelsCell
 from simulations.studies.paper.measures import MEASURES, SIZES
 from simulations.studies.paper.variants import Variant
 
@@ -30,7 +31,7 @@ NOT_MEASURED = "not_measured"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunCell(Cell):
+class RunCell(LabelsCell):
     """A run of the study."""
 
     variant_title: str
@@ -41,7 +42,7 @@ class RunCell(Cell):
         return self.variant_title
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MeasureCell(Cell):
     """A measurement of a run."""
 
@@ -60,16 +61,13 @@ class MeasureCell(Cell):
         """The measurement and its run."""
         return f"{self.measure} of {self.run.title}"
 
-    def describe(self, study: Path) -> None:
-        """Writes the description that `make_measurement` reads into its folder."""
-        folder = self.folder(study)
-        folder.mkdir(parents=True, exist_ok=True)
-        described = {
+    def description(self) -> Mapping[str, Any]:
+        """As `make_measurement` reads it."""
+        return {
             "measure": self.measure,
             "run": f"../{self.run.settings_hash}/{RUN}",
-            "overrides": list(self.overrides),
+            "overrides": list(self.run.overrides),
         }
-        write_json(folder / DESCRIPTION, described)
 
     def result(self, figures: Mapping[str, Any]) -> str:
         """That it is done, or why it is not."""
@@ -89,13 +87,6 @@ def run_cell_of(variant: Variant, base: tuple[str, ...]) -> RunCell:
         baseline=None,
         variant_title=variant.title,
     )
-
-
-def measure_cell_of(run: RunCell, measure: str) -> MeasureCell:
-    """A measurement of a run."""
-    fields = ("method", "fraction", "seed", "site", "overrides", "baseline")
-    of_run = {name: getattr(run, name) for name in fields}
-    return MeasureCell(**of_run, run=run, measure=measure)
 
 
 def make_measurement(folder: Path) -> None:

@@ -13,7 +13,7 @@ from mediffusion_core.evaluation.bootstrap import Estimate
 from mediffusion_core.evaluation.classification import interval
 from simulations.baselines.macro_auc import Bootstrap, MacroAuc, bootstrapped_macro_auc
 from simulations.studies.labels.comparison import paired_difference
-from simulations.studies.paper.cells import NOT_MEASURED, RUN, MeasureCell, RunCell, measure_cell_of
+from simulations.studies.paper.cells import NOT_MEASURED, RUN, MeasureCell, RunCell
 
 BOOTSTRAPS = 400
 
@@ -45,7 +45,7 @@ class Found:
 
     def measure_cell(self, measure: str, run: str) -> MeasureCell:
         """The cell of a measurement."""
-        return measure_cell_of(self.runs[run], measure)
+        return MeasureCell(self.runs[run], measure)
 
     def measured(self, measure: str, run: str) -> Mapping[str, Any]:
         """The figures of a measurement; none before it is made, or if the run does not allow it."""

@@ -116,8 +116,8 @@ def measure_guidance(run: Path, output: Path) -> dict[str, Any]:
     for factor in SCALES:
         scale = factor * own.guidance_scale
         guidance = own.model_copy(update={**ONE_CANDIDATE, "guidance_scale": scale})
-        made = model.explain(latents, chosen.target, guidance, detail)
-        compared = compare(model, latents, made, chosen.target, detail)
+        made = model.render(model.explain(latents, chosen.target, guidance, detail), detail)
+        compared = compare(model, chosen.images, made, chosen.target)
         found = image_figures(compared, chosen.target, chosen.known, classifier)
         columns[scale] = {name: found[name] for name in GUIDED}
     at_own, seed = columns[own.guidance_scale], _seed(trained)

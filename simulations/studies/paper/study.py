@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.compose import compose
+from simulations.engine.cell_pool import CellPool
 from simulations.engine.preparation import prepare_images
-from simulations.studies.labels.study import run_cells
 from simulations.studies.paper.page import write_page
 from simulations.studies.paper.plan import Plan, time_plan, work_of
 
@@ -37,6 +37,9 @@ def study_paper(plan: Plan, folder: Path, jobs: int) -> Path:
         write_page(plan, work)
 
     written()
-    run_cells(work.runs, folder, jobs, console, written)
-    run_cells(work.measures, folder, jobs, console, written)
+    with CellPool(folder, jobs, console) as pool:
+        for cells in (work.runs, work.measures):  # what is measured has to run first
+            pool.add(cells)
+            pool.run_all(written)
+            pool.refuse_failures()
     return write_page(plan, work)

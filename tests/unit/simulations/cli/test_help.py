@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[4]
 HEAVY = (
     "torch", "numpy", "scipy", "matplotlib", "PIL", "diffusers", "monai", "captum", "opacus",
-    "flwr", "ray", "hydra", "omegaconf", "pydantic", "yaml",
+    "flwr", "ray", "hydra", "omegaconf", "optuna", "pydantic", "yaml",
 )  # fmt: skip
 CODE = f"""
 import sys
@@ -23,7 +23,7 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "simulate", "watch", "explain", "study guidance", "data check"]
+    "command", ["", "simulate", "sweep", "watch", "explain", "study guidance", "data check"]
 )
 def test_help_imports_no_heavy_library(command: str) -> None:
     done = subprocess.run(

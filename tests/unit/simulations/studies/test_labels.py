@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.reporting.style import new_figure
 from simulations.baselines.settings import LinearSettings
-from simulations.studies.labels.cells import FIGURES, PREDICTIONS, Cell, cells_of
+from simulations.engine.cells import FIGURES
+from simulations.studies.labels.cells import PREDICTIONS, LabelsCell, cells_of
 from simulations.studies.labels.comparison import paired_difference, write_comparison
 from simulations.studies.labels.curves import LineEnd, label_ends
 from simulations.studies.labels.methods import METHODS
@@ -24,7 +25,7 @@ def base(tiny: tuple[str, ...], tmp_path: Path) -> list[str]:
     return [*tiny, f"data.store='{tmp_path / 'store'}'"]
 
 
-def keep(cell: Cell, study: Path, logits: torch.Tensor, pooled: float = 0.5) -> None:
+def keep(cell: LabelsCell, study: Path, logits: torch.Tensor, pooled: float = 0.5) -> None:
     """Leaves a cell's result as a run would."""
     folder = cell.folder(study)
     folder.mkdir(parents=True)

@@ -17,7 +17,8 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation.bootstrap import Estimate
 from mediffusion_core.run_io.run_folder import write_json
 from simulations.cli.study import study
-from simulations.studies.labels.cells import FIGURES, PREDICTIONS, Cell
+from simulations.engine.cells import FIGURES, Cell
+from simulations.studies.labels.cells import PREDICTIONS
 from simulations.studies.paper.cells import NOT_MEASURED, RUN, run_cell_of
 from simulations.studies.paper.found import Found
 from simulations.studies.paper.page import TABLE, write_page

@@ -1,0 +1,1 @@
+"""Sweeps: runs over a grid of settings, or a search among them, side by side."""
