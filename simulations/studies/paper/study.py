@@ -38,7 +38,7 @@ def study_paper(plan: Plan, folder: Path, jobs: int) -> Path:
 
     written()
     with CellPool(folder, jobs, console) as pool:
-        for cells in (work.runs, work.measures):  # what is measured has to run first
+        for cells in (work.runs, work.measures):  # runs come before measurements of them
             pool.add(cells)
             pool.run_all(written)
             pool.refuse_failures()
