@@ -130,3 +130,22 @@ def present(images: Tensor, kind: MarkKind) -> Tensor:
     fit = along / (pixels.norm(dim=1) * shape.norm()).clamp(min=1e-12)
     found: Tensor = (fit > LEAST_FIT) & (along / shape.square().sum() > LEAST_CONTRAST)
     return found
+
+
+def randomised(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The images without their marks, and with each kind of mark on a random half of them.
+
+    So no mark goes with any class.
+    """
+    for kind in KINDS:
+        found = present(images, kind)
+        if bool(found.any()):
+            images = torch.where(_each(found), removed(images, kind), images)
+        chosen = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(_each(chosen), pasted(images, kind), images)
+    return images
+
+
+def _each(chosen: Tensor) -> Tensor:
+    """Which images are chosen (B,), to select among images (B, C, H, W)."""
+    return chosen.reshape(-1, 1, 1, 1)

@@ -131,8 +131,11 @@ class DataSettings(TableSettings):
     """Holder of the labelled images: the sites, or the server alone."""
     use_unlabelled: bool = True
     """Whether unlabelled images train the networks."""
-    augmentation: Literal["none", "radiograph", "dermoscopy", "dermoscopy_colour"] = "none"
-    """Which random views are drawn of a training image."""
+    augmentation: Literal[
+        "none", "radiograph", "radiograph_marks", "dermoscopy", "dermoscopy_colour"
+    ] = "none"
+    """Which random views are drawn of a training image; `radiograph_marks` also replaces scanner
+    marks by random ones, so that the classifier cannot use them."""
     phantom: PhantomSettings = PhantomSettings()
     """The phantoms."""
 

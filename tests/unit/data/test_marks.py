@@ -9,10 +9,11 @@ import torch
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data import marks, phantom
+from mediffusion_core.data.augmentation import has_random_marks
 from mediffusion_core.data.ground_truth import patients_without, planted_mark
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.data.readers.phantom import mark_mask, read
-from mediffusion_core.settings import DataSettings
+from mediffusion_core.settings import DataSettings, MarkKind
 
 SITES = {"patients_per_site": (150, 400, 150)}
 
@@ -71,7 +72,7 @@ def test_every_process_plants_the_same_marks_and_the_truth_keeps_them(
 
 
 @pytest.mark.parametrize("kind", marks.KINDS)
-def test_a_mark_is_found_and_removed(kind: marks.MarkKind) -> None:
+def test_a_mark_is_found_and_removed(kind: MarkKind) -> None:
     for size in (32, 64):
         drawn = [phantom.render(0, site, n, (), size) for n in range(12) for site in range(3)]
         images = torch.from_numpy(np.array(drawn))[:, None].float() / 255
@@ -86,6 +87,20 @@ def test_a_mark_is_found_and_removed(kind: marks.MarkKind) -> None:
         for other in set(marks.KINDS) - {kind}:
             assert not (marks.region(kind, size) & marks.region(other, size)).any()
             assert not marks.present(pasted, other).any()
+
+
+def test_random_marks_do_not_depend_on_those_that_were_there() -> None:
+    images = torch.full((400, 1, 32, 32), 0.4)
+    marked = torch.cat([marks.pasted(images[:200], "letter"), images[200:]])
+    views = marks.randomised(marked, torch.Generator().manual_seed(0))
+    for kind in marks.KINDS:
+        for half in marks.present(views, kind).split(200):
+            assert float(half.double().mean()) == pytest.approx(0.5, abs=0.1)
+    covered = np.any([marks.region(kind, 32) for kind in marks.KINDS], axis=0)
+    assert torch.equal(
+        views[..., ~torch.from_numpy(covered)], marked[..., ~torch.from_numpy(covered)]
+    )
+    assert has_random_marks("radiograph_marks") and not has_random_marks("radiograph")
 
 
 def test_mistakes_are_named() -> None:
