@@ -6,11 +6,13 @@ order than the published runs.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mediffusion_core.data import marks
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,14 @@ class Ranges:
     """Largest relative change of colours' distance from grey."""
     channel_gain: float = 0.0
     """Largest relative change of each channel on its own, which shifts the hue."""
+    random_marks: bool = False
+    """Whether scanner marks are replaced by random ones."""
 
 
+_RADIOGRAPH = Ranges(6.0, (0.93, 1.1), 0.05, 0.1, turns_and_flips=False)
 RANGES = {
-    "radiograph": Ranges(6.0, (0.93, 1.1), 0.05, 0.1, turns_and_flips=False),
+    "radiograph": _RADIOGRAPH,
+    "radiograph_marks": replace(_RADIOGRAPH, random_marks=True),
     "dermoscopy": Ranges(0.0, (1.0, 1.25), 0.06, 0.08, turns_and_flips=True),
     # Light, cameras and skin differ more between centres than within one.
     "dermoscopy_colour": Ranges(
@@ -46,6 +52,11 @@ RANGES = {
 def turns_and_flips(kind: str) -> bool:
     """Whether a kind's views include quarter turns and mirror images; those of "none" do not."""
     return kind in RANGES and RANGES[kind].turns_and_flips
+
+
+def has_random_marks(kind: str) -> bool:
+    """Whether a kind's views have random scanner marks in place of their own."""
+    return kind in RANGES and RANGES[kind].random_marks
 
 
 def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
@@ -62,6 +73,8 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     if kind == "none":
         return images
     ranges = RANGES[kind]
+    if ranges.random_marks:
+        images = marks.randomised(images, generator)
     moved = F.grid_sample(
         images,
         F.affine_grid(_affine(len(images), ranges, generator), list(images.shape), False),

@@ -1,4 +1,4 @@
-"""Ground truth of an image beside its labels: the region of a finding, the patient without it."""
+"""Ground truth of an image beside its labels: regions of findings and marks, true images."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,23 @@ from numpy.typing import NDArray
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
 from mediffusion_core.data.readers import read_source
-from mediffusion_core.data.readers.phantom import finding_mask, with_finding, without_finding
+from mediffusion_core.data.readers.phantom import (
+    finding_mask,
+    mark_mask,
+    with_finding,
+    without_finding,
+)
 from mediffusion_core.data.store.images import ImageError, fit
-from mediffusion_core.settings import Settings
+from mediffusion_core.settings import DataSettings, Settings
 
 Truth = Callable[[int, str], NDArray[np.uint8] | None]
 """Row of the store and a finding, to the pixels (S, S) of the same patient without or with it."""
 
 Where = Callable[[int, str], NDArray[np.bool_] | None]
 """Row of the store and a finding, to the pixels (S, S) where it is."""
+
+PlantedMark = Callable[[int], NDArray[np.bool_]]
+"""Row of the store to the pixels (S, S) of its planted mark."""
 
 
 def patients_without(settings: Settings, dataset: FederatedDataset) -> Truth | None:
@@ -32,15 +40,14 @@ def patients_with(settings: Settings, dataset: FederatedDataset) -> Truth | None
 def _redrawn(
     settings: Settings,
     dataset: FederatedDataset,
-    draw: Callable[[int, str, str, int], NDArray[np.uint8]],
+    draw: Callable[[DataSettings, int, str, str], NDArray[np.uint8]],
 ) -> Truth | None:
     if settings.data.source != "phantom":
         return None
     ids = dataset.store.image_ids
-    size = settings.data.image_size
 
     def truth(row: int, finding: str) -> NDArray[np.uint8]:
-        return dataset.as_scanned(row, draw(settings.seed, ids[row], finding, size))
+        return dataset.as_scanned(row, draw(settings.data, settings.seed, ids[row], finding))
 
     return truth
 
@@ -57,7 +64,7 @@ def finding_regions(settings: Settings, dataset: FederatedDataset) -> Where | No
     ids = dataset.store.image_ids
     size = settings.data.image_size
     if settings.data.source == "phantom":
-        return lambda row, finding: finding_mask(settings.seed, ids[row], finding, size)
+        return lambda row, finding: finding_mask(settings.data, settings.seed, ids[row], finding)
     source = read_source(settings.data, settings.seed)
     regions = source.regions
     if regions is None:
@@ -74,3 +81,11 @@ def finding_regions(settings: Settings, dataset: FederatedDataset) -> Where | No
         return fit(marked.astype(np.uint8) * 255, size, 1)[..., 0] > 127
 
     return where
+
+
+def planted_mark(settings: Settings, dataset: FederatedDataset) -> PlantedMark | None:
+    """Regions of the planted mark, none of it where an image has none; None if none is planted."""
+    if settings.data.source != "phantom" or settings.data.phantom.mark.site is None:
+        return None
+    ids = dataset.store.image_ids
+    return lambda row: mark_mask(settings.data, settings.seed, ids[row])

@@ -5,7 +5,14 @@ unknown keys, and give one hash over all that server and sites must agree on. Th
 field is its description.
 """
 
-from mediffusion_core.settings.data import ColumnSettings, DataSettings, TableSettings, Uncertain
+from mediffusion_core.settings.data import (
+    ColumnSettings,
+    DataSettings,
+    MarkKind,
+    MarkSettings,
+    TableSettings,
+    Uncertain,
+)
 from mediffusion_core.settings.defaults import defaults, former_names
 from mediffusion_core.settings.evaluation import CounterfactualSettings, EvaluationSettings, Solver
 from mediffusion_core.settings.federation import (
@@ -53,6 +60,8 @@ __all__ = [
     "FederationSettings",
     "HeadSettings",
     "JointTraining",
+    "MarkKind",
+    "MarkSettings",
     "ModelSettings",
     "Prediction",
     "RunSettings",

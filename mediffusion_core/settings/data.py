@@ -10,11 +10,42 @@ from mediffusion_core.settings.base import Count, Fraction, Positive, StrictMode
 Share = Annotated[float, Field(gt=0.0, lt=0.9)]
 
 
+MarkKind = Literal["letter", "border", "line"]
+"""A letter at the upper left, a step wedge at the lower border, a line of text at the top."""
+
+
+class MarkSettings(StrictModel):
+    """A scanner mark at one site's phantoms that goes with a finding: a planted shortcut."""
+
+    site: Annotated[int, Field(ge=0)] | None = None
+    """Number of the site whose images have the mark, from 0. None: no mark is planted."""
+    finding: str = "Effusion"
+    """The finding that the mark goes with."""
+    kind: MarkKind = "letter"
+    """The mark."""
+    rate: Fraction = 0.95
+    """Share of that site's images with the finding that have the mark, 0 to 1."""
+    other_rate: Fraction = 0.05
+    """Share of that site's images without the finding that have the mark, 0 to 1."""
+
+
 class PhantomSettings(StrictModel):
     """The chest phantoms of `data.source=phantom`."""
 
     patients_per_site: tuple[Count, ...] = (1700, 1700, 900)
     """Patients of each site, one image a patient."""
+    mark: MarkSettings = MarkSettings()
+    """A planted shortcut."""
+
+    @model_validator(mode="after")
+    def _mark_has_a_site(self) -> Self:
+        site, sites = self.mark.site, len(self.patients_per_site)
+        if site is not None and site >= sites:
+            raise ValueError(
+                f"data.phantom.mark.site={site}: data.phantom.patients_per_site lists {sites} "
+                f"sites; allowed: 0 to {sites - 1}"
+            )
+        return self
 
 
 class ColumnSettings(StrictModel):
@@ -100,8 +131,11 @@ class DataSettings(TableSettings):
     """Holder of the labelled images: the sites, or the server alone."""
     use_unlabelled: bool = True
     """Whether unlabelled images train the networks."""
-    augmentation: Literal["none", "radiograph", "dermoscopy", "dermoscopy_colour"] = "none"
-    """Which random views are drawn of a training image."""
+    augmentation: Literal[
+        "none", "radiograph", "radiograph_marks", "dermoscopy", "dermoscopy_colour"
+    ] = "none"
+    """Which random views are drawn of a training image; `radiograph_marks` also replaces scanner
+    marks by random ones, so that the classifier cannot use them."""
     phantom: PhantomSettings = PhantomSettings()
     """The phantoms."""
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mediffusion_core.data.augmentation import augment
+from mediffusion_core.data.augmentation import augment, has_random_marks
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.models import LatentCodec
 
@@ -62,14 +62,15 @@ def encode_views(
         augmentation: Kind of random views.
         seed: Draws the views. As a function of view and position in the set it is a seed of one
             view, which then depends on its image alone.
-        plain: Whether the first view is the image without augmentation.
+        plain: Whether the first view is the image without augmentation. It is not where views have
+            random marks: the image would keep its own.
         on_batch: Told after each batch of views.
 
     Returns:
         (V, n, c, h, w) float16.
     """
     kinds = ["none"] if augmentation == "none" else [augmentation] * views
-    if plain:
+    if plain and not has_random_marks(augmentation):
         kinds[0] = "none"
     if isinstance(seed, int):
         generator = torch.Generator().manual_seed(seed)

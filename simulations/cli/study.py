@@ -294,3 +294,35 @@ def explanations(
 
     folder = output or run / "study-explanations"
     print(study_explanations(run, images, overrides or [], folder, device, class_names(between)))
+
+
+@study.command(
+    epilog="Examples:\n\n"
+    "fed-mediffusion study shortcut runs/marked\n\n"
+    "fed-mediffusion study shortcut runs/marked --mended runs/mended --images 12"
+)
+def shortcut(
+    run: Run,
+    overrides: Changes = None,
+    mended: Annotated[
+        Path | None,
+        typer.Option(help="Run trained without the shortcut, on the same patients and seed."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="Counterfactuals of each class at each site, at most.")
+    ] = 12,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; study-shortcut in the run by default.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Test which site's scanner mark the classifier uses as a sign of a class.
+
+    Pastes and removes marks on test images, and measures whether counterfactuals change their
+    places. With a mended run both models are tested on the same images. The last line printed is
+    the page of results.
+    """
+    from simulations.studies.shortcut.study import study_shortcut
+
+    folder = output or run / "study-shortcut"
+    print(study_shortcut(run, mended, overrides or [], images, folder, device))

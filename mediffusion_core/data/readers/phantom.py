@@ -6,16 +6,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed, fingerprint
-from mediffusion_core.data import phantom
+from mediffusion_core.data import marks, phantom
 from mediffusion_core.data.attributes import AGE, ATTRIBUTES, SEX, Attributes, age_band_of
 from mediffusion_core.data.dataset import Source, UnitNames
 from mediffusion_core.data.store.images import fit
-from mediffusion_core.settings import DataSettings
+from mediffusion_core.settings import DataSettings, MarkSettings
 
 
 def read(settings: DataSettings, seed: int) -> Source:
-    """`data.phantom.patients_per_site` phantom patients, one image each; sites "site-0", ..."""
+    """`data.phantom.patients_per_site` phantom patients, one image each; sites "site-0", ...
+
+    Raises:
+        UserError: if the planted mark goes with an unknown finding.
+    """
+    mark = settings.phantom.mark
+    if mark.finding not in phantom.FINDINGS:
+        raise UserError(
+            f"data.phantom.mark.finding={mark.finding}: allowed are {', '.join(phantom.FINDINGS)}"
+        )
     counts = settings.phantom.patients_per_site
     patients = tuple(
         (site, patient) for site, count in enumerate(counts) for patient in range(count)
@@ -36,8 +46,10 @@ def read(settings: DataSettings, seed: int) -> Source:
         groups=names,
         names=UnitNames("patient"),
         centres=tuple(f"site-{site}" for site, _ in patients),
-        load=partial(draw, seed, patients, settings.image_size),
-        fingerprint=fingerprint(reader="phantom", seed=seed, counts=counts, drawing=drawing),
+        load=partial(draw, settings, seed, patients),
+        fingerprint=fingerprint(
+            reader="phantom", seed=seed, counts=counts, drawing=drawing, **_planting(mark)
+        ),
         attributes=_attributes(seed, names),
     )
 
@@ -51,53 +63,94 @@ def _attributes(seed: int, names: tuple[str, ...]) -> Attributes:
     }
 
 
+def _planting(mark: MarkSettings) -> dict[str, object]:
+    """Parts of the fingerprint of images with a planted mark; none without one."""
+    if mark.site is None:
+        return {}
+    return {"mark": mark.model_dump(mode="json"), "marks": Path(marks.__file__).read_bytes()}
+
+
 def draw(
-    seed: int, patients: tuple[tuple[int, int], ...], size: int, index: int
+    settings: DataSettings, seed: int, patients: tuple[tuple[int, int], ...], index: int
 ) -> NDArray[np.uint8]:
-    """The phantom of `patients[index]`, (site, patient), uint8 (size, size) or finer."""
+    """The phantom of `patients[index]`, (site, patient), uint8 (S, S) with S the image's size.
+
+    A size below the smallest of phantoms becomes that size.
+    """
     site, patient = patients[index]
-    findings = phantom.findings_of(seed, site, patient)
-    return phantom.render(seed, site, patient, findings, max(size, phantom.SMALLEST_SIZE))
+    return _drawn(settings, seed, site, patient, phantom.findings_of(seed, site, patient))
 
 
-def without_finding(seed: int, image_id: str, finding: str, size: int) -> NDArray[np.uint8]:
-    """The same phantom patient without one finding, uint8 (size, size), noise included.
+def _drawn(
+    settings: DataSettings, seed: int, site: int, patient: int, findings: frozenset[str]
+) -> NDArray[np.uint8]:
+    """A phantom with some findings, and with the planted mark if its image has that."""
+    size = max(settings.image_size, phantom.SMALLEST_SIZE)
+    image = phantom.render(seed, site, patient, findings, size)
+    if _has_mark(settings.phantom.mark, seed, site, patient):
+        return marks.planted(image, settings.phantom.mark.kind)
+    return image
+
+
+def _has_mark(mark: MarkSettings, seed: int, site: int, patient: int) -> bool:
+    """Whether the patient's image has the planted mark: drawn by patient, at one site alone."""
+    if site != mark.site:
+        return False
+    found = mark.finding in phantom.findings_of(seed, site, patient)
+    draw = np.random.default_rng(derive_seed(seed, "mark", site, patient)).random()
+    return bool(draw < (mark.rate if found else mark.other_rate))
+
+
+def without_finding(
+    settings: DataSettings, seed: int, image_id: str, finding: str
+) -> NDArray[np.uint8]:
+    """The same phantom patient without one finding, uint8 (S, S), with the same noise and mark.
 
     Args:
+        settings: Of the images.
         seed: The run's seed.
         image_id: As in `Source.image_ids`.
-        finding: What to leave out.
-        size: Pixels a side.
+        finding: The finding to leave out.
     """
     found = phantom.findings_of(seed, *_numbers(image_id))
-    return _with_findings(seed, image_id, found - {finding}, size)
+    return _with_findings(settings, seed, image_id, found - {finding})
 
 
-def with_finding(seed: int, image_id: str, finding: str, size: int) -> NDArray[np.uint8]:
+def with_finding(
+    settings: DataSettings, seed: int, image_id: str, finding: str
+) -> NDArray[np.uint8]:
     """The same phantom patient with one finding more, where it would be; else `without_finding`."""
     found = phantom.findings_of(seed, *_numbers(image_id))
-    return _with_findings(seed, image_id, found | {finding}, size)
+    return _with_findings(settings, seed, image_id, found | {finding})
 
 
 def _with_findings(
-    seed: int, image_id: str, findings: frozenset[str], size: int
+    settings: DataSettings, seed: int, image_id: str, findings: frozenset[str]
 ) -> NDArray[np.uint8]:
-    site, patient = _numbers(image_id)
-    drawn = phantom.render(seed, site, patient, findings, max(size, phantom.SMALLEST_SIZE))
-    return fit(drawn, size, 1)[..., 0]
+    drawn = _drawn(settings, seed, *_numbers(image_id), findings)
+    return fit(drawn, settings.image_size, 1)[..., 0]
 
 
-def finding_mask(seed: int, image_id: str, finding: str, size: int) -> NDArray[np.bool_]:
-    """Pixels that one finding changes in a phantom patient, bool (size, size).
+def finding_mask(
+    settings: DataSettings, seed: int, image_id: str, finding: str
+) -> NDArray[np.bool_]:
+    """Pixels that one finding changes in a phantom patient, bool (S, S).
 
     Args as `without_finding`.
     """
     site, patient = _numbers(image_id)
     findings = phantom.findings_of(seed, site, patient)
-    drawn = phantom.change_mask(
-        seed, site, patient, findings, finding, max(size, phantom.SMALLEST_SIZE)
-    )
-    return fit(drawn.astype(np.uint8) * 255, size, 1)[..., 0] > 127
+    size = max(settings.image_size, phantom.SMALLEST_SIZE)
+    drawn = phantom.change_mask(seed, site, patient, findings, finding, size)
+    return fit(drawn.astype(np.uint8) * 255, settings.image_size, 1)[..., 0] > 127
+
+
+def mark_mask(settings: DataSettings, seed: int, image_id: str) -> NDArray[np.bool_]:
+    """Pixels of the planted mark in a phantom's image, bool (S, S); none where it has none."""
+    size = settings.image_size
+    if not _has_mark(settings.phantom.mark, seed, *_numbers(image_id)):
+        return np.zeros((size, size), dtype=np.bool_)
+    return marks.mask(settings.phantom.mark.kind, size)
 
 
 def _numbers(image_id: str) -> tuple[int, int]:

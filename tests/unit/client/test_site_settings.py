@@ -68,6 +68,7 @@ FREE = {
     "run": "keep_last trackers",
     "data": "image_size channels labelled_fraction use_unlabelled augmentation",
     "data.phantom": "patients_per_site",
+    "data.phantom.mark": "site finding kind rate other_rate",
     "model": "name",
     "model.autoencoder": (
         "channels layers_per_block latent_channels norm_groups patch_size attention linear_start"

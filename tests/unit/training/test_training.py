@@ -442,6 +442,12 @@ def test_all_views_are_random_where_the_image_as_it_is_is_not_wanted() -> None:
     assert torch.equal(encoded(images(2), 4, "none", plain=False), encoded(images(2), 1))
 
 
+def test_where_marks_are_random_no_view_keeps_those_of_the_image() -> None:
+    views, usual = encoded(images(6), 3, "radiograph_marks"), encoded(images(6), 3)
+    assert views.shape == usual.shape
+    assert (views - usual[0]).abs().amax((2, 3, 4)).min() > 0.02
+
+
 def test_without_augmentation_one_view_is_enough() -> None:
     assert encoded(images(2), 4, "none").shape == (1, 2, 2, 8, 8)
 

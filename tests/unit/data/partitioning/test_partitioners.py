@@ -244,16 +244,16 @@ def test_the_ground_truth_has_the_scanner_of_its_patient(
     for row in range(0, 180, 29):
         absent = at_sites.store.classes[int(np.argmin(at_sites.store.labels[row]))]
         name = at_sites.store.image_ids[row]
-        drawn = without_finding(settings.seed, name, absent, settings.data.image_size)
+        drawn = without_finding(settings.data, settings.seed, name, absent)
         shown = at_sites.pixels[np.array([row])][0, ..., 0]
         assert np.array_equal(at_sites.as_scanned(row, drawn), shown)
         assert np.array_equal(at_server.pixels[np.array([row])][0, ..., 0], shown)
         assert not np.array_equal(drawn, shown)
-        more = with_finding(settings.seed, name, absent, settings.data.image_size)
+        more = with_finding(settings.data, settings.seed, name, absent)
         assert not np.array_equal(more, drawn)
         if at_sites.store.labels[row].any():
             there = at_sites.store.classes[int(np.argmax(at_sites.store.labels[row]))]
-            same = with_finding(settings.seed, name, there, settings.data.image_size)
+            same = with_finding(settings.data, settings.seed, name, there)
             assert np.array_equal(same, drawn)
 
 
