@@ -139,7 +139,7 @@ def unit_sums(
     states = torch.from_numpy(_states(images.targets))  # (N, C)
     labelled = torch.from_numpy(_labelled(images.targets))  # (N,)
     histograms = torch.from_numpy(intensity_histograms(images, progress)).double()
-    shares = histograms / max(1, int(np.prod(images.pixels.shape[1:3])))  # (N, c, BINS)
+    shares = histograms / max(1, math.prod(images.pixels.shape[1:3]))  # (N, c, BINS)
     one_of = [(states == state).double() for state in range(len(STATES))]
     return {
         "labelled": torch.stack([weights @ (labelled == one).double() for one in range(2)]),

@@ -80,11 +80,10 @@ class LocalDeployment:
         options = ("--key", str(key), "-c", config)
         signed = self._command("fed-mediffusion", "sign", str(self._app), *options)
         start = ("run", str(self._app), CONNECTION, "--stream", "-c", signed.strip())
-        before = {one.path for one in self.run_folders()}
         said = self._command("flwr", *start)
         runs = json.loads(self._command("flwr", "list", CONNECTION, "--format", "json"))["runs"]
-        assert {run["status"] for run in runs} == {"finished:completed"}, said
-        (folder,) = (one for one in self.run_folders() if one.path not in before)
+        assert [run["status"] for run in runs] == ["finished:completed"], said
+        (folder,) = self.run_folders()
         return folder
 
     def run_folders(self) -> list[RunFolder]:

@@ -1,4 +1,4 @@
-"""Runs that train nothing, by a SuperLink and three SuperNodes over TLS on one machine."""
+"""A model from elsewhere, evaluated by a SuperLink and three SuperNodes over TLS on one machine."""
 
 import json
 from collections.abc import Iterator
@@ -44,16 +44,3 @@ def test_the_pooled_auc_is_that_of_the_pooled_images(
     # No image lies at the server, and no image was prepared there.
     server = federation.pair.folder / "server"
     assert not [*server.rglob("*.png"), *server.rglob("images.npy"), *folder.glob("sites")]
-
-
-def test_statistics_pool_the_counts_of_all_sites(
-    federation: LocalDeployment, tiny: tuple[str, ...]
-) -> None:
-    data = tuple(one for one in tiny if one.startswith(("seed=", "data", "model")))
-    classes = "data.classes=[Effusion,Cardiomegaly,Nodule,Pneumothorax,Consolidation]"
-    folder = federation.run(flatten((*data, classes, "task=statistics"))).path
-    figures = json.loads((folder / "statistics.json").read_text())
-    assert list(figures["sites"]) == NAMES
-    assert (figures["pooled"]["images"], figures["pooled"]["units"]) == (180, 180)
-    assert "<svg" in (folder / "statistics.html").read_text()
-    assert not [*(federation.pair.folder / "server").rglob("images.npy"), *folder.glob("sites")]
