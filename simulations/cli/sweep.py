@@ -12,21 +12,30 @@ commands = typer.Typer()
     epilog="Examples:\n\n"
     "fed-mediffusion sweep training.joint.learning_rate=3e-4,6e-4,1.2e-3 seed=1,2\n\n"
     "fed-mediffusion sweep experiment=isic2019_4centres data.root=PATH model=tiny,small\n\n"
-    "fed-mediffusion sweep 'federation.num_rounds=range(10,40,10)' --workers 4"
+    "fed-mediffusion sweep 'federation.num_rounds=range(10,40,10)' --workers 4\n\n"
+    "fed-mediffusion sweep 'training.joint.learning_rate=tag(log,interval(1e-4,1e-2))' --trials 20"
 )
 def sweep(
     overrides: Annotated[
         list[str],
         typer.Argument(
             help="Settings, some with several values in the grammar of Hydra's multirun: a=1,2, "
-            "choice(...) or range(...)."
+            "choice(...), range(...), or with --trials interval(...)."
         ),
     ],
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Search with so many trials in total, by Optuna's TPE, instead of a grid; a=1,2, "
+            "int(interval(1,9)) and tag(log,interval(1e-4,1e-2)) span the space.",
+        ),
+    ] = None,
     objective: Annotated[
         str,
         typer.Option(
-            help="Figure of the sites' validation patients that the results are sorted by: "
-            "auc_pooled, or auc_pooled_per_class.CLASS."
+            help="Figure of the sites' validation patients that the results are sorted by, and "
+            "that a search maximises: auc_pooled, or auc_pooled_per_class.CLASS."
         ),
     ] = "auc_pooled",
     workers: Annotated[
@@ -41,7 +50,7 @@ def sweep(
         "runs/sweep"
     ),
 ) -> None:
-    """Train with each combination of settings, side by side, and compare the validation AUC.
+    """Train with each combination of settings, or search, and compare the validation AUC.
 
     The same command again runs the missing ones: finished runs are kept by the hash of their
     settings, and interrupted ones resume from their checkpoint. Values of `seed` are repetitions.
@@ -49,4 +58,4 @@ def sweep(
     """
     from simulations.sweeps.sweep import sweep as run
 
-    raise typer.Exit(run(overrides, objective, workers, folder))
+    raise typer.Exit(run(overrides, trials, objective, workers, folder))

@@ -1,5 +1,6 @@
 """`fed-mediffusion sweep`: runs the cells that are missing, and compares all of them."""
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from simulations.sweeps.candidate import Candidate, candidate_of, images_differ,
 from simulations.sweeps.cell import SweepCell
 from simulations.sweeps.objective import check_objective
 from simulations.sweeps.results import Results
+from simulations.sweeps.search import Search, corners, require_optuna
 from simulations.sweeps.space import parse_space
 
 
@@ -45,11 +47,18 @@ class Grid:
         pool.run_all()
 
 
-def sweep(overrides: Sequence[str], objective: str, workers: int | None, folder: Path) -> int:
-    """Runs the cells of a grid that have not finished, and returns the exit status.
+def sweep(
+    overrides: Sequence[str],
+    trials: int | None,
+    objective: str,
+    workers: int | None,
+    folder: Path,
+) -> int:
+    """Runs the cells of a grid or a search that have not finished, and returns the exit status.
 
     Args:
         overrides: Of all cells, in the grammar of Hydra's multirun.
+        trials: Number of trials of a search; None for a grid.
         objective: Name of the figure that the results are sorted by.
         workers: Number of cells at once; None for as many as cores and memory allow.
         folder: Folder of the cells and the results.
@@ -60,15 +69,23 @@ def sweep(overrides: Sequence[str], objective: str, workers: int | None, folder:
     console = Console(soft_wrap=True)
     check_objective(objective)
     space = parse_space(overrides)
-    work = Grid([candidate_of(space, chosen) for chosen in space.grid()])
-    refuse_equal(work.candidates)
-    cells = [cell for one in work.candidates for cell in one.cells]
+    if trials is None:
+        checked = [candidate_of(space, chosen) for chosen in space.grid()]
+    else:
+        require_optuna()
+        checked = corners(space)
+    refuse_equal(checked)
+    cells = [cell for one in checked for cell in one.cells]
     workers = _prepared(cells, objective, workers, console)
     with _held(folder):
+        work: Work = Grid(checked)
+        if trials is not None:
+            at_once = math.ceil(workers / len(checked[0].cells))
+            work = Search(space, checked[0], folder, trials, at_once, objective)
         pool = CellPool(folder, workers, console)
         stopped = _run(work, pool)
         results = Results(folder, work.candidates, pool.failures, objective)
-        written = results.write({"command": list(overrides)})
+        written = results.write({"command": list(overrides), "trials": trials})
     results.print(console)
     if stopped:
         console.print("interrupted; the same command goes on from here", style="red")

@@ -34,6 +34,7 @@ from simulations.studies.guidance.options import Grid, parse_reference
 from simulations.studies.labels.plan import make_plan
 from simulations.studies.study_images import class_names
 from simulations.sweeps.candidate import candidate_of
+from simulations.sweeps.search import corners
 from simulations.sweeps.space import parse_space
 
 ROOT = Path(__file__).parents[2]
@@ -115,8 +116,11 @@ def check_own(arguments: list[str]) -> None:
         change(compose("config", []), [f"evaluation.counterfactual.{one}" for one in overrides])
     elif name == ["sweep"]:
         space = parse_space(overrides)
-        for chosen in space.grid():
-            candidate_of(space, chosen)
+        if given["trials"] is not None:
+            corners(space)
+        else:
+            for chosen in space.grid():
+                candidate_of(space, chosen)
     elif overrides:
         compose(given.get("config_name", "config"), overrides)
 
