@@ -22,6 +22,8 @@ from simulations.studies.labels.plan import Plan
 BOOTSTRAPS = 400
 RESULTS, CURVES = "results.json", "curves.png"
 NOT_RUN = "not run"
+FEWEST_SAMPLES = 100
+"""Of fewer an FID says little."""
 
 Group = tuple[str, float]
 """A method and a labelled fraction."""
@@ -125,7 +127,7 @@ def _row(
         "seeds": sorted(own),
         "auc_macro": statistics.mean(values) if values and classifies else None,
         "auc_deviation": statistics.stdev(values) if len(values) > 1 and classifies else None,
-        "fid": _mean(figures, "fid"),
+        "fid": _mean(figures, "fid") if _draws_enough(cells) else None,
         "seconds": _mean(figures, "seconds"),
         "parameters": _mean(figures, "parameters"),
     }
@@ -138,6 +140,11 @@ def _row(
             [own[seed].draws for seed in both], [other[seed].draws for seed in both]
         )
     return row
+
+
+def _draws_enough(cells: Sequence[LabelsCell]) -> bool:
+    """Whether each evaluation has samples enough for an FID; a study may draw few to save time."""
+    return all(cell.settings.evaluation.num_samples >= FEWEST_SAMPLES for cell in cells)
 
 
 def _mean(figures: Sequence[Mapping[str, Any]], name: str) -> float | None:

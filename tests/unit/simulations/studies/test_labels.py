@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from mediffusion_core.common.errors import UserError
@@ -97,8 +98,6 @@ def test_a_paired_interval_is_narrow_where_methods_err_on_the_same_patients() ->
 def test_a_comparison_pairs_seeds_and_names_cells_without_results(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rich.console import Console
-
     asked = make_plan(base, "joint,resnet,fixmatch", "0.4", 2, 10, False)
     chosen = choose_trials(asked, tmp_path)
     cells = list(asked.cells(chosen))
@@ -119,6 +118,30 @@ def test_a_comparison_pairs_seeds_and_names_cells_without_results(
     assert rows["fixmatch"]["auc_macro"] is None
     assert "not run" in console.export_text()
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("samples", "fid"), [(16, None), (100, 250.0)])
+def test_the_first_method_is_the_reference_of_a_plan_without_the_joint_network(
+    base: list[str], tmp_path: Path, samples: int, fid: float | None
+) -> None:
+    """And an FID of few samples, drawn so to save time, is not shown."""
+    asked = make_plan(
+        [*base, f"evaluation.num_samples={samples}"], "classifier,resnet", "0.4", 1, 10, False
+    )
+    chosen = choose_trials(asked, tmp_path)
+    cells = list(asked.cells(chosen))
+    right = torch.eye(2).repeat(10, 1)
+    for cell in cells:
+        keep(cell, tmp_path, right if cell.method == "classifier" else -right)
+        path = cell.folder(tmp_path) / FIGURES
+        path.write_text(json.dumps({**json.loads(path.read_text()), "fid": 250.0}))
+    with Console(record=True, width=160) as console:
+        results = json.loads(write_comparison(asked, cells, chosen, tmp_path, console).read_text())
+    rows = {row["method"]: row for row in results["rows"]}
+    assert results["reference"] == "classifier"
+    assert "difference" not in rows["classifier"] and rows["resnet"]["difference"] == -1.0
+    assert rows["classifier"]["fid"] == fid
+    assert "against classifier" in console.export_text()
 
 
 def test_names_of_methods_that_are_equal_do_not_cover_each_other() -> None:
