@@ -71,6 +71,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> Pa
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / path)
+    for number, mask in enumerate(("lung.png", "heart.png", "lesion.png", "ruler.png")):
+        drawn = np.zeros((40, 40), np.uint8)
+        drawn[10 * number : 10 * number + 10] = 255
+        Image.fromarray(drawn).save(folder / mask)
     (xray / "labels.csv").write_text("file,Effusion,Nodule,patient_id\na.png,1,0,Anna\n")
     for shown, page in (("site.toml", "how-to/own-site.md"), ("federation.yaml", "deployment.md")):
         block, *_ = blocks(ROOT / "docs" / page, Path(shown).suffix[1:])
