@@ -24,6 +24,7 @@ from simulations.results.study_tables import (
     sample_tables,
 )
 from simulations.studies.labels.comparison import NOT_RUN, row_cells
+from simulations.studies.labels.methods import JOINT
 
 PAGES = Path("docs/results")
 """Holds a page for each section, of the section's name, below the project's folder."""
@@ -175,12 +176,13 @@ def _labels_tables(study: Path) -> str:
     command = " ".join(
         ["fed-mediffusion study labels", *_shown(results["overrides"]), *results["options"]]
     )
+    reference = results.get("reference", JOINT.name)  # earlier studies had no other
     lines = [
         f"{LABELS}{command}` (± standard deviation over the seeds; intervals of differences "
         "are paired bootstraps over lesions or patients at these seeds; minutes of one core, "
         "evaluation included):",
         "",
-        f"| method | labels | macro AUC | seeds | against {results['reference']} (95 %) "
+        f"| method | labels | macro AUC | seeds | against {reference} (95 %) "
         "| FID | ECE | minutes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(f"| {' | '.join(row_cells(row))} |" for row in results["rows"]),
