@@ -3,7 +3,7 @@
 Whitened features of different patients scatter about as far in all directions
 (`models.whitening`), so that the distances to the means of the classes classify them: linear
 discriminant analysis (Fisher, 1936) whose covariance comes from all images, labelled or not. Means
-of few images are drawn towards the mean of all (James and Stein, 1961).
+of few images are drawn towards that of all labelled ones (James and Stein, 1961).
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,14 +115,15 @@ class ClassMeans:
 def _discriminant(means: Tensor, counts: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (K, M) and biases (M,) of the logits of M exclusive classes.
 
-    With means m_c of n_c images, the covariance S of all images, and priors π_c = (n_c + 1) / (n +
-    M), where the mean of all images is 0:
+    With means m_c of n_c images, their mean m over all labelled images, the covariance S of all
+    images, and priors π_c = (n_c + 1) / (n + M):
 
-        m_c ← max(0, 1 - tr(S) / (n_c ‖m_c‖²)) m_c
-        logit_c(x) = (m_c · x - ‖m_c‖² / 2) / v + log π_c
+        d_c = max(0, 1 - tr(S) / (n_c ‖m_c - m‖²)) (m_c - m)
+        logit_c(x) = (d_c · (x - m) - ‖d_c‖² / 2) / v + log π_c
 
-    v = Σ π_c m_cᵀ W m_c / Σ π_c ‖m_c‖² is the variance within classes along the means, with W = S -
-    Σ π_c m_c m_cᵀ. So the probabilities are calibrated, and no further labelled images are needed.
+    v = Σ π_c d_cᵀ W d_c / Σ π_c ‖d_c‖² is the variance within classes along the means, with W = S -
+    Σ π_c d_c d_cᵀ. So the probabilities are calibrated, and no further labelled images are needed.
+    The labelled images may be those of some sites alone: m need not be the mean of all images.
 
     Args:
         means: (M, K); that of a class without images means nothing.
@@ -130,15 +131,16 @@ def _discriminant(means: Tensor, counts: Tensor, covariance: Tensor) -> tuple[Te
         covariance: S (K, K).
     """
     priors = (counts + 1) / (counts.sum() + len(counts))
-    squares = means.square().sum(dim=1)  # (M,)
-    noise = covariance.trace() / (counts * squares).clamp_min(1e-12)
-    means = means * (1 - noise).clamp_min(0)[:, None]
-    squares = means.square().sum(dim=1)
+    centre = (counts @ means) / counts.sum().clamp_min(1)  # (K,)
+    apart = means - centre
+    noise = covariance.trace() / (counts * apart.square().sum(dim=1)).clamp_min(1e-12)
+    apart = apart * (1 - noise).clamp_min(0)[:, None]
+    squares = apart.square().sum(dim=1)  # (M,)
     between = (priors * squares).sum()
     if not bool(between > 0):
-        return torch.zeros_like(means.T), priors.log()
-    within = covariance - (means.T * priors) @ means
-    along = torch.einsum("c,ck,kl,cl->", priors, means, within, means)
+        return torch.zeros_like(apart.T), priors.log()
+    within = covariance - (apart.T * priors) @ apart
+    along = torch.einsum("c,ck,kl,cl->", priors, apart, within, apart)
     # At least a hundredth of the variance: the means of few images lie too far apart.
     variance = (along / between).clamp_min(0.01 * covariance.trace() / len(covariance))
-    return means.T / variance, priors.log() - squares / 2 / variance
+    return apart.T / variance, priors.log() - (squares / 2 + apart @ centre) / variance

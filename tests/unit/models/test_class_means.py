@@ -85,6 +85,25 @@ def test_probabilities_from_few_labels_are_calibrated(multi_label: bool) -> None
     assert np.mean(losses) < 0.8 * prior
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_labels_may_be_those_of_one_site_that_differs(multi_label: bool) -> None:
+    """Whose scanner shifts all features: the labelled images' mean is not that of all."""
+    losses, scaled = [], []
+    for seed in range(6):
+        features, targets = drawn(1200, seed)
+        features[:300, 4:] += 1.5
+        whitening, means = classifier(features, unlabelled(targets, 60), multi_label)
+        logits = means(whitening(features))[60:300]
+        losses.append(cross_entropy(logits, targets[60:300], multi_label))
+        scaled.append(
+            min(
+                cross_entropy(factor * logits, targets[60:300], multi_label)
+                for factor in np.geomspace(0.05, 5, 31)
+            )
+        )
+    assert np.mean(losses) < 1.15 * np.mean(scaled)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, multi_label: bool) -> float:
     if multi_label:
         return float(torch.nn.functional.binary_cross_entropy_with_logits(logits, targets))
