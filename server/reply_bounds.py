@@ -306,6 +306,18 @@ def refuse_class_sums(sums: StateDict, census: Census) -> None:
     for counts, name in ((known, "known_sums"), (positives, "positive_sums")):
         if bool((sums[name].abs() > counts[:, None] * MAX_FEATURE).any()):
             raise RefusedReplyError(f"sent {name} of features above {MAX_FEATURE:g}")
+    parts = {
+        "positive_sums": (positives, sums["positive_sums"]),
+        "known_sums": (known, sums["known_sums"]),
+        "both sums": (known - positives, sums["known_sums"] - sums["positive_sums"]),
+    }
+    for name, (counts, total) in parts.items():
+        # Cauchy-Schwarz: the square of the sum of n deviations is at most n times their scatter.
+        middle = counts[:, None] * sums["mean"]  # (C, D)
+        largest = (counts[:, None] * sums["scatter"].diagonal().clamp_min(0)).sqrt()
+        rounding = SINGLE * (1 + middle.abs() + total.abs())
+        if bool(((total - middle).abs() > largest * (1 + SINGLE) + rounding).any()):
+            raise RefusedReplyError(f"sent {name} that are larger than its scatter allows")
 
 
 def count_of(census: Census, name: str) -> int:

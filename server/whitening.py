@@ -25,7 +25,8 @@ def whitening(
         multi_label: Whether the classes are independent.
 
     Raises:
-        UserError: if all sites together have fewer than two images, or their sums are of none.
+        UserError: if all sites together have fewer than two images, or their sums are of none; with
+            distillation, if no image has a label.
     """
     parts = [reply.components[COUNTS] for reply in replies]
     sums = FeatureSums.pooled([FeatureSums.of_arrays(part) for part in parts])
@@ -38,5 +39,9 @@ def whitening(
     if not alignment.distillation_weight:
         return whitened.arrays()
     classes = ClassSums.pooled([ClassSums.of_arrays(part) for part in parts])
+    if not float(classes.known.sum()):
+        raise UserError(
+            "training.joint.alignment.distillation_weight: no site has a labelled image"
+        )
     classifier = ClassMeans.of(classes, sums, whitened, multi_label)
     return whitened.arrays() | classifier.arrays()

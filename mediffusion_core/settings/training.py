@@ -162,6 +162,11 @@ class JointTraining(StrictModel):
                 "training.joint.consistency.weight is relative to "
                 "training.joint.classification_weight, which is 0"
             )
+        if self.alignment.distillation_weight and not self.classification_weight:
+            raise ValueError(
+                "training.joint.alignment.distillation_weight is relative to "
+                "training.joint.classification_weight, which is 0"
+            )
         return self
 
 

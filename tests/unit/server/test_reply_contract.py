@@ -142,6 +142,8 @@ def _not_symmetric(scatter: Tensor) -> Tensor:
         ("known", lambda x: x - 0.5, "numbers of known labels"),
         ("known_sums", lambda x: x + 1e9, "known_sums of features above"),
         ("positive_sums", lambda x: x + 1, "positive_sums of features above"),
+        ("positive_sums", lambda x: x + 50 * (x != 0), "positive_sums that are larger"),
+        ("known_sums", lambda x: x + 50 * (x != 0), "known_sums that are larger"),
         ("positive_sums", lambda x: x * torch.nan, "not finite"),
     ],
 )
