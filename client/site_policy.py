@@ -58,6 +58,8 @@ def open_own(settings: Settings, path: Path) -> tuple[Settings, FederatedDataset
         "labelled_sites": None,
         "labelled_fraction_by_site": {},
     }
+    if settings.task == "statistics":  # two fractions would give the labels of few patients
+        one_place["labelled_fraction"] = 1.0
     read = file.data_settings(settings.data.image_size, settings.data.channels)
     described = {name: getattr(read, name) for name in type(file.data).model_fields}
     data = settings.data.model_copy(update={**described, "classes": classes, **one_place})
