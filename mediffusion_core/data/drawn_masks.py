@@ -25,8 +25,9 @@ def editable_pixels(
 ) -> NDArray[np.bool_] | None:
     """The pixels of a model's image that may change: those of `edit` without those of `keep`.
 
-    A mask is cropped and resized as the image is, by area: a pixel is marked if at least half of it
-    is white. Transparent parts count as black.
+    A mask is cropped and resized as the image is, by area. A pixel may change if at least half of
+    it is white in `edit`, and must not if any of it is white in `keep`. Transparent parts count
+    as black.
 
     Args:
         edit: White where the image may change; everywhere if None.
@@ -46,6 +47,8 @@ def editable_pixels(
     if not marked.any():
         raise UserError(f"{_named('edit', edit)} marks nothing of the image: nothing may change")
     kept = np.zeros((size, size), bool) if keep is None else _fitted("keep", keep, shape, size)
+    if keep is not None and not kept.any():
+        raise UserError(f"{_named('keep', keep)} marks nothing of the image: all would change")
     if kept.all():
         raise UserError(f"{_named('keep', keep)} marks the whole image: nothing may change")
     editable = marked & ~kept
@@ -74,7 +77,8 @@ def _fitted(role: str, mask: DrawnMask, shape: tuple[int, int], size: int) -> ND
     share = Image.fromarray(white.astype(np.uint8) * 255).resize(
         (size, size), Image.Resampling.BOX, box=(left, top, left + side, top + side)
     )
-    return np.asarray(share) >= WHITE
+    # Thin parts that must not change count as soon as a pixel holds any of them.
+    return np.asarray(share) >= (WHITE if role == "edit" else 1)
 
 
 def _white(mask: DrawnMask) -> NDArray[np.bool_]:

@@ -85,6 +85,8 @@ def _for_each(
 ) -> Sequence[DrawnMask | None]:
     if masks is None or isinstance(masks, Picture):
         return [masks] * count
+    if any(one is None for one in masks):
+        raise UserError("a list of masks has one for each image; leave the list out for none")
     if len(masks) != count:
         raise UserError(f"{len(masks)} masks for {count} images: allowed are 1 and {count}")
     return masks

@@ -48,6 +48,7 @@ def test_a_pixel_is_marked_where_half_of_it_is_white() -> None:
     expected = np.zeros((8, 8), bool)
     expected[0, 0] = True
     assert np.array_equal(fitted(Image.fromarray(fine)), expected)
+    expected[1, 1] = True  # thin parts are kept too
     assert np.array_equal(fitted(None, Image.fromarray(fine)), ~expected)
 
 
@@ -78,6 +79,7 @@ BLACK, WHITE, HALF = Image.new("L", (8, 8)), Image.new("L", (8, 8), 255), Image.
     [
         (BLACK, None, "edit mask marks nothing of the image: nothing may change"),
         (None, WHITE, "keep mask marks the whole image: nothing may change"),
+        (None, BLACK, "keep mask marks nothing of the image: all would change"),
         (HALF, HALF, "keep mask marks all that edit mask marks: nothing may change"),
         (
             Image.new("L", (9, 6), 255),
