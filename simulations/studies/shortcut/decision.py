@@ -42,14 +42,18 @@ class Sample:
         return estimate_mean(self.values, self.groups, BOOTSTRAPS, seed)
 
     def p_value(self, sign: int, least: float, num_bootstraps: int, seed: int) -> float:
-        """Of the hypothesis that the mean, times the sign, is at most `least`; 1 of too few."""
+        """Of the hypothesis that the mean, times the sign, is at most `least`; 1 of too few.
+
+        At least 2⁻ⁿ with n patients: a bootstrap of few has none at all above the limit too often.
+        """
         finite = self.values.isfinite()
         groups = [name for name, keep in zip(self.groups, finite.tolist(), strict=True) if keep]
         if len(set(groups)) < FEWEST:
             return 1.0
         weights = multiplicities(groups, num_bootstraps, seed).double()  # (m, B)
         means = (sign * self.values[finite].double() @ weights) / weights.sum(dim=0)
-        return (1 + int((means <= least).sum())) / (1 + num_bootstraps)
+        drawn = (1 + int((means <= least).sum())) / (1 + num_bootstraps)
+        return max(drawn, 0.5 ** len(set(groups)))
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,12 @@ def _refuse_other_patients(before: TrainedRun, mended: TrainedRun) -> None:
     """Checks that both models have the same classes and never trained on the test patients."""
     if before.model.classes != mended.model.classes:
         raise UserError(f"{mended.folder} has other classes than {before.folder}")
+    for name in ("image_size", "channels"):
+        given = [getattr(run.settings.data, name) for run in (before, mended)]
+        if given[0] != given[1]:
+            raise UserError(
+                f"{mended.folder} has data.{name}={given[1]}, {before.folder} has {given[0]}"
+            )
     tests = [
         [run.dataset.store.image_ids[row] for row in run.dataset.test_rows]
         for run in (before, mended)
