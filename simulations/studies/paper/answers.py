@@ -1,6 +1,6 @@
 """The sentence that answers each question, once all of its cells have finished."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mediffusion_core.evaluation.bootstrap import Estimate
@@ -43,14 +43,7 @@ def all_labels(found: Found) -> str:
 
 def separate(found: Found) -> str:
     """One network against two."""
-    one, two = (_parameters(found, runs) for runs in ((JOINT,), ("classifier", "diffusion")))
-    return listed(
-        [
-            _auc(found, JOINT, "classifier"),
-            _fid(found, JOINT, "diffusion"),
-            f"the joint network has {one / two:.0%} of the parameters of two networks",
-        ]
-    )
+    return listed([_auc(found, JOINT, "classifier"), _fid(found, JOINT, "diffusion")])
 
 
 def weights(found: Found) -> str:
@@ -145,13 +138,3 @@ def _fid(found: Found, first: str, second: str = JOINT) -> str:
 
 def _sample_fid(found: Found, run: str) -> Estimate:
     return estimate_of(found.measured("samples", run)["fid"])
-
-
-def _parameters(found: Found, runs: Sequence[str]) -> int:
-    """Of the joint stage; the autoencoder is the same one."""
-    return sum(
-        number
-        for run in runs
-        for part, number in found.summary(run)["parameters"].items()
-        if part != "autoencoder"
-    )

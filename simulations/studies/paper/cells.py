@@ -61,6 +61,11 @@ class MeasureCell(Cell):
         """The measurement and its run."""
         return f"{self.measure} of {self.run.title}"
 
+    def forget_reason(self, study: Path) -> None:
+        """Lets a measurement that was not possible be tried again: a package may be there now."""
+        if NOT_MEASURED in (self.figures(study) or {}):
+            (self.folder(study) / FIGURES).unlink()
+
     def description(self) -> Mapping[str, Any]:
         """As `make_measurement` reads it."""
         return {

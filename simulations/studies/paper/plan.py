@@ -32,7 +32,7 @@ class Plan:
     @property
     def is_default_base(self) -> bool:
         """Whether the base run is that of the estimated minutes."""
-        return DEFAULT_BASE in self.base
+        return self.base == (DEFAULT_BASE,)
 
 
 @dataclass(frozen=True)

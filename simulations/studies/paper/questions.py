@@ -137,7 +137,7 @@ _ASKED = (
     ),
     Question(
         "labels",
-        "Does the joint network gain beyond 20 % of labels?",
+        "Is the joint network better than a classifier at each share of labels?",
         "fed-mediffusion simulate experiment=paper_base data.labelled_fraction=0.5",
         tuple(run for pair in answers.SHARES for run in pair),
         (),

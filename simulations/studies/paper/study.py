@@ -38,8 +38,13 @@ def study_paper(plan: Plan, folder: Path, jobs: int) -> Path:
 
     written()
     with CellPool(folder, jobs, console) as pool:
-        for cells in (work.runs, work.measures):  # runs come before measurements of them
-            pool.add(cells)
-            pool.run_all(written)
-            pool.refuse_failures()
-    return write_page(plan, work)
+        pool.add(work.runs)
+        pool.run_all(written)
+        for cell in work.measures:
+            if cell.run.settings_hash not in pool.failures:
+                cell.forget_reason(folder)
+                pool.add([cell])
+        pool.run_all(written)
+    page = write_page(plan, work)
+    pool.refuse_failures()
+    return page

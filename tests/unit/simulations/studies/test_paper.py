@@ -189,7 +189,6 @@ def test_every_question_has_an_answer_once_its_cells_are_there(
     for part in (
         "AUC on images less that on them is +0.020 (+0.010 to +0.030), higher",
         "FID of samples of diffusion alone and joint, 40% of labels: 500 (491 to 509) against",
-        "the joint network has 50% of the parameters of two networks",
         "scale 0.5 against the run's own 1: flips by the model +50% (+49% to +51%), higher",
         "counterfactuals less SHAP: deletion +0.300 (+0.290 to +0.310), higher, which is worse",
     ):
