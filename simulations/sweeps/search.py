@@ -63,7 +63,7 @@ class Search:
     def run(self, pool: CellPool) -> None:
         """Runs trials until there are as many as asked for."""
         self._restore()
-        pool.add(cell for one in self.candidates for cell in one.cells)
+        pool.add(cell for one in self._open for cell in one.cells)
         while True:
             while len(self._open) < self._at_once and len(self._study.trials) < self._trials:
                 self._ask(pool)
@@ -84,8 +84,10 @@ class Search:
     def _take(self, trial: "FrozenTrial") -> None:
         try:
             candidate = candidate_of(self._space, _texts(trial.params), trial.number)
-        except UserError:
-            return  # reported when it was asked
+        except UserError:  # reported when it was asked
+            if not trial.state.is_finished():
+                self._fail(trial.number)
+            return
         self.candidates.append(candidate)
         if not trial.state.is_finished():
             self._open.append(candidate)
