@@ -162,6 +162,10 @@ def cells_of(
     for site in _site_names(data) if method.each_site else (None,):
         only_site = () if site is None else (f"federation.only_site={site}",)
         cell = LabelsCell(method.name, fraction, seed, site, (*overrides, *only_site), baseline)
+        if isinstance(baseline, LinearSettings) and cell.settings.data.scanner_shift:
+            raise UserError(
+                f"{method.name}: public features are those of images without data.scanner_shift"
+            )
         if baseline is not None:
             # Checked first: the hash of a finished cell lacks the settings that are refused.
             refuse_unsupported(cell.settings)

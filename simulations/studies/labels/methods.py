@@ -72,6 +72,12 @@ LABELS_ALONE = Method(
     without_unlabelled=True,
 )
 
+DIFFUSION = Method(
+    "diffusion",
+    "separate: diffusion",
+    ("training.joint.classification_weight=0", "training.joint.consistency.weight=0"),
+)
+
 _ALIGNED = (
     "training.joint.alignment.weight=1",
     "training.joint.alignment.distillation_weight=2",
@@ -105,11 +111,7 @@ METHODS: Mapping[str, Method] = {
             ("training.joint.diffusion_weight=0",),
             _CLASSIFIER_TRIALS,
         ),
-        Method(
-            "diffusion",
-            "separate: diffusion",
-            ("training.joint.classification_weight=0", "training.joint.consistency.weight=0"),
-        ),
+        DIFFUSION,
         Method("joint-central", "central joint", POOLED, _JOINT_TRIALS),
         Method("joint-alone", "joint, each site alone", trials=_JOINT_TRIALS, each_site=True),
         Method(

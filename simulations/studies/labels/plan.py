@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from mediffusion_core.common.errors import UserError
 from simulations.studies.labels.cells import LabelsCell, cells_of
-from simulations.studies.labels.methods import JOINT, LABELS_ALONE, METHODS, Method, Trial
+from simulations.studies.labels.methods import (
+    DIFFUSION,
+    JOINT,
+    LABELS_ALONE,
+    METHODS,
+    Method,
+    Trial,
+)
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 1.0)
 MAIN_FRACTION = 0.2
@@ -44,8 +51,9 @@ class Plan:
 
     @property
     def reference(self) -> str:
-        """The method that the others are compared with: `joint`, or the first one without it."""
-        return JOINT.name if JOINT.name in self.methods else self.methods[0]
+        """The method that the others are compared with: `joint`, or the first other classifier."""
+        classifiers = [name for name in self.methods if name != DIFFUSION.name]
+        return JOINT.name if JOINT.name in classifiers else (classifiers or self.methods)[0]
 
     def scaled(self, name: str) -> Method:
         """A method with the plan's minutes."""

@@ -6,6 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.compose import compose
+from mediffusion_core.models.public_encoders import build_encoder
+from simulations.baselines.settings import LinearSettings
 from simulations.engine.cell_pool import CellPool
 from simulations.engine.preparation import prepare_images
 from simulations.studies.labels.cells import LabelsCell
@@ -36,6 +38,7 @@ def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
         _run_all([cell for _, _, cell in plan.trials()], folder, workers, console)
     chosen = choose_trials(plan, folder)
     cells = list(plan.cells(chosen))
+    _require_encoders(cells)
     try:
         _run_all(cells, folder, workers, console)
     finally:
@@ -67,6 +70,23 @@ def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
         best = 0 if name in missing else max(means, key=lambda number: means[number])
         chosen[name] = trials[best]
     return chosen
+
+
+def _require_encoders(cells: Sequence[LabelsCell]) -> None:
+    """Checks before the first cell that the public encoders of all cells are installed.
+
+    Raises:
+        UserError: as `build_encoder`.
+    """
+    needed = set()
+    for cell in cells:
+        alignment = cell.settings.training.joint.alignment
+        if isinstance(cell.baseline, LinearSettings):
+            needed.add((cell.baseline.features, alignment.image_size))
+        elif cell.baseline is None and alignment.enabled:
+            needed.add((alignment.encoder, alignment.image_size))
+    for encoder, image_size in sorted(needed):
+        build_encoder(encoder, image_size)
 
 
 def _run_all(cells: Sequence[LabelsCell], study: Path, workers: int, console: Console) -> None:
