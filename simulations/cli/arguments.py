@@ -12,3 +12,11 @@ Overrides = Annotated[
 ]
 ConfigName = Annotated[str, typer.Option(help="Configuration file to start from.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+RunConfig = Annotated[
+    bool,
+    typer.Option(
+        "--run-config",
+        help="Start nothing; print the run configuration for deployed sites, which `sign` and "
+        "`flwr run` take.",
+    ),
+]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import ConfigName, Overrides
+from simulations.cli.arguments import ConfigName, Overrides, RunConfig
 
 commands = typer.Typer()
 
@@ -30,14 +30,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; by default evaluations/TIME.")
     ] = None,
-    run_config: Annotated[
-        bool,
-        typer.Option(
-            "--run-config",
-            help="Start nothing; print the run configuration for deployed sites, which `sign` and "
-            "`flwr run` take.",
-        ),
-    ] = False,
+    run_config: RunConfig = False,
     at_server: Annotated[
         Path | None,
         typer.Option(help="With --run-config: folder of the model at the server."),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import ConfigName, Overrides
+from simulations.cli.arguments import ConfigName, Overrides, RunConfig
 
 commands = typer.Typer()
 
@@ -22,14 +22,7 @@ def statistics(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; by default statistics/TIME.")
     ] = None,
-    run_config: Annotated[
-        bool,
-        typer.Option(
-            "--run-config",
-            help="Start nothing; print the run configuration for deployed sites, which `sign` and "
-            "`flwr run` take.",
-        ),
-    ] = False,
+    run_config: RunConfig = False,
     config_name: ConfigName = "config",
 ) -> None:
     """Count images, labels and intensities at all simulated sites, and train nothing.

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from configs import compose, quoted
 from configs.of_model import overrides_of_model
@@ -12,13 +11,10 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.model_digest import model_digest
 from mediffusion_core.run_io.any_model import load_any_model
-from mediffusion_core.run_io.run_folder import RunFolder
-from server.messages import SiteError
 from server.model_evaluation import evaluated_models, model_components
-from server.reply_contract import ReplyContract
-from server.server_app import EVALUATION_TABLE, serve
+from server.server_app import EVALUATION_TABLE
 from simulations.engine.preparation import prepare_images
-from simulations.engine.shown_sites import Shown, ShownSites, by_time, flower_configuration
+from simulations.engine.without_training import by_time, flower_configuration, serve_here
 
 
 def evaluate(
@@ -55,19 +51,8 @@ def evaluate(
         raise UserError(
             f"the images are of the classes {', '.join(held)}, the model is of {', '.join(wanted)}"
         )
-    written = RunFolder(folder)
-    with Progress(console=errors, transient=True) as progress:
-        models = 1 if against is None else 2
-        task = progress.add_task("sites", total=models * settings.num_participants)
-
-        def connect(contract: ReplyContract) -> ShownSites:
-            shown = Shown(protocol.EVALUATE_MODEL, progress, task)
-            return ShownSites(config_name, whole, settings, contract, shown)
-
-        try:
-            serve(connect, settings, written)
-        except SiteError as error:
-            raise UserError(f"{error}; sites: {folder / 'sites'}") from None
+    answers = (1 if against is None else 2) * settings.num_participants
+    serve_here(config_name, whole, settings, protocol.EVALUATE_MODEL, answers, errors)
     console.print((folder / EVALUATION_TABLE).read_text(encoding="utf-8"), markup=False)
     return folder
 

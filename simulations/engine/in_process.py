@@ -6,7 +6,7 @@ such run a core.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import ArrayRecord, Context, Message, Metadata, RecordDict
 from flwr.app.message import make_message
@@ -61,9 +61,14 @@ class SitesHere(Sites):
         overrides: Sequence[str],
         settings: Settings,
         contract: ReplyContract,
+        answered: Callable[[str], None] = lambda kind: None,
     ) -> None:
-        """Takes what each site composes its settings of, and what the server composed of it."""
+        """Takes what each site composes its settings of, and what the server composed of it.
+
+        `answered` is called with the kind of message after each answer.
+        """
         super().__init__(settings, contract)
+        self._answered = answered
         self._run_config = {"config-name": config_name, "overrides": flatten(overrides)}
         self._hash = settings.fingerprint()
         self._participants = settings.num_participants
@@ -92,7 +97,9 @@ class SitesHere(Sites):
         self, kind: str, round_number: int, index: int, records: Mapping[str, ArrayRecord]
     ) -> RecordDict:
         message = _order(kind, self._hash, records, index, round_number)
-        return answer(message, index, self._participants, self._run_config).content
+        content = answer(message, index, self._participants, self._run_config).content
+        self._answered(kind)
+        return content
 
 
 def order(

@@ -4,18 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from configs import compose, quoted
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.messaging import protocol
 from mediffusion_core.reporting.statistics import read_statistics, statistics_table
-from mediffusion_core.run_io.run_folder import RunFolder
-from server.messages import SiteError
-from server.reply_contract import ReplyContract
-from server.server_app import serve
 from simulations.engine.preparation import prepare_images
-from simulations.engine.shown_sites import Shown, ShownSites, by_time, flower_configuration
+from simulations.engine.without_training import by_time, flower_configuration, serve_here
 
 TASK = "task=statistics"
 
@@ -40,17 +35,8 @@ def statistics(overrides: Sequence[str], config_name: str, output: Path | None) 
     whole = [*overrides, TASK, f"run.folder={quoted(folder)}"]
     settings = compose(config_name, whole)
     prepare_images(settings, errors)
-    with Progress(console=errors, transient=True) as progress:
-        task = progress.add_task("sites", total=settings.num_participants)
-
-        def connect(contract: ReplyContract) -> ShownSites:
-            shown = Shown(protocol.STATISTICS, progress, task)
-            return ShownSites(config_name, whole, settings, contract, shown)
-
-        try:
-            serve(connect, settings, RunFolder(folder))
-        except SiteError as error:
-            raise UserError(f"{error}; sites: {folder / 'sites'}") from None
+    answers = settings.num_participants
+    serve_here(config_name, whole, settings, protocol.STATISTICS, answers, errors)
     console.print(statistics_table(read_statistics(folder)), markup=False)
     return folder
 
