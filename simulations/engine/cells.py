@@ -1,15 +1,20 @@
 """Cells: the runs of one command, each kept in a folder that its settings' hash names."""
 
 import json
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
 
 DESCRIPTION, FIGURES = "cell.json", "figures.json"
+RUN = "run"
+"""Folder of a cell's run in the cell's folder."""
 
 
 class Cell(ABC):
@@ -58,6 +63,19 @@ class Cell(ABC):
         folder = self.folder(root)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / DESCRIPTION, self.description())
+
+
+def run_described(run: Callable[[Path], None]) -> None:
+    """Runs the cell in the folder that the command line gives; a `UserError` is one line."""
+    try:
+        run(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def run_hash(settings: Settings) -> str:
+    """Hash of all settings that the figures of a run depend on, with the paths of the images."""
+    return fingerprint(**images_of(settings), settings=settings.fingerprint())[:16]
 
 
 def images_of(settings: Settings) -> dict[str, Any]:

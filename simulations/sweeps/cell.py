@@ -5,7 +5,6 @@ resumes from its last checkpoint.
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +13,10 @@ from typing import Any, ClassVar
 
 from client.node_configuration import own_threads
 from configs.compose import compose, quoted
-from mediffusion_core.common.errors import UserError
-from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.reporting.formats import number
 from mediffusion_core.settings import Settings
-from simulations.engine.cells import DESCRIPTION, Cell, images_of
+from simulations.engine.cells import DESCRIPTION, RUN, Cell, run_described, run_hash
 from simulations.engine.in_process import run_in_process
-
-RUN = "run"
-"""The folder of the run in that of the cell."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +37,7 @@ class SweepCell(Cell):
     @cached_property
     def settings_hash(self) -> str:
         """Hash of the settings of its run, with the paths of the images."""
-        settings = self.settings
-        return fingerprint(**images_of(settings), settings=settings.fingerprint())[:16]
+        return run_hash(self.settings)
 
     @property
     def title(self) -> str:
@@ -82,13 +75,5 @@ def run_cell(folder: Path) -> None:
     run_in_process("config", [*described["overrides"], f"run.folder={quoted(run)}"])
 
 
-def main() -> None:
-    """Runs the cell in the folder that is given; a `UserError` is printed as one line."""
-    try:
-        run_cell(Path(sys.argv[1]))
-    except UserError as error:
-        sys.exit(str(error))
-
-
 if __name__ == "__main__":
-    main()
+    run_described(run_cell)

@@ -14,16 +14,17 @@ from rich.table import Table
 from mediffusion_core.common.files import replacing
 from mediffusion_core.reporting.formats import duration, measured, number
 from mediffusion_core.run_io.run_folder import write_json
+from simulations.engine.cells import RUN
 from simulations.sweeps.candidate import Candidate
-from simulations.sweeps.cell import RUN, SweepCell
+from simulations.sweeps.cell import SweepCell
 from simulations.sweeps.objective import POOLED, has_objective, objective_of
 
 CSV, JSON = "sweep.csv", "sweep.json"
 TEST_FIGURES = ("auc_macro", "fid", "psnr")
 """Figures of the public test set that stand beside the objective."""
 CAPTION = (
-    "± standard error over seeds. Choose by the validation figure; the test figure is that of the "
-    "chosen settings."
+    "± standard error over seeds. Choose by the validation figure: test figures are for the chosen "
+    "settings alone."
 )
 PRINTED = 20
 """Largest number of candidates in the printed table."""
@@ -74,11 +75,7 @@ class Results:
             counted = f"{one['finished']} of {one['seeds']}"
             test, time = number(one["test_auc_macro"]), duration(one["seconds"])
             table.add_row(*values, counted, shown, test, time)
-        table.caption = (
-            "± standard error over seeds. Choose by the validation figure: test figures "
-        )
-        table.caption += "are for the chosen settings alone."
-        table.caption_justify = "left"
+        table.caption, table.caption_justify = CAPTION, "left"
         console.print(table)
         if len(self.ranked) > PRINTED:
             console.print(f"{len(self.ranked) - PRINTED} more in {self._root / CSV}")

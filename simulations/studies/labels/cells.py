@@ -6,7 +6,6 @@ last checkpoint.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -32,7 +31,15 @@ from mediffusion_core.settings import Settings
 from simulations.baselines.federated_run import BaselineRun, refuse_unsupported
 from simulations.baselines.linear_classifier import LinearRun
 from simulations.baselines.settings import BaselineSettings, LinearSettings
-from simulations.engine.cells import DESCRIPTION, FIGURES, Cell, images_of
+from simulations.engine.cells import (
+    DESCRIPTION,
+    FIGURES,
+    RUN,
+    Cell,
+    images_of,
+    run_described,
+    run_hash,
+)
 from simulations.engine.in_process import run_in_process
 from simulations.studies.labels.methods import Method, Trial
 from simulations.studies.without_unlabelled import without_unlabelled
@@ -90,9 +97,9 @@ class LabelsCell(Cell):
     def settings_hash(self) -> str:
         """Hash of all settings that its figures depend on, with the paths of the images."""
         settings = self.settings
-        used = images_of(settings)
         if self.baseline is None:
-            return fingerprint(**used, settings=settings.fingerprint())[:16]
+            return run_hash(settings)
+        used = images_of(settings)
         shared = settings.shared()
         federation = ("num_sites", "pool_sites", "only_site", "left_out_site", "weighting")
         used |= {
@@ -164,7 +171,7 @@ def cells_of(
         cell = LabelsCell(method.name, fraction, seed, site, (*overrides, *only_site), baseline)
         if isinstance(baseline, LinearSettings) and cell.settings.data.scanner_shift:
             raise UserError(
-                f"{method.name}: public features are those of images without data.scanner_shift"
+                f"{method.name} needs data.scanner_shift=0: public features are not shifted"
             )
         if baseline is not None:
             # Checked first: the hash of a finished cell lacks the settings that are refused.
@@ -188,7 +195,7 @@ def run_cell(folder: Path) -> None:
     """Runs the cell described in a folder and writes its figures and predictions there."""
     torch.set_num_threads(1)
     described = json.loads((folder / DESCRIPTION).read_text())
-    overrides = [*described["overrides"], f"run.folder={quoted((folder / 'run').resolve())}"]
+    overrides = [*described["overrides"], f"run.folder={quoted((folder / RUN).resolve())}"]
     settings = compose("config", overrides)
     dataset = open_federated_dataset(settings)
     if described["rival"] is None:
@@ -237,13 +244,5 @@ def _save_predictions(folder: Path, dataset: FederatedDataset, logits: Tensor) -
     temporary.replace(folder / PREDICTIONS)
 
 
-def main() -> None:
-    """Runs the cell in the folder that is given; a `UserError` is printed as one line."""
-    try:
-        run_cell(Path(sys.argv[1]))
-    except UserError as error:
-        sys.exit(str(error))
-
-
 if __name__ == "__main__":
-    main()
+    run_described(run_cell)

@@ -5,7 +5,6 @@ are those of the study of labels.
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,14 +17,12 @@ from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.run_io.run_folder import write_json
-from simulations.engine.cells import DESCRIPTION, FIGURES, Cell
+from simulations.engine.cells import DESCRIPTION, FIGURES, RUN, Cell, run_described
 from simulations.engine.simulate import LAUNCH
 from simulations.studies.labels.cells import LabelsCell
 from simulations.studies.paper.measures import MEASURES, SIZES
 from simulations.studies.paper.variants import Variant
 
-RUN = "run"
-"""Folder of a cell's run in the cell's folder."""
 NOT_MEASURED = "not_measured"
 """Figure of a measurement that the run does not allow: why."""
 
@@ -109,4 +106,4 @@ def make_measurement(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_measurement(Path(sys.argv[1]))
+    run_described(make_measurement)

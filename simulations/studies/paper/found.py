@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from mediffusion_core.evaluation.bootstrap import Estimate
 from mediffusion_core.evaluation.classification import interval
 from simulations.baselines.macro_auc import Bootstrap, MacroAuc, bootstrapped_macro_auc
+from simulations.engine.cells import RUN
 from simulations.studies.labels.comparison import paired_difference
-from simulations.studies.paper.cells import NOT_MEASURED, RUN, MeasureCell, RunCell
+from simulations.studies.paper.cells import NOT_MEASURED, MeasureCell, RunCell
 
 BOOTSTRAPS = 400
 
