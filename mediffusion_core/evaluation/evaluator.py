@@ -45,21 +45,25 @@ from mediffusion_core.models import LatentCodec, class_probabilities
 from mediffusion_core.settings import Settings
 
 
-class Classifier(Protocol):
-    """A model whose classification can be evaluated."""
+class Calibrated(Protocol):
+    """A model whose logits can be evaluated."""
 
     @property
     def temperature(self) -> float:
         """Divisor of the logits of calibrated probabilities."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities (N, classes)."""
+
+
+class Classifier(Calibrated, Protocol):
+    """A model whose classification of images can be evaluated."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Inputs of `logits` from images (N, C, H, W) in [0, 1]."""
 
     def logits(self, latents: Tensor) -> Tensor:
         """Logits (N, classes) of encoded images, returned on the CPU."""
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities (N, classes)."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class Evaluator:
         """A model's logits (N, classes) of the test set's images."""
         return model.logits(self.encode(model))
 
-    def classification(self, model: Classifier, logits: Tensor) -> dict[str, Any]:
+    def classification(self, model: Calibrated, logits: Tensor) -> dict[str, Any]:
         """AUC per class, macro and per site on the test set, with intervals over patients.
 
         Scores are computed from the logits without the temperature: with exclusive classes it would
@@ -261,7 +265,7 @@ class Evaluator:
         figures = made.figures(self._panel.target)
         return {**figures, "seconds_per_image": seconds / len(images)}, rows
 
-    def _calibration(self, model: Classifier, logits: Tensor) -> dict[str, float]:
+    def _calibration(self, model: Calibrated, logits: Tensor) -> dict[str, float]:
         targets, multi_label = self._test.targets, self.multi_label
         calibrated = model.probabilities(logits)
         uncalibrated = class_probabilities(logits, multi_label)

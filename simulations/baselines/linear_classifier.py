@@ -14,17 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
 from mediffusion_core.diffusion.losses import classification_loss
 from mediffusion_core.evaluation.calibration import best_temperature, temperature_losses
+from mediffusion_core.evaluation.classification import class_scores, exact_auc, macro
 from mediffusion_core.evaluation.evaluator import Evaluator
 from mediffusion_core.models import class_probabilities
 from mediffusion_core.models.whitening import FeatureSums, Whitening
 from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.public_features import public_features
-from simulations.baselines.macro_auc import Bootstrap, bootstrapped_macro_auc
 from simulations.baselines.settings import LinearSettings
 
 PENALTIES = tuple(10.0**power for power in range(-3, 3))
@@ -73,19 +72,11 @@ class LinearClassifier:
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """The probabilities of a model whose logits are known, as an evaluation needs them."""
+class Temperature:
+    """The calibration of a classifier whose logits are known."""
 
     temperature: float
     multi_label: bool
-
-    def encode(self, images: Tensor) -> Tensor:
-        """The images (N, C, H, W), unchanged."""
-        return images
-
-    def logits(self, latents: Tensor) -> Tensor:
-        """Raises TypeError: the logits come from features."""
-        raise TypeError("a linear classifier of features has no logits of images")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (N, classes)."""
@@ -126,14 +117,15 @@ class LinearRun:
             fitted = LinearClassifier.fitted(
                 features[known], targets[known], self._multi_label, penalty
             )
-            auc = self._validation_auc(fitted(validated_features), truth, validated)
+            scores = class_scores(fitted(validated_features), self._multi_label)
+            auc = macro(exact_auc(scores, truth))
             if best is None or auc > best[0]:
                 best = auc, fitted
             progress(number + 1, len(PENALTIES))
         assert best is not None
         auc, chosen = best
         losses = temperature_losses(chosen(validated_features), truth, self._multi_label)
-        model = Calibrated(best_temperature(losses), self._multi_label)
+        model = Temperature(best_temperature(losses), self._multi_label)
         logits = chosen(whitening(self._features(dataset.test_rows)))
         evaluator = Evaluator.of_dataset(self._settings, dataset)
         figures = {
@@ -156,9 +148,3 @@ class LinearRun:
 
     def _features(self, rows: NDArray[np.int64]) -> Tensor:
         return public_features(self._dataset, rows, self._alignment, torch.device("cpu"))
-
-    def _validation_auc(self, logits: Tensor, targets: Tensor, rows: NDArray[np.int64]) -> float:
-        bootstrap = Bootstrap(
-            self._dataset.groups(rows), 2, derive_seed(self._settings.seed, "bootstrap")
-        )
-        return bootstrapped_macro_auc(logits, targets, self._multi_label, bootstrap).value
