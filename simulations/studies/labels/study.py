@@ -34,11 +34,11 @@ def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
     """
     console = Console(soft_wrap=True)
     prepare_images(compose("config", plan.base), console)
+    _require_encoders([cell for _, _, cell in plan.trials()])
     if plan.tune:
         _run_all([cell for _, _, cell in plan.trials()], folder, workers, console)
     chosen = choose_trials(plan, folder)
     cells = list(plan.cells(chosen))
-    _require_encoders(cells)
     try:
         _run_all(cells, folder, workers, console)
     finally:
@@ -73,7 +73,7 @@ def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
 
 
 def _require_encoders(cells: Sequence[LabelsCell]) -> None:
-    """Checks before the first cell that the public encoders of all cells are installed.
+    """Checks that the public encoders of all cells are installed.
 
     Raises:
         UserError: as `build_encoder`.
