@@ -27,7 +27,7 @@ class LabelledRows:
 
 @dataclass(frozen=True)
 class AlignedRows:
-    """Clean latents with that which a public encoder's whitened features say of their images."""
+    """Clean latents, and targets from a public encoder's whitened features of their images."""
 
     inputs: Tensor
     """(B, c, h, w)."""

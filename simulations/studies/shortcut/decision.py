@@ -44,7 +44,8 @@ class Sample:
     def p_value(self, sign: int, least: float, num_bootstraps: int, seed: int) -> float:
         """Of the hypothesis that the mean, times the sign, is at most `least`; 1 of too few.
 
-        At least 2⁻ⁿ with n patients: a bootstrap of few has none at all above the limit too often.
+        At least 2⁻ⁿ with n patients, the smallest p-value of a sign test. With few patients all
+        bootstrapped means pass the limit too often.
         """
         finite = self.values.isfinite()
         groups = [name for name, keep in zip(self.groups, finite.tolist(), strict=True) if keep]
