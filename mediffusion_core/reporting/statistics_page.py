@@ -57,7 +57,7 @@ h3 { font-size: .95rem; font-weight: 500; color: var(--muted); margin: 0 0 6px; 
 {% endif %}
 
 <h2>Classes</h2>
-<p class="note">Share of positives among the known labels, over the sites that send both; below it the labels.</p>
+<p class="note">Share of positives among the known labels, over the sites that send both; below it the numbers of labels.</p>
 <div class="box" role="region" tabindex="0" aria-label="Classes"><table>
   <thead><tr><th>Class</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr></thead>
   <tbody>

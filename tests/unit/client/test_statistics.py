@@ -54,6 +54,17 @@ def asked(
     return app(message, context(node, overrides)).content
 
 
+def test_no_run_chooses_which_labels_of_a_site_count(tmp_path: Path) -> None:
+    """The counts of two labelled fractions would differ by the labels of few patients."""
+    node = site_with(tmp_path, TWENTY_WOMEN, ONLY)
+    every, fewer = (
+        sums_of(asked(node, (*RUN, f"data.labelled_fraction={fraction}")))
+        for fraction in (1.0, 0.5)
+    )
+    for name, value in every.items():
+        assert torch.equal(value, fewer[name]), name
+
+
 def test_a_site_counts_its_images_and_suppresses_small_groups(tmp_path: Path) -> None:
     node = site_with(tmp_path, TWENTY_WOMEN, ONLY)
     assert dict(census(node, RUN).metric_records[protocol.METRICS]) == COUNTED
