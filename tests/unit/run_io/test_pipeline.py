@@ -219,6 +219,8 @@ def test_masks_hold_as_they_do_for_the_run(
     whole = Image.new("L", (64, 64), 255)
     free, unmasked = pipe.explain(given, "Mass", edit=whole), pipe.explain(given, "Mass")
     assert torch.equal(free.images, unmasked.images)
+    with pytest.raises(UserError, match="a list of masks has one for each image"):
+        pipe.explain(given, "Mass", edit=[whole, None])  # type: ignore[list-item]
     with pytest.raises(UserError, match="3 masks for 2 images: allowed are 1 and 2"):
         pipe.explain(given, "Mass", edit=[whole] * 3)
 

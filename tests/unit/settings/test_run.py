@@ -174,11 +174,10 @@ def test_guidance_that_ends_above_the_classifiers_trained_noise_is_refused() -> 
     assert Settings.model_validate(blind).evaluation.counterfactual.num_inference_steps == 1
 
 
-def test_consistency_without_a_classifier_is_refused() -> None:
-    given = ("training.joint.consistency.weight=1", "training.joint.classification_weight=0")
-    assert "consistency.weight is relative to training.joint.classification_weight" in refusal(
-        *given
-    )
+@pytest.mark.parametrize("name", ["consistency.weight", "alignment.distillation_weight"])
+def test_a_loss_of_the_classifier_without_a_classifier_is_refused(name: str) -> None:
+    given = (f"training.joint.{name}=1", "training.joint.classification_weight=0")
+    assert f"{name} is relative to training.joint.classification_weight" in refusal(*given)
 
 
 def test_an_unknown_configuration_lists_the_known() -> None:

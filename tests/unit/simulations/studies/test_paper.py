@@ -17,9 +17,9 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.evaluation.bootstrap import Estimate
 from mediffusion_core.run_io.run_folder import write_json
 from simulations.cli.study import study
-from simulations.engine.cells import FIGURES, Cell
+from simulations.engine.cells import FIGURES, RUN, Cell
 from simulations.studies.labels.cells import PREDICTIONS
-from simulations.studies.paper.cells import NOT_MEASURED, RUN, run_cell_of
+from simulations.studies.paper.cells import NOT_MEASURED, run_cell_of
 from simulations.studies.paper.found import Found
 from simulations.studies.paper.page import TABLE, write_page
 from simulations.studies.paper.plan import Plan, Work, make_plan, time_plan
@@ -198,6 +198,12 @@ def test_every_question_has_an_answer_once_its_cells_are_there(
     assert "Not answered: only 2 images." in write_page(plan, work).read_text()
     figures = json.loads((tmp_path / "results.json").read_text())["figures"]
     assert {one["question"] for one in figures} == set(plan.questions) - {"guidance"}
+    guided.forget_reason(tmp_path)  # it is tried again
+    assert guided.figures(tmp_path) is None
+    others = [cell for cell in work.measures if cell != guided]
+    for cell in others:
+        cell.forget_reason(tmp_path)
+    assert all(cell.figures(tmp_path) is not None for cell in others)
 
 
 def test_a_difference_is_shown_only_if_its_interval_excludes_0() -> None:

@@ -114,6 +114,7 @@ def test_the_rule_needs_all_three_tests_and_a_large_effect() -> None:
     assert p_value(2.0) < 1e-3 and p_value(-2.0, sign=-1) < 1e-3
     assert p_value(0.9) > 0.5  # significant, but too small to count
     assert p_value(2.0, count=7) == 1.0
+    assert p_value(9.0, count=9) == 0.5**9  # no less than that of a sign test
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
