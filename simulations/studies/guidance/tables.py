@@ -5,6 +5,7 @@ from typing import Any
 
 from mediffusion_core.run_io.provenance import shorten
 from simulations.results.figures import format_estimate, format_figure, markdown_table
+from simulations.studies.guidance.kept_subgroups import KEPT, kept_figure
 from simulations.studies.guidance.measure import CYCLED, DRAWS, REDRAWN, Row
 
 Column = tuple[str, str, str]
@@ -39,6 +40,7 @@ AXIOMS: tuple[Column, ...] = (
     ("reversibility", "reversibility", ".4f"),
     ("S³", "s3", ".3f"),
     ("correlation difference", "correlation_difference", ".2f"),
+    *((f"{attribute} kept", kept_figure(attribute), ".0%") for attribute in KEPT),
 )
 ADDED: tuple[Column, ...] = (
     ("L1 to a truth", "added_l1", ".4f"),
@@ -83,7 +85,7 @@ def guidance_page(
         f"{DRAWS} draws, of {REDRAWN} images; 0 without noise; *truth*: the same patient without "
         "the finding.",
         *_added(rows),
-        "## Composition, reversibility, features, correlations",
+        "## Composition, reversibility, features, correlations, subgroups",
         _table(rows, AXIOMS, costs=False),
         _about_axioms(results),
         "## Ours by target",
@@ -127,6 +129,19 @@ def _about_axioms(results: Mapping[str, Any]) -> str:
         "with no published value. *Correlation difference* "
         "([2203.15636](https://arxiv.org/abs/2203.15636)): between how the independent "
         "classifier's decisions change together and how labels occur together."
+        f"{_about_subgroups(results['subgroup_accuracies'])}"
+    )
+
+
+def _about_subgroups(accuracies: Mapping[str, float]) -> str:
+    if not accuracies:
+        return ""
+    listed = ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in accuracies.items())
+    return (
+        " *Kept*: share of counterfactuals that show the subgroup of their source, by a logistic "
+        "regression on the same features, of sources for which it is right. Its balanced accuracy "
+        f"on images of test patients: {listed}. An attribute nearer to guessing than to 100 % has "
+        "no figure."
     )
 
 

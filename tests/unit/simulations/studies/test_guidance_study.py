@@ -101,6 +101,10 @@ def test_the_study_compares_ours_with_the_reference(run: Path, tmp_path: Path) -
         assert ours["figures"][name]["count"] == results["images"]["test"]
     assert source["figures"]["s3"]["value"] == pytest.approx(1)
     assert ours["figures"]["s3"]["value"] < 1
+    # No pixel shows the phantoms' sex and age.
+    assert results["subgroup_accuracies"]["sex"] < 0.75
+    assert source["figures"]["sex_kept"]["count"] == 0
+    assert "*Kept*: share of counterfactuals" in page.read_text()
     for ending in ("_ssim", "_l1_source", "_ssim_source"):
         assert ours["figures"][f"truth{ending}"]["count"] == ours["figures"]["iou"]["count"]
         added = ours["figures"][f"added{ending}"]["count"]
