@@ -9,7 +9,7 @@ from typing import Any
 
 from mediffusion_core.common.files import replacing
 from mediffusion_core.reporting.report import run_warnings
-from mediffusion_core.run_io.provenance import current_commit, shorten
+from mediffusion_core.run_io.provenance import shorten
 from simulations.results.figures import markdown_table
 from simulations.studies.paper.chart import save_differences
 from simulations.studies.paper.figures import Figure
@@ -54,7 +54,7 @@ def write_page(plan: Plan, work: Work) -> Path:
     results = {
         "overrides": list(plan.base),
         "seed": work.runs[0].seed,
-        "commit": current_commit(),
+        "commits": _commits(work),
         "answers": answers,
         "figures": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
         "runs": {cell.title: cell.settings_hash for cell in work.runs},
@@ -94,13 +94,24 @@ def _answer(question: Question, work: Work) -> str:
 
 def _introduction(plan: Plan, work: Work) -> str:
     images = len(work.found.sites)
+    commits = ", ".join(shorten(one) for one in _commits(work)) or "none yet"
     return (
-        f"Base run `{' '.join(plan.base)}`, seed {work.runs[0].seed}, commit "
-        f"{shorten(current_commit())}, {images} test images. The paper is "
+        f"Base run `{' '.join(plan.base)}`, seed {work.runs[0].seed}, {images} test images. "
+        f"Commits of the finished runs: {commits}. The paper is "
         "[2411.09434](https://arxiv.org/abs/2411.09434). Intervals are 95 %: of AUCs and of "
         "counterfactuals over patients, of FID and diversity over halves of the images. "
         "Differences are paired over the same patients, unless the answer compares two intervals. "
-        "With one seed they do not include the variation between trainings."
+        "Intervals are not corrected for how many there are, so of 20 without any difference one "
+        "is expected to exclude 0. With one seed they do not include the variation between "
+        "trainings."
+    )
+
+
+def _commits(work: Work) -> list[str | None]:
+    """The commits of the finished runs, each once, the first finished variant's first."""
+    found = work.found
+    return list(
+        dict.fromkeys(found.summary(run).get("commit") for run in found.finished(found.runs))
     )
 
 

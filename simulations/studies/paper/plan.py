@@ -16,7 +16,7 @@ from simulations.studies.paper.questions import QUESTIONS, Question
 from simulations.studies.paper.variants import JOINT, variants_of
 
 DEFAULT_BASE = "experiment=paper_base"
-MINUTES_OF_RUN, MINUTES_OF_MEASUREMENT = 3.5, 1.5
+MINUTES_OF_RUN, MINUTES_OF_MEASUREMENT = 3.3, 0.5
 """Estimates of `experiment=paper_base` on one core."""
 
 

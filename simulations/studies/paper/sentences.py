@@ -49,6 +49,7 @@ def compared_apart(what: str, first: Estimate, second: Estimate, spec: str) -> s
 
 
 def listed(parts: Sequence[str]) -> str:
-    """One sentence of parts."""
+    """One sentence of parts; a symbol such as λ is no word to capitalise."""
     text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}."
+    first = text[:1].upper() if text[:1].isascii() else text[:1]
+    return f"{first}{text[1:]}."

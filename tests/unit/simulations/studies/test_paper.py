@@ -24,7 +24,7 @@ from simulations.studies.paper.found import Found
 from simulations.studies.paper.page import TABLE, write_page
 from simulations.studies.paper.plan import Plan, Work, make_plan, time_plan
 from simulations.studies.paper.questions import QUESTIONS
-from simulations.studies.paper.sentences import NOT_SHOWN, compared, compared_apart
+from simulations.studies.paper.sentences import NOT_SHOWN, compared, compared_apart, listed
 from simulations.studies.paper.variants import JOINT, variants_of
 
 SITES = ("site-0", "site-1", "site-2")
@@ -133,13 +133,14 @@ def test_the_page_answers_by_paired_intervals_and_is_the_same_each_time(
     tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     plan, work = work_on(tiny, tmp_path, "all-labels", "scanners")
-    keep(work.found.runs[JOINT], tmp_path, half_right())
+    keep(work.found.runs[JOINT], tmp_path, half_right(), commit="1" * 40)
     page = write_page(plan, work)
     assert "Not answered yet: 1 of 2 cells have finished." in page.read_text()
-    keep(work.found.runs["joint-all"], tmp_path, RIGHT, psnr=12.0)
-    keep(work.found.runs["left-out"], tmp_path, half_right())
+    keep(work.found.runs["joint-all"], tmp_path, RIGHT, psnr=12.0, commit="2" * 40)
+    keep(work.found.runs["left-out"], tmp_path, half_right(), commit="1" * 40)
     written = write_page(plan, work).read_text()
     assert "Joint, all labels less joint, 40% of labels: AUC +0." in written
+    assert "Commits of the finished runs: 111111111, 222222222." in written
     assert "higher." in written and NOT_SHOWN in written
     assert "At site-2 the AUC is" in written
     assert "| joint, all labels | Reconstructions have a PSNR of 12.0 dB" in written
@@ -213,3 +214,8 @@ def test_a_difference_is_shown_only_if_its_interval_excludes_0() -> None:
     low, high = Estimate(1.0, 0.9, 1.1, 9), Estimate(1.3, 1.2, 1.4, 9)
     assert compared_apart("FID", low, high, ".1f").endswith(": lower")
     assert compared_apart("FID", low, replace(high, low=1.0), ".1f").endswith(NOT_SHOWN)
+
+
+def test_a_sentence_begins_with_a_capital_but_no_capital_symbol() -> None:
+    assert listed(["one", "two"]) == "One; two."
+    assert listed(["λ 0.1 less joint"]) == "λ 0.1 less joint."
