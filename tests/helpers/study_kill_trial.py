@@ -1,0 +1,91 @@
+"""Kills `fed-mediffusion study paper` with SIGKILL at random moments and compares its end.
+
+    python tests/helpers/study_kill_trial.py FOLDER [--kills 10] [--seed 0] [OVERRIDES]
+
+A first study runs undisturbed. A second one, of the same overrides, is killed and started again
+until it was killed that often, and then ends. No finished cell may be run again, and the second
+study's table and page must be those of the first, byte for byte. FOLDER keeps both.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SMALL = (
+    "experiment=paper_base",
+    "data.phantom.patients_per_site=[40,40,30]",
+    "training.autoencoder.local_epochs=0.5",
+    "training.joint.local_epochs=0.5",
+    "federation.autoencoder_rounds=2",
+    "federation.num_rounds=2",
+    "evaluation.every=2",
+    "evaluation.num_samples=8",
+    "evaluation.sampling_steps=2",
+    "evaluation.counterfactual.count=2",
+)
+"""Overrides of the base run, before the given ones."""
+
+
+def study(folder: Path, overrides: Sequence[str], log: Path, seconds: float | None) -> bool:
+    """Starts or resumes a study; whether it ended before it was killed."""
+    program = Path(sys.executable).with_name("fed-mediffusion")
+    command = [program, "study", "paper", "--folder", folder, *SMALL, *overrides]
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return False
+    assert status == 0, log.read_text()
+    return True
+
+
+def finished(folder: Path) -> dict[Path, int]:
+    """When the figures of each finished cell were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/figures.json")}
+
+
+def run_trial(folder: Path, kills: int, seed: int, overrides: Sequence[str]) -> None:
+    """Runs both studies and compares them."""
+    whole, broken = folder / "whole", folder / "broken"
+    begun = time.monotonic()
+    assert study(whole, overrides, folder / "whole.log", None)
+    seconds = time.monotonic() - begun
+    print(f"undisturbed: {seconds:.0f} s, {len(finished(whole))} cells", flush=True)
+    draw, before = random.Random(seed), finished(broken)
+    for number in range(kills):
+        moment = draw.uniform(0, 2 * seconds / kills)
+        assert not study(broken, overrides, folder / "broken.log", moment), "it was never killed"
+        after = finished(broken)
+        assert {path: after.get(path) for path in before} == before, "a cell was run twice"
+        before = after
+        print(f"kill {number + 1} after {moment:.0f} s, {len(after)} cells finished", flush=True)
+    assert study(broken, overrides, folder / "broken.log", None)
+    after = finished(broken)
+    assert {path: after[path] for path in before} == before, "a cell was run twice"
+    assert {path.parent.name for path in after} == {path.parent.name for path in finished(whole)}
+    for name in ("results.csv", "results.md"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), f"{name} differs"
+    print(f"killed {kills} times; the table and the page are those of the undisturbed study")
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True)
+    run_trial(given.folder.resolve(), given.kills, given.seed, given.overrides)
+
+
+if __name__ == "__main__":
+    main()
