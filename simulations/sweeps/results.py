@@ -69,7 +69,7 @@ class Results:
         for name in (*_short(self._keys), "seeds", "validation", "test AUC", "time"):
             table.add_column(escape(name), justify="right")
         for one in self.ranked[:PRINTED]:
-            values = (escape(one["changed"][key]) for key in self._keys)
+            values = (escape(_rounded(one["changed"][key])) for key in self._keys)
             error = one["standard_error"]
             shown = number(one["validation"]) + ("" if error is None else f" ± {number(error)}")
             counted = f"{one['finished']} of {one['seeds']}"
@@ -148,6 +148,14 @@ def _known(values: Iterable[Any]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values else None
+
+
+def _rounded(value: str) -> str:
+    """A value for the table; a number that a search proposed has four digits there."""
+    try:
+        return min(value, f"{float(value):.4g}", key=len)
+    except ValueError:
+        return value
 
 
 def _short(keys: Sequence[str]) -> list[str]:

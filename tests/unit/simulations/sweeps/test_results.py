@@ -103,3 +103,15 @@ def test_the_auc_of_a_classifier_that_was_not_trained_is_no_figure(tmp_path: Pat
     found = Results(tmp_path, [candidate], {}, "auc_pooled")
     assert found.rows[0]["status"] == "finished"
     assert found.ranked[0]["validation"] is None
+
+
+def test_a_proposed_number_has_four_digits_in_the_table_and_all_in_the_file(tmp_path: Path) -> None:
+    rate = 0.0008051635067908764
+    space = parse_space([f"training.joint.learning_rate={rate},1e-3", "model=tiny,small"])
+    candidates = [candidate_of(space, chosen) for chosen in space.grid()]
+    found = Results(tmp_path, candidates, {}, "auc_pooled")
+    with Console(record=True, width=160) as console:
+        found.print(console)
+    cells = {cell.strip() for cell in console.export_text().replace("\n", "│").split("│")}
+    assert {"0.0008052", "0.001", "tiny"} <= cells
+    assert str(rate) in found.write({}).read_text()
