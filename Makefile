@@ -35,7 +35,7 @@ test: $(VENV)/.installed-dev ## run the tests, all or those in ARGS="tests/unit 
 	@$(BIN)/pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile --no-loadscope-reorder)
 
 deployment-test: $(VENV)/.installed-dev ## run a server and sites over TLS on this machine, without containers
-	@$(BIN)/pytest -s -m deployment tests/integration/test_eight_sites.py tests/integration/test_evaluate_deployed.py $(ARGS)
+	@$(BIN)/pytest -s -m deployment tests/integration/test_eight_sites.py tests/integration/test_deployed_without_training.py $(ARGS)
 
 fuzz: $(VENV)/.installed-fuzz ## fuzz with 100,000 cases a target, or as ARGS="images --cases 5000 --guided" says
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)

@@ -1,14 +1,18 @@
 """Models whose random classifiers spread their logits, so that an AUC has few ties."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from configs.compose import compose
 from helpers.untrained import untrained_model
-from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.image_set import ImageSet, joined
+from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.evaluation.classification import class_scores, exact_auc
 from mediffusion_core.inference.joint_model import TrainedModel
+from mediffusion_core.run_io.pipeline import JointDiffusionPipeline
 from mediffusion_core.settings import Settings
 
 
@@ -38,3 +42,21 @@ def model_logits(model: TrainedModel, images: ImageSet) -> Tensor:
 def pooled_auc(model: TrainedModel, images: ImageSet) -> Tensor:
     """Exact areas (C,) of all images in one place."""
     return exact_auc(class_scores(model_logits(model, images), model.multi_label), images.targets)
+
+
+def export_classifying_model(overrides: Sequence[str], folder: Path) -> float:
+    """Exports a model for the phantoms of three sites.
+
+    Args:
+        overrides: Of the phantoms and networks.
+        folder: `exported` is written there, beside the images.
+
+    Returns:
+        The macro AUC over all labelled images in one place.
+    """
+    settings = compose("config", (*overrides, f"data.store={folder / 'store'}"))
+    dataset = open_federated_dataset(settings)
+    images = joined([dataset.evaluated(site, "all") for site in range(3)])
+    model = classifying_model(settings, dataset.store.classes, images)
+    JointDiffusionPipeline.of(model).save_pretrained(folder / "exported")
+    return float(pooled_auc(model, images).mean())

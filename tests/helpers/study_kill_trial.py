@@ -23,7 +23,7 @@ SMALL = (
     "federation.autoencoder_rounds=2",
     "federation.num_rounds=2",
     "evaluation.every=2",
-    "evaluation.num_samples=8",
+    "evaluation.num_samples=16",
     "evaluation.sampling_steps=2",
     "evaluation.counterfactual.count=2",
 )

@@ -1,17 +1,14 @@
-"""A model from elsewhere, evaluated by a SuperLink and three SuperNodes over TLS on one machine."""
+"""Evaluation and statistics by a SuperLink and three SuperNodes over TLS on one machine."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.classifying import classifying_model, pooled_auc
+from helpers.classifying import export_classifying_model
 from local_deployment import LocalDeployment, started
 
-from configs.compose import compose, flatten
-from mediffusion_core.data.image_set import joined
-from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
-from mediffusion_core.run_io.pipeline import JointDiffusionPipeline
+from configs.compose import flatten
 from simulations.engine.evaluate import evaluation_overrides
 
 pytestmark = pytest.mark.deployment
@@ -25,22 +22,39 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDeploy
         yield found
 
 
+@pytest.fixture
+def data(tiny: tuple[str, ...]) -> tuple[str, ...]:
+    """Overrides of the sites' phantoms."""
+    return tuple(one for one in tiny if one.startswith(("seed=", "data")))
+
+
 def test_the_pooled_auc_is_that_of_the_pooled_images(
-    federation: LocalDeployment, tiny: tuple[str, ...], tmp_path: Path
+    federation: LocalDeployment, tiny: tuple[str, ...], data: tuple[str, ...], tmp_path: Path
 ) -> None:
-    data = tuple(one for one in tiny if one.startswith(("seed=", "data")))
-    settings = compose("config", (*tiny, f"data.store={tmp_path / 'store'}"))
-    dataset = open_federated_dataset(settings)
-    images = joined([dataset.evaluated(site, "all") for site in range(3)])
-    model = classifying_model(settings, dataset.store.classes, images)
-    JointDiffusionPipeline.of(model).save_pretrained(tmp_path / "exported")
+    auc = export_classifying_model(tiny, tmp_path)
     asked = (*data, "evaluation.patients=all")
     folder = federation.run(flatten(evaluation_overrides(tmp_path / "exported", None, asked))).path
     figures = json.loads((folder / "summary.json").read_text())["model"]
-    assert figures["auc"] == pytest.approx(float(pooled_auc(model, images).mean()), abs=0.002)
+    print(f"pooled AUC {figures['auc']:.5f} from the sites' counts, {auc:.5f} of the pooled images")
+    assert figures["auc"] == pytest.approx(auc, abs=0.002)
     assert list(figures["sites"]) == NAMES
     assert figures["subgroups"]["age"]["0-17"]["sites"] == 0
     assert (folder / "evaluation.md").is_file()
-    # No image lies at the server, and no image was prepared there.
+    assert_no_image_at_the_server(federation, folder)
+
+
+def test_statistics_count_the_images_of_all_sites(
+    federation: LocalDeployment, data: tuple[str, ...]
+) -> None:
+    folder = federation.run(flatten([*data, "task=statistics"])).path
+    figures = json.loads((folder / "statistics.json").read_text())
+    assert [*figures["sites"]] == NAMES and figures["pooled"]["images"] == 180
+    assert figures["sites"]["site-0"]["subgroups"]["age"]["0-17"]["count"] is None
+    assert "suppressed" in (folder / "statistics.html").read_text()
+    assert_no_image_at_the_server(federation, folder)
+
+
+def assert_no_image_at_the_server(federation: LocalDeployment, folder: Path) -> None:
+    """No image lies there, and none was prepared."""
     server = federation.pair.folder / "server"
     assert not [*server.rglob("*.png"), *server.rglob("images.npy"), *folder.glob("sites")]
