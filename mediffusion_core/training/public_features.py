@@ -61,10 +61,10 @@ def public_features(
                 features = _computed(store, encoder, on_batch)
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.save(file, features)
-    return torch.from_numpy(features[_rows_there(dataset.store, rows, store)]).float()
+    return torch.from_numpy(features[rows_there(dataset.store, rows, store)]).float()
 
 
-def _rows_there(here: Store, rows: NDArray[np.int64], there: Store) -> NDArray[np.int64]:
+def rows_there(here: Store, rows: NDArray[np.int64], there: Store) -> NDArray[np.int64]:
     """The rows of the same images in the other store, from which other images may be missing."""
     numbers = {name: number for number, name in enumerate(there.image_ids)}
     names = [here.image_ids[row] for row in rows.tolist()]

@@ -18,10 +18,11 @@ from mediffusion_core.settings import ServerSettings, Settings
 from mediffusion_core.training.adam_moments import fresh_moments, load_moments, read_moments
 from server.selection import Evaluated, Selection, select
 from server.strategy.aggregation import moving_average, site_weight, weighted_mean
+from simulations.baselines.fine_tuned import FineTuned, at_image_size
 from simulations.baselines.local_training import BaselineTask, train_locally
 from simulations.baselines.macro_auc import Bootstrap, bootstrapped_macro_auc
 from simulations.baselines.pixel_classifier import WIDTHS, PixelClassifier, build_resnet
-from simulations.baselines.settings import BaselineSettings
+from simulations.baselines.settings import BaselineSettings, FineTunedSettings
 
 StateDict = Mapping[str, Tensor]
 Progress = Callable[[int, int], None]
@@ -56,7 +57,7 @@ class BaselineRun:
     def __init__(
         self,
         settings: Settings,
-        baseline: BaselineSettings,
+        baseline: BaselineSettings | FineTunedSettings,
         dataset: FederatedDataset,
         widths: tuple[int, ...] = WIDTHS,
     ) -> None:
@@ -66,12 +67,14 @@ class BaselineRun:
             settings: Of the run that the baseline is compared with.
             baseline: Of the baseline.
             dataset: The images as `settings` partition them.
-            widths: Of the network, as `build_resnet` takes them.
+            widths: Of a ResNet, as `build_resnet` takes them.
 
         Raises:
-            UserError: as `refuse_unsupported`.
+            UserError: as `refuse_unsupported`, or if what the network needs is not installed.
         """
         refuse_unsupported(settings)
+        if isinstance(baseline, FineTunedSettings):
+            dataset = at_image_size(dataset, baseline.image_size)
         self._settings = settings
         self._baseline = baseline
         self._dataset = dataset
@@ -80,8 +83,11 @@ class BaselineRun:
             baseline, settings.data.augmentation, store.multi_label, settings.training.precision
         )
         torch.manual_seed(derive_seed(settings.seed, "weights"))
-        self._network = build_resnet(
-            settings.data.channels, len(store.classes), baseline.stem_stride, baseline.norm, widths
+        channels, num_classes = settings.data.channels, len(store.classes)
+        self._network = (
+            FineTuned(baseline.image_size, num_classes)
+            if isinstance(baseline, FineTunedSettings)
+            else build_resnet(channels, num_classes, baseline.stem_stride, baseline.norm, widths)
         )
         self._weights: StateDict = _copied(self._network.state_dict())
         self._moments: StateDict = fresh_moments(self._network)

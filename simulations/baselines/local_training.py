@@ -16,7 +16,7 @@ from mediffusion_core.training.local_report import LocalReport
 from mediffusion_core.training.schedule import local_steps, set_rate
 from mediffusion_core.training.semi_supervised.pseudo_labels import fixed_labels
 from simulations.baselines.pixel_classifier import normalised
-from simulations.baselines.settings import BaselineSettings
+from simulations.baselines.settings import TrainedSettings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BaselineTask:
         precision: As `autocast` takes it.
     """
 
-    settings: BaselineSettings
+    settings: TrainedSettings
     augmentation: str
     multi_label: bool
     precision: str

@@ -27,14 +27,15 @@ def train_resnet(
     settings = model.settings
     # A round's steps are its epochs times the steps of an epoch, rounded up.
     epochs = (steps - 0.5) * BaselineSettings().batch_size / len(images.labelled)
+    baseline = BaselineSettings(rounds=1, local_epochs=epochs)
     task = BaselineTask(
-        BaselineSettings(rounds=1, local_epochs=epochs),
+        baseline,
         settings.data.augmentation,
         model.multi_label,
         settings.training.precision,
     )
     torch.manual_seed(derive_seed(settings.seed, "pooled", "weights", number))
-    network = build_resnet(settings.data.channels, len(model.classes), task.settings.stem_stride)
+    network = build_resnet(settings.data.channels, len(model.classes), baseline.stem_stride)
     train_locally(
         network,
         task.optimizer(network),

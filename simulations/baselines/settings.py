@@ -23,16 +23,13 @@ class ConsistencySettings(StrictModel):
     weight: Positive = 1.0
 
 
-class BaselineSettings(StrictModel):
-    """A ResNet-18 on pixels; with `consistency` it also trains on unlabelled images.
+class TrainedSettings(StrictModel):
+    """A classifier of images; with `consistency` it also trains on unlabelled images.
 
-    `local_epochs` counts passes over a site's labelled images in one round. A `stem_stride` of 2
-    makes a step four times cheaper. `norm="batch"` normalises by the statistics of a site's batch,
-    `norm="group"` by those of each image. Validation runs `every` so many rounds.
+    `local_epochs` counts passes over a site's labelled images in one round. Validation runs `every`
+    so many rounds.
     """
 
-    stem_stride: Literal[1, 2] = 2
-    norm: Norm = "batch"
     rounds: Count = 160
     local_epochs: Positive = 0.2
     batch_size: Count = 32
@@ -42,6 +39,29 @@ class BaselineSettings(StrictModel):
     ema_decay: Fraction = 0.95
     every: Count = 40
     consistency: ConsistencySettings | None = None
+
+
+class BaselineSettings(TrainedSettings):
+    """A ResNet-18 on the images of the joint network.
+
+    A `stem_stride` of 2 makes a step four times cheaper. `norm="batch"` normalises by the
+    statistics of a site's batch, `norm="group"` by those of each image.
+    """
+
+    stem_stride: Literal[1, 2] = 2
+    norm: Norm = "batch"
+
+
+class FineTunedSettings(TrainedSettings):
+    """EfficientNet-Lite with the weights of ImageNet, on the originals at `image_size` pixels."""
+
+    pretrained: Literal["efficientnet-lite1"] = "efficientnet-lite1"
+    image_size: Count = 128
+    rounds: Count = 40
+    local_epochs: Positive = 0.35
+    batch_size: Count = 16
+    learning_rate: Positive = 5e-4
+    every: Count = 20
 
 
 class LinearSettings(StrictModel):

@@ -30,7 +30,7 @@ from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
 from simulations.baselines.federated_run import BaselineRun, refuse_unsupported
 from simulations.baselines.linear_classifier import LinearRun
-from simulations.baselines.settings import BaselineSettings, LinearSettings
+from simulations.baselines.settings import BaselineSettings, FineTunedSettings, LinearSettings
 from simulations.engine.cells import (
     DESCRIPTION,
     FIGURES,
@@ -68,6 +68,11 @@ SUMMARY_FIGURES = (
 )
 
 
+Baseline = BaselineSettings | FineTunedSettings | LinearSettings
+READ_ORIGINALS = (FineTunedSettings, LinearSettings)
+"""Baselines that read the originals at a size of their own."""
+
+
 @dataclass(frozen=True)
 class LabelsCell(Cell):
     """A method at a labelled fraction and a seed."""
@@ -80,7 +85,7 @@ class LabelsCell(Cell):
     site: str | None
     """The only site, where each site trains alone."""
     overrides: tuple[str, ...]
-    baseline: BaselineSettings | LinearSettings | None
+    baseline: Baseline | None
 
     @cached_property
     def settings(self) -> Settings:
@@ -169,10 +174,8 @@ def cells_of(
     for site in _site_names(data) if method.each_site else (None,):
         only_site = () if site is None else (f"federation.only_site={site}",)
         cell = LabelsCell(method.name, fraction, seed, site, (*overrides, *only_site), baseline)
-        if isinstance(baseline, LinearSettings) and cell.settings.data.scanner_shift:
-            raise UserError(
-                f"{method.name} needs data.scanner_shift=0: public features are not shifted"
-            )
+        if isinstance(baseline, READ_ORIGINALS) and cell.settings.data.scanner_shift:
+            raise UserError(f"{method.name} needs data.scanner_shift=0: originals are not shifted")
         if baseline is not None:
             # Checked first: the hash of a finished cell lacks the settings that are refused.
             refuse_unsupported(cell.settings)
@@ -214,6 +217,8 @@ def _baseline_run(
 ) -> BaselineRun | LinearRun:
     if "features" in described:
         return LinearRun(settings, LinearSettings.model_validate(described), dataset)
+    if "pretrained" in described:
+        return BaselineRun(settings, FineTunedSettings.model_validate(described), dataset)
     return BaselineRun(settings, BaselineSettings.model_validate(described), dataset)
 
 

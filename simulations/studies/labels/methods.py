@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from simulations.baselines.settings import (
     BaselineSettings,
     ConsistencySettings,
+    FineTunedSettings,
     LinearSettings,
+    TrainedSettings,
 )
 
 Trial = tuple[str, ...]
@@ -34,7 +36,7 @@ class Method:
     trials: tuple[Trial, ...] = ((),)
     rounds: tuple[int, int] = (4, 128)
     """Of the autoencoder stage and of the joint stage; a baseline has the second number alone."""
-    baseline: BaselineSettings | LinearSettings | None = None
+    baseline: BaselineSettings | FineTunedSettings | LinearSettings | None = None
     without_unlabelled: bool = False
     """Leaves unlabelled images out of both stages, with as many steps."""
     each_site: bool = False
@@ -44,8 +46,9 @@ class Method:
         """The method with its rounds multiplied by a factor."""
         autoencoder, joint = (max(1, round(factor * rounds)) for rounds in self.rounds)
         baseline = self.baseline
-        if isinstance(baseline, BaselineSettings):
-            baseline = baseline.model_copy(update={"rounds": joint, "every": -(-joint // 4)})
+        if isinstance(baseline, TrainedSettings):
+            parts = baseline.rounds // baseline.every
+            baseline = baseline.model_copy(update={"rounds": joint, "every": -(-joint // parts)})
         return replace(self, rounds=(autoencoder, joint), baseline=baseline)
 
 
@@ -61,6 +64,7 @@ _CLASSIFIER_TRIALS: tuple[Trial, ...] = (
 )
 # Averaged batch statistics fit no site (arXiv 1910.00189); group statistics are of each image.
 _FEDERATED_RESNET = BaselineSettings(norm="group")
+_FINE_TUNED_TRIALS: tuple[Trial, ...] = ((), ("learning_rate=2e-4",), ("learning_rate=1e-3",))
 _RESNET_TRIALS: tuple[Trial, ...] = ((), ('norm="batch"',), ("learning_rate=5e-4",))
 
 JOINT = Method("joint", "federated joint", trials=_JOINT_TRIALS)
@@ -113,6 +117,12 @@ METHODS: Mapping[str, Method] = {
         ),
         DIFFUSION,
         Method("joint-central", "central joint", POOLED, _JOINT_TRIALS),
+        Method(
+            "aligned-central",
+            "central joint with public features",
+            (*_ALIGNED, *POOLED),
+            _ALIGNED_TRIALS,
+        ),
         Method("joint-alone", "joint, each site alone", trials=_JOINT_TRIALS, each_site=True),
         Method(
             "resnet",
@@ -138,6 +148,20 @@ METHODS: Mapping[str, Method] = {
             "public-features",
             "logistic regression on public features, pooled",
             baseline=LinearSettings(features="efficientnet-lite1"),
+        ),
+        Method(
+            "efficientnet",
+            "federated EfficientNet-Lite1 from ImageNet, labels alone, 128 px",
+            trials=_FINE_TUNED_TRIALS,
+            rounds=(1, 40),
+            baseline=FineTunedSettings(),
+        ),
+        Method(
+            "efficientnet-fixmatch",
+            "the same with FixMatch",
+            trials=_FINE_TUNED_TRIALS,
+            rounds=(1, 16),
+            baseline=FineTunedSettings(consistency=ConsistencySettings()),
         ),
         Method(
             "fixmatch",

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from configs.compose import compose
 from mediffusion_core.models.public_encoders import build_encoder
-from simulations.baselines.settings import LinearSettings
+from simulations.baselines.settings import FineTunedSettings, LinearSettings
 from simulations.engine.cell_pool import CellPool
 from simulations.engine.preparation import prepare_images
 from simulations.studies.labels.cells import LabelsCell
@@ -83,6 +83,8 @@ def _require_encoders(cells: Sequence[LabelsCell]) -> None:
         alignment = cell.settings.training.joint.alignment
         if isinstance(cell.baseline, LinearSettings):
             needed.add((cell.baseline.features, alignment.image_size))
+        elif isinstance(cell.baseline, FineTunedSettings):
+            needed.add((cell.baseline.pretrained, cell.baseline.image_size))
         elif cell.baseline is None and alignment.enabled:
             needed.add((alignment.encoder, alignment.image_size))
     for encoder, image_size in sorted(needed):

@@ -208,7 +208,8 @@ def test_a_baseline_refuses_settings_of_the_federation_that_it_lacks(
     assert list(cells_of(METHODS["joint"].scaled(0.1), (), [*base, asked], 0.4, 0))
 
 
-def test_public_features_are_refused_where_scanners_differ(base: list[str]) -> None:
+@pytest.mark.parametrize("method", ["statistics", "efficientnet"])
+def test_originals_are_refused_where_scanners_differ(base: list[str], method: str) -> None:
     shifted = [*base, "data.scanner_shift=0.5"]
-    with pytest.raises(UserError, match=r"^statistics needs data.scanner_shift=0"):
-        list(cells_of(METHODS["statistics"], (), shifted, 0.4, 0))
+    with pytest.raises(UserError, match=rf"^{method} needs data.scanner_shift=0"):
+        list(cells_of(METHODS[method], (), shifted, 0.4, 0))
