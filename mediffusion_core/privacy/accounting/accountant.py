@@ -1,9 +1,10 @@
 """ε at δ of a composition of private steps: the smaller bound of two accountants.
 
 The mechanism is the Gaussian mechanism on a Poisson sample (DP-SGD, arXiv 1607.00133). Two datasets
-are neighbours if one has one unit more. Both accountants are from Opacus: Rényi DP (arXiv
-1908.10530, converted by arXiv 1905.09982, theorem 21), and numerical composition of privacy loss
-random variables, PRV (arXiv 2106.02848). Each gives an upper bound, so the smaller one is a bound.
+are neighbours if one has one unit more. One accountant is Opacus': Rényi DP (arXiv 1908.10530,
+converted by arXiv 1905.09982, theorem 21). The other one is Google's dp-accounting: privacy loss
+distributions, PLD, rounded to the side of a larger ε (arXiv 2207.04380). Each gives an upper bound,
+so the smaller one is a bound.
 """
 
 import math
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtr
 
 from mediffusion_core.common.errors import UserError
 
@@ -26,12 +26,15 @@ RDP_ORDERS = (
     *range(11, 64),
     *(64, 80, 96, 128, 192, 256, 384, 512),
 )
-MAX_GRID = 2**21
-"""Largest number of grid points of the PRV accountant; longer compositions get a coarser grid."""
+GRID = 50_000
+"""Grid points of the PLD accountant for losses from 0 to ε; larger losses have more."""
+STEP_GRID = 100_000
+"""Most grid points for the losses of one step, which may be far larger than ε. The error of ε falls
+with the square of their distance (arXiv 2207.04380)."""
+LARGEST_EPSILON = 1e4
+"""Above it the PLD accountant is not asked: no promise is as large, and its grid would overflow."""
 MIN_DELTA = 1e-8
-"""Smallest δ for the PRV accountant; below it, rounding of its sums is not negligible."""
-MAX_ERROR = 0.5
-"""Largest error of ε for the PRV accountant; its bound includes the error."""
+"""Smallest δ for the PLD accountant; below it, rounding of its sums is not negligible."""
 POWER_DELTAS = tuple(10 ** (-exponent / 4) for exponent in range(2, 25))
 """The δ, from 0.3 to 1e-6, of the pairs that bound an attack's power."""
 LARGEST_EXPONENT = 100.0
@@ -74,7 +77,7 @@ def epsilon(charges: Iterable[Charge], delta: float) -> float:
         UserError: if Opacus is not installed.
     """
     parts = _checked(charges, delta)
-    return min(_rdp_epsilon(parts, delta), _prv_epsilon(parts, delta))
+    return min(_rdp_epsilon(parts, delta), _pld_epsilon(parts, delta))
 
 
 def within(charges: Iterable[Charge], target_epsilon: float, delta: float) -> bool:
@@ -89,7 +92,7 @@ def within(charges: Iterable[Charge], target_epsilon: float, delta: float) -> bo
     """
     parts = _checked(charges, delta)
     return (
-        _rdp_epsilon(parts, delta) <= target_epsilon or _prv_epsilon(parts, delta) <= target_epsilon
+        _rdp_epsilon(parts, delta) <= target_epsilon or _pld_epsilon(parts, delta) <= target_epsilon
     )
 
 
@@ -175,15 +178,24 @@ def _checked(charges: Iterable[Charge], delta: float) -> Parts:
     return merged(charges)
 
 
-def _opacus() -> Any:
+def _opacus_rdp() -> Any:
     try:
-        from opacus.accountants import analysis
-        from opacus.accountants.analysis import prv, rdp  # noqa: F401
+        from opacus.accountants.analysis import rdp
     except ImportError:
-        raise UserError(
-            "privacy accounting needs Opacus: pip install 'fed-mediffusion[privacy]'"
-        ) from None
-    return analysis
+        raise _not_installed() from None
+    return rdp
+
+
+def _pld() -> Any:
+    try:
+        from dp_accounting.pld import privacy_loss_distribution
+    except ImportError:
+        raise _not_installed() from None
+    return privacy_loss_distribution
+
+
+def _not_installed() -> UserError:
+    return UserError("privacy accounting needs: pip install 'fed-mediffusion[privacy]'")
 
 
 @lru_cache(maxsize=4096)
@@ -191,7 +203,7 @@ def _rdp(sample_rate: float, noise_multiplier: float) -> NDArray[np.float64]:
     """Rényi divergence of one step at each of `RDP_ORDERS`."""
     if noise_multiplier == 0:
         return np.full(len(RDP_ORDERS), math.inf)
-    compute = _opacus().rdp.compute_rdp
+    compute = _opacus_rdp().compute_rdp
     found = []
     for order in RDP_ORDERS:
         try:
@@ -214,63 +226,46 @@ def _rdp_epsilon(parts: Parts, delta: float) -> float:
         return math.inf
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "best order is the last one": the bound still holds
-        found, _ = _opacus().rdp.get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)
+        found, _ = _opacus_rdp().get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)
     return max(0.0, float(found))
 
 
 @lru_cache(maxsize=4096)
-def _prv_epsilon(parts: Parts, delta: float) -> float:
+def _pld_epsilon(parts: Parts, delta: float) -> float:
     """The larger ε of both neighbours: a unit removed, and a unit added."""
     if not parts:
         return 0.0
     about = _rdp_epsilon(parts, delta)
-    if delta < MIN_DELTA or not math.isfinite(about):
+    if delta < MIN_DELTA or about > LARGEST_EPSILON:
         return math.inf
-    error = min(MAX_ERROR, max(0.01, about / 1000))
-    removed = _opacus().prv.PoissonSubsampledGaussianPRV
-    return max(
-        _composed(_random_variables(kind, parts), parts, delta, error)
-        for kind in (removed, _AddedUnit)
+    # Powers of 2, so that nearly equal compositions share their steps' distributions.
+    coarsest = max(about / GRID, *(_largest_loss(part) / STEP_GRID for part in parts))
+    interval = 2.0 ** math.ceil(math.log2(coarsest))
+    return max(0.0, float(_losses(parts, interval).get_epsilon_for_delta(delta)))
+
+
+def _largest_loss(charge: Charge) -> float:
+    """The privacy loss of one step where its Gaussian lies eight standard deviations out."""
+    sigma = charge.noise_multiplier
+    loss = 8 / sigma + 0.5 / sigma**2  # log N(x; 1, σ²) / N(x; 0, σ²) at x = 1 + 8 σ
+    return min(loss, math.log1p(charge.sample_rate * math.expm1(min(loss, LARGEST_EXPONENT))))
+
+
+@lru_cache(maxsize=64)
+def _losses(parts: Parts, interval: float) -> Any:
+    """The privacy loss distribution of a composition."""
+    first, *others = (_step_losses(part, interval).self_compose(part.steps) for part in parts)
+    for other in others:
+        first = first.compose(other)
+    return first
+
+
+@lru_cache(maxsize=64)
+def _step_losses(charge: Charge, interval: float) -> Any:
+    """That of one step of a charge."""
+    return _pld().from_gaussian_mechanism(
+        charge.noise_multiplier,
+        value_discretization_interval=interval,
+        sampling_prob=charge.sample_rate,
+        pessimistic_estimate=True,
     )
-
-
-class _AddedUnit:
-    """log(Q/P) of x ~ Q, where P = (1 - q) Q + q N(1, σ²) and Q = N(0, σ²) (arXiv 2106.08567)."""
-
-    def __init__(self, sample_rate: float, noise_multiplier: float) -> None:
-        self.sample_rate, self.noise_multiplier = sample_rate, noise_multiplier
-
-    def cdf(self, t: Any) -> Any:
-        q, sigma = self.sample_rate, self.noise_multiplier
-        inside = np.exp(-np.asarray(t)) - 1 + q
-        z = np.log(np.where(inside > 0, inside, q) / q)
-        return np.where(inside > 0, ndtr(-sigma * z - 0.5 / sigma), 1.0)
-
-
-def _random_variables(kind: Any, parts: Parts) -> list[Any]:
-    return [kind(part.sample_rate, part.noise_multiplier) for part in parts]
-
-
-def _composed(variables: list[Any], parts: Parts, delta: float, eps_error: float) -> float:
-    """Upper bound on ε of a composition, infinite if double precision does not suffice."""
-    prv = _opacus().prv
-    steps, delta_error = [part.steps for part in parts], delta / 1000
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            largest = prv.compute_safe_domain_size(variables, steps, eps_error, delta_error)
-            fineness = math.sqrt(sum(steps) * math.log(12 / delta_error) / 2)
-            eps_error = max(eps_error, 2 * largest * fineness / MAX_GRID)
-            if not eps_error <= MAX_ERROR:
-                return math.inf
-            mesh = eps_error / fineness
-            domain = prv.Domain.create_aligned(-largest, largest, mesh)
-            cut = [prv.TruncatedPrivacyRandomVariable(one, -largest, largest) for one in variables]
-            discrete = [prv.discretize(one, domain) for one in cut]
-            whole = prv.compose_heterogeneous(discrete, steps)
-            if not abs(whole.pmf.sum() - 1) < delta_error:
-                return math.inf
-            _, _, upper = whole.compute_epsilon(delta, delta_error, eps_error)
-        except (ValueError, RuntimeError, FloatingPointError, OverflowError):
-            return math.inf
-    return max(0.0, float(upper)) if math.isfinite(upper) else math.inf

@@ -70,14 +70,14 @@ def slow_epsilon(charges: Sequence[Charge], delta: float, mesh: float, up: bool)
 def test_without_sampling_it_is_the_gaussian_mechanism(sigma: float, steps: int) -> None:
     exact = gaussian_epsilon(math.sqrt(steps) / sigma, DELTA)
     found = epsilon([Charge(1.0, sigma, steps)], DELTA)
-    assert exact <= found <= exact + 0.025
+    assert exact <= found <= exact + 0.002
 
 
 @pytest.mark.parametrize(("q", "sigma"), [(0.5, 1.0), (0.01, 0.6), (0.1, 0.4)])
 def test_one_sampled_step_has_a_closed_form(q: float, sigma: float) -> None:
     exact = brentq(lambda eps: sampled_delta(q, sigma, eps) - DELTA, 1e-6, 100)
     found = epsilon([Charge(q, sigma, 1)], DELTA)
-    assert exact <= found <= exact + 0.025
+    assert exact <= found <= exact + 0.002
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,30 @@ def test_a_known_value() -> None:
     "charge", [Charge(0.01, 1.0, 300), Charge(1.0, 3.0, 5), Charge(0.2, 5.0, 100)]
 )
 def test_the_tighter_accountant_is_reported(charge: Charge) -> None:
-    prv = accountant._prv_epsilon((charge,), DELTA)
+    pld = accountant._pld_epsilon((charge,), DELTA)
     rdp = accountant._rdp_epsilon((charge,), DELTA)
-    assert prv <= rdp
-    assert epsilon([charge], DELTA) == prv
+    assert pld <= rdp
+    assert epsilon([charge], DELTA) == pld
 
 
-def test_where_one_accountant_gives_up_the_other_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    charge = Charge(0.013, 1.1, 123)
+@pytest.mark.parametrize(
+    ("charge", "finer"),
+    [
+        (Charge(0.01, 0.5, 4000), 25.638),
+        (Charge(0.01, 0.6, 20_000), 35.209),
+        (Charge(0.004, 0.5, 50_000), 41.191),
+        (Charge(0.001, 20.0, 100_000), 0.0453),
+    ],
+)
+def test_long_compositions_are_bounded_tightly(charge: Charge, finer: float) -> None:
+    """The Rényi bound is 8 to 13 % larger. `finer` is of a finer grid."""
+    assert 0.998 * finer <= epsilon([charge], DELTA) <= 1.001 * finer
+
+
+def test_where_one_accountant_gives_up_the_other_holds() -> None:
+    charge = Charge(0.01, 0.01, 1000)
     rdp = accountant._rdp_epsilon((charge,), DELTA)
-    monkeypatch.setattr(accountant, "MAX_GRID", 10)
-    assert epsilon([charge], DELTA) == rdp
+    assert 1e4 < epsilon([charge], DELTA) == rdp < math.inf
 
 
 def test_more_steps_a_higher_rate_and_less_noise_cost_more() -> None:
