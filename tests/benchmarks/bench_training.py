@@ -69,7 +69,18 @@ def latents(settings: Settings) -> LatentSet:
     targets = torch.full((IMAGES, CLASSES), torch.nan)
     targets[:known] = (torch.rand(known, CLASSES, generator=generator) < 0.3).float()
     drawn = torch.randn(IMAGES, *settings.latent_shape, generator=generator).half()
-    return LatentSet(drawn, drawn[None, :known], targets, multi_label=True)
+    whitened = torch.randn(
+        IMAGES, settings.training.joint.alignment.directions, generator=generator
+    )
+    soft = torch.rand(IMAGES, CLASSES, generator=generator)
+    return LatentSet(
+        drawn,
+        drawn[None, :known],
+        targets,
+        multi_label=True,
+        directions=whitened.half(),
+        soft_targets=soft.half(),
+    )
 
 
 def ours(settings: Settings) -> Callable[[], None]:
@@ -144,6 +155,35 @@ def bench_steps(batch: int, labelled: int) -> None:
         report(f"joint step / {other}", seconds["joint"] / taken, "ratio", **sizes)
 
 
+def bench_alignment(batch: int, labelled: int, aligned: int) -> None:
+    """The joint step with alignment and distillation against diffusion alone.
+
+    Aligned rows pass the encoder alone. The second ratio is to a denoiser of as many rows as the
+    step has in all.
+    """
+    torch.set_num_threads(1)  # as a simulated site
+    aligning = [
+        f"training.joint.alignment.{name}"
+        for name in ("weight=1", "distillation_weight=2", f"batch_size={aligned}")
+    ]
+    alone = "training.joint.classification_weight=0"
+    images = batch + labelled + aligned
+    seconds = median_seconds(
+        {
+            "aligned": ours(settings_of(batch, labelled, *aligning)),
+            "diffusion": ours(settings_of(batch, labelled, alone)),
+            "as many": ours(settings_of(images, labelled, alone)),
+        }
+    )
+    sizes = {"batch_size": batch, "labelled_batch_size": labelled, "aligned": aligned}
+    report("joint step with alignment", seconds["aligned"] / STEPS, "s", **sizes)
+    for other, taken in (
+        ("diffusion alone", seconds["diffusion"]),
+        ("diffusion alone of as many images", seconds["as many"]),
+    ):
+        report(f"joint step with alignment / {other}", seconds["aligned"] / taken, "ratio", **sizes)
+
+
 def bench_federation() -> None:
     """`flwr run` of four sites against the same images and steps in one place, on all cores."""
     taken: dict[str, list[float]] = {"federated": [], "central": []}
@@ -193,4 +233,6 @@ if __name__ == "__main__":
     bench_steps(64, 13)  # a fifth of the images labelled, each seen once
     defaults = compose("config", []).training.joint
     bench_steps(defaults.batch_size, defaults.labelled_batch_size)
+    bench_alignment(64, 13, 32)
+    bench_alignment(8, 16, 48)  # the batches of experiment=isic2019_public_features
     bench_federation()
