@@ -28,6 +28,8 @@ CAPTION = (
 )
 PRINTED = 20
 """Largest number of candidates in the printed table."""
+LONG = 12
+"""Characters of the longest number that the table shows whole."""
 
 
 class Results:
@@ -151,9 +153,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _rounded(value: str) -> str:
-    """A value for the table; a number that a search proposed has four digits there."""
+    """A value for the table: a long number, as a search proposes it, has four digits there."""
+    if len(value) <= LONG or value.isdigit():
+        return value
     try:
-        return min(value, f"{float(value):.4g}", key=len)
+        return f"{float(value):.4g}"
     except ValueError:
         return value
 

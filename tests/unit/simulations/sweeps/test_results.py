@@ -107,11 +107,12 @@ def test_the_auc_of_a_classifier_that_was_not_trained_is_no_figure(tmp_path: Pat
 
 def test_a_proposed_number_has_four_digits_in_the_table_and_all_in_the_file(tmp_path: Path) -> None:
     rate = 0.0008051635067908764
-    space = parse_space([f"training.joint.learning_rate={rate},1e-3", "model=tiny,small"])
+    rates = f"training.joint.learning_rate={rate},0.10001"
+    space = parse_space([rates, "model=tiny,small", "seed=2147483647"])
     candidates = [candidate_of(space, chosen) for chosen in space.grid()]
     found = Results(tmp_path, candidates, {}, "auc_pooled")
     with Console(record=True, width=160) as console:
         found.print(console)
     cells = {cell.strip() for cell in console.export_text().replace("\n", "│").split("│")}
-    assert {"0.0008052", "0.001", "tiny"} <= cells
+    assert {"0.0008052", "0.10001", "tiny"} <= cells
     assert str(rate) in found.write({}).read_text()
