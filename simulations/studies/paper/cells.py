@@ -16,6 +16,7 @@ import torch
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.run_io.run_folder import write_json
 from simulations.engine.cells import DESCRIPTION, FIGURES, RUN, Cell, run_described
 from simulations.engine.simulate import LAUNCH
@@ -25,6 +26,8 @@ from simulations.studies.paper.variants import Variant
 
 NOT_MEASURED = "not_measured"
 """Figure of a measurement that the run does not allow: why."""
+COMMIT = "commit"
+"""Figure of a measurement: the commit that made it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ def make_measurement(folder: Path) -> None:
         figures = MEASURES[described["measure"]](run, folder)
     except UserError as error:
         figures = {NOT_MEASURED: str(error)}
-    write_json(folder / FIGURES, figures)
+    write_json(folder / FIGURES, {**figures, COMMIT: current_commit()})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mediffusion_core.evaluation.classification import interval
 from simulations.baselines.macro_auc import Bootstrap, MacroAuc, bootstrapped_macro_auc
 from simulations.engine.cells import RUN
 from simulations.studies.labels.comparison import paired_difference
-from simulations.studies.paper.cells import NOT_MEASURED, MeasureCell, RunCell
+from simulations.studies.paper.cells import COMMIT, NOT_MEASURED, MeasureCell, RunCell
 
 BOOTSTRAPS = 400
 
@@ -51,7 +51,9 @@ class Found:
     def measured(self, measure: str, run: str) -> Mapping[str, Any]:
         """The figures of a measurement; none before it is made, or if the run does not allow it."""
         figures = self.measure_cell(measure, run).figures(self.study) or {}
-        return {} if NOT_MEASURED in figures else figures
+        if NOT_MEASURED in figures:
+            return {}
+        return {name: value for name, value in figures.items() if name != COMMIT}
 
     def not_measured(self, measure: str, run: str) -> str:
         """Why the run does not allow a measurement; empty if it does."""

@@ -11,6 +11,7 @@ from mediffusion_core.common.files import replacing
 from mediffusion_core.reporting.report import run_warnings
 from mediffusion_core.run_io.provenance import shorten
 from simulations.results.figures import markdown_table
+from simulations.studies.paper.cells import COMMIT
 from simulations.studies.paper.chart import save_differences
 from simulations.studies.paper.figures import Figure
 from simulations.studies.paper.plan import Plan, Work
@@ -41,7 +42,8 @@ SPECS: Mapping[str, str] = {
 def write_page(plan: Plan, work: Work) -> Path:
     """Writes the page, `results.json`, the table and the chart from the cells that have finished.
 
-    Nothing depends on when a cell ran or how long it took.
+    Of the cells nothing but their figures and their commits matters: not when they ran, nor how
+    long they took.
 
     Returns:
         The written page.
@@ -97,7 +99,7 @@ def _introduction(plan: Plan, work: Work) -> str:
     commits = ", ".join(shorten(one) for one in _commits(work)) or "none yet"
     return (
         f"Base run `{' '.join(plan.base)}`, seed {work.runs[0].seed}, {images} test images. "
-        f"Commits of the finished runs: {commits}. The paper is "
+        f"Commits of the runs and measurements: {commits}. The paper is "
         "[2411.09434](https://arxiv.org/abs/2411.09434). Intervals are 95 %: of AUCs and of "
         "counterfactuals over patients, of FID and diversity over halves of the images. "
         "Differences are paired over the same patients, unless the answer compares two intervals. "
@@ -108,11 +110,11 @@ def _introduction(plan: Plan, work: Work) -> str:
 
 
 def _commits(work: Work) -> list[str | None]:
-    """The commits of the finished runs, each once, the first finished variant's first."""
+    """The commits of the finished runs and measurements, each once."""
     found = work.found
-    return list(
-        dict.fromkeys(found.summary(run).get("commit") for run in found.finished(found.runs))
-    )
+    runs = (found.summary(run) for run in found.finished(found.runs))
+    measures = (cell.figures(found.study) for cell in work.measures)
+    return list(dict.fromkeys(one.get(COMMIT) for one in (*runs, *measures) if one is not None))
 
 
 def _section(

@@ -140,7 +140,7 @@ def test_the_page_answers_by_paired_intervals_and_is_the_same_each_time(
     keep(work.found.runs["left-out"], tmp_path, half_right(), commit="1" * 40)
     written = write_page(plan, work).read_text()
     assert "Joint, all labels less joint, 40% of labels: AUC +0." in written
-    assert "Commits of the finished runs: 111111111, 222222222." in written
+    assert "Commits of the runs and measurements: 111111111, 222222222." in written
     assert "higher." in written and NOT_SHOWN in written
     assert "At site-2 the AUC is" in written
     assert "| joint, all labels | Reconstructions have a PSNR of 12.0 dB" in written
