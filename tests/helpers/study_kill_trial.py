@@ -8,12 +8,15 @@ study's table and page must be those of the first, byte for byte. FOLDER keeps b
 """
 
 import argparse
+import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from mediffusion_core.run_io.provenance import COMMIT_VARIABLE
 
 SMALL = (
     "experiment=paper_base",
@@ -34,8 +37,12 @@ def study(folder: Path, overrides: Sequence[str], log: Path, seconds: float | No
     """Starts or resumes a study; whether it ended before it was killed."""
     program = Path(sys.executable).with_name("fed-mediffusion")
     command = [program, "study", "paper", "--folder", folder, *SMALL, *overrides]
+    # The page names the commit, which may change while this runs.
+    environment = {**os.environ, COMMIT_VARIABLE: "trial"}
     with log.open("ab") as file:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
+        )
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -60,7 +67,7 @@ def run_trial(folder: Path, kills: int, seed: int, overrides: Sequence[str]) -> 
     print(f"undisturbed: {seconds:.0f} s, {len(finished(whole))} cells", flush=True)
     draw, before = random.Random(seed), finished(broken)
     for number in range(kills):
-        moment = draw.uniform(0, 2 * seconds / kills)
+        moment = draw.uniform(0, min(2 / kills, 0.9) * seconds)
         assert not study(broken, overrides, folder / "broken.log", moment), "it was never killed"
         after = finished(broken)
         assert {path: after.get(path) for path in before} == before, "a cell was run twice"
