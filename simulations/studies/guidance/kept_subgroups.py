@@ -2,7 +2,9 @@
 
 A counterfactual should change the finding alone. For each attribute a logistic regression reads the
 subgroup from features that are not trained. It is fitted on training images, and its accuracy is
-measured on images of test patients. Nothing is said of an attribute that it hardly reads.
+measured on images of test patients. Nothing is said of an attribute that it hardly reads. Each
+subgroup has as many training images with each combination of labels: otherwise the regression would
+read the subgroup from the finding, which a counterfactual has to change.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +24,10 @@ from simulations.baselines.linear_classifier import LinearClassifier
 SITE = "site"
 KEPT = (SITE, SEX, AGE)
 """The attributes."""
-FEWEST, MOST = 20, 200
-"""Images of a subgroup to fit on: with fewer it is left out, and more are not used."""
+FEWEST, MOST = 30, 200
+"""Training images of a subgroup: with fewer it is left out, and more are not used."""
+FEWEST_TESTED = 20
+"""Test images of a subgroup: with fewer it is left out."""
 PENALTY = 0.03
 
 Extractor = Callable[[Tensor], Tensor]
@@ -70,10 +74,10 @@ class SubgroupProbe:
         return torch.where(self.right(sources, rows), self.right(changed, rows).double(), torch.nan)
 
     def balanced_accuracy(self, features: Tensor, rows: NDArray[np.int64]) -> float:
-        """The share of right predictions, as mean over the subgroups that the rows have."""
+        """The share of right predictions, as mean over the subgroups, which the rows must have."""
         right, true = self.right(features, rows), self.of_row[rows]
-        shares = [right[torch.from_numpy(true == one)].double() for one in self.subgroups]
-        return float(torch.stack([share.mean() for share in shares if len(share)]).mean())
+        shares = [right[torch.from_numpy(true == one)].double().mean() for one in self.subgroups]
+        return float(torch.stack(shares).mean())
 
 
 def subgroup_probes(
@@ -84,11 +88,13 @@ def subgroup_probes(
     order = np.random.default_rng(seed).permutation(train)
     probes = {}
     for name, of_row in _attributes(dataset):
-        chosen = dict(_chosen(of_row, order))
-        if len(chosen) >= 2:
-            rows = np.concatenate([*chosen.values()])
+        subgroups = _large_enough(of_row[train], of_row[dataset.test_rows])
+        if len(subgroups) < 2:
+            continue
+        rows = _balanced(order, of_row[order], subgroups, dataset.store.labels[order])
+        if len(rows) >= FEWEST * len(subgroups):
             features = extractor(_images(dataset, rows))  # (N, D)
-            probes[name] = _fitted(tuple(chosen), features, of_row, rows)
+            probes[name] = _fitted(subgroups, features, of_row, rows)
     return probes
 
 
@@ -120,14 +126,39 @@ def _attributes(dataset: FederatedDataset) -> Iterator[tuple[str, NDArray[np.str
     yield from dataset.attributes.items()
 
 
-def _chosen(
-    of_row: NDArray[np.str_], order: NDArray[np.int64]
-) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Each subgroup with enough images, and the rows to fit on."""
-    for subgroup in sorted({*of_row[order].tolist()} - {UNKNOWN}):
-        rows = order[of_row[order] == subgroup][:MOST]
-        if len(rows) >= FEWEST:
-            yield subgroup, rows
+def _large_enough(train: NDArray[np.str_], test: NDArray[np.str_]) -> tuple[str, ...]:
+    """The subgroups with enough images of each split, from the subgroup of each image."""
+    return tuple(
+        one
+        for one in sorted({*train.tolist()} - {UNKNOWN})
+        if (train == one).sum() >= FEWEST and (test == one).sum() >= FEWEST_TESTED
+    )
+
+
+def _balanced(
+    order: NDArray[np.int64],
+    of_row: NDArray[np.str_],
+    subgroups: Sequence[str],
+    labels: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """As many rows of each subgroup with each combination of labels, up to `MOST` of a subgroup.
+
+    Args:
+        order: Rows of training images in random order, (n,).
+        of_row: Subgroup of each of them.
+        subgroups: Those to choose.
+        labels: Of each of them, (n, classes), nan where missing.
+    """
+    combinations = np.unique(np.nan_to_num(labels, nan=-1), axis=0, return_inverse=True)[1]
+    chosen: dict[str, list[NDArray[np.int64]]] = {one: [] for one in subgroups}
+    for combination in range(int(combinations.max()) + 1):
+        having = {one: order[(of_row == one) & (combinations == combination)] for one in subgroups}
+        fewest = min(map(len, having.values()), default=0)
+        for one, rows in having.items():
+            chosen[one].append(rows[:fewest])
+    # In the random order again, so that the cut leaves no combination out.
+    mixed = (order[np.isin(order, np.concatenate(rows))] for rows in chosen.values())
+    return np.concatenate([rows[:MOST] for rows in mixed])
 
 
 def _fitted(

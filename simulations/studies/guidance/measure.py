@@ -97,9 +97,8 @@ class MethodEvaluator:
             columns |= effect_figures(self.model, made, target, real, labels)
             columns |= self._perceptual_figures(method, made)
             columns |= self._axiom_figures(method, made)
-            source_features = self._source_features(method, made)
-            columns["s3"] = feature_similarity(features, source_features)
-            columns |= self._kept_figures(source_features, features)
+            columns["s3"] = feature_similarity(features, self._source_features(method, made))
+            columns |= self._kept_figures(features)
             together["correlation_difference"] = self._correlation_difference(made, seed)
         groups, names = self.images.groups, self.images.panel.names
         by_target = {}
@@ -174,12 +173,12 @@ class MethodEvaluator:
         rest = torch.full((len(made.images) - len(few),), torch.nan)
         return {name: torch.cat([values, rest]) for name, values in measured.items()}
 
-    def _kept_figures(self, sources: Tensor, changed: Tensor) -> dict[str, Tensor]:
-        """Whether the counterfactuals keep the subgroups of their sources, from features (n, D)."""
+    def _kept_figures(self, changed: Tensor) -> dict[str, Tensor]:
+        """Whether counterfactuals of features (n, D) keep the subgroups of the original images."""
         unknown = torch.full((len(changed),), torch.nan)
-        rows = self.images.rows
+        images, rows = self._image_features, self.images.rows
         return {
-            kept_figure(name): self.probes[name].kept(sources, changed, rows)
+            kept_figure(name): self.probes[name].kept(images, changed, rows)
             if name in self.probes
             else unknown
             for name in KEPT

@@ -138,10 +138,11 @@ def _about_subgroups(accuracies: Mapping[str, float]) -> str:
         return ""
     listed = ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in accuracies.items())
     return (
-        " *Kept*: share of counterfactuals that show the subgroup of their source, by a logistic "
-        "regression on the same features, of sources for which it is right. Its balanced accuracy "
-        f"on images of test patients: {listed}. An attribute nearer to guessing than to 100 % has "
-        "no figure."
+        " *Kept*: share of counterfactuals that show the subgroup of the original image, by a "
+        "logistic regression on the same features, of originals for which it is right; it is "
+        "fitted on as many images of each subgroup with each combination of labels. Its balanced "
+        f"accuracy on images of test patients: {listed}. An attribute nearer to guessing than to "
+        "100 % has no figure."
     )
 
 

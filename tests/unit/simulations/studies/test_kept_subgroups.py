@@ -19,7 +19,8 @@ from simulations.studies.guidance.kept_subgroups import SubgroupProbe, accuracie
 @pytest.fixture(scope="module")
 def dataset(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> FederatedDataset:
     store = f"data.store={tmp_path_factory.mktemp('store')}"
-    return open_federated_dataset(compose("config", (*tiny, store, "data.scanner_shift=1")))
+    more = ("data.phantom.patients_per_site=[240,240,240]", "data.test_fraction=0.3")
+    return open_federated_dataset(compose("config", (*tiny, store, "data.scanner_shift=1", *more)))
 
 
 def moments(images: Tensor) -> Tensor:
@@ -77,7 +78,32 @@ def test_sex_is_an_attribute_and_unknown_sex_is_none(dataset: FederatedDataset) 
     )
 
 
-def test_a_subgroup_of_few_images_is_left_out(dataset: FederatedDataset) -> None:
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_subgroup_of_few_images_is_left_out(dataset: FederatedDataset, split: str) -> None:
+    rows = np.concatenate([getattr(centre, split) for centre in dataset.centres])
     age = np.full(len(dataset.store.images), "40-59")
-    age[:5] = "0-17"
+    age[rows[:10]] = "0-17"
+    others = np.setdiff1d(np.arange(len(age)), rows)
+    age[others[: len(others) // 2]] = "0-17"
     assert "age" not in subgroup_probes(replace(dataset, attributes={"age": age}), moments, seed=0)
+
+
+def test_a_subgroup_is_not_read_from_the_finding(dataset: FederatedDataset) -> None:
+    """Where sex goes with a label in training, the chosen images have each label as often."""
+    sick = dataset.store.labels[:, 0] == 1
+    generator = np.random.default_rng(0)
+    sex = np.where(sick ^ (generator.random(len(sick)) < 0.2), "female", "male")
+    chosen = []
+
+    def watched(images: Tensor) -> Tensor:
+        chosen.append(images)
+        return moments(images)
+
+    probes = subgroup_probes(replace(dataset, attributes={"sex": sex}), watched, seed=0)
+    assert set(probes) == {"site", "sex"}
+    pixels = as_batch(dataset.pixels[np.arange(len(sick))])
+    rows = [int((pixels == image).flatten(1).all(dim=1).nonzero()[0, 0]) for image in chosen[1]]
+    labels = dataset.store.labels[rows]
+    women = sex[rows] == "female"
+    assert women.sum() == (~women).sum() >= 30
+    assert sorted(map(tuple, labels[women])) == sorted(map(tuple, labels[~women]))
