@@ -16,7 +16,7 @@ from mediffusion_core.training.local_report import LocalReport
 from mediffusion_core.training.schedule import local_steps, set_rate
 from mediffusion_core.training.semi_supervised.pseudo_labels import fixed_labels
 from simulations.baselines.pixel_classifier import normalised
-from simulations.baselines.settings import TrainedSettings
+from simulations.baselines.settings import FineTunedSettings, TrainedSettings
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ class BatchLoss:
         """Confident predictions on weak views, (B, classes); nan below the threshold."""
         multi_label = self._task.multi_label
         weak = turn_and_flip(images, self._generator) if self._task.orientation_free else images
+        # A fine-tuned network drops units and blocks in training, which would shake its labels.
+        network.train(not isinstance(self._task.settings, FineTunedSettings))
         probabilities = class_probabilities(network(normalised(weak)).float(), multi_label)
+        network.train()
         return fixed_labels(threshold, multi_label)(probabilities)
 
 

@@ -12,7 +12,8 @@ from mediffusion_core.inference.classify import symmetries
 from mediffusion_core.models import class_probabilities
 from simulations.baselines.settings import Norm
 
-BATCH = 256
+BATCH_PIXELS = 256 * 32 * 32
+"""Pixels of the images that are classified at once."""
 WIDTHS = (64, 128, 256, 512)
 GROUPS = 32
 """Groups of channels in group normalisation, as in arXiv 1803.08494."""
@@ -107,8 +108,8 @@ class PixelClassifier:
         """Logits (N, classes)."""
         self.network.eval()
         parts = []
-        for part in images.split(BATCH):
-            views = list(symmetries(part)) if self.orientation_free else [part]
+        for part in images.split(max(1, BATCH_PIXELS // (images.shape[2] * images.shape[3]))):
+            views = symmetries(part) if self.orientation_free else [part]
             with autocast(self.precision, part.device):
                 logits = [self.network(normalised(view)).float() for view in views]
             parts.append(torch.stack(logits).mean(dim=0))

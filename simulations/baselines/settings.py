@@ -1,6 +1,6 @@
 """The settings of a baseline, beside those of the run that it is compared with."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -52,8 +52,15 @@ class BaselineSettings(TrainedSettings):
     norm: Norm = "batch"
 
 
+LABELLED = 0.2
+
+
 class FineTunedSettings(TrainedSettings):
-    """EfficientNet-Lite with the weights of ImageNet, on the originals at `image_size` pixels."""
+    """EfficientNet-Lite with the weights of ImageNet, on the originals at `image_size` pixels.
+
+    Large and pretrained, it has to see few labels more often than many: `local_epochs` is that with
+    `LABELLED` of the labels, and the steps of a round are as many with any other share.
+    """
 
     pretrained: Literal["efficientnet-lite1"] = "efficientnet-lite1"
     image_size: Count = 128
@@ -62,6 +69,11 @@ class FineTunedSettings(TrainedSettings):
     batch_size: Count = 16
     learning_rate: Positive = 5e-4
     every: Count = 20
+
+    def with_labels(self, fraction: float) -> Self:
+        """The settings with as many steps for a labelled fraction as for `LABELLED`."""
+        epochs = self.local_epochs * LABELLED / fraction
+        return self.model_copy(update={"local_epochs": epochs})
 
 
 class LinearSettings(StrictModel):

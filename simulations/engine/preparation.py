@@ -1,5 +1,8 @@
 """Preparation of a run's images, with a progress bar."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,17 +24,8 @@ def prepare_images(settings: Settings, console: Console) -> FederatedDataset:
     Raises:
         UserError: if the images cannot be read or partitioned, or do not name the privacy unit.
     """
-    columns = (
-        TextColumn("preparing images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        dataset = open_federated_dataset(
-            settings, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with _told("preparing images", console) as on_image:
+        dataset = open_federated_dataset(settings, on_image)
     require_unit(dataset, settings)
     bad = dataset.store.bad
     if bad:
@@ -40,3 +34,23 @@ def prepare_images(settings: Settings, console: Console) -> FederatedDataset:
             markup=False,
         )
     return dataset
+
+
+def prepare_at_size(dataset: FederatedDataset, side: int, console: Console) -> None:
+    """Prepares the same images at another side in pixels, where they are not yet in the store.
+
+    Raises:
+        UserError: if the images cannot be read at that side.
+    """
+    assert dataset.at_size is not None
+    with _told(f"preparing images of {side} px", console) as on_image:
+        dataset.at_size(side, on_image)
+
+
+@contextmanager
+def _told(title: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Shows the progress; yields what is told (done, total)."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

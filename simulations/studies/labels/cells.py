@@ -169,6 +169,8 @@ def cells_of(
         overrides += [*rounds, *trial]
     else:
         baseline = baseline.model_copy(update=_parsed(trial))
+    if isinstance(baseline, FineTunedSettings):
+        baseline = baseline.with_labels(fraction)
     if method.without_unlabelled and fraction < 1:
         overrides += without_unlabelled(overrides, fraction)
     for site in _site_names(data) if method.each_site else (None,):
@@ -204,7 +206,12 @@ def run_cell(folder: Path) -> None:
     if described["rival"] is None:
         figures, logits = _run_joint(overrides, settings, dataset)
     else:
-        run = _baseline_run(described["rival"], settings, dataset)
+        baseline = baseline_of(described["rival"])
+        run = (
+            LinearRun(settings, baseline, dataset)
+            if isinstance(baseline, LinearSettings)
+            else BaselineRun(settings, baseline, dataset)
+        )
         figures, logits = run.execute(lambda done, total: print(f"{done}/{total}", flush=True))
     figures["multi_label"] = dataset.store.multi_label
     _save_predictions(folder, dataset, logits)
@@ -212,14 +219,16 @@ def run_cell(folder: Path) -> None:
     write_json(folder / FIGURES, figures)
 
 
-def _baseline_run(
-    described: dict[str, Any], settings: Settings, dataset: FederatedDataset
-) -> BaselineRun | LinearRun:
-    if "features" in described:
-        return LinearRun(settings, LinearSettings.model_validate(described), dataset)
-    if "pretrained" in described:
-        return BaselineRun(settings, FineTunedSettings.model_validate(described), dataset)
-    return BaselineRun(settings, BaselineSettings.model_validate(described), dataset)
+def baseline_of(described: Mapping[str, Any]) -> Baseline:
+    """The baseline that a cell's description has."""
+    kind = (
+        LinearSettings
+        if "features" in described
+        else FineTunedSettings
+        if "pretrained" in described
+        else BaselineSettings
+    )
+    return kind.model_validate(described)
 
 
 def _run_joint(

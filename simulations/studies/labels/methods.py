@@ -2,7 +2,8 @@
 
 Variants of the joint network have the same rounds and steps; a step without the denoiser costs
 less, and so do the steps of a single site. Baselines have the rounds that take about the time of
-the joint network, ten minutes on one core at 32 px. `scaled` changes the time of all methods alike.
+the joint network at 20 % of the labels, ten minutes on one core at 32 px. `scaled` changes the time
+of all methods alike.
 
 Trials are settings that are tried at the first seed; the validation AUC selects one. Every network
 that classifies has equally many trials, and the first one has the method's default settings. A
@@ -151,14 +152,14 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "efficientnet",
-            "federated EfficientNet-Lite1 from ImageNet, labels alone, 128 px",
+            "federated EfficientNet-Lite1 from ImageNet, 128 px",
             trials=_FINE_TUNED_TRIALS,
             rounds=(1, 40),
             baseline=FineTunedSettings(),
         ),
         Method(
             "efficientnet-fixmatch",
-            "the same with FixMatch",
+            "federated EfficientNet-Lite1 from ImageNet with FixMatch, 128 px",
             trials=_FINE_TUNED_TRIALS,
             rounds=(1, 16),
             baseline=FineTunedSettings(consistency=ConsistencySettings()),

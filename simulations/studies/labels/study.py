@@ -9,7 +9,7 @@ from configs.compose import compose
 from mediffusion_core.models.public_encoders import build_encoder
 from simulations.baselines.settings import FineTunedSettings, LinearSettings
 from simulations.engine.cell_pool import CellPool
-from simulations.engine.preparation import prepare_images
+from simulations.engine.preparation import prepare_at_size, prepare_images
 from simulations.studies.labels.cells import LabelsCell
 from simulations.studies.labels.comparison import write_comparison
 from simulations.studies.labels.methods import METHODS, Trial
@@ -33,8 +33,10 @@ def study_labels(plan: Plan, folder: Path, workers: int) -> Path:
             checkpoint, a baseline starts again.
     """
     console = Console(soft_wrap=True)
-    prepare_images(compose("config", plan.base), console)
-    _require_encoders([cell for _, _, cell in plan.trials()])
+    dataset = prepare_images(compose("config", plan.base), console)
+    for encoder, image_size in _encoders([cell for _, _, cell in plan.trials()]):
+        build_encoder(encoder, image_size)  # is its package installed?
+        prepare_at_size(dataset, image_size, console)
     if plan.tune:
         _run_all([cell for _, _, cell in plan.trials()], folder, workers, console)
     chosen = choose_trials(plan, folder)
@@ -72,12 +74,8 @@ def choose_trials(plan: Plan, folder: Path) -> dict[str, Trial]:
     return chosen
 
 
-def _require_encoders(cells: Sequence[LabelsCell]) -> None:
-    """Checks that the public encoders of all cells are installed.
-
-    Raises:
-        UserError: as `build_encoder`.
-    """
+def _encoders(cells: Sequence[LabelsCell]) -> list[tuple[str, int]]:
+    """The public encoders of all cells, and the sides of their images in pixels."""
     needed = set()
     for cell in cells:
         alignment = cell.settings.training.joint.alignment
@@ -87,8 +85,7 @@ def _require_encoders(cells: Sequence[LabelsCell]) -> None:
             needed.add((cell.baseline.pretrained, cell.baseline.image_size))
         elif cell.baseline is None and alignment.enabled:
             needed.add((alignment.encoder, alignment.image_size))
-    for encoder, image_size in sorted(needed):
-        build_encoder(encoder, image_size)
+    return sorted(needed)
 
 
 def _run_all(cells: Sequence[LabelsCell], study: Path, workers: int, console: Console) -> None:

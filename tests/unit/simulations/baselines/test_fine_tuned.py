@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from configs.compose import compose
 from mediffusion_core.data.image_set import ImageSet
@@ -13,9 +14,10 @@ from mediffusion_core.data.partitioning.federated_dataset import (
     FederatedDataset,
     open_federated_dataset,
 )
+from mediffusion_core.models.public_encoders import efficientnet_lite
 from simulations.baselines.federated_run import BaselineRun
 from simulations.baselines.fine_tuned import FineTuned, at_image_size
-from simulations.baselines.local_training import BaselineTask, train_locally
+from simulations.baselines.local_training import BaselineTask, BatchLoss, train_locally
 from simulations.baselines.settings import ConsistencySettings, FineTunedSettings
 
 SIDE = 64
@@ -62,9 +64,43 @@ def test_training_moves_the_weights_and_not_the_batch_statistics() -> None:
     assert not torch.equal(before["network._conv_stem.weight"], after["network._conv_stem.weight"])
     network.eval()
     logits = network(images.take(torch.arange(16)) * 2 - 1)
-    assert (
-        bool((logits.argmax(dim=1) == targets.argmax(dim=1)).all()) and report.means()["loss"] < 0.7
-    )
+    assert bool((logits.argmax(dim=1) == targets.argmax(dim=1)).all()) and report.steps == 20
+
+
+def test_images_enter_as_those_of_imagenet() -> None:
+    """Grey ones with three equal colours."""
+    torch.manual_seed(0)
+    ours = FineTuned(SIDE, 2).eval()
+    reference = efficientnet_lite(1, SIDE).eval()
+    reference._fc = ours.network._fc
+    grey = torch.rand(3, 1, SIDE, SIDE)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    entered = (grey.repeat(1, 3, 1, 1) - mean[:, None, None]) / deviation[:, None, None]
+    torch.testing.assert_close(ours(grey * 2 - 1), reference(entered), rtol=0, atol=1e-4)
+
+
+def test_pseudo_labels_are_drawn_without_dropout() -> None:
+    torch.manual_seed(0)
+    seen = []
+
+    class Recorded(FineTuned):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(self.training)
+            return super().forward(images)
+
+    targets = torch.eye(2).repeat_interleave(4, dim=0)
+    targets[::2] = torch.nan
+    images = ImageSet(np.zeros((8, SIDE, SIDE, 1), np.uint8), np.arange(8), targets)
+    settings = FineTunedSettings(batch_size=2, consistency=ConsistencySettings())
+    task = BaselineTask(settings, augmentation="none", multi_label=False, precision="fp32")
+    BatchLoss(images, task, seed=0).loss(Recorded(SIDE, 2).train())
+    assert seen == [False, True]
+
+
+def test_a_round_has_as_many_steps_with_any_share_of_labels() -> None:
+    settings = FineTunedSettings(local_epochs=0.5)
+    assert settings.with_labels(0.05).local_epochs == pytest.approx(2)
+    assert settings.with_labels(1).local_epochs == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("consistency", [None, ConsistencySettings(ratio=1)])

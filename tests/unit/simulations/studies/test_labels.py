@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.reporting.style import new_figure
-from simulations.baselines.settings import LinearSettings
+from simulations.baselines.settings import FineTunedSettings, LinearSettings
 from simulations.engine.cells import FIGURES
-from simulations.studies.labels.cells import PREDICTIONS, LabelsCell, cells_of
+from simulations.studies.labels.cells import PREDICTIONS, LabelsCell, baseline_of, cells_of
 from simulations.studies.labels.comparison import paired_difference, write_comparison
 from simulations.studies.labels.curves import LineEnd, label_ends
 from simulations.studies.labels.methods import METHODS
@@ -206,6 +206,22 @@ def test_a_baseline_refuses_settings_of_the_federation_that_it_lacks(
     with pytest.raises(UserError, match="baselines of a study are trained without it"):
         list(cells_of(resnet, (), [*base, asked], 0.4, 0))
     assert list(cells_of(METHODS["joint"].scaled(0.1), (), [*base, asked], 0.4, 0))
+
+
+def test_fine_tuning_has_as_many_steps_at_each_fraction(base: list[str]) -> None:
+    epochs = [
+        cell.baseline.local_epochs
+        for fraction in (0.05, 0.2)
+        for cell in cells_of(METHODS["efficientnet"], (), base, fraction, 0)
+        if isinstance(cell.baseline, FineTunedSettings)
+    ]
+    assert epochs[0] == pytest.approx(4 * epochs[1])
+
+
+@pytest.mark.parametrize("method", ["resnet", "efficientnet", "statistics"])
+def test_a_described_baseline_is_run_as_it_is(base: list[str], method: str) -> None:
+    [cell] = cells_of(METHODS[method], (), base, 0.2, 0)
+    assert baseline_of(cell.description()["rival"]) == cell.baseline
 
 
 @pytest.mark.parametrize("method", ["statistics", "efficientnet"])
