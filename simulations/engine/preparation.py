@@ -49,7 +49,7 @@ def prepare_at_size(dataset: FederatedDataset, side: int, console: Console) -> N
 
 @contextmanager
 def _told(title: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Shows the progress; yields what is told (done, total)."""
+    """Shows the progress; yields the function that takes (done, total)."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
