@@ -151,6 +151,9 @@ def test_the_view_is_chosen_and_kept(page: Page) -> None:
     light = ground()
     page.get_by_role("button", name="Dark view").click()
     dark = ground()
+    page.wait_for_timeout(
+        1000
+    )  # Chromium's storage is in another process, which a reload can outrun
     page.reload()
     assert ground() == dark != light
     page.get_by_role("button", name="Light view").click()
