@@ -74,7 +74,7 @@ def epsilon(charges: Iterable[Charge], delta: float) -> float:
 
     Raises:
         ValueError: if δ is not in (0, 1).
-        UserError: if Opacus is not installed.
+        UserError: if Opacus or dp-accounting is not installed.
     """
     parts = _checked(charges, delta)
     return min(_rdp_epsilon(parts, delta), _pld_epsilon(parts, delta))
@@ -88,7 +88,7 @@ def within(charges: Iterable[Charge], target_epsilon: float, delta: float) -> bo
 
     Raises:
         ValueError: if δ is not in (0, 1).
-        UserError: if Opacus is not installed.
+        UserError: if Opacus or dp-accounting is not installed.
     """
     parts = _checked(charges, delta)
     return (
@@ -108,7 +108,7 @@ def largest_true_positive_rate(charges: Iterable[Charge], false_positive_rate: f
         false_positive_rate: α.
 
     Raises:
-        UserError: if Opacus is not installed.
+        UserError: if Opacus or dp-accounting is not installed.
     """
     parts, largest = list(charges), 1.0
     for delta in POWER_DELTAS:
@@ -132,7 +132,7 @@ def noise_multiplier_for(
 
     Raises:
         ValueError: if a number is out of range.
-        UserError: if `LARGEST_NOISE` is too small, or Opacus is not installed.
+        UserError: if `LARGEST_NOISE` is too small, or a package is not installed.
     """
     if not target_epsilon > 0:
         raise ValueError(f"target_epsilon={target_epsilon} is not above 0")
@@ -195,7 +195,9 @@ def _pld() -> Any:
 
 
 def _not_installed() -> UserError:
-    return UserError("privacy accounting needs: pip install 'fed-mediffusion[privacy]'")
+    return UserError(
+        "privacy accounting needs Opacus and dp-accounting: pip install 'fed-mediffusion[privacy]'"
+    )
 
 
 @lru_cache(maxsize=4096)
