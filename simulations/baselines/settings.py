@@ -52,14 +52,10 @@ class BaselineSettings(TrainedSettings):
     norm: Norm = "batch"
 
 
-LABELLED = 0.2
-
-
 class FineTunedSettings(TrainedSettings):
     """EfficientNet-Lite with the weights of ImageNet, on the originals at `image_size` pixels.
 
-    Large and pretrained, it has to see few labels more often than many: `local_epochs` is that with
-    `LABELLED` of the labels, and the steps of a round are as many with any other share.
+    `local_epochs` is that at the main labelled fraction of a study.
     """
 
     pretrained: Literal["efficientnet-lite1"] = "efficientnet-lite1"
@@ -70,13 +66,15 @@ class FineTunedSettings(TrainedSettings):
     learning_rate: Positive = 5e-4
     every: Count = 20
 
-    def with_labels(self, fraction: float) -> Self:
-        """The settings with as many steps for a labelled fraction as for `LABELLED`."""
-        epochs = self.local_epochs * LABELLED / fraction
-        return self.model_copy(update={"local_epochs": epochs})
+    def repeated(self, factor: float) -> Self:
+        """The settings with so many times as many passes over the labels in a round."""
+        return self.model_copy(update={"local_epochs": factor * self.local_epochs})
 
 
 class LinearSettings(StrictModel):
     """Logistic regression on the whitened `features` of a public encoder."""
 
     features: PublicEncoderName
+
+
+Baseline = BaselineSettings | FineTunedSettings | LinearSettings

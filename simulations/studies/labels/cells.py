@@ -30,7 +30,12 @@ from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
 from simulations.baselines.federated_run import BaselineRun, refuse_unsupported
 from simulations.baselines.linear_classifier import LinearRun
-from simulations.baselines.settings import BaselineSettings, FineTunedSettings, LinearSettings
+from simulations.baselines.settings import (
+    Baseline,
+    BaselineSettings,
+    FineTunedSettings,
+    LinearSettings,
+)
 from simulations.engine.cells import (
     DESCRIPTION,
     FIGURES,
@@ -41,7 +46,7 @@ from simulations.engine.cells import (
     run_hash,
 )
 from simulations.engine.in_process import run_in_process
-from simulations.studies.labels.methods import Method, Trial
+from simulations.studies.labels.methods import MAIN_FRACTION, Method, Trial
 from simulations.studies.without_unlabelled import without_unlabelled
 
 PREDICTIONS = "predictions.safetensors"
@@ -68,7 +73,6 @@ SUMMARY_FIGURES = (
 )
 
 
-Baseline = BaselineSettings | FineTunedSettings | LinearSettings
 READ_ORIGINALS = (FineTunedSettings, LinearSettings)
 """Baselines that read the originals at a size of their own."""
 
@@ -169,8 +173,8 @@ def cells_of(
         overrides += [*rounds, *trial]
     else:
         baseline = baseline.model_copy(update=_parsed(trial))
-    if isinstance(baseline, FineTunedSettings):
-        baseline = baseline.with_labels(fraction)
+    if isinstance(baseline, FineTunedSettings):  # as many steps with any number of labels
+        baseline = baseline.repeated(MAIN_FRACTION / fraction)
     if method.without_unlabelled and fraction < 1:
         overrides += without_unlabelled(overrides, fraction)
     for site in _site_names(data) if method.each_site else (None,):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from simulations.baselines.settings import (
+    Baseline,
     BaselineSettings,
     ConsistencySettings,
     FineTunedSettings,
@@ -24,6 +25,8 @@ from simulations.baselines.settings import (
 Trial = tuple[str, ...]
 """Overrides `name=value` of the settings of the run or of the baseline."""
 
+MAIN_FRACTION = 0.2
+"""The labelled fraction at which the methods take about the same time."""
 POOLED = ("federation.pool_sites=true",)
 
 
@@ -37,7 +40,7 @@ class Method:
     trials: tuple[Trial, ...] = ((),)
     rounds: tuple[int, int] = (4, 128)
     """Of the autoencoder stage and of the joint stage; a baseline has the second number alone."""
-    baseline: BaselineSettings | FineTunedSettings | LinearSettings | None = None
+    baseline: Baseline | None = None
     without_unlabelled: bool = False
     """Leaves unlabelled images out of both stages, with as many steps."""
     each_site: bool = False
@@ -48,8 +51,9 @@ class Method:
         autoencoder, joint = (max(1, round(factor * rounds)) for rounds in self.rounds)
         baseline = self.baseline
         if isinstance(baseline, TrainedSettings):
-            parts = baseline.rounds // baseline.every
-            baseline = baseline.model_copy(update={"rounds": joint, "every": -(-joint // parts)})
+            evaluations = baseline.rounds // baseline.every
+            every = -(-joint // evaluations)
+            baseline = baseline.model_copy(update={"rounds": joint, "every": every})
         return replace(self, rounds=(autoencoder, joint), baseline=baseline)
 
 

@@ -9,13 +9,13 @@ from simulations.studies.labels.methods import (
     DIFFUSION,
     JOINT,
     LABELS_ALONE,
+    MAIN_FRACTION,
     METHODS,
     Method,
     Trial,
 )
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 1.0)
-MAIN_FRACTION = 0.2
 EVERY_FRACTION = (JOINT.name, LABELS_ALONE.name)
 """Methods that run at every fraction by default; the others run at the main fraction alone."""
 DEFAULT_DATA = "experiment=isic2019_4centres"

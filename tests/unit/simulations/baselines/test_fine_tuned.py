@@ -97,10 +97,10 @@ def test_pseudo_labels_are_drawn_without_dropout() -> None:
     assert seen == [False, True]
 
 
-def test_a_round_has_as_many_steps_with_any_share_of_labels() -> None:
+def test_passes_over_the_labels_can_be_repeated() -> None:
     settings = FineTunedSettings(local_epochs=0.5)
-    assert settings.with_labels(0.05).local_epochs == pytest.approx(2)
-    assert settings.with_labels(1).local_epochs == pytest.approx(0.1)
+    assert settings.repeated(4).local_epochs == pytest.approx(2)
+    assert settings.repeated(0.2).local_epochs == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("consistency", [None, ConsistencySettings(ratio=1)])
