@@ -148,8 +148,14 @@ def tiny() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
+def tiny_data(tiny: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the sites' phantoms alone."""
+    return tuple(one for one in tiny if one.startswith(("seed=", "data")))
+
+
+@pytest.fixture(scope="session")
 def shortest(tiny: tuple[str, ...]) -> tuple[str, ...]:
-    """The same with one round of each stage, and few counterfactuals."""
+    """Those of `tiny` with one round of each stage, and few counterfactuals."""
     return (*tiny, *ONE_ROUND)  # the last of two values counts
 
 

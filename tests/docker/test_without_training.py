@@ -15,12 +15,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 
 @pytest.fixture
-def data(tiny: tuple[str, ...]) -> tuple[str, ...]:
-    """Overrides of the sites' phantoms."""
-    return tuple(one for one in tiny if one.startswith(("seed=", "data")))
-
-
-@pytest.fixture
 def run(
     federation: Federation, sign: Callable[[str], str], tmp_path: Path
 ) -> Callable[[list[str]], Path]:
@@ -41,7 +35,7 @@ def test_the_pooled_auc_is_that_of_the_pooled_images(
     federation: Federation,
     run: Callable[[list[str]], Path],
     tiny: tuple[str, ...],
-    data: tuple[str, ...],
+    tiny_data: tuple[str, ...],
     tmp_path: Path,
 ) -> None:
     auc = export_classifying_model(tiny, tmp_path)
@@ -50,7 +44,7 @@ def test_the_pooled_auc_is_that_of_the_pooled_images(
         path.chmod(0o755 if path.is_dir() else 0o644)
     federation.wait_until_all_are_there()
     federation.compose("cp", str(exported), f"server:{RUNS}/exported")
-    asked = evaluation_overrides(exported, None, (*data, "evaluation.patients=all"))
+    asked = evaluation_overrides(exported, None, (*tiny_data, "evaluation.patients=all"))
     folder = run([*asked, f"evaluation.model={RUNS}/exported"])
     figures = json.loads((folder / "summary.json").read_text())["model"]
     print(f"pooled AUC {figures['auc']:.5f} from the sites' counts, {auc:.5f} of the pooled images")
@@ -60,9 +54,9 @@ def test_the_pooled_auc_is_that_of_the_pooled_images(
 
 
 def test_statistics_count_the_images_of_all_sites(
-    run: Callable[[list[str]], Path], data: tuple[str, ...]
+    run: Callable[[list[str]], Path], tiny_data: tuple[str, ...]
 ) -> None:
-    folder = run([*data, "task=statistics"])
+    folder = run([*tiny_data, "task=statistics"])
     figures = json.loads((folder / "statistics.json").read_text())
     assert sorted(figures["sites"]) == list(SITES) and figures["pooled"]["images"] == 180
     assert figures["sites"]["site-0"]["subgroups"]["age"]["0-17"]["count"] is None

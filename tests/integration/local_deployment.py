@@ -82,7 +82,7 @@ class LocalDeployment:
         start = ("run", str(self._app), CONNECTION, "--stream", "-c", signed.strip())
         said = self._command("flwr", *start)
         runs = json.loads(self._command("flwr", "list", CONNECTION, "--format", "json"))["runs"]
-        assert runs[0]["status"] == "finished:completed", said
+        assert {run["status"] for run in runs} == {"finished:completed"}, said
         return RunFolder(self.pair.folder / "server" / "runs" / f"flwr-{runs[0]['run-id']}")
 
     def run_folders(self) -> list[RunFolder]:

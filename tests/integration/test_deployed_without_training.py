@@ -22,17 +22,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDeploy
         yield found
 
 
-@pytest.fixture
-def data(tiny: tuple[str, ...]) -> tuple[str, ...]:
-    """Overrides of the sites' phantoms."""
-    return tuple(one for one in tiny if one.startswith(("seed=", "data")))
-
-
 def test_the_pooled_auc_is_that_of_the_pooled_images(
-    federation: LocalDeployment, tiny: tuple[str, ...], data: tuple[str, ...], tmp_path: Path
+    federation: LocalDeployment, tiny: tuple[str, ...], tiny_data: tuple[str, ...], tmp_path: Path
 ) -> None:
     auc = export_classifying_model(tiny, tmp_path)
-    asked = (*data, "evaluation.patients=all")
+    asked = (*tiny_data, "evaluation.patients=all")
     folder = federation.run(flatten(evaluation_overrides(tmp_path / "exported", None, asked))).path
     figures = json.loads((folder / "summary.json").read_text())["model"]
     print(f"pooled AUC {figures['auc']:.5f} from the sites' counts, {auc:.5f} of the pooled images")
@@ -44,9 +38,9 @@ def test_the_pooled_auc_is_that_of_the_pooled_images(
 
 
 def test_statistics_count_the_images_of_all_sites(
-    federation: LocalDeployment, data: tuple[str, ...]
+    federation: LocalDeployment, tiny_data: tuple[str, ...]
 ) -> None:
-    folder = federation.run(flatten([*data, "task=statistics"])).path
+    folder = federation.run(flatten([*tiny_data, "task=statistics"])).path
     figures = json.loads((folder / "statistics.json").read_text())
     assert [*figures["sites"]] == NAMES and figures["pooled"]["images"] == 180
     assert figures["sites"]["site-0"]["subgroups"]["age"]["0-17"]["count"] is None

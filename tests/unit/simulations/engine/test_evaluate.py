@@ -33,10 +33,13 @@ class Given:
 
 
 @pytest.fixture(scope="module")
-def given(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Given:
+def given(
+    tiny: tuple[str, ...],
+    tiny_data: tuple[str, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Given:
     folder = tmp_path_factory.mktemp("evaluation")
-    data = tuple(one for one in tiny if one.startswith(("seed=", "data")))
-    overrides = (*data, f"data.store={folder / 'store'}", "evaluation.patients=all")
+    overrides = (*tiny_data, f"data.store={folder / 'store'}", "evaluation.patients=all")
     settings = compose("config", tiny)
     dataset = open_federated_dataset(compose("config", (*tiny, overrides[-2])))
     images = joined([dataset.evaluated(site, "all") for site in range(3)])
