@@ -24,7 +24,7 @@ def prepare_images(settings: Settings, console: Console) -> FederatedDataset:
     Raises:
         UserError: if the images cannot be read or partitioned, or do not name the privacy unit.
     """
-    with _told("preparing images", console) as on_image:
+    with _progress_bar("preparing images", console) as on_image:
         dataset = open_federated_dataset(settings, on_image)
     require_unit(dataset, settings)
     bad = dataset.store.bad
@@ -43,12 +43,12 @@ def prepare_at_size(dataset: FederatedDataset, side: int, console: Console) -> N
         UserError: if the images cannot be read at that side.
     """
     assert dataset.at_size is not None
-    with _told(f"preparing images of {side} px", console) as on_image:
+    with _progress_bar(f"preparing images of {side} px", console) as on_image:
         dataset.at_size(side, on_image)
 
 
 @contextmanager
-def _told(title: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+def _progress_bar(title: str, console: Console) -> Iterator[Callable[[int, int], None]]:
     """Shows the progress; yields the function that takes (done, total)."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:

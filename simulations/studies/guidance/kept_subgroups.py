@@ -2,9 +2,9 @@
 
 A counterfactual should change the finding alone. For each attribute a logistic regression reads the
 subgroup from features that are not trained. It is fitted on training images, and its accuracy is
-measured on images of test patients. Nothing is said of an attribute that it hardly reads. Each
-subgroup has as many training images with each combination of labels: otherwise the regression would
-read the subgroup from the finding, which a counterfactual has to change.
+measured on images of test patients. Each combination of labels is equally frequent in all subgroups
+of the training images: otherwise the regression would read the subgroup from the finding, which a
+counterfactual has to change. An attribute that it hardly reads has no figure.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ class SubgroupProbe:
             rows: Of the store, (n,).
         """
         predicted = self.classifier((features - self.mean) / self.deviation).argmax(dim=1)
-        return predicted == indices(self.subgroups, self.of_row[rows])
+        return predicted == _indices(self.subgroups, self.of_row[rows])
 
     def kept(self, sources: Tensor, changed: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """1 where the predicted subgroup of a counterfactual is its source's true one, else 0.
@@ -112,7 +112,7 @@ def kept_figure(attribute: str) -> str:
     return f"{attribute}_kept"
 
 
-def indices(subgroups: Sequence[str], names: NDArray[np.str_]) -> Tensor:
+def _indices(subgroups: Sequence[str], names: NDArray[np.str_]) -> Tensor:
     """The index of each name among the subgroups, (n,); -1 for others."""
     index_of = {name: index for index, name in enumerate(subgroups)}
     return torch.tensor([index_of.get(str(name), -1) for name in names], dtype=torch.long)
@@ -170,7 +170,7 @@ def _fitted(
     """Fitted on features (N, D) of the images at rows (N,)."""
     mean, deviation = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     scaled = (features - mean) / deviation
-    true = one_hot(indices(subgroups, of_row[rows]), len(subgroups)).float()  # (N, subgroups)
+    true = one_hot(_indices(subgroups, of_row[rows]), len(subgroups)).float()  # (N, subgroups)
     classifier = LinearClassifier.fitted(scaled, true, multi_label=False, penalty=PENALTY)
     return SubgroupProbe(subgroups, mean, deviation, classifier, of_row)
 

@@ -77,7 +77,7 @@ class MethodEvaluator:
     perceptual: Callable[[Tensor, Tensor], Tensor] | None
     """LPIPS; None if its weights are not installed."""
     probes: Mapping[str, SubgroupProbe]
-    """By attribute, what reads the subgroup of an image from `extractor`'s features."""
+    """By attribute, the regression on `extractor`'s features that reads an image's subgroup."""
     num_bootstraps: int
 
     def measure(self, method: Method, *, effects: bool) -> Row:

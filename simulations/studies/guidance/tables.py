@@ -139,10 +139,10 @@ def _about_subgroups(accuracies: Mapping[str, float]) -> str:
     listed = ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in accuracies.items())
     return (
         " *Kept*: share of counterfactuals that show the subgroup of the original image, by a "
-        "logistic regression on the same features, of originals for which it is right; it is "
-        "fitted on as many images of each subgroup with each combination of labels. Its balanced "
-        f"accuracy on images of test patients: {listed}. An attribute nearer to guessing than to "
-        "100 % has no figure."
+        "logistic regression on the same features, of originals for which it is right. "
+        "In the images that it is fitted on, each combination of labels is equally frequent in all "
+        f"subgroups. Its balanced accuracy on images of test patients: {listed}. An attribute "
+        "nearer to guessing than to 100 % has no figure."
     )
 
 
