@@ -30,7 +30,8 @@ PAGES = Path("docs/results")
 """Holds a page for each section, of the section's name, below the project's folder."""
 SUMMARY = "results"
 """The section of README.md, which has some columns of the table of runs."""
-SUMMARY_COLUMNS = ("command", "macro AUC (95 %)", "FID; untrained; real", "flipped", "minutes")
+AUC_COLUMN = "macro AUC (95 %)"
+SUMMARY_COLUMNS = ("command", AUC_COLUMN, "FID; untrained; real", "flipped", "minutes")
 RUN_COLUMNS = (*SUMMARY_COLUMNS[:3], "PSNR", *SUMMARY_COLUMNS[3:], "made by")
 LABELS = "Methods at shares of labels, `"
 """Begins the tables of a study of labels; its command follows."""
@@ -92,10 +93,17 @@ def write_results(sources: Sources, project: Path) -> list[Path]:
 
 
 def summary_table(runs: str) -> str:
-    """Some columns of the table of runs, for the README."""
+    """Some columns of the table of runs, for the README, without runs that chance explains."""
     chosen = [RUN_COLUMNS.index(column) for column in SUMMARY_COLUMNS]
     rows = [line.strip("| ").split(" | ") for line in runs.splitlines()[2:]]
-    return markdown_table(SUMMARY_COLUMNS, [[row[index] for index in chosen] for row in rows])
+    shown = [row for row in rows if not _may_be_chance(row[RUN_COLUMNS.index(AUC_COLUMN)])]
+    return markdown_table(SUMMARY_COLUMNS, [[row[index] for index in chosen] for row in shown])
+
+
+def _may_be_chance(auc: str) -> bool:
+    """Whether the interval of an AUC, as `_auc` writes it, includes 0.5."""
+    ends = re.fullmatch(r"[\d.]+ \(([\d.]+) to ([\d.]+)\)", auc)
+    return ends is not None and float(ends[1]) <= 0.5 <= float(ends[2])
 
 
 def _run_table(document: Path, runs: Sequence[Path]) -> str:

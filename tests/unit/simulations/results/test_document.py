@@ -89,6 +89,13 @@ def test_the_readme_has_some_columns_of_every_run(tmp_path: Path) -> None:
     assert lines[2:] == [f"| `fed-mediffusion simulate seed={seed}` {cells}" for seed in (0, 1)]
 
 
+def test_the_readme_leaves_out_a_run_that_chance_explains(tmp_path: Path) -> None:
+    chance = run(tmp_path / "run", [], auc_macro=0.55, auc_macro_interval=[0.49, 0.66])
+    write_results(Sources([chance]), project(tmp_path))
+    assert "0.550 (0.490 to 0.660)" in read_section(tmp_path / PAGES / "runs.md", "runs")
+    assert len(read_section(tmp_path / "README.md", SUMMARY).splitlines()) == 2
+
+
 def test_the_command_prints_the_documents_it_wrote(tmp_path: Path) -> None:
     given = run(tmp_path / "run", [])
     command = ["results", str(given), "--project", str(project(tmp_path))]
