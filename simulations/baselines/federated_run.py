@@ -19,10 +19,12 @@ from mediffusion_core.training.adam_moments import fresh_moments, load_moments, 
 from server.selection import Evaluated, Selection, select
 from server.strategy.aggregation import moving_average, site_weight, weighted_mean
 from simulations.baselines.fine_tuned import FineTuned, at_image_size
-from simulations.baselines.local_training import BaselineTask, train_locally
+from simulations.baselines.local_training import train_locally
 from simulations.baselines.macro_auc import Bootstrap, bootstrapped_macro_auc
 from simulations.baselines.pixel_classifier import WIDTHS, PixelClassifier, build_resnet
+from simulations.baselines.semi_supervised.build import build_objective
 from simulations.baselines.settings import BaselineSettings, FineTunedSettings
+from simulations.baselines.task import BaselineTask
 
 StateDict = Mapping[str, Tensor]
 Progress = Callable[[int, int], None]
@@ -82,6 +84,7 @@ class BaselineRun:
         self._task = BaselineTask(
             baseline, settings.data.augmentation, store.multi_label, settings.training.precision
         )
+        self._objectives = [build_objective(self._task) for _ in dataset.clients]
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         channels, num_classes = settings.data.channels, len(store.classes)
         self._network = (
@@ -155,6 +158,7 @@ class BaselineRun:
                 round_number=number,
                 # This key keeps the random numbers of published figures.
                 seed=derive_seed(self._settings.seed, "rival", partition.site, number),
+                objective=self._objectives[index],
             )
             states.append(_copied(self._network.state_dict()))
             moments.append(read_moments(optimizer, self._network))

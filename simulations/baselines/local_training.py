@@ -1,115 +1,74 @@
-"""One site's round of a baseline: cross-entropy on labelled images, FixMatch on the others."""
-
-from dataclasses import dataclass
+"""One site's round of a baseline: cross-entropy on labelled images, and a loss of the others."""
 
 import torch
 from torch import Tensor, nn
 
 from mediffusion_core.common.device import autocast
-from mediffusion_core.data.augmentation import augment, turn_and_flip, turns_and_flips
+from mediffusion_core.data.augmentation import augment
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.losses import classification_loss
-from mediffusion_core.models import class_probabilities
 from mediffusion_core.training.adam_moments import steps_behind
 from mediffusion_core.training.batches import Shuffled
 from mediffusion_core.training.local_report import LocalReport
 from mediffusion_core.training.schedule import local_steps, set_rate
-from mediffusion_core.training.semi_supervised.pseudo_labels import fixed_labels
 from simulations.baselines.pixel_classifier import normalised
-from simulations.baselines.settings import FineTunedSettings, TrainedSettings
-
-
-@dataclass(frozen=True)
-class BaselineTask:
-    """How a baseline is trained at every site.
-
-    Attributes:
-        settings: Of the baseline.
-        augmentation: Kind of augmentation, as `augment` takes it.
-        multi_label: Whether the classes are independent.
-        precision: As `autocast` takes it.
-    """
-
-    settings: TrainedSettings
-    augmentation: str
-    multi_label: bool
-    precision: str
-
-    @property
-    def orientation_free(self) -> bool:
-        """Whether turned and flipped images are equally likely."""
-        return turns_and_flips(self.augmentation)
-
-    def optimizer(self, network: nn.Module) -> torch.optim.AdamW:
-        """AdamW over all parameters of a network."""
-        rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        group = {"params": network.parameters(), "base": rate}
-        return torch.optim.AdamW([group], weight_decay=decay, fused=True)
+from simulations.baselines.semi_supervised.objective import Loss, Objective
+from simulations.baselines.task import BaselineTask
 
 
 class BatchLoss:
     """The loss of random batches of a site's images, in one round."""
 
-    def __init__(self, images: ImageSet, task: BaselineTask, seed: int) -> None:
-        """Takes the site's training images and the seed of batches and augmentation."""
+    def __init__(
+        self, images: ImageSet, task: BaselineTask, seed: int, objective: Objective | None
+    ) -> None:
+        """Takes the site's images, the seed of all draws, and the loss of unlabelled images."""
         self._images = images
         self._task = task
+        self._objective = objective
         self._generator = torch.Generator().manual_seed(seed)
+        size, consistency = task.settings.batch_size, task.settings.consistency
+        ratio = consistency.ratio if consistency and objective and objective.active else 0
+        num_labelled, num_unlabelled = len(images.labelled), len(images.unlabelled)
+        self._num_labelled = size if num_labelled else 0
+        self._num_unlabelled = ratio * size if num_unlabelled else 0
         self._labelled = Shuffled(images.labelled, self._generator)
-        self._unlabelled: Shuffled | None = None
-        if task.settings.consistency is not None and len(images.unlabelled):
-            self._unlabelled = Shuffled(images.unlabelled, self._generator)
+        self._unlabelled = Shuffled(images.unlabelled, self._generator)
+        self._counted = (num_labelled, size) if num_labelled else (num_unlabelled, ratio * size)
 
     @property
     def batch_images(self) -> int:
         """Images in one batch, labelled and unlabelled."""
-        consistency = self._task.settings.consistency
-        ratio = consistency.ratio if consistency and self._unlabelled else 0
-        return self._task.settings.batch_size * (1 + ratio)
+        return self._num_labelled + self._num_unlabelled
+
+    def steps(self, round_number: int) -> int:
+        """Steps of a round: passes over the labelled images, or else over the others."""
+        images, size = self._counted
+        epochs = self._task.settings.local_epochs
+        return local_steps(images, epochs, size, round_number) if self.batch_images else 0
 
     def loss(self, network: nn.Module) -> Tensor:
-        """Mean loss of the next batch, a scalar; with FixMatch also of unlabelled images."""
-        kind, multi_label = self._task.augmentation, self._task.multi_label
-        chosen = self._labelled.next(self._task.settings.batch_size)
-        views = augment(self._images.take(chosen), kind, self._generator)
-        targets = self._images.targets[chosen]
-        consistency = self._task.settings.consistency
-        if consistency is None or self._unlabelled is None:
-            logits = network(normalised(views)).float()
-            return classification_loss(logits, targets, multi_label).mean()
-        images = self._images.take(self._unlabelled.next(consistency.ratio * len(chosen)))
-        pseudo = self._pseudo_labels(network, images, consistency.threshold)
-        strong = cutout(augment(images, kind, self._generator), self._generator)
-        logits = network(normalised(torch.cat([views, strong]))).float()
-        labelled, unlabelled = logits.split([len(views), len(strong)])
-        supervised = classification_loss(labelled, targets, multi_label).mean()
-        consistent = classification_loss(unlabelled, pseudo, multi_label).mean()
-        return supervised + consistency.weight * consistent
-
-    @torch.no_grad()
-    def _pseudo_labels(self, network: nn.Module, images: Tensor, threshold: float) -> Tensor:
-        """Confident predictions on weak views, (B, classes); nan below the threshold."""
-        multi_label = self._task.multi_label
-        weak = turn_and_flip(images, self._generator) if self._task.orientation_free else images
-        # A fine-tuned network drops units and blocks in training, which would shake its labels.
-        network.train(not isinstance(self._task.settings, FineTunedSettings))
-        probabilities = class_probabilities(network(normalised(weak)).float(), multi_label)
-        network.train()
-        return fixed_labels(threshold, multi_label)(probabilities)
-
-
-def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Greys a square of half the side at a random place of each image (arXiv 1708.04552)."""
-    count, _, height, width = images.shape
-    side = height // 2
-
-    def hidden(length: int) -> Tensor:
-        start = torch.randint(-side // 2, length - side // 2, (count, 1), generator=generator)
-        place = torch.arange(length)[None]
-        return (place >= start) & (place < start + side)  # (B, length)
-
-    square = hidden(height)[:, :, None] & hidden(width)[:, None, :]  # (B, H, W)
-    return torch.where(square[:, None], 0.5, images)
+        """Sum of the mean losses of the next labelled and unlabelled images, a scalar."""
+        views: list[Tensor] = []
+        losses: list[Loss] = []
+        if self._num_labelled:
+            chosen = self._labelled.next(self._num_labelled)
+            views.append(
+                augment(self._images.take(chosen), self._task.augmentation, self._generator)
+            )
+            targets = self._images.targets[chosen]
+            losses.append(
+                lambda logits: classification_loss(logits, targets, self._task.multi_label).mean()
+            )
+        if self._num_unlabelled:
+            assert self._objective is not None
+            images = self._images.take(self._unlabelled.next(self._num_unlabelled))
+            view, loss = self._objective.prepare(network, images, self._generator)
+            views.append(view)
+            losses.append(loss)
+        logits = network(normalised(torch.cat(views))).float()
+        parts = logits.split([len(view) for view in views])
+        return torch.stack([loss(part) for loss, part in zip(losses, parts, strict=True)]).sum()
 
 
 def train_locally(
@@ -120,8 +79,9 @@ def train_locally(
     *,
     round_number: int,
     seed: int,
+    objective: Objective | None = None,
 ) -> LocalReport:
-    """Trains the network in place for one round; does nothing at a site without labels.
+    """Trains the network in place for one round; does nothing where no image has a loss.
 
     Args:
         network: Maps normalised images (B, C, H, W) to logits (B, classes).
@@ -130,14 +90,14 @@ def train_locally(
         task: Settings of the training.
         round_number: From 1; sets steps and learning rate as in the joint stage.
         seed: Of batches, augmentation and dropout.
+        objective: The loss of the site's unlabelled images; None leaves them out.
     """
     report, settings = LocalReport(), task.settings
-    num_labelled = len(images.labelled)
-    if not num_labelled:
-        return report
+    if objective is not None:
+        objective.begin_round(network, round_number)
+    batches = BatchLoss(images, task, seed, objective)
     torch.manual_seed(seed)
-    batches = BatchLoss(images, task, seed)
-    steps = local_steps(num_labelled, settings.local_epochs, settings.batch_size, round_number)
+    steps = batches.steps(round_number)
     behind = steps_behind(optimizer)
     network.train()
     for step in range(steps):
@@ -148,7 +108,9 @@ def train_locally(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        if objective is not None and objective.active:
+            objective.end_step(network)
         report.add(loss=float(loss.detach()))
     report.images_seen = steps * batches.batch_images
-    report.labelled_seen = min(num_labelled, steps * settings.batch_size)
+    report.labelled_seen = min(len(images.labelled), steps * settings.batch_size)
     return report

@@ -8,9 +8,10 @@ from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.evaluation.calibration import best_temperature, temperature_losses
 from mediffusion_core.inference.joint_model import TrainedModel
-from simulations.baselines.local_training import BaselineTask, train_locally
+from simulations.baselines.local_training import train_locally
 from simulations.baselines.pixel_classifier import PixelClassifier, build_resnet
 from simulations.baselines.settings import BaselineSettings
+from simulations.baselines.task import BaselineTask
 
 
 def train_resnet(

@@ -4,30 +4,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from mediffusion_core.settings.base import Count, Fraction, Positive, StrictModel
+from mediffusion_core.settings.base import Count, Fraction, NonNegative, Positive, StrictModel
 from mediffusion_core.settings.training import PublicEncoderName
+from simulations.baselines.semi_supervised.settings import SemiSupervised
 
-NonNegative = Annotated[float, Field(ge=0.0)]
 Norm = Literal["batch", "group"]
-
-
-class ConsistencySettings(StrictModel):
-    """FixMatch (arXiv 2001.07685).
-
-    `ratio` is the number of unlabelled images for each labelled one, `threshold` the lowest
-    probability of a pseudo-label, `weight` the weight of the unlabelled loss.
-    """
-
-    ratio: Count = 2
-    threshold: Fraction = 0.95
-    weight: Positive = 1.0
 
 
 class TrainedSettings(StrictModel):
     """A classifier of images; with `consistency` it also trains on unlabelled images.
 
-    `local_epochs` counts passes over a site's labelled images in one round. Validation runs `every`
-    so many rounds.
+    `local_epochs` counts passes over a site's labelled images in one round, and where it has none,
+    over its unlabelled ones. Validation runs `every` so many rounds.
     """
 
     rounds: Count = 160
@@ -38,7 +26,7 @@ class TrainedSettings(StrictModel):
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     ema_decay: Fraction = 0.95
     every: Count = 40
-    consistency: ConsistencySettings | None = None
+    consistency: SemiSupervised | None = None
 
 
 class BaselineSettings(TrainedSettings):

@@ -13,10 +13,14 @@ logistic regression selects its penalty in every run.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from simulations.baselines.semi_supervised.settings import (
+    ConsistencySettings,
+    MeanTeacherSettings,
+    SemiSupervised,
+)
 from simulations.baselines.settings import (
     Baseline,
     BaselineSettings,
-    ConsistencySettings,
     FineTunedSettings,
     LinearSettings,
     TrainedSettings,
@@ -45,6 +49,8 @@ class Method:
     """Leaves unlabelled images out of both stages, with as many steps."""
     each_site: bool = False
     """One run for each site, trained there alone."""
+    only_named: bool = False
+    """Runs only where the command names it."""
 
     def scaled(self, factor: float) -> "Method":
         """The method with its rounds multiplied by a factor."""
@@ -71,6 +77,19 @@ _CLASSIFIER_TRIALS: tuple[Trial, ...] = (
 _FEDERATED_RESNET = BaselineSettings(norm="group")
 _FINE_TUNED_TRIALS: tuple[Trial, ...] = ((), ("learning_rate=2e-4",), ("learning_rate=1e-3",))
 _RESNET_TRIALS: tuple[Trial, ...] = ((), ('norm="batch"',), ("learning_rate=5e-4",))
+
+
+def _semi_supervised(name: str, title: str, consistency: SemiSupervised) -> Method:
+    """The federated ResNet-18 with as many rounds, and a loss of unlabelled images."""
+    return Method(
+        name,
+        title,
+        trials=_RESNET_TRIALS,
+        rounds=(1, 160),
+        baseline=_FEDERATED_RESNET.model_copy(update={"consistency": consistency}),
+        only_named=True,
+    )
+
 
 JOINT = Method("joint", "federated joint", trials=_JOINT_TRIALS)
 LABELS_ALONE = Method(
@@ -175,5 +194,6 @@ METHODS: Mapping[str, Method] = {
             rounds=(1, 50),
             baseline=_FEDERATED_RESNET.model_copy(update={"consistency": ConsistencySettings()}),
         ),
+        _semi_supervised("mean-teacher", "federated mean teacher", MeanTeacherSettings()),
     )
 }

@@ -18,6 +18,7 @@ from simulations.studies.labels.methods import (
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 1.0)
 EVERY_FRACTION = (JOINT.name, LABELS_ALONE.name)
 """Methods that run at every fraction by default; the others run at the main fraction alone."""
+DEFAULT_METHODS = tuple(name for name, method in METHODS.items() if not method.only_named)
 DEFAULT_DATA = "experiment=isic2019_4centres"
 SEEDS, MINUTES = 3, 10.0
 """Defaults of the command."""
@@ -41,7 +42,7 @@ class Plan:
     def options(self) -> list[str]:
         """The command's options that differ from its defaults, as on the command line."""
         options = []
-        if self.methods != tuple(METHODS):
+        if self.methods != DEFAULT_METHODS:
             options.append(f"--methods {','.join(self.methods)}")
         if self.fractions is not None:
             options.append(f"--fractions {','.join(f'{one:g}' for one in self.fractions)}")
@@ -88,7 +89,7 @@ def make_plan(
 
     Args:
         overrides: Of all methods.
-        methods: Names separated by commas; None for all.
+        methods: Names separated by commas; None for those that need not be named.
         fractions: Labelled fractions separated by commas; None for the default.
         seeds: Number of seeds, from 0.
         minutes: On one core, for a joint run.
@@ -99,7 +100,7 @@ def make_plan(
     """
     names_data = any(one.startswith(("experiment=", "data=")) for one in overrides)
     base = tuple(overrides) if names_data else (DEFAULT_DATA, *overrides)
-    chosen = tuple(METHODS) if methods is None else tuple(methods.split(","))
+    chosen = DEFAULT_METHODS if methods is None else tuple(methods.split(","))
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise UserError(f"--methods: no method {unknown[0]!r}; allowed: {', '.join(METHODS)}")

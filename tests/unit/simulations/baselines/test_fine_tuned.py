@@ -17,8 +17,11 @@ from mediffusion_core.data.partitioning.federated_dataset import (
 from mediffusion_core.models.public_encoders import efficientnet_lite
 from simulations.baselines.federated_run import BaselineRun
 from simulations.baselines.fine_tuned import FineTuned, at_image_size
-from simulations.baselines.local_training import BaselineTask, BatchLoss, train_locally
-from simulations.baselines.settings import ConsistencySettings, FineTunedSettings
+from simulations.baselines.local_training import BatchLoss, train_locally
+from simulations.baselines.semi_supervised.build import build_objective
+from simulations.baselines.semi_supervised.settings import ConsistencySettings
+from simulations.baselines.settings import FineTunedSettings
+from simulations.baselines.task import BaselineTask
 
 SIDE = 64
 
@@ -93,7 +96,7 @@ def test_pseudo_labels_are_drawn_without_dropout() -> None:
     images = ImageSet(np.zeros((8, SIDE, SIDE, 1), np.uint8), np.arange(8), targets)
     settings = FineTunedSettings(batch_size=2, consistency=ConsistencySettings())
     task = BaselineTask(settings, augmentation="none", multi_label=False, precision="fp32")
-    BatchLoss(images, task, seed=0).loss(Recorded(SIDE, 2).train())
+    BatchLoss(images, task, 0, build_objective(task)).loss(Recorded(SIDE, 2).train())
     assert seen == [False, True]
 
 

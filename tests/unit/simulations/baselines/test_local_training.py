@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.evaluation.classification import class_scores, exact_auc, macro
-from simulations.baselines.local_training import BaselineTask, BatchLoss, cutout, train_locally
+from simulations.baselines.local_training import BatchLoss, train_locally
 from simulations.baselines.pixel_classifier import PixelClassifier, build_resnet
-from simulations.baselines.settings import BaselineSettings, ConsistencySettings, Norm
+from simulations.baselines.semi_supervised.build import build_objective
+from simulations.baselines.semi_supervised.fixmatch import cutout
+from simulations.baselines.semi_supervised.settings import ConsistencySettings
+from simulations.baselines.settings import BaselineSettings, Norm
+from simulations.baselines.task import BaselineTask
 
 SIDE = 16
 
@@ -60,7 +64,15 @@ def test_a_baseline_learns_to_tell_bright_from_dark(
     )
     images = bright_and_dark(40, labelled=16)
     task = plain_task(baseline)
-    report = train_locally(network, task.optimizer(network), images, task, round_number=1, seed=1)
+    report = train_locally(
+        network,
+        task.optimizer(network),
+        images,
+        task,
+        round_number=1,
+        seed=1,
+        objective=build_objective(task),
+    )
     assert report.labelled_seen == 16
     assert report.images_seen == report.steps * 8 * (1 if consistency is None else 3)
     unseen = bright_and_dark(20, labelled=20, seed=7)
@@ -98,7 +110,8 @@ def test_only_confident_predictions_become_pseudo_labels() -> None:
 
     def loss(steepness: float, consistency: ConsistencySettings | None) -> float:
         baseline = BaselineSettings(batch_size=4, consistency=consistency)
-        batches = BatchLoss(bright_and_dark(12, labelled=4), plain_task(baseline), seed=3)
+        task = plain_task(baseline)
+        batches = BatchLoss(bright_and_dark(12, labelled=4), task, 3, build_objective(task))
         return float(batches.loss(Brightness(steepness)).detach())
 
     unsure, sure = 0.5, 20.0

@@ -1,0 +1,1 @@
+"""Federated semi-supervised baselines: losses of unlabelled images, and how a server averages."""

@@ -1,0 +1,151 @@
+"""Losses of unlabelled images: against closed forms, and in a federated run on phantoms."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mediffusion_core.data.image_set import ImageSet
+from simulations.baselines.local_training import train_locally
+from simulations.baselines.pixel_classifier import build_resnet
+from simulations.baselines.semi_supervised.build import build_objective
+from simulations.baselines.semi_supervised.mean_teacher import MeanTeacher, sharpened
+from simulations.baselines.semi_supervised.objective import ramp
+from simulations.baselines.semi_supervised.settings import MeanTeacherSettings, SemiSupervised
+from simulations.baselines.settings import BaselineSettings
+from simulations.baselines.task import BaselineTask
+from simulations.engine.cells import DESCRIPTION, FIGURES
+from simulations.studies.labels.cells import cells_of, run_cell
+from simulations.studies.labels.methods import METHODS
+
+SIDE = 8
+GENERATOR = torch.Generator()
+
+
+def task_of(
+    consistency: SemiSupervised, rounds: int = 10, multi_label: bool = False
+) -> BaselineTask:
+    """Of small batches without augmentation, so that all views are equal."""
+    baseline = BaselineSettings(rounds=rounds, batch_size=4, consistency=consistency)
+    return BaselineTask(baseline, "none", multi_label, "fp32")
+
+
+class Logits(nn.Module):
+    """Logits of three classes from an image's mean pixel, by one weight for each class."""
+
+    def __init__(self, weights: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 3, bias=False)
+        self.fc.weight.data = torch.tensor(weights)[:, None]
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(images.mean(dim=(1, 2, 3))[:, None])
+        return logits
+
+
+def unlabelled(count: int) -> ImageSet:
+    """Random images without labels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 1)).astype(np.uint8)
+    return ImageSet(pixels, np.arange(count), torch.full((count, 3), torch.nan))
+
+
+def test_the_ramp_is_that_of_the_paper() -> None:
+    assert ramp(0.0, 0.15) == pytest.approx(np.exp(-5))
+    assert ramp(0.1, 0.15) == pytest.approx(np.exp(-5 / 9))
+    assert ramp(0.15, 0.15) == ramp(0.9, 0.15) == ramp(0.0, 0.0) == 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.05, 0.95), st.floats(0.1, 1.0))
+def test_sharpening_moves_probabilities_away_from_even_odds(
+    probability: float, temperature: float
+) -> None:
+    pair = torch.tensor([[probability, 1 - probability]])
+    sharp = sharpened(pair, temperature, multi_label=False)
+    expected = probability ** (1 / temperature)
+    expected /= expected + (1 - probability) ** (1 / temperature)
+    assert sharp.tolist()[0] == pytest.approx([expected, 1 - expected], abs=1e-5)
+    alone = sharpened(pair[:, :1], temperature, multi_label=True)
+    assert float(alone) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_mean_teachers_loss_is_the_squared_distance_to_its_probabilities(
+    multi_label: bool,
+) -> None:
+    task = task_of(MeanTeacherSettings(weight=2.0), multi_label=multi_label)
+    objective = MeanTeacher(task, MeanTeacherSettings(weight=2.0))
+    objective.begin_round(Logits((1.0, 0.0, -1.0)), round_number=10)
+    student, images = Logits((0.0, 2.0, 1.0)), torch.rand(5, 1, SIDE, SIDE)
+    views, loss = objective.prepare(student, images, GENERATOR)
+    inputs = images.mean(dim=(1, 2, 3)) * 2 - 1
+    expected = 0.0
+    for value in inputs.tolist():
+        first, second = (
+            torch.tensor([1.0, 0.0, -1.0]) * value,
+            torch.tensor([0.0, 2.0, 1.0]) * value,
+        )
+        pair = [one.sigmoid() if multi_label else one.softmax(0) for one in (first, second)]
+        expected += 2.0 * float((pair[0] - pair[1]).square().sum()) / 5
+    assert float(loss(student(views * 2 - 1)).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_is_the_moving_average_of_the_sites_weights_through_all_rounds() -> None:
+    objective = MeanTeacher(task_of(MeanTeacherSettings()), MeanTeacherSettings(teacher_decay=0.6))
+    expected = torch.tensor([5.0, 5.0, 5.0])
+    for step in range(6):
+        network = Logits((float(step), 1.0, 2.0))
+        objective.begin_round(network if step else Logits((5.0, 5.0, 5.0)), round_number=step + 1)
+        objective.end_step(network)
+        decay = min(1 - 1 / (step + 1), 0.6)
+        expected = decay * expected + (1 - decay) * network.fc.weight[:, 0].detach()
+    assert objective._teacher is not None
+    torch.testing.assert_close(objective._teacher.state_dict()["fc.weight"][:, 0], expected)
+
+
+@pytest.mark.parametrize("consistency", [MeanTeacherSettings()])
+def test_a_site_without_labels_trains_once_labels_alone_have_had_their_rounds(
+    consistency: SemiSupervised,
+) -> None:
+    late = consistency.model_copy(update={"warm_up": 0.5})
+    task, images = task_of(late), unlabelled(20)
+    objective = build_objective(task)
+    torch.manual_seed(0)
+    network = build_resnet(1, 3, stem_stride=2, norm="group", widths=(32, 32, 32, 32))
+    seen = []
+    for number in (1, 5, 6, 7):
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        report = train_locally(
+            network,
+            task.optimizer(network),
+            images,
+            task,
+            round_number=number,
+            seed=number,
+            objective=objective,
+        )
+        moved = any(
+            not torch.equal(before[name], value) for name, value in network.state_dict().items()
+        )
+        assert moved == (report.steps > 0)
+        seen.append(report.images_seen)
+    assert seen == [0, 0, 4, 4] and report.labelled_seen == 0
+
+
+@pytest.mark.parametrize("method", ["mean-teacher"])
+def test_a_cell_trains_at_all_sites_and_has_figures(
+    tiny: tuple[str, ...], few: tuple[str, ...], tmp_path: Path, method: str
+) -> None:
+    base = [*tiny, *few, f"data.store='{tmp_path / 'store'}'"]
+    [cell] = cells_of(METHODS[method].scaled(0.02), (), base, 0.4, seed=0)
+    cell.describe(tmp_path)
+    folder = cell.folder(tmp_path)
+    assert json.loads((folder / DESCRIPTION).read_text())["rival"]["consistency"]["kind"] == method
+    run_cell(folder)
+    figures = json.loads((folder / FIGURES).read_text())
+    assert 0 <= figures["auc_macro"] <= 1 and 1 <= figures["selected_round"] <= 3
