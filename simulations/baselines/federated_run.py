@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +22,17 @@ from simulations.baselines.fine_tuned import FineTuned, at_image_size
 from simulations.baselines.local_training import train_locally
 from simulations.baselines.macro_auc import Bootstrap, bootstrapped_macro_auc
 from simulations.baselines.pixel_classifier import WIDTHS, PixelClassifier, build_resnet
-from simulations.baselines.semi_supervised.build import build_objective
+from simulations.baselines.semi_supervised.build import (
+    build_objective,
+    build_server,
+    class_shares,
+)
+from simulations.baselines.semi_supervised.fedirm import add_dropout
+from simulations.baselines.semi_supervised.server import StateDict, Update
+from simulations.baselines.semi_supervised.settings import FedIRMSettings
 from simulations.baselines.settings import BaselineSettings, FineTunedSettings
 from simulations.baselines.task import BaselineTask
 
-StateDict = Mapping[str, Tensor]
 Progress = Callable[[int, int], None]
 """Called with (finished rounds, all rounds)."""
 
@@ -84,7 +90,10 @@ class BaselineRun:
         self._task = BaselineTask(
             baseline, settings.data.augmentation, store.multi_label, settings.training.precision
         )
-        self._objectives = [build_objective(self._task) for _ in dataset.clients]
+        self._sites = [dataset.train(site) for site in range(len(dataset.clients))]
+        shares = class_shares(self._sites)
+        self._objectives = [build_objective(self._task, shares) for _ in self._sites]
+        self._server = build_server(self._task, self._objectives, self._sites, settings.seed)
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         channels, num_classes = settings.data.channels, len(store.classes)
         self._network = (
@@ -92,6 +101,8 @@ class BaselineRun:
             if isinstance(baseline, FineTunedSettings)
             else build_resnet(channels, num_classes, baseline.stem_stride, baseline.norm, widths)
         )
+        if isinstance(baseline.consistency, FedIRMSettings):
+            add_dropout(self._network, baseline.consistency.dropout)
         self._weights: StateDict = _copied(self._network.state_dict())
         self._moments: StateDict = fresh_moments(self._network)
         self._average = self._weights
@@ -141,32 +152,45 @@ class BaselineRun:
         return model, {"auc_pooled": kept_auc, "selected_round": selection.kept}
 
     def _round(self, number: int) -> None:
-        """Trains at each site from the same weights; averages by (labelled) images seen."""
-        baseline, dataset = self._baseline, self._dataset
-        by = "labelled_seen" if baseline.consistency is None else "images_seen"
-        weighting = self._settings.federation.weighting
-        states, moments, weights = [], [], []
-        for index, partition in enumerate(dataset.clients):
-            self._network.load_state_dict(dict(self._weights))
-            optimizer = self._task.optimizer(self._network)
-            load_moments(optimizer, self._network, self._moments)
-            report = train_locally(
-                self._network,
-                optimizer,
-                dataset.train(index),
-                self._task,
-                round_number=number,
-                # This key keeps the random numbers of published figures.
-                seed=derive_seed(self._settings.seed, "rival", partition.site, number),
-                objective=self._objectives[index],
-            )
-            states.append(_copied(self._network.state_dict()))
-            moments.append(read_moments(optimizer, self._network))
-            weights.append(site_weight(vars(report), by, weighting))
-        if any(weights):  # with a fraction of an epoch a round, some rounds have no step
-            self._weights = weighted_mean(states, weights)
-            self._moments = weighted_mean(moments, weights)
-        self._average = moving_average(self._average, self._weights, baseline.ema_decay, number)
+        """Trains at the sites from the same weights, and averages."""
+        states, moments = [], []
+        for group, sites in enumerate(self._server.groups(number)):
+            updates = [self._trained(site, number, group) for site in sites]
+            weights = self._server.weights(updates)
+            if any(weights):  # with a fraction of an epoch a round, some rounds have no step
+                states.append(weighted_mean([update.state for update in updates], weights))
+                moments.append(weighted_mean([update.moments for update in updates], weights))
+        if states:
+            mean = weighted_mean(states, [1.0] * len(states))
+            self._weights = self._server.finish(mean, number)
+            self._moments = weighted_mean(moments, [1.0] * len(moments))
+        decay = self._baseline.ema_decay
+        self._average = moving_average(self._average, self._weights, decay, number)
+
+    def _trained(self, site: int, number: int, group: int) -> Update:
+        """The update of a site; it trains once for each group of a round that it is in."""
+        partition = self._dataset.clients[site]
+        self._network.load_state_dict(dict(self._weights))
+        optimizer = self._task.optimizer(self._network)
+        load_moments(optimizer, self._network, self._moments)
+        # This key keeps the random numbers of published figures.
+        key = ("rival", partition.site, number, *((group,) if group else ()))
+        report = train_locally(
+            self._network,
+            optimizer,
+            self._sites[site],
+            self._task,
+            round_number=number,
+            seed=derive_seed(self._settings.seed, *key),
+            objective=self._objectives[site],
+        )
+        by = "labelled_seen" if self._baseline.consistency is None else "images_seen"
+        return Update(
+            site,
+            _copied(self._network.state_dict()),
+            read_moments(optimizer, self._network),
+            site_weight(vars(report), by, self._settings.federation.weighting),
+        )
 
     def _validate(self, number: int) -> tuple[Evaluated, float]:
         """The pooled validation AUC of the averaged weights, and their temperature."""

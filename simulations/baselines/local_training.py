@@ -57,9 +57,7 @@ class BatchLoss:
                 augment(self._images.take(chosen), self._task.augmentation, self._generator)
             )
             targets = self._images.targets[chosen]
-            losses.append(
-                lambda logits: classification_loss(logits, targets, self._task.multi_label).mean()
-            )
+            losses.append(lambda logits: self._supervised(logits, targets))
         if self._num_unlabelled:
             assert self._objective is not None
             images = self._images.take(self._unlabelled.next(self._num_unlabelled))
@@ -69,6 +67,11 @@ class BatchLoss:
         logits = network(normalised(torch.cat(views))).float()
         parts = logits.split([len(view) for view in views])
         return torch.stack([loss(part) for loss, part in zip(losses, parts, strict=True)]).sum()
+
+    def _supervised(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self._objective is not None:
+            self._objective.observe(logits.detach(), targets)
+        return classification_loss(logits, targets, self._task.multi_label).mean()
 
 
 def train_locally(

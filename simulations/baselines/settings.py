@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mediffusion_core.settings.base import Count, Fraction, NonNegative, Positive, StrictModel
 from mediffusion_core.settings.training import PublicEncoderName
-from simulations.baselines.semi_supervised.settings import SemiSupervised
+from simulations.baselines.semi_supervised.settings import ConsistencySettings, SemiSupervised
 
 Norm = Literal["batch", "group"]
 
@@ -53,6 +53,7 @@ class FineTunedSettings(TrainedSettings):
     batch_size: Count = 16
     learning_rate: Positive = 5e-4
     every: Count = 20
+    consistency: ConsistencySettings | None = None
 
     def repeated(self, factor: float) -> Self:
         """The settings with so many times as many passes over the labels in a round."""

@@ -1,12 +1,19 @@
 """FixMatch: confident predictions on weak views label strong views (arXiv 2001.07685)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from mediffusion_core.data.augmentation import augment, turn_and_flip
 from mediffusion_core.diffusion.losses import classification_loss
 from mediffusion_core.models import class_probabilities
-from mediffusion_core.training.semi_supervised.pseudo_labels import fixed_labels
+from mediffusion_core.training.semi_supervised.pseudo_labels import (
+    MOMENTUM,
+    PseudoLabels,
+    SelfAdaptive,
+    fixed_labels,
+)
 from simulations.baselines.pixel_classifier import normalised
 from simulations.baselines.semi_supervised.objective import Loss, Objective
 from simulations.baselines.semi_supervised.settings import ConsistencySettings
@@ -17,11 +24,17 @@ from simulations.baselines.task import BaselineTask
 class FixMatch(Objective):
     """Cross-entropy of strong views with the labels of weak ones."""
 
-    def __init__(self, task: BaselineTask, settings: ConsistencySettings) -> None:
-        """Takes the training's task and the thresholds."""
+    def __init__(self, task: BaselineTask, settings: ConsistencySettings, shares: Tensor) -> None:
+        """Takes the training's task and the share of each class among all labels, (C,)."""
         super().__init__(task, warm_up=0.0)
         self._settings = settings
-        self._labels = fixed_labels(settings.threshold, task.multi_label)
+        self._labels: PseudoLabels = fixed_labels(settings.threshold, task.multi_label)
+        if settings.thresholds == "adaptive":
+            # Before the first batch as of even odds (arXiv 2205.07246, equations 5 and 6).
+            self._labels = SelfAdaptive(torch.full((1, len(shares)), 1 / len(shares)))
+        self._aligned: Callable[[Tensor], Tensor] | None = None
+        if settings.alignment:
+            self._aligned = Alignment(shares)
 
     def prepare(
         self, network: nn.Module, images: Tensor, generator: torch.Generator
@@ -46,7 +59,26 @@ class FixMatch(Objective):
         network.train(not isinstance(self._task.settings, FineTunedSettings))
         logits = network(normalised(weak)).float()
         network.train()
-        return self._labels(class_probabilities(logits, self._task.multi_label))
+        probabilities = class_probabilities(logits, self._task.multi_label)
+        return self._labels(self._aligned(probabilities) if self._aligned else probabilities)
+
+
+class Alignment:
+    """Scales probabilities by p(y) / p̃(y) to the distribution of the labels.
+
+    p̃ is a moving mean of the probabilities (arXiv 1911.09785, section 3.1), which begins with p.
+    """
+
+    def __init__(self, shares: Tensor) -> None:
+        """Takes p(y), the share of each class among the labels, (C,)."""
+        self._wanted = shares
+        self._mean = shares
+
+    def __call__(self, probabilities: Tensor) -> Tensor:
+        """Moves the mean by a batch (B, C), and aligns it."""
+        self._mean = self._mean.lerp(probabilities.mean(dim=0), 1 - MOMENTUM)
+        aligned = probabilities * self._wanted / self._mean
+        return aligned / aligned.sum(dim=1, keepdim=True)
 
 
 def cutout(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,6 @@
 """The loss of a site's unlabelled images."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -13,7 +12,7 @@ Loss = Callable[[Tensor], Tensor]
 """From logits (B, classes) to a scalar."""
 
 
-class Objective(ABC):
+class Objective:
     """The loss of one site's unlabelled images, and what the site keeps from round to round."""
 
     def __init__(self, task: BaselineTask, warm_up: float) -> None:
@@ -32,7 +31,6 @@ class Objective(ABC):
         """Whether unlabelled images train in this round."""
         return self._progress >= self._warm_up
 
-    @abstractmethod
     def prepare(
         self, network: nn.Module, images: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Loss]:
@@ -43,6 +41,10 @@ class Objective(ABC):
             images: Unlabelled, (B, C, H, W) in [0, 1].
             generator: Of all draws.
         """
+        raise NotImplementedError
+
+    def observe(self, logits: Tensor, targets: Tensor) -> None:
+        """Takes the logits (B, C) of a batch with labels (B, C), without their gradient."""
 
     def end_step(self, network: nn.Module) -> None:
         """Takes the network after a step with unlabelled images."""

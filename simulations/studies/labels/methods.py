@@ -14,8 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from simulations.baselines.semi_supervised.settings import (
+    CBAFedSettings,
     ConsistencySettings,
+    FedIRMSettings,
     MeanTeacherSettings,
+    RSCFedSettings,
     SemiSupervised,
 )
 from simulations.baselines.settings import (
@@ -195,5 +198,13 @@ METHODS: Mapping[str, Method] = {
             baseline=_FEDERATED_RESNET.model_copy(update={"consistency": ConsistencySettings()}),
         ),
         _semi_supervised("mean-teacher", "federated mean teacher", MeanTeacherSettings()),
+        _semi_supervised(
+            "freematch",
+            "federated FixMatch with adaptive thresholds and alignment",
+            ConsistencySettings(thresholds="adaptive", alignment=True),
+        ),
+        _semi_supervised("fedirm", "FedIRM", FedIRMSettings()),
+        _semi_supervised("rscfed", "RSCFed", RSCFedSettings()),
+        _semi_supervised("cbafed", "CBAFed", CBAFedSettings()),
     )
 }

@@ -96,7 +96,9 @@ def test_pseudo_labels_are_drawn_without_dropout() -> None:
     images = ImageSet(np.zeros((8, SIDE, SIDE, 1), np.uint8), np.arange(8), targets)
     settings = FineTunedSettings(batch_size=2, consistency=ConsistencySettings())
     task = BaselineTask(settings, augmentation="none", multi_label=False, precision="fp32")
-    BatchLoss(images, task, 0, build_objective(task)).loss(Recorded(SIDE, 2).train())
+    BatchLoss(images, task, 0, build_objective(task, torch.full((2,), 0.5))).loss(
+        Recorded(SIDE, 2).train()
+    )
     assert seen == [False, True]
 
 

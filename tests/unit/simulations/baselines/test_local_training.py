@@ -71,7 +71,7 @@ def test_a_baseline_learns_to_tell_bright_from_dark(
         task,
         round_number=1,
         seed=1,
-        objective=build_objective(task),
+        objective=build_objective(task, torch.full((2,), 0.5)),
     )
     assert report.labelled_seen == 16
     assert report.images_seen == report.steps * 8 * (1 if consistency is None else 3)
@@ -111,7 +111,9 @@ def test_only_confident_predictions_become_pseudo_labels() -> None:
     def loss(steepness: float, consistency: ConsistencySettings | None) -> float:
         baseline = BaselineSettings(batch_size=4, consistency=consistency)
         task = plain_task(baseline)
-        batches = BatchLoss(bright_and_dark(12, labelled=4), task, 3, build_objective(task))
+        batches = BatchLoss(
+            bright_and_dark(12, labelled=4), task, 3, build_objective(task, torch.full((2,), 0.5))
+        )
         return float(batches.loss(Brightness(steepness)).detach())
 
     unsure, sure = 0.5, 20.0

@@ -1,6 +1,8 @@
 """Losses of unlabelled images: against closed forms, and in a federated run on phantoms."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from configs.compose import compose
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.image_set import ImageSet
+from mediffusion_core.data.partitioning.federated_dataset import (
+    FederatedDataset,
+    open_federated_dataset,
+)
+from mediffusion_core.settings import Settings
+from simulations.baselines.federated_run import BaselineRun
 from simulations.baselines.local_training import train_locally
 from simulations.baselines.pixel_classifier import build_resnet
 from simulations.baselines.semi_supervised.build import build_objective
+from simulations.baselines.semi_supervised.fedirm import FedIRM
 from simulations.baselines.semi_supervised.mean_teacher import MeanTeacher, sharpened
 from simulations.baselines.semi_supervised.objective import ramp
-from simulations.baselines.semi_supervised.settings import MeanTeacherSettings, SemiSupervised
+from simulations.baselines.semi_supervised.server import Update
+from simulations.baselines.semi_supervised.settings import (
+    CBAFedSettings,
+    ConsistencySettings,
+    FedIRMSettings,
+    MeanTeacherSettings,
+    RSCFedSettings,
+    SemiSupervised,
+)
 from simulations.baselines.settings import BaselineSettings
 from simulations.baselines.task import BaselineTask
 from simulations.engine.cells import DESCRIPTION, FIGURES
@@ -108,15 +127,19 @@ def test_a_teacher_is_the_moving_average_of_the_sites_weights_through_all_rounds
     torch.testing.assert_close(objective._teacher.state_dict()["fc.weight"][:, 0], expected)
 
 
-@pytest.mark.parametrize("consistency", [MeanTeacherSettings()])
+@pytest.mark.parametrize(
+    "consistency", [MeanTeacherSettings(), FedIRMSettings(), RSCFedSettings(), CBAFedSettings()]
+)
 def test_a_site_without_labels_trains_once_labels_alone_have_had_their_rounds(
     consistency: SemiSupervised,
 ) -> None:
     late = consistency.model_copy(update={"warm_up": 0.5})
     task, images = task_of(late), unlabelled(20)
-    objective = build_objective(task)
+    objective = build_objective(task, torch.full((3,), 1 / 3))
     torch.manual_seed(0)
     network = build_resnet(1, 3, stem_stride=2, norm="group", widths=(32, 32, 32, 32))
+    if isinstance(objective, FedIRM):
+        objective.relations = torch.eye(3)
     seen = []
     for number in (1, 5, 6, 7):
         before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -137,7 +160,7 @@ def test_a_site_without_labels_trains_once_labels_alone_have_had_their_rounds(
     assert seen == [0, 0, 4, 4] and report.labelled_seen == 0
 
 
-@pytest.mark.parametrize("method", ["mean-teacher"])
+@pytest.mark.parametrize("method", ["mean-teacher", "rscfed"])
 def test_a_cell_trains_at_all_sites_and_has_figures(
     tiny: tuple[str, ...], few: tuple[str, ...], tmp_path: Path, method: str
 ) -> None:
@@ -149,3 +172,53 @@ def test_a_cell_trains_at_all_sites_and_has_figures(
     run_cell(folder)
     figures = json.loads((folder / FIGURES).read_text())
     assert 0 <= figures["auc_macro"] <= 1 and 1 <= figures["selected_round"] <= 3
+
+
+@pytest.fixture(scope="module")
+def phantoms(
+    tiny: tuple[str, ...], few: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Settings, FederatedDataset]:
+    """Three sites of phantoms, the last one without a label."""
+    chosen = compose("config", (*tiny, *few, f"data.store={tmp_path_factory.mktemp('store')}"))
+    return chosen, open_federated_dataset(chosen)
+
+
+@pytest.mark.parametrize("method", ["freematch", "fedirm", "cbafed"])
+def test_methods_of_exclusive_classes_refuse_findings(
+    phantoms: tuple[Settings, FederatedDataset], method: str
+) -> None:
+    baseline = METHODS[method].baseline
+    assert isinstance(baseline, BaselineSettings)
+    with pytest.raises(UserError, match=f"^{method} needs images of one class each"):
+        BaselineRun(phantoms[0], baseline, phantoms[1], widths=(32, 32, 32, 32))
+
+
+@pytest.mark.parametrize("method", ["freematch", "fedirm", "rscfed", "cbafed"])
+def test_methods_of_exclusive_classes_train_at_all_sites(
+    phantoms: tuple[Settings, FederatedDataset], method: str
+) -> None:
+    chosen, dataset = phantoms
+    labels = dataset.store.labels.copy()
+    labels[:] = np.eye(labels.shape[1])[labels.argmax(axis=1)]
+    exclusive = replace(dataset, store=replace(dataset.store, labels=labels, multi_label=False))
+    baseline = METHODS[method].baseline
+    assert isinstance(baseline, BaselineSettings) and baseline.consistency is not None
+    if not isinstance(baseline.consistency, ConsistencySettings):
+        early = baseline.consistency.model_copy(update={"warm_up": 0.25})
+        baseline = baseline.model_copy(update={"consistency": early})
+    short = baseline.model_copy(
+        update={"rounds": 3, "every": 3, "batch_size": 4, "local_epochs": 0.4}
+    )
+    run = BaselineRun(chosen, short, exclusive, widths=(32, 32, 32, 32))
+    updates: list[Update] = []
+    weights = run._server.weights
+
+    def kept(given: Sequence[Update]) -> list[float]:
+        updates.extend(given)
+        return weights(given)
+
+    run._server.weights = kept  # type: ignore[method-assign]
+    figures, logits = run.execute(lambda done, total: None)
+    assert logits.shape == (len(dataset.test_rows), labels.shape[1])
+    assert 0 <= figures["auc_macro"] <= 1
+    assert {update.site for update in updates if update.weight} == {0, 1, 2}
