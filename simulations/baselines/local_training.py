@@ -31,7 +31,8 @@ class BatchLoss:
         ratio = consistency.ratio if consistency and objective and objective.active else 0
         num_labelled, num_unlabelled = len(images.labelled), len(images.unlabelled)
         self._num_labelled = size if num_labelled else 0
-        self._num_unlabelled = ratio * size if num_unlabelled else 0
+        self.num_unlabelled = ratio * size if num_unlabelled else 0
+        """Unlabelled images in one batch."""
         self._labelled = Shuffled(images.labelled, self._generator)
         self._unlabelled = Shuffled(images.unlabelled, self._generator)
         self._counted = (num_labelled, size) if num_labelled else (num_unlabelled, ratio * size)
@@ -39,7 +40,7 @@ class BatchLoss:
     @property
     def batch_images(self) -> int:
         """Images in one batch, labelled and unlabelled."""
-        return self._num_labelled + self._num_unlabelled
+        return self._num_labelled + self.num_unlabelled
 
     def steps(self, round_number: int) -> int:
         """Steps of a round: passes over the labelled images, or else over the others."""
@@ -58,9 +59,9 @@ class BatchLoss:
             )
             targets = self._images.targets[chosen]
             losses.append(lambda logits: self._supervised(logits, targets))
-        if self._num_unlabelled:
+        if self.num_unlabelled:
             assert self._objective is not None
-            images = self._images.take(self._unlabelled.next(self._num_unlabelled))
+            images = self._images.take(self._unlabelled.next(self.num_unlabelled))
             view, loss = self._objective.prepare(network, images, self._generator)
             views.append(view)
             losses.append(loss)
@@ -97,7 +98,7 @@ def train_locally(
     """
     report, settings = LocalReport(), task.settings
     if objective is not None:
-        objective.begin_round(network, round_number)
+        objective.begin_round(round_number)
     batches = BatchLoss(images, task, seed, objective)
     torch.manual_seed(seed)
     steps = batches.steps(round_number)
@@ -111,7 +112,7 @@ def train_locally(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if objective is not None and objective.active:
+        if objective is not None and batches.num_unlabelled:
             objective.end_step(network)
         report.add(loss=float(loss.detach()))
     report.images_seen = steps * batches.batch_images

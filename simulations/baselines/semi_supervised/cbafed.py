@@ -1,6 +1,5 @@
 """CBAFed: fixed pseudo-labels above class-balanced thresholds (Li et al., CVPR 2023)."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,7 @@ from mediffusion_core.diffusion.losses import classification_loss
 from mediffusion_core.training.semi_supervised.pseudo_labels import class_labels
 from server.strategy.aggregation import weighted_mean
 from simulations.baselines.pixel_classifier import normalised
-from simulations.baselines.semi_supervised.objective import Loss, Objective
+from simulations.baselines.semi_supervised.objective import Loss, Objective, frozen
 from simulations.baselines.semi_supervised.server import Server, StateDict, Update
 from simulations.baselines.semi_supervised.settings import CBAFedSettings
 from simulations.baselines.task import BaselineTask
@@ -31,17 +30,18 @@ class CBAFed(Objective):
         self.counts = torch.zeros_like(shares)
         """Pseudo-labels of each class in this round, (C,)."""
 
-    def begin_round(self, network: nn.Module, round_number: int) -> None:
-        """Keeps the global weights, which label the images of this round."""
-        super().begin_round(network, round_number)
+    def begin_round(self, round_number: int) -> None:
+        """Forgets the weights and the pseudo-labels of the round before."""
+        super().begin_round(round_number)
         self.counts.zero_()
-        self._first = copy.deepcopy(network).eval() if self.active else None
+        self._first = None
 
     def prepare(
         self, network: nn.Module, images: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Loss]:
         """Random views; the loss is the mean over those with a pseudo-label."""
-        assert self._first is not None
+        if self._first is None:
+            self._first = frozen(network)
         with torch.no_grad():
             probabilities = self._first(normalised(images)).float().softmax(dim=1)
         labels = balanced_labels(probabilities, self.shares, self._settings)

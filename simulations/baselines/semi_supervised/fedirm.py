@@ -26,16 +26,17 @@ class FedIRM(MeanTeacher):
         self.relations = torch.full((num_classes, num_classes), torch.nan)
         """Of the labelled sites, (C, C); the server sets them."""
 
-    def begin_round(self, network: nn.Module, round_number: int) -> None:
+    def begin_round(self, round_number: int) -> None:
         """Forgets the logits of the round before."""
-        super().begin_round(network, round_number)
+        super().begin_round(round_number)
         self._sums.zero_()
         self._counts.zero_()
 
     def observe(self, logits: Tensor, targets: Tensor) -> None:
         """Adds the logits of a batch to the sums of their classes."""
-        self._sums += class_sums(logits, targets)
-        self._counts += targets.sum(dim=0)
+        labels = targets.nan_to_num()
+        self._sums += class_sums(logits, labels)
+        self._counts += labels.sum(dim=0)
 
     @property
     def own_relations(self) -> Tensor:

@@ -1,14 +1,12 @@
 """Mean teacher: another view has the probabilities of averaged weights (arXiv 1703.01780)."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from mediffusion_core.data.augmentation import augment
 from mediffusion_core.models import class_probabilities
 from simulations.baselines.pixel_classifier import normalised
-from simulations.baselines.semi_supervised.objective import Loss, Objective, ramp
+from simulations.baselines.semi_supervised.objective import Loss, Objective, frozen, ramp
 from simulations.baselines.semi_supervised.settings import TeacherSettings
 from simulations.baselines.task import BaselineTask
 
@@ -20,16 +18,10 @@ class MeanTeacher(Objective):
     """
 
     def __init__(self, task: BaselineTask, settings: TeacherSettings) -> None:
-        """Takes the training's task; the first active round sets the teacher."""
+        """Takes the training's task; the first batch sets the teacher."""
         super().__init__(task, settings.warm_up)
         self._settings = settings
         self._teacher: nn.Module | None = None
-
-    def begin_round(self, network: nn.Module, round_number: int) -> None:
-        """The first round with unlabelled images copies the weights."""
-        super().begin_round(network, round_number)
-        if self.active and self._teacher is None:
-            self._teacher = copy.deepcopy(network).eval().requires_grad_(False)
 
     @property
     def weight(self) -> float:
@@ -42,7 +34,8 @@ class MeanTeacher(Objective):
         """Two random views; the teacher classifies the first one."""
         kind, multi_label = self._task.augmentation, self._task.multi_label
         first, second = (augment(images, kind, generator) for _ in range(2))
-        assert self._teacher is not None
+        if self._teacher is None:
+            self._teacher = frozen(network)
         with torch.no_grad():
             logits = self._teacher(normalised(first)).float()
         wanted = sharpened(

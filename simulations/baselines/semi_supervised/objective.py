@@ -1,5 +1,6 @@
 """The loss of a site's unlabelled images."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -22,8 +23,8 @@ class Objective:
         self._progress = 0.0
         self._steps = 0
 
-    def begin_round(self, network: nn.Module, round_number: int) -> None:
-        """Takes the global weights with which a round begins; rounds count from 1."""
+    def begin_round(self, round_number: int) -> None:
+        """Takes the number of the round, from 1."""
         self._progress = (round_number - 1) / self._task.settings.rounds
 
     @property
@@ -37,7 +38,8 @@ class Objective:
         """The views of a batch that the network classifies, and the loss of its logits.
 
         Args:
-            network: The trained network, before the step.
+            network: The trained network, before the step; in the first one of a round it has the
+                global weights.
             images: Unlabelled, (B, C, H, W) in [0, 1].
             generator: Of all draws.
         """
@@ -49,6 +51,13 @@ class Objective:
     def end_step(self, network: nn.Module) -> None:
         """Takes the network after a step with unlabelled images."""
         self._steps += 1
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without gradients."""
+    copied = copy.deepcopy(network).eval().requires_grad_(False)
+    copied.zero_grad(set_to_none=True)
+    return copied
 
 
 def ramp(progress: float, length: float) -> float:

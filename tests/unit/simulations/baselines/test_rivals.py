@@ -116,7 +116,7 @@ def test_unreliable_images_have_no_relations() -> None:
     extra = {}
     for name, logits in (("sure", [4.0, 0.0, 0.0]), ("unsure", [0.1, 0.0, 0.0])):
         network, objective = Fixed(logits), FedIRM(task_of(settings), settings, 3)
-        objective.begin_round(network, round_number=10)
+        objective.begin_round(10)
         objective.relations = torch.eye(3) * 0.7 + 0.1
         views, loss = objective.prepare(network, images, GENERATOR)
         extra[name] = float(loss(network(views)).detach())  # teacher and student agree
@@ -161,7 +161,7 @@ def test_relations_are_averaged_over_the_sites_that_have_the_class() -> None:
     expected = torch.stack([(one[0] + other[0]) / 2, one[1]])
     torch.testing.assert_close(sites[2].relations, expected)
     for site in sites:
-        site.begin_round(Fixed([0.0, 0.0]), round_number=1)
+        site.begin_round(1)
     sites[0].observe(logits, first)
     server.finish({}, 2)
     torch.testing.assert_close(sites[2].relations, torch.stack([other[0], one[1]]))
@@ -229,14 +229,15 @@ def test_frequent_classes_need_more_confidence_and_rare_ones_may_come_second() -
 def test_pseudo_labels_stay_those_of_the_global_weights() -> None:
     settings = CBAFedSettings()
     objective = CBAFed(task_of(settings), settings, SHARES)
-    objective.begin_round(Fixed([5.0, 0.0, 0.0]), round_number=10)
-    trained = Fixed([0.0, 5.0, 0.0])  # would label otherwise
-    views, loss = objective.prepare(trained, torch.rand(4, 1, 8, 8), GENERATOR)
-    assert objective.counts.tolist() == [4.0, 0.0, 0.0]
+    objective.begin_round(10)
+    images, trained = torch.rand(4, 1, 8, 8), Fixed([0.0, 5.0, 0.0])  # would label otherwise
+    objective.prepare(Fixed([5.0, 0.0, 0.0]), images, GENERATOR)
+    views, loss = objective.prepare(trained, images, GENERATOR)
+    assert objective.counts.tolist() == [8.0, 0.0, 0.0]
     expected = -math.log(1 / (2 + math.exp(5)))
     assert float(loss(trained(views)).detach()) == pytest.approx(expected, rel=1e-5)
-    objective.begin_round(Fixed([0.1, 0.0, 0.0]), round_number=10)
-    views, loss = objective.prepare(trained, torch.rand(4, 1, 8, 8), GENERATOR)
+    objective.begin_round(10)
+    views, loss = objective.prepare(Fixed([0.1, 0.0, 0.0]), images, GENERATOR)
     assert float(loss(trained(views)).detach()) == 0.0 == float(objective.counts.sum())
 
 
@@ -246,7 +247,7 @@ def test_the_server_balances_by_labels_and_pseudo_labels_and_keeps_earlier_weigh
     labels = [torch.tensor([6.0, 2.0, 0.0]), torch.zeros(3)]
     server = BalancedServer(settings, sites, labels, local_epochs=0.5)
     for site in sites:
-        site.begin_round(Fixed([0.0, 0.0, 0.0]), round_number=1)
+        site.begin_round(1)
     sites[1].counts += torch.tensor([0.0, 3.0, 1.0])
     assert server.weights(updates_of([0.0, 0.0], [8.0, 8.0])) == [80.0, 4.0]
     assert server.finish({"a": torch.tensor([1.0])}, 1) == {"a": torch.tensor([1.0])}

@@ -99,8 +99,9 @@ def test_the_mean_teachers_loss_is_the_squared_distance_to_its_probabilities(
 ) -> None:
     task = task_of(MeanTeacherSettings(weight=2.0), multi_label=multi_label)
     objective = MeanTeacher(task, MeanTeacherSettings(weight=2.0))
-    objective.begin_round(Logits((1.0, 0.0, -1.0)), round_number=10)
+    objective.begin_round(10)
     student, images = Logits((0.0, 2.0, 1.0)), torch.rand(5, 1, SIDE, SIDE)
+    objective.prepare(Logits((1.0, 0.0, -1.0)), images, GENERATOR)  # sets the teacher
     views, loss = objective.prepare(student, images, GENERATOR)
     inputs = images.mean(dim=(1, 2, 3)) * 2 - 1
     expected = 0.0
@@ -116,10 +117,11 @@ def test_the_mean_teachers_loss_is_the_squared_distance_to_its_probabilities(
 
 def test_a_teacher_is_the_moving_average_of_the_sites_weights_through_all_rounds() -> None:
     objective = MeanTeacher(task_of(MeanTeacherSettings()), MeanTeacherSettings(teacher_decay=0.6))
+    objective.prepare(Logits((5.0, 5.0, 5.0)), torch.rand(2, 1, SIDE, SIDE), GENERATOR)
     expected = torch.tensor([5.0, 5.0, 5.0])
     for step in range(6):
         network = Logits((float(step), 1.0, 2.0))
-        objective.begin_round(network if step else Logits((5.0, 5.0, 5.0)), round_number=step + 1)
+        objective.begin_round(step + 1)
         objective.end_step(network)
         decay = min(1 - 1 / (step + 1), 0.6)
         expected = decay * expected + (1 - decay) * network.fc.weight[:, 0].detach()

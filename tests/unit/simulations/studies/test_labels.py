@@ -208,6 +208,13 @@ def test_a_baseline_refuses_settings_of_the_federation_that_it_lacks(
     assert list(cells_of(METHODS["joint"].scaled(0.1), (), [*base, asked], 0.4, 0))
 
 
+def test_methods_that_take_several_times_as_long_run_where_they_are_named() -> None:
+    by_default = make_plan([], None, None, 1, 10, False)
+    assert "fixmatch" in by_default.methods and "fedirm" not in by_default.methods
+    assert by_default.options == ["--seeds 1"]
+    assert make_plan([], "fedirm", None, 1, 10, False).options[0] == "--methods fedirm"
+
+
 def test_fine_tuning_has_as_many_steps_at_each_fraction(base: list[str]) -> None:
     epochs = [
         cell.baseline.local_epochs
