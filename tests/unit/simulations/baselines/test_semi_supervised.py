@@ -30,7 +30,6 @@ from simulations.baselines.semi_supervised.objective import ramp
 from simulations.baselines.semi_supervised.server import Update
 from simulations.baselines.semi_supervised.settings import (
     CBAFedSettings,
-    ConsistencySettings,
     FedIRMSettings,
     MeanTeacherSettings,
     RSCFedSettings,
@@ -195,21 +194,33 @@ def test_methods_of_exclusive_classes_refuse_findings(
         BaselineRun(phantoms[0], baseline, phantoms[1], widths=(32, 32, 32, 32))
 
 
-@pytest.mark.parametrize("method", ["freematch", "fedirm", "rscfed", "cbafed"])
-def test_methods_of_exclusive_classes_train_at_all_sites(
+@pytest.mark.parametrize("method", ["mean-teacher", "freematch", "fedirm", "rscfed", "cbafed"])
+def test_methods_learn_exclusive_classes_with_the_help_of_all_sites(
     phantoms: tuple[Settings, FederatedDataset], method: str
 ) -> None:
+    """Two classes differ in brightness; the last site has no label, and still its images train."""
     chosen, dataset = phantoms
-    labels = dataset.store.labels.copy()
-    labels[:] = np.eye(labels.shape[1])[labels.argmax(axis=1)]
-    exclusive = replace(dataset, store=replace(dataset.store, labels=labels, multi_label=False))
+    count, num_classes = dataset.store.labels.shape
+    classes = np.arange(count) % 2
+    pixels = np.random.default_rng(0).integers(0, 60, dataset.store.images.shape)
+    pixels += (150 * classes)[:, None, None, None]
+    labels = np.eye(num_classes, dtype=np.float32)[classes]
+    exclusive = replace(
+        dataset,
+        store=replace(dataset.store, labels=labels, multi_label=False),
+        pixels=pixels.astype(np.uint8),
+    )
     baseline = METHODS[method].baseline
-    assert isinstance(baseline, BaselineSettings) and baseline.consistency is not None
-    if not isinstance(baseline.consistency, ConsistencySettings):
-        early = baseline.consistency.model_copy(update={"warm_up": 0.25})
-        baseline = baseline.model_copy(update={"consistency": early})
+    assert isinstance(baseline, BaselineSettings)
     short = baseline.model_copy(
-        update={"rounds": 3, "every": 3, "batch_size": 4, "local_epochs": 0.4}
+        update={
+            "rounds": 8,
+            "every": 8,
+            "batch_size": 4,
+            "local_epochs": 4,
+            "ema_decay": 0.5,
+            "warmup_steps": 2,
+        }
     )
     run = BaselineRun(chosen, short, exclusive, widths=(32, 32, 32, 32))
     updates: list[Update] = []
@@ -221,6 +232,6 @@ def test_methods_of_exclusive_classes_train_at_all_sites(
 
     run._server.weights = kept  # type: ignore[method-assign]
     figures, logits = run.execute(lambda done, total: None)
-    assert logits.shape == (len(dataset.test_rows), labels.shape[1])
-    assert 0 <= figures["auc_macro"] <= 1
+    assert logits.shape == (len(dataset.test_rows), num_classes)
+    assert figures["auc_macro"] > 0.8
     assert {update.site for update in updates if update.weight} == {0, 1, 2}
