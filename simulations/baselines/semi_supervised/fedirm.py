@@ -1,4 +1,4 @@
-"""FedIRM: sites without labels match the relations of classes at labelled sites (2106.08600)."""
+"""FedIRM: sites without labels match the relations of classes at others (arXiv 2106.08600)."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from simulations.baselines.task import BaselineTask
 
 
 class FedIRM(MeanTeacher):
-    """A mean teacher, and the distance of relation matrices of reliable images (section 2.2)."""
+    """A mean teacher, and the distance of relation matrices of reliable images."""
 
     def __init__(self, task: BaselineTask, settings: FedIRMSettings, num_classes: int) -> None:
         """Takes the training's task and the number of exclusive classes."""
@@ -129,7 +129,7 @@ def class_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def relation_matrix(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Softmax of each class's mean logits, (C, C); nan for a class without an image (eq. 3, 4).
+    """Softmax of each class's mean logits, (C, C); nan for a class without an image.
 
     Args:
         logits: (B, C).
@@ -141,7 +141,7 @@ def relation_matrix(logits: Tensor, labels: Tensor, temperature: float) -> Tenso
 
 
 def relation_loss(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Σ_c KL(M_c ‖ M'_c) + KL(M'_c ‖ M_c), over the number of classes (equation 5), a scalar.
+    """Σ_c KL(M_c ‖ M'_c) + KL(M'_c ‖ M_c), over the number of classes, a scalar.
 
     Args:
         ours: (C, C), with the gradient; nan rows do not count.

@@ -30,7 +30,7 @@ class FixMatch(Objective):
         self._settings = settings
         self._labels: PseudoLabels = fixed_labels(settings.threshold, task.multi_label)
         if settings.thresholds == "adaptive":
-            # Before the first batch as of even odds (arXiv 2205.07246, equations 5 and 6).
+            # Before the first batch as of even odds (arXiv 2205.07246).
             self._labels = SelfAdaptive(torch.full((1, len(shares)), 1 / len(shares)))
         self._aligned: Callable[[Tensor], Tensor] | None = None
         if settings.alignment:
@@ -66,7 +66,7 @@ class FixMatch(Objective):
 class Alignment:
     """Scales probabilities by p(y) / p̃(y) to the distribution of the labels.
 
-    p̃ is a moving mean of the probabilities (arXiv 1911.09785, section 3.1), which begins with p.
+    p̃ is a moving mean of the probabilities (arXiv 1911.09785), which begins with p.
     """
 
     def __init__(self, shares: Tensor) -> None:

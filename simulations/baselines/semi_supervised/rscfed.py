@@ -36,7 +36,7 @@ class ConsensusServer(Server):
         ]
 
     def weights(self, updates: Sequence[Update]) -> list[float]:
-        """Images times exp(-β d / n) times the weight of labelled sites (equations 3 and 4).
+        """Images times exp(-β d / n) times the weight of labelled sites.
 
         d is the distance to the mean by images, and d / n in units of its mean over the subset.
         """
