@@ -3,7 +3,7 @@
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,6 +63,11 @@ class Cell(ABC):
         folder = self.folder(root)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / DESCRIPTION, self.description())
+
+
+def unfinished(cells: Iterable[Cell], root: Path) -> set[str]:
+    """Hashes of the cells that have not finished; a cell that is given twice counts once."""
+    return {cell.settings_hash for cell in cells if cell.figures(root) is None}
 
 
 def run_described(run: Callable[[Path], None]) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 from mediffusion_core.evaluation.bootstrap import Estimate
 from simulations.studies.paper.figures import AUC
 from simulations.studies.paper.found import Found, estimate_of
-from simulations.studies.paper.sentences import (
+from simulations.studies.paper.variants import JOINT
+from simulations.studies.sentences import (
     compared,
     compared_apart,
     listed,
     verdict,
     written,
 )
-from simulations.studies.paper.variants import JOINT
 
 SHARES = ((JOINT, "classifier"), ("joint-half", "classifier-half"), ("joint-all", "classifier-all"))
 """The joint network and the classifier alone at each share of labels."""

@@ -11,8 +11,8 @@ from mediffusion_core.reporting.style import (
     save_figure,
 )
 from simulations.studies.paper.found import Found
-from simulations.studies.paper.sentences import is_shown
 from simulations.studies.paper.variants import JOINT
+from simulations.studies.sentences import is_shown
 
 
 def save_differences(found: Found, path: Path) -> bool:

@@ -14,7 +14,8 @@ from mediffusion_core.evaluation.classification import interval
 from simulations.baselines.macro_auc import Bootstrap, MacroAuc, bootstrapped_macro_auc
 from simulations.engine.cells import RUN
 from simulations.studies.labels.comparison import paired_difference
-from simulations.studies.paper.cells import COMMIT, NOT_MEASURED, MeasureCell, RunCell
+from simulations.studies.paper.cells import PaperMeasure
+from simulations.studies.run_cells import RunCell
 
 BOOTSTRAPS = 400
 
@@ -44,21 +45,17 @@ class Found:
         """Whether a finished run trained its classifier."""
         return (self.runs[run].figures(self.study) or {})["auc_macro"] is not None
 
-    def measure_cell(self, measure: str, run: str) -> MeasureCell:
+    def measure_cell(self, measure: str, run: str) -> PaperMeasure:
         """The cell of a measurement."""
-        return MeasureCell(self.runs[run], measure)
+        return PaperMeasure(self.runs[run], measure)
 
     def measured(self, measure: str, run: str) -> Mapping[str, Any]:
         """The figures of a measurement; none before it is made, or if the run does not allow it."""
-        figures = self.measure_cell(measure, run).figures(self.study) or {}
-        if NOT_MEASURED in figures:
-            return {}
-        return {name: value for name, value in figures.items() if name != COMMIT}
+        return self.measure_cell(measure, run).measured(self.study)
 
     def not_measured(self, measure: str, run: str) -> str:
         """Why the run does not allow a measurement; empty if it does."""
-        figures = self.measure_cell(measure, run).figures(self.study) or {}
-        return str(figures.get(NOT_MEASURED, ""))
+        return self.measure_cell(measure, run).not_measured(self.study)
 
     def run_folder(self, run: str) -> Path:
         """Folder of a run."""

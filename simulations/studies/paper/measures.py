@@ -5,7 +5,7 @@ values. An estimate has `value`, `low`, `high` and `count`.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from simulations.studies.explanations.study import study_explanations
 from simulations.studies.guidance.flips import record_flips
 from simulations.studies.guidance.methods import ONE_CANDIDATE
 from simulations.studies.result_files import RESULTS
+from simulations.studies.run_cells import Measure
 from simulations.studies.study_images import Choice, choose_images
 from simulations.studies.trained_run import TrainedRun, open_trained_run
 
@@ -39,8 +40,6 @@ SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Guidance scales, as multiples of the run's own."""
 SIZES = (BOOTSTRAPS, HALF_SAMPLES, IMAGES, SCALES)
 GUIDED = ("flipped", "independent_flipped", "l1", "off_target", "energy_inside")
-
-Measure = Callable[[Path, Path], dict[str, Any]]
 
 
 def measure_reconstruction(run: Path, output: Path) -> dict[str, Any]:

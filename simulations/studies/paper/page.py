@@ -11,14 +11,14 @@ from mediffusion_core.common.files import replacing
 from mediffusion_core.reporting.report import run_warnings
 from mediffusion_core.run_io.provenance import shorten
 from simulations.results.figures import markdown_table
-from simulations.studies.paper.cells import COMMIT
 from simulations.studies.paper.chart import save_differences
 from simulations.studies.paper.figures import Figure
 from simulations.studies.paper.plan import Plan, Work
 from simulations.studies.paper.questions import Question
-from simulations.studies.paper.sentences import written
 from simulations.studies.paper.variants import JOINT
 from simulations.studies.result_files import write_results
+from simulations.studies.run_cells import COMMIT
+from simulations.studies.sentences import written
 
 TABLE, CHART = "results.csv", "answers.png"
 COLUMNS = ("question", "row", "figure", "value", "low", "high", "images", "against")

@@ -1,6 +1,6 @@
 """The cells of the study, from the options of the command, and how long they take."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from rich.table import Table
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.partitioning.federated_dataset import FederatedDataset
-from simulations.studies.paper.cells import MeasureCell, RunCell, run_cell_of
+from simulations.engine.cells import unfinished
+from simulations.studies.paper.cells import PaperMeasure
 from simulations.studies.paper.found import Found
 from simulations.studies.paper.questions import QUESTIONS, Question
-from simulations.studies.paper.variants import JOINT, variants_of
+from simulations.studies.paper.variants import JOINT, Variant, variants_of
+from simulations.studies.run_cells import RunCell, run_cell_of
 
 DEFAULT_BASE = "experiment=paper_base"
 MINUTES_OF_RUN, MINUTES_OF_MEASUREMENT = 3.3, 0.5
@@ -41,7 +43,7 @@ class Work:
 
     questions: Sequence[Question]
     runs: Sequence[RunCell]
-    measures: Sequence[MeasureCell]
+    measures: Sequence[PaperMeasure]
     found: Found
 
 
@@ -77,11 +79,16 @@ def work_of(plan: Plan, dataset: FederatedDataset, study: Path) -> Work:
     variants = variants_of(compose("config", plan.base), last_site)
     questions = [QUESTIONS[name] for name in plan.questions]
     runs = dict.fromkeys((JOINT, *(run for question in questions for run in question.runs)))
-    cells = {name: run_cell_of(variants[name], plan.base) for name in runs}
+    cells = {name: variant_cell(variants[name], plan.base) for name in runs}
     found = Found(study, cells, np.array(dataset.site_of_test()), last_site)
     wanted = dict.fromkeys(one for question in questions for one in question.measures)
     measures = [found.measure_cell(measure, run) for measure, run in wanted]
     return Work(questions, list(cells.values()), measures, found)
+
+
+def variant_cell(variant: Variant, base: tuple[str, ...]) -> RunCell:
+    """The run of a variant, with the base's overrides."""
+    return run_cell_of(variant.name, variant.title, (*base, *variant.overrides))
 
 
 def time_plan(plan: Plan, work: Work, jobs: int) -> tuple[Table, str]:
@@ -94,8 +101,8 @@ def time_plan(plan: Plan, work: Work, jobs: int) -> tuple[Table, str]:
     for question in work.questions:
         runs_to_do = len(question.runs) - len(work.found.finished(question.runs))
         cells = [work.found.measure_cell(*one) for one in question.measures]
-        table.add_row(question.name, str(runs_to_do), str(len(_waiting(cells, study))))
-    runs, measures = _waiting(work.runs, study), _waiting(work.measures, study)
+        table.add_row(question.name, str(runs_to_do), str(len(unfinished(cells, study))))
+    runs, measures = unfinished(work.runs, study), unfinished(work.measures, study)
     text = f"{len(runs)} of {len(work.runs)} runs and {len(measures)} of {len(work.measures)} "
     text += f"measurements to do, {jobs} at once"
     minutes = _minutes_of_run(plan, work)
@@ -113,8 +120,3 @@ def _minutes_of_run(plan: Plan, work: Work) -> float | None:
     if finished:
         return sum(one["seconds"] for one in finished) / len(finished) / 60
     return MINUTES_OF_RUN if plan.is_default_base else None
-
-
-def _waiting(cells: Iterable[RunCell | MeasureCell], study: Path) -> set[str]:
-    """Hashes of the cells that have not finished."""
-    return {cell.settings_hash for cell in cells if cell.figures(study) is None}

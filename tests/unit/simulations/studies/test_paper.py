@@ -19,13 +19,13 @@ from mediffusion_core.run_io.run_folder import write_json
 from simulations.cli.study import study
 from simulations.engine.cells import FIGURES, RUN, Cell
 from simulations.studies.labels.cells import PREDICTIONS
-from simulations.studies.paper.cells import NOT_MEASURED, run_cell_of
 from simulations.studies.paper.found import Found
 from simulations.studies.paper.page import TABLE, write_page
-from simulations.studies.paper.plan import Plan, Work, make_plan, time_plan
+from simulations.studies.paper.plan import Plan, Work, make_plan, time_plan, variant_cell
 from simulations.studies.paper.questions import QUESTIONS
-from simulations.studies.paper.sentences import NOT_SHOWN, compared, compared_apart, listed
 from simulations.studies.paper.variants import JOINT, variants_of
+from simulations.studies.run_cells import NOT_MEASURED
+from simulations.studies.sentences import NOT_SHOWN, compared, compared_apart, listed
 
 SITES = ("site-0", "site-1", "site-2")
 MOST_CELLS = 24
@@ -39,7 +39,7 @@ def work_on(base: tuple[str, ...], study: Path, *questions: str) -> tuple[Plan, 
     variants = variants_of(compose("config", plan.base), SITES[-1])
     chosen = [QUESTIONS[name] for name in plan.questions]
     names = dict.fromkeys((JOINT, *(run for one in chosen for run in one.runs)))
-    runs = {name: run_cell_of(variants[name], plan.base) for name in names}
+    runs = {name: variant_cell(variants[name], plan.base) for name in names}
     found = Found(study, runs, np.array(SITES * (PATIENTS // 3)), SITES[-1])
     wanted = dict.fromkeys(one for question in chosen for one in question.measures)
     measures = [found.measure_cell(*one) for one in wanted]
