@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from simulations.cli import privacy_study
 from simulations.cli.arguments import Device, Overrides, Run
 from simulations.engine.processes import interrupted_by_signals
 
@@ -20,6 +21,7 @@ Between = Annotated[
 ]
 
 study = typer.Typer(help="Experiments of several runs or on a finished run.")
+study.add_typer(privacy_study.commands)
 
 
 @study.callback()

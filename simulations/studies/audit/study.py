@@ -6,7 +6,7 @@ implementation that adds too little noise, clips too late or samples too often g
 above the ε that is promised for these steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,28 @@ def study_audit(run: Path, canaries: int) -> Path:
         UserError: if the run was not started by `simulate`, is not private or has not ended, or if
             a bound is above the promised ε.
     """
+    console = Console(soft_wrap=True)
+    figures = audit_figures(run, canaries, console)
+    write_json(run / "summary.json", {**read_summary(run), "audit": figures})
+    console.print(_table(figures))
+    report = write_report(run)
+    for fault in broken_promises(figures):
+        raise UserError(fault)
+    return report
+
+
+def audit_figures(run: Path, canaries: int, console: Console) -> dict[str, Any]:
+    """The promised ε and the measured lower bound of each stage, at the site of the largest ε.
+
+    Args:
+        run: Folder of a finished run.
+        canaries: Number of canaries. Each takes part with probability 1/2.
+        console: Shows the progress.
+
+    Raises:
+        UserError: if the run was not started by `simulate`, is not private or has not ended, or if
+            its kind of clipping cannot be audited.
+    """
     settings = compose(*read_launch(run.resolve()))
     if not settings.privacy.enabled:
         raise UserError(f"{run} was not trained with privacy.enabled; there is no ε to audit")
@@ -75,7 +97,6 @@ def study_audit(run: Path, canaries: int) -> Path:
     site, plan = worst_site(run, summary, settings)
     promised = summary["privacy"]["sites"][site]["epsilon"]
     stages = {}
-    console = Console(soft_wrap=True)
     with Progress(console=console, transient=True) as progress:
         for stage, _, rounds in plan.stages:
             steps = sum(plan.steps(stage, number) for number in range(1, rounds + 1))
@@ -84,17 +105,17 @@ def study_audit(run: Path, canaries: int) -> Path:
                 audit = _Audit(settings, plan, classes, canaries)
                 told = partial(_tell, progress, task)
                 stages[stage] = audit.of(stage, steps, told)
-    figures = {"site": site, "epsilon": promised, "confidence": CONFIDENCE, "stages": stages}
-    write_json(run / "summary.json", {**summary, "audit": figures})
-    console.print(_table(figures))
-    report = write_report(run)
-    for stage, one in stages.items():
-        if one["lower_bound"] > one["epsilon"]:
-            raise UserError(
-                f"the {stage} stage has an ε of at least {one['lower_bound']:.3g}, and its promise "
-                f"is {one['epsilon']:.3g}: sampling, clipping, noise or accounting is wrong"
-            )
-    return report
+    return {"site": site, "epsilon": promised, "confidence": CONFIDENCE, "stages": stages}
+
+
+def broken_promises(figures: Mapping[str, Any]) -> list[str]:
+    """A line on each stage whose lower bound is above its promised ε."""
+    return [
+        f"the {stage} stage has an ε of at least {one['lower_bound']:.3g}, and its promise is "
+        f"{one['epsilon']:.3g}: sampling, clipping, noise or accounting is wrong"
+        for stage, one in figures["stages"].items()
+        if one["lower_bound"] > one["epsilon"]
+    ]
 
 
 def _tell(progress: Progress, task: TaskID, done: int) -> None:

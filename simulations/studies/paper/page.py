@@ -1,13 +1,9 @@
 """The page that answers all questions, its table of figures, and its chart."""
 
-import csv
-import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mediffusion_core.common.files import replacing
 from mediffusion_core.reporting.report import run_warnings
 from mediffusion_core.run_io.provenance import shorten
 from simulations.results.figures import markdown_table
@@ -16,7 +12,7 @@ from simulations.studies.paper.figures import Figure
 from simulations.studies.paper.plan import Plan, Work
 from simulations.studies.paper.questions import Question
 from simulations.studies.paper.variants import JOINT
-from simulations.studies.result_files import write_results
+from simulations.studies.result_files import write_csv, write_results
 from simulations.studies.run_cells import COMMIT
 from simulations.studies.sentences import written
 
@@ -74,8 +70,7 @@ def write_page(plan: Plan, work: Work) -> Path:
         _warnings_section(warnings),
     ]
     page = write_results(study, results, "\n\n".join(parts) + "\n")
-    with replacing(study / TABLE) as temporary:
-        temporary.write_text(_table(rows), encoding="utf-8")
+    write_csv(study / TABLE, COLUMNS, rows)
     return page
 
 
@@ -140,22 +135,6 @@ def _row(question: str, figure: Figure) -> tuple[Any, ...]:
     one = figure.estimate
     ends = (one.value, one.low, one.high)
     return (question, figure.row, figure.name, *ends, one.count or "", figure.against)
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(COLUMNS)
-    for row in rows:
-        lines.writerow([_cell(one) for one in row])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A value as in the table: a figure with six digits, or nothing if it is missing."""
-    if not isinstance(value, float):
-        return value
-    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def _warnings(work: Work) -> dict[str, list[str]]:

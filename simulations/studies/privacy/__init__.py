@@ -1,0 +1,1 @@
+"""Utility and leakage of private runs against ε."""
