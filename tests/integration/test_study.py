@@ -1,5 +1,6 @@
-"""The studies of unlabelled images, of labels and of the paper's questions, with real runs."""
+"""The studies of unlabelled images, labels, the paper's questions and privacy, with real runs."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from simulations.studies.labels.plan import make_plan
 from simulations.studies.labels.study import study_labels
 from simulations.studies.paper import plan as paper
 from simulations.studies.paper.study import study_paper
+from simulations.studies.privacy import plan as privacy
+from simulations.studies.privacy.study import study_privacy
+from simulations.studies.privacy.table import CSV
 from simulations.studies.unlabelled.study import study_unlabelled
 
 # `fed-mediffusion simulate` without Flower's processes, which take a minute to start.
@@ -22,6 +26,21 @@ start = sys.argv.index("simulations.cli.main")
 assert sys.argv[start + 1] == "simulate"
 run_in_process("config", sys.argv[start + 2 :])
 """
+PRIVATE = (
+    "privacy=dp",
+    "privacy.target_delta=1e-4",
+    "privacy.autoencoder=frozen",
+    "privacy.trained=head",
+    "data.labelled_fraction_by_site={}",
+    "model.autoencoder.channels=[32]",
+    "model.autoencoder.norm_groups=8",
+    "model.autoencoder.patch_size=4",
+    "model.autoencoder.linear_start=true",
+    "model.head.latent_statistics=true",
+    "training.joint.diffusion_weight=0",
+    "training.joint.noised_fraction=0",
+)
+"""The least that trains privately: the classifier alone."""
 
 
 @pytest.mark.slow
@@ -90,6 +109,35 @@ def test_a_question_of_the_paper_is_answered_by_a_run_and_its_measurement(
     page.unlink()  # as if the study had been killed before it was written
     study_paper(asked, folder, jobs=2)
     assert page.read_text() == text and (folder / "results.csv").read_text() == results
+    assert before == {path: path.stat().st_mtime_ns for path in cells}
+
+
+@pytest.mark.slow
+def test_private_runs_are_compared_attacked_and_audited(
+    shortest: tuple[str, ...], few: tuple[str, ...], tmp_path: Path
+) -> None:
+    base = (*shortest, *few, *PRIVATE, f"data.store='{tmp_path / 'store'}'")
+    asked = privacy.make_plan(base, "8,infinity", seeds=1, canaries=60)
+    folder = tmp_path / "study"
+    page = study_privacy(asked, folder, jobs=2)
+    text = page.read_text()
+    assert "2 of 2 runs have finished" in text and "Not measured" not in text
+    with (folder / CSV).open() as lines:
+        rows = list(csv.DictReader(lines))
+    for epsilon in ("8", "inf"):
+        own = {row["figure"]: row for row in rows if row["epsilon"] == epsilon}
+        assert 0 <= float(own["macro AUC"]["value"]) <= 1
+        assert 0 <= float(own["attack TPR"]["value"]) <= 1
+        bound, provable = (float(own[name]["value"]) for name in ("audited ε", "provable ε"))
+        # All canaries are found without noise.
+        assert bound == provable if epsilon == "inf" else bound <= provable
+    assert float(own["ε of the stage"]["value"]) > 1e6
+    cells = list(folder.glob("cells/*/figures.json"))
+    assert len(cells) == 6
+    before = {path: path.stat().st_mtime_ns for path in cells}
+    page.unlink()  # as if the study had been killed before it was written
+    study_privacy(asked, folder, jobs=2)
+    assert page.read_text() == text
     assert before == {path: path.stat().st_mtime_ns for path in cells}
 
 

@@ -95,9 +95,11 @@ def audited(work: Work, points: Sequence[Point]) -> list[str]:
             (audit for point in points if math.isfinite(point.epsilon) for audit in point.audits),
             key=lambda audit: audit.lower_bound / audit.promised,
         )
+        runs = "run" if len(audits) == 1 else "runs"
         sentences.append(
-            f"In all {len(audits)} audits of private runs the lower bound is below the promised ε; "
-            f"the nearest is {close.lower_bound:.2f} where {close.promised:.2f} is promised."
+            f"The audit's lower bound is below the promised ε in {len(audits)} of {len(audits)} "
+            f"private {runs}; the nearest is {close.lower_bound:.2f} where {close.promised:.2f} is "
+            "promised."
         )
     for point in points:
         if math.isinf(point.epsilon) and point.audits:

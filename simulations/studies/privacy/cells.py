@@ -19,6 +19,7 @@ from simulations.engine.cells import DESCRIPTION, run_described
 from simulations.engine.simulate import read_launch
 from simulations.studies.attack.study import ATTACK, study_attack
 from simulations.studies.audit.study import audit_figures
+from simulations.studies.privacy.promises import promise_figures
 from simulations.studies.run_cells import (
     Measure,
     MeasureCell,
@@ -29,6 +30,8 @@ from simulations.studies.run_cells import (
 
 NO_NOISE = 1e-6
 """σ where ε is infinite: sampling and clipping as in the other runs, and next to no noise."""
+PROMISE = "promise"
+"""Figure of the attacks: what the run promises."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,10 @@ def private_run(base: tuple[str, ...], epsilon: float, seed: int) -> RunCell:
 
 
 def measure_attacks(run: Path, output: Path) -> dict[str, Any]:
-    """The figures of all attacks that `study attack` makes."""
+    """The figures of all attacks that `study attack` makes, beside what the run promises."""
     device = compose(*read_launch(run)).device
-    attacks: dict[str, Any] = json.loads(study_attack(run, output / ATTACK, device).read_text())
-    return attacks
+    attacks = json.loads(study_attack(run, output / ATTACK, device).read_text())
+    return {**attacks, PROMISE: promise_figures(run)}
 
 
 def measure_audit(run: Path, output: Path) -> dict[str, Any]:

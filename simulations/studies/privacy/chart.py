@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
@@ -36,7 +37,7 @@ def save_tradeoff(points: Sequence[Point], rows: Sequence[Row], path: Path) -> N
         (auc, ece), (audit, attack) = figure.subplots(2, 2)
         _draw_mean(auc, points, rows, "Macro AUC", AUC, [one.auc for one in points])
         _draw_mean(ece, points, rows, "Calibration error (ECE)", ECE, [one.ece for one in points])
-        ece.set_ylim(bottom=0)
+        ece.set_ylim(0, max(0.05, 1.2 * max((_top(one.ece) for one in points), default=0.0)))
         _draw_audits(audit, points, rows)
         _draw_attacks(attack, points, rows)
         for axes in (auc, ece, audit, attack):
@@ -58,7 +59,7 @@ def _draw_mean(
     axes.set_title(title)
     _draw_runs(axes, points, [row for row in rows if row.figure == figure])
     places = range(len(points))
-    axes.plot(places, [one.value for one in means], "o-", color=BLUE, ms=4, lw=1.4)
+    _draw_line(axes, points, [one.value for one in means])
     for place, one in zip(places, means, strict=True):
         axes.plot([place, place], [one.low, one.high], color=BLUE, lw=1.4)
 
@@ -70,7 +71,7 @@ def _draw_audits(axes: Axes, points: Sequence[Point], rows: Sequence[Row]) -> No
         found = [row for row in rows if (row.figure, row.of) == (LOWER_BOUND, stage)]
         _draw_runs(axes, points, found, colour, f"{stage} stage")
     promised = [one.epsilon if math.isfinite(one.epsilon) else math.nan for one in points]
-    axes.plot(range(len(points)), promised, "_-", color=TERRACOTTA, ms=12, lw=1, label="promised")
+    _draw_line(axes, points, promised, TERRACOTTA, "_", "promised")
     provable = [audit.provable for point in points for audit in point.audits]
     if provable:
         axes.axhline(max(provable), color=MUTED, lw=1, ls=":", label="most that can be proven")
@@ -82,11 +83,10 @@ def _draw_attacks(axes: Axes, points: Sequence[Point], rows: Sequence[Row]) -> N
     axes.set_title(f"Members found at {FALSE_POSITIVE_RATE:.0%} false positives")
     found = [row for row in rows if row.figure == TPR]
     _draw_runs(axes, points, found, label="an attack on a run")
-    places = range(len(points))
     best = [one.best.value if one.best else math.nan for one in points]
-    axes.plot(places, best, "o-", color=BLUE, ms=4, lw=1.4, label="best attack")
+    _draw_line(axes, points, best, label="best attack")
     allowed = [one.largest_tpr for one in points]
-    axes.plot(places, allowed, "_-", color=TERRACOTTA, ms=12, lw=1, label="allowed by the promise")
+    _draw_line(axes, points, allowed, TERRACOTTA, "_", "allowed by the promise")
     axes.axhline(FALSE_POSITIVE_RATE, color=MUTED, lw=1, ls=":", label="guessing")
     # Linear up to the share that guessing finds, so that 0 has a place.
     axes.set_yscale("symlog", linthresh=FALSE_POSITIVE_RATE)
@@ -106,3 +106,23 @@ def _draw_runs(
     places = {point.epsilon: place for place, point in enumerate(points)}
     at = [places[row.epsilon] for row in rows]
     axes.plot(at, [row.value for row in rows], "o", color=colour, ms=4, label=label, alpha=0.8)
+
+
+def _draw_line(
+    axes: Axes,
+    points: Sequence[Point],
+    values: Sequence[float],
+    colour: str = BLUE,
+    marker: str = "o",
+    label: str | None = None,
+) -> None:
+    """Values against ε; no line leads to an infinite ε."""
+    finite = sum(math.isfinite(one.epsilon) for one in points)
+    style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4 if marker == "o" else 12}
+    axes.plot(range(finite), values[:finite], lw=1.4, label=label, **style)
+    axes.plot(range(finite, len(points)), values[finite:], ls="", **style)
+
+
+def _top(one: Estimate) -> float:
+    """The upper end, or the value where it has no interval; 0 where it is missing."""
+    return max((number for number in (one.value, one.high) if math.isfinite(number)), default=0.0)

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ from mediffusion_core.run_io.provenance import shorten
 from simulations.engine.cells import RUN
 from simulations.studies.audit.study import CONFIDENCE
 from simulations.studies.privacy import answers
-from simulations.studies.privacy.cells import epsilon_text
+from simulations.studies.privacy.cells import PROMISE, epsilon_text
 from simulations.studies.privacy.chart import CHART, save_tradeoff
 from simulations.studies.privacy.page_template import PAGE
 from simulations.studies.privacy.plan import Work
-from simulations.studies.privacy.promises import promise_table
+from simulations.studies.privacy.promises import ranged
 from simulations.studies.privacy.summary import Point, points_of
 from simulations.studies.privacy.table import rows_of, write_table
 from simulations.studies.run_cells import COMMIT
@@ -72,7 +72,7 @@ def write_page(work: Work) -> Path:
     ]
     text = render_page(
         PAGE,
-        first=" ".join(sentences),
+        first=" ".join(sentences).replace("ε = ", "ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"),
         boxes=[box for box in boxes if box[1]],
         chart=chart,
         tables=[_utility(points), _leakage(points), *_attacks(points), _promise(work)],
@@ -160,30 +160,43 @@ def _attacks(points: Sequence[Point]) -> Iterator[Shown]:
     names = list(dict.fromkeys(name for one in points for name in one.attacks))
     if not names:
         return
+    headings = ["attack", *(f"ε = {epsilon_text(one.epsilon)}" for one in points)]
     for title, place, spec in (
         ("AUC of each attack", 0, ".3f"),
         (f"TPR of each attack at {FALSE_POSITIVE_RATE:.0%} false positives", 1, ".1%"),
     ):
         lines = [
             [
-                epsilon_text(one.epsilon),
+                name,
                 *(
                     written(one.attacks[name][place], spec) if name in one.attacks else "-"
-                    for name in names
+                    for one in points
                 ),
             ]
-            for one in points
+            for name in names
         ]
-        yield Shown(title, ["ε", *names], lines)
+        yield Shown(title, headings, lines)
 
 
 def _promise(work: Work) -> Shown:
-    note = (
-        "Of the site of the largest ε in each run. σ is the noise's standard deviation over the "
-        "bound of a unit's gradient, q the probability that a unit is in a step. ε covers all "
-        "steps of both stages and the noisy counts and sums before them."
-    )
-    return Shown("Promise", *promise_table(work), [note])
+    found: dict[float, list[Mapping[str, float | None]]] = {}
+    for key in work.finished():
+        if attacked := work.measure(key, "attack").measured(work.study):
+            found.setdefault(key[0], []).append(attacked[PROMISE])
+    names = list(dict.fromkeys(name for runs in found.values() for one in runs for name in one))
+    lines = [
+        [epsilon_text(epsilon), *(ranged(runs, name) for name in names)]
+        for epsilon, runs in sorted(found.items())
+    ]
+    notes = [
+        "Of the site of the largest ε in each run; ε covers all steps of both stages and the noisy "
+        "counts and sums before them. σ is the noise's standard deviation over the bound of a "
+        "unit's gradient, q the probability that a unit is in a step.",
+        "μ is of Gaussian DP (arXiv 1905.02383): to tell whether a unit took part is at most as "
+        "easy as to tell N(0, 1) from N(μ, 1) by one draw, at δ from 1e-6 to 0.3. The ε of a group "
+        "of units is at the same δ, by k changes of one unit each.",
+    ]
+    return Shown("Promise", ["ε", *names], lines, notes)
 
 
 def _facts(work: Work) -> Iterator[tuple[str, str]]:

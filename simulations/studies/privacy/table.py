@@ -70,7 +70,7 @@ def _rows(work: Work, key: Key) -> Iterator[Row]:
         for field, value in one.items():
             if isinstance(value, int | float) and field not in COUNTS:
                 title = ATTACKED.get(field, field.replace("_", " "))
-                yield row(title, name, value, one.get(f"{field}_interval"), one["members"])
+                yield row(title, name, value, one.get(f"{field}_interval"), one.get("members"))
     for stage, one in work.measure(key, "audit").measured(work.study).get("stages", {}).items():
         for title, field in (
             (LOWER_BOUND, "lower_bound"),
