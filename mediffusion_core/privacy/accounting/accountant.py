@@ -186,7 +186,12 @@ def _opacus_rdp() -> Any:
     return rdp
 
 
-def _pld() -> Any:
+def privacy_losses() -> Any:
+    """The module of privacy loss distributions.
+
+    Raises:
+        UserError: if dp-accounting is not installed.
+    """
     try:
         from dp_accounting.pld import privacy_loss_distribution
     except ImportError:
@@ -265,7 +270,7 @@ def _losses(parts: Parts, interval: float) -> Any:
 @lru_cache(maxsize=64)
 def _step_losses(charge: Charge, interval: float) -> Any:
     """That of one step of a charge."""
-    return _pld().from_gaussian_mechanism(
+    return privacy_losses().from_gaussian_mechanism(
         charge.noise_multiplier,
         value_discretization_interval=interval,
         sampling_prob=charge.sample_rate,

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
+from scipy.stats import binom
 
 from mediffusion_core.privacy.accounting.accountant import (
     LARGEST_EPSILON,
@@ -12,11 +15,12 @@ from mediffusion_core.privacy.accounting.accountant import (
     Charge,
     epsilon,
     merged,
+    privacy_losses,
 )
 
 LARGEST_MU = 1e3
-SMALLEST_DELTA = 1e-200
-"""Of a unit's own (ε, δ) from which that of a group is made."""
+GROUP_INTERVAL = 2e-3
+"""Distance of the grid points for the losses of a group, for each of its units."""
 
 
 def gaussian_mu(charges: Iterable[Charge]) -> float:
@@ -65,26 +69,37 @@ def _mu_of(spent: float, delta: float) -> float:
 def group_epsilon(charges: Iterable[Charge], size: int, delta: float) -> float:
     """ε at δ of a group of units, whose presence changes together.
 
-    From (ε', δ') of one unit: a group of k has (k ε', δ' (e^{k ε'} - 1) / (e^{ε'} - 1))-DP, by k
-    changes of one unit each (Vadhan, The Complexity of Differential Privacy, lemma 2.2). The δ' is
-    the largest of a grid for which that is at most δ. Infinite where there is none.
+    In a step the number of the group's units that are drawn is binomial, and each adds at most one
+    bound to the sum. The loss is that of a mixture of Gaussians with these weights (Ganesh, arXiv
+    2401.10294), which dp-accounting composes, rounded to the side of a larger ε. Infinite where ε
+    of a single unit is beyond all use.
 
     Args:
-        charges: All of a unit.
-        size: k, at least 1.
+        charges: All of a unit, at least one.
+        size: Number of units in the group, at least 1.
         delta: δ of the group.
 
     Raises:
         UserError: if Opacus or dp-accounting is not installed.
     """
-    parts, own = merged(charges), delta
-    while own > SMALLEST_DELTA:
-        spent = epsilon(parts, own)
-        if spent > LARGEST_EPSILON:
-            return math.inf
-        # log of 1 + e^ε' + … + e^{(k - 1) ε'}, without overflow
-        summed = math.log(sum(math.exp((step - size + 1) * spent) for step in range(size)))
-        if math.log(own) + (size - 1) * spent + summed <= math.log(delta):
-            return size * spent
-        own /= 10**0.25
-    return math.inf
+    parts = merged(charges)
+    if epsilon(parts, delta) > LARGEST_EPSILON:
+        return math.inf
+    first, *others = (_group_losses(part, size) for part in parts)
+    for other in others:
+        first = first.compose(other)
+    return max(0.0, float(first.get_epsilon_for_delta(delta)))
+
+
+def _group_losses(charge: Charge, size: int) -> Any:
+    """The privacy loss distribution of a group in all steps of a charge."""
+    drawn = np.arange(size + 1)
+    chances = binom.pmf(drawn, size, charge.sample_rate)
+    losses = privacy_losses().from_mixture_gaussian_mechanism(
+        charge.noise_multiplier,
+        sensitivities=drawn[chances > 0].tolist(),
+        sampling_probs=chances[chances > 0].tolist(),
+        value_discretization_interval=GROUP_INTERVAL * size,
+        pessimistic_estimate=True,
+    )
+    return losses.self_compose(charge.steps)

@@ -194,7 +194,7 @@ def _promise(work: Work) -> Shown:
         "unit's gradient, q the probability that a unit is in a step.",
         "μ is of Gaussian DP (arXiv 1905.02383): to tell whether a unit took part is at most as "
         "easy as to tell N(0, 1) from N(μ, 1) by one draw, at δ from 1e-6 to 0.3. The ε of a group "
-        "of units is at the same δ, by k changes of one unit each.",
+        "of units is at the same δ (arXiv 2401.10294).",
     ]
     return Shown("Promise", ["ε", *names], lines, notes)
 

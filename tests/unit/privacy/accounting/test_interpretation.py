@@ -42,14 +42,23 @@ def test_no_noise_has_no_mu_and_no_group_epsilon() -> None:
 
 
 def test_a_group_of_one_is_a_unit() -> None:
-    charges = [Charge(0.2, 1.5, 50)]
-    assert group_epsilon(charges, 1, DELTA) == epsilon(charges, DELTA)
+    charges = [Charge(0.2, 1.5, 50), Charge(1.0, 8.0, 2)]
+    assert group_epsilon(charges, 1, DELTA) == pytest.approx(epsilon(charges, DELTA), rel=2e-3)
 
 
 @pytest.mark.parametrize("size", [2, 5])
-def test_a_group_of_k_has_k_times_the_mu_at_most_as_stated(size: int) -> None:
-    charges = [Charge(1.0, 10.0, 4)]  # μ = 0.2
-    stated = group_epsilon(charges, size, DELTA)
+def test_a_group_of_k_has_k_times_the_mu_without_sampling(size: int) -> None:
+    stated = group_epsilon([Charge(1.0, 10.0, 4)], size, DELTA)  # μ = 0.2 of a unit
     # The group's exact curve is that of k μ (arXiv 1905.02383, theorem 2.14): never above.
     assert gaussian_delta(size * 0.2, stated) <= DELTA
-    assert stated > size * epsilon(charges, DELTA)
+    assert gaussian_delta(size * 0.2, stated * 0.99) > DELTA
+
+
+def test_a_group_that_is_sampled_is_below_the_generic_bound() -> None:
+    charges = [Charge(0.3, 2.0, 20)]
+    # k changes of one unit each: (k ε', δ' (1 + e^ε' + … + e^{(k - 1) ε'}))-DP.
+    own, size = 1e-9, 2
+    spent = epsilon(charges, own)
+    assert own * (1 + math.exp(spent)) < DELTA
+    stated = group_epsilon(charges, size, DELTA)
+    assert epsilon(charges, DELTA) < stated < size * spent
