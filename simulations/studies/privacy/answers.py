@@ -1,4 +1,4 @@
-"""Sentences of the page: what was run, and what its figures say."""
+"""Sentences of the page: the runs that were made, and what their figures say."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

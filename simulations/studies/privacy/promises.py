@@ -1,4 +1,4 @@
-"""What a run promises: noise, sampling, steps, and other readings of its ε."""
+"""The promise of a run: noise, sampling, steps, and other readings of its ε."""
 
 from collections.abc import Mapping
 from pathlib import Path
