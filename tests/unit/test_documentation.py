@@ -32,6 +32,7 @@ from mediffusion_core.settings.site_file import SiteFile
 from simulations.cli.main import app
 from simulations.studies.guidance.options import Grid, parse_reference
 from simulations.studies.labels.plan import make_plan
+from simulations.studies.privacy import plan as privacy
 from simulations.studies.study_images import class_names
 from simulations.sweeps.candidate import candidate_of
 from simulations.sweeps.search import corners
@@ -112,6 +113,9 @@ def check_own(arguments: list[str]) -> None:
     elif name == ["study", "labels"]:
         chosen = ("methods", "fractions", "seeds", "minutes", "tune")
         make_plan(overrides, *(given[one] for one in chosen))
+    elif name == ["study", "privacy"]:
+        chosen = ("epsilons", "seeds", "canaries")
+        privacy.make_plan(overrides, *(given[one] for one in chosen))
     if name in (["study", "guidance"], ["study", "explanations"]):
         change(compose("config", []), [f"evaluation.counterfactual.{one}" for one in overrides])
     elif name == ["sweep"]:
