@@ -90,7 +90,13 @@ def audited(work: Work, points: Sequence[Point]) -> list[str]:
         figures for key, figures in _audits(work) if math.isfinite(key[0]) and figures["stages"]
     ]
     sentences = []
-    if audits and not any(map(broken_promises, audits)):
+    broken = sum(bool(broken_promises(one)) for one in audits)
+    if broken:
+        sentences.append(
+            f"The audit's lower bound is ABOVE the promised ε in {broken} of {len(audits)} private "
+            "runs."
+        )
+    elif audits:
         close = max(
             (audit for point in points if math.isfinite(point.epsilon) for audit in point.audits),
             key=lambda audit: audit.lower_bound / audit.promised,

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def write_page(work: Work) -> Path:
     ]
     text = render_page(
         PAGE,
-        first=" ".join(sentences).replace("ε = ", "ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"),
+        first=_unbroken(" ".join(sentences)),
         boxes=[box for box in boxes if box[1]],
         chart=chart,
         tables=[_utility(points), _leakage(points), *_attacks(points), _promise(work)],
@@ -83,6 +84,12 @@ def write_page(work: Work) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _unbroken(text: str) -> str:
+    """A text whose equations and negative numbers are not broken into two lines."""
+    text = text.replace("ε = ", "ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _not_measured(work: Work) -> list[str]:
@@ -162,7 +169,7 @@ def _attacks(points: Sequence[Point]) -> Iterator[Shown]:
         return
     headings = ["attack", *(f"ε = {epsilon_text(one.epsilon)}" for one in points)]
     for title, place, spec in (
-        ("AUC of each attack", 0, ".3f"),
+        ("AUC of each attack", 0, ".2f"),
         (f"TPR of each attack at {FALSE_POSITIVE_RATE:.0%} false positives", 1, ".1%"),
     ):
         lines = [

@@ -3,9 +3,10 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 from scipy.stats import t as student
 
 from mediffusion_core.evaluation.bootstrap import Estimate
@@ -99,7 +100,10 @@ def _point(rows: Sequence[Row], epsilon: float, reference: float) -> Point:
         auc_difference=MISSING if epsilon == reference else over_seeds(differences),
         ece=over_seeds(list(_by_seed(own, ECE).values())),
         fid=over_seeds(list(_by_seed(own, FID).values())),
-        attacks={name: (_mean(own, ATTACK_AUC, name), _mean(own, TPR, name)) for name in names},
+        attacks={
+            name: (_share(_mean(own, ATTACK_AUC, name)), _share(_mean(own, TPR, name)))
+            for name in names
+        },
         best=best and Found(best.value, best.of, best.epsilon, best.seed),
         largest_tpr=max(_by_seed(own, LARGEST_TPR).values(), default=math.nan),
         audits=list(_audits(own)),
@@ -113,6 +117,12 @@ def _audits(rows: Sequence[Row]) -> Iterator[Audit]:
         seed = max(bounds, key=lambda one: bounds[one] / promised[one])
         provable = _by_seed(rows, LARGEST_BOUND, stage)[seed]
         yield Audit(stage, bounds[seed], promised[seed], provable)
+
+
+def _share(one: Estimate) -> Estimate:
+    """An estimate whose interval does not leave 0 to 1."""
+    low, high = np.clip([one.low, one.high], 0.0, 1.0).tolist()
+    return replace(one, low=low, high=high)
 
 
 def _mean(rows: Sequence[Row], figure: str, of: str) -> Estimate:
