@@ -49,7 +49,9 @@ def study_privacy(plan: Plan, folder: Path, jobs: int) -> Path:
     pool.refuse_failures()
     found = alarms(work)
     if found:
-        raise UserError(f"{len(found)} audits contradict the promise, see {page}: {found[0]}")
+        raise UserError(
+            f"an audit contradicts its promise ({len(found)} in all, see {page}): {found[0]}"
+        )
     return page
 
 

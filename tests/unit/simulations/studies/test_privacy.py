@@ -16,6 +16,7 @@ from simulations.engine.cells import FIGURES, RUN
 from simulations.studies.privacy.answers import alarms, audited, suspicions, utility, was_run
 from simulations.studies.privacy.page import RESULTS_PAGE, write_page
 from simulations.studies.privacy.plan import DEFAULT_BASE, Key, Work, make_plan, time_plan
+from simulations.studies.privacy.study import study_privacy
 from simulations.studies.privacy.summary import over_seeds, points_of
 from simulations.studies.privacy.table import CSV, PARQUET, TPR, rows_of
 from simulations.studies.run_cells import NOT_MEASURED
@@ -60,7 +61,7 @@ def keep_measures(work: Work, key: Key, tpr: float = 0.02, bound: float = 0.5) -
     }
     for name, found in figures.items():
         cell = work.measure(key, name)
-        cell.folder(work.study).mkdir(parents=True)
+        cell.folder(work.study).mkdir(parents=True, exist_ok=True)
         write_json(cell.folder(work.study) / FIGURES, {**found, "commit": "2" * 40, "seconds": 9.0})
 
 
@@ -231,6 +232,21 @@ def test_an_audit_above_its_promise_is_an_alarm(tmp_path: Path) -> None:
     assert "The audit contradicts the promise" in page and 'role="alert"' in page
     [sentence] = audited(work, points_of(rows_of(work)))
     assert sentence.startswith("The audit's lower bound is ABOVE the promised ε in 1 of 2 private")
+
+
+def test_the_command_fails_if_an_audit_contradicts_the_promise(tmp_path: Path) -> None:
+    base = (*PRIVATE, f"data.store='{tmp_path / 'store'}'")
+    plan = make_plan(base, "2", 2, CANARIES)
+    work = Work(plan, tmp_path / "study")
+    for key, bound in zip(work.runs, (0.4, 1.985), strict=True):
+        keep_run(work, key, 0.6)
+        keep_measures(work, key, bound=bound)
+    with pytest.raises(
+        UserError, match=r"^an audit contr.*\(1 in all, .*html\): ε = 2, seed 1: the"
+    ):
+        study_privacy(plan, work.study, jobs=1)
+    keep_measures(work, (2.0, 1), bound=0.4)
+    assert study_privacy(plan, work.study, jobs=1) == work.study / RESULTS_PAGE
 
 
 def test_an_attack_above_its_promise_is_shown(tmp_path: Path) -> None:
