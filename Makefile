@@ -40,11 +40,8 @@ deployment-test: $(VENV)/.installed-dev ## run a server and sites over TLS on th
 fuzz: $(VENV)/.installed-fuzz ## fuzz with 100,000 cases a target, or as ARGS="images --cases 5000 --guided" says
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
-bench: $(VENV)/.installed-dev ## measure the store, on real images from ARGS="../shared/data" where they are, training and server
-	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
-	@$(BIN)/python tests/benchmarks/bench_training.py
-	@$(BIN)/python tests/benchmarks/bench_privacy.py
-	@$(BIN)/python tests/benchmarks/bench_server.py
+bench: $(VENV)/.installed-dev ## measure a short run, the store (ARGS="FOLDER" has real images), training and server
+	@$(BIN)/python tests/benchmarks/all.py $(ARGS)
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/, to be read offline
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -14,21 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import report
 
 from mediffusion_core.data import Store, prepare, read_source
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.data.store.prepared import open_store
-from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.settings import DataSettings
 
 MILLION = 1_000_000
 EPOCH = 100_000
 BATCH = 256
-
-
-def report(figure: str, value: float, unit: str, **settings: object) -> None:
-    line = {"figure": figure, "value": round(value, 3), "unit": unit, **settings}
-    print(json.dumps({**line, "cores": os.cpu_count(), "commit": current_commit()}), flush=True)
 
 
 @contextmanager

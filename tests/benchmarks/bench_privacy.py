@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 
 import torch
-from bench_training import CLASSES, IMAGES, latents, ours, report, settings_of
+from bench_training import CLASSES, IMAGES, latents, ours, settings_of
+from figures import report
 from peak_memory import grown_by
 
 from mediffusion_core.diffusion.process import DiffusionProcess

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from bench_training import report
+from figures import report
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from peak_memory import grown_by
 from torch import Tensor

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from figures import report
 from torch import Tensor
 
 from configs.compose import compose
@@ -26,7 +27,6 @@ from mediffusion_core.common.device import autocast
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.inference.joint_model import build_joint
 from mediffusion_core.models import build_unet
-from mediffusion_core.run_io.provenance import current_commit
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.joint import joint_optimizer, train_joint
 from mediffusion_core.training.latent_set import LatentSet
@@ -37,11 +37,6 @@ STEPS, ROUNDS = 8, 5
 CLASSES = 4
 IMAGES = 512
 LABELLED = 0.2
-
-
-def report(figure: str, value: float, unit: str, **settings: object) -> None:
-    line = {"figure": figure, "value": round(value, 3), "unit": unit, **settings}
-    print(json.dumps({**line, "cores": os.cpu_count(), "commit": current_commit()}), flush=True)
 
 
 def median_seconds(sides: Mapping[str, Callable[[], None]]) -> dict[str, float]:
