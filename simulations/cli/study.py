@@ -111,18 +111,32 @@ def paper(
     print(study_paper(make_plan(overrides or [], questions), folder, jobs))
 
 
-@study.command("attack", epilog="Example: fed-mediffusion study attack runs/latest")
+@study.command(
+    "attack",
+    epilog="Examples:\n\n"
+    "fed-mediffusion study attack runs/latest\n\n"
+    "fed-mediffusion study attack runs/latest --shadows 64",
+)
 def attack(
     run: Run,
+    shadows: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Shadow models of the likelihood-ratio attack; 0 leaves the attack out."
+        ),
+    ] = 8,
     output: Annotated[
         Path | None, typer.Option(help="JSON file to write; attack.json in the run by default.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Run membership inference on a run's model and compare the result with the bound from ε."""
+    """Attack a run's model, its predictions and one of its rounds, and compare with the bound of ε.
+
+    Shadow models that were trained before are not trained again.
+    """
     from simulations.studies.attack.study import ATTACK, study_attack
 
-    print(study_attack(run, output or run / ATTACK, device))
+    print(study_attack(run, output or run / ATTACK, device, shadows))
 
 
 @study.command("audit", epilog="Example: fed-mediffusion study audit runs/latest")

@@ -1,39 +1,27 @@
-"""`fed-mediffusion study attack`: membership inference on the model of a run.
+"""`fed-mediffusion study attack`: membership inference on a run.
 
 Members are the training images of all sites. Non-members are the images of the public test set,
-which has a patient-wise share of every site's images. The attacker has the model and the images.
+which has a patient-wise share of every site's images. The adversary has the images of both, and by
+attack the model, its predictions, or a site's reply of one round.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from configs import compose
 from mediffusion_core.common.device import resolve_device
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.hashing import derive_seed
-from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.data.partitioning.dealing_record import require_recorded_dealing
-from mediffusion_core.data.partitioning.federated_dataset import (
-    FederatedDataset,
-    open_federated_dataset,
-)
+from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.evaluation.membership_inference import (
     FALSE_POSITIVE_RATE,
-    Losses,
-    OnBatch,
-    attack,
-    by_unit,
-    classification_losses,
-    diffusion_losses,
+    STRICT_FALSE_POSITIVE_RATE,
     largest_tpr,
 )
 from mediffusion_core.inference.joint_model import TrainedModel
@@ -43,18 +31,26 @@ from mediffusion_core.run_io.run_folder import write_json
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
 from simulations.engine.simulate import read_launch
+from simulations.studies.attack.candidates import Candidates
+from simulations.studies.attack.chart import save_roc
+from simulations.studies.attack.model_losses import model_attacks
+from simulations.studies.attack.predictions import prediction_attacks
+from simulations.studies.attack.reconstruction import reconstruct
+from simulations.studies.attack.shadows import shadow_attack
+from simulations.studies.attack.update import update_attacks
 from simulations.studies.promises import plans, read_summary
 
-ATTACK = "attack.json"
+ATTACK, ROC, RECONSTRUCTION = "attack.json", "roc.png", "reconstruction.png"
 
 
-def study_attack(run: Path, output: Path, device: str) -> Path:
-    """Attacks the selected model of a run and writes the figures.
+def study_attack(run: Path, output: Path, device: str, shadows: int = 0) -> Path:
+    """Attacks a run's model and one of its rounds, and writes figures and pictures.
 
     Args:
         run: Folder of a finished run.
-        output: JSON file to write.
+        output: JSON file to write; pictures stand beside it.
         device: As `resolve_device` takes it.
+        shadows: Number of shadow models of the likelihood-ratio attack; 0 leaves it out.
 
     Returns:
         The written file.
@@ -73,23 +69,29 @@ def study_attack(run: Path, output: Path, device: str) -> Path:
     if not len(dataset.test_rows):
         raise UserError(f"{run} has no test set, and so no images that are not members")
     console = Console(soft_wrap=True)
-    losses = _Losses(model, dataset, settings, console)
-    attacks = {}
-    if settings.training.joint.diffusion_weight:
-        attacks["diffusion loss"] = losses.attack("diffusion")
+    candidates = Candidates.of(dataset, settings.privacy.unit)
+    attacks = model_attacks(model, candidates, settings, console)
     if settings.training.joint.classification_weight:
-        attacks["classification loss"] = losses.attack("classification")
+        attacks |= prediction_attacks(model, candidates, console)
+        if shadows:
+            attacks |= shadow_attack(run, model, candidates, settings, shadows, console)
+    attacks |= update_attacks(run, model, candidates, settings, console)
+    rebuilt = reconstruct(model, dataset, settings, output.with_name(RECONSTRUCTION), console)
     ceiling = privacy_ceiling(run.resolve(), settings.privacy)
     if ceiling:
         ceiling["largest_tpr"] = _largest_tpr(run, settings, ceiling)
-    figures = {
-        "unit": settings.privacy.unit,
+    seed = derive_seed(settings.seed, "attack")
+    found = {name: one.figures(seed) for name, one in attacks.items()}
+    rates = {
         "false_positive_rate": FALSE_POSITIVE_RATE,
-        "attacks": attacks,
-        **ceiling,
+        "strict_false_positive_rate": STRICT_FALSE_POSITIVE_RATE,
     }
+    figures = {"unit": settings.privacy.unit, **rates, "attacks": found, **ceiling}
+    figures["reconstruction"] = rebuilt
     write_json(output, figures)
-    console.print(_table(attacks, ceiling))
+    save_roc(attacks, ceiling, output.with_name(ROC))
+    console.print(_table(found, ceiling))
+    console.print(_reconstructed(rebuilt), highlight=False)
     return output
 
 
@@ -98,63 +100,6 @@ def _partitioning(settings: Settings) -> tuple[object, ...]:
     federation = settings.federation
     parts = federation.num_sites, federation.pool_sites, federation.only_site
     return settings.seed, settings.shared()["data"], *parts, federation.left_out_site
-
-
-class _Losses:
-    """Losses of members and non-members at each site, one for each privacy unit."""
-
-    def __init__(
-        self, model: TrainedModel, dataset: FederatedDataset, settings: Settings, console: Console
-    ) -> None:
-        self._model, self._dataset, self._settings = model, dataset, settings
-        self._console = console
-        test, test_sites = dataset.test(), np.array(dataset.site_of_test())
-        names = [partition.site for partition in dataset.clients]
-        self._members = {name: dataset.train(index) for index, name in enumerate(names)}
-        self._nonmembers = {
-            name: test.subset(torch.from_numpy(np.flatnonzero(test_sites == name)))
-            for name in names
-        }
-
-    def attack(self, kind: str) -> dict[str, Any]:
-        """The figures of the attack on all units, and on those of each site."""
-        members = self._of(self._members, kind, f"{kind} loss of members")
-        nonmembers = self._of(self._nonmembers, kind, f"{kind} loss of non-members")
-        seed = derive_seed(self._settings.seed, "attack", kind)
-        overall = attack(_joined(members), _joined(nonmembers), seed)
-        sites = {
-            site: asdict(attack(members[site], nonmembers[site], seed))
-            for site in members
-            if len(members[site]) and len(nonmembers[site])
-        }
-        return {**asdict(overall), "sites": sites}
-
-    def _of(self, images: Mapping[str, ImageSet], kind: str, title: str) -> dict[str, Losses]:
-        if kind == "classification":  # the loss of an image without a label is not defined
-            images = {site: one.subset(one.labelled) for site, one in images.items()}
-        with Progress(console=self._console, transient=True) as progress:
-            task = progress.add_task(title, total=sum(len(one) for one in images.values()))
-            return {
-                site: self._by_unit(one, kind, lambda count: progress.advance(task, count))
-                for site, one in images.items()
-            }
-
-    def _by_unit(self, images: ImageSet, kind: str, on_batch: OnBatch) -> Losses:
-        if kind == "diffusion":
-            seed = derive_seed(self._settings.seed, "attack", "noise")
-            losses = diffusion_losses(self._model, images, seed, on_batch)
-        else:
-            losses = classification_losses(self._model, images, on_batch)
-        rows = images.rows
-        by_image = self._settings.privacy.unit == "image"
-        units: Sequence[str] = (
-            [str(row) for row in rows] if by_image else self._dataset.groups(rows)
-        )
-        return by_unit(losses, units)
-
-
-def _joined(losses: Mapping[str, Losses]) -> Losses:
-    return np.concatenate(list(losses.values()))
 
 
 def privacy_ceiling(run: Path, privacy: PrivacySettings) -> dict[str, Any]:
@@ -200,16 +145,34 @@ def _spent(run: Path, privacy: PrivacySettings, delta: float) -> float:
 def _table(attacks: Mapping[str, Mapping[str, Any]], ceiling: Mapping[str, Any]) -> Table:
     bound = f"; ε = {ceiling['epsilon']:.3g} allows {ceiling['largest_tpr']:.1%}" if ceiling else ""
     table = Table(title=f"membership inference{bound}", title_justify="left")
-    for column in ("attack", "members", "non-members", "AUC (95 %)", "TPR at 1 % FPR (95 %)"):
+    columns = ("AUC (95 %)", "TPR at 1 % FPR (95 %)", "at 0.1 % (95 %)")
+    for column in ("attack", "members", "non-members", *columns):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for name, one in attacks.items():
         low, high = one["auc_interval"]
-        least, most = one["tpr_interval"]
         table.add_row(
             name,
             str(one["members"]),
             str(one["strangers"]),
             f"{one['auc']:.3f} ({low:.3f} to {high:.3f})",
-            f"{one['tpr']:.1%} ({least:.1%} to {most:.1%})",
+            _share(one["tpr"], one["tpr_interval"]),
+            _share(one["strict_tpr"], one["strict_tpr_interval"]),
         )
     return table
+
+
+def _share(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def _reconstructed(figures: Mapping[str, Any]) -> str:
+    kinds = ("without_privacy", "with_privacy", "mean_image")
+    psnr, ssim = (
+        [sum(figures[kind][name]) / figures["images"] for kind in kinds]
+        for name in ("psnr", "ssim")
+    )
+    return (
+        f"reconstruction of {figures['images']} images from one step: {psnr[0]:.1f} dB and SSIM "
+        f"{ssim[0]:.2f} without DP, {psnr[1]:.1f} dB and {ssim[1]:.2f} with ε = "
+        f"{figures['epsilon']:g}; the mean image has {psnr[2]:.1f} dB and {ssim[2]:.2f}"
+    )
