@@ -50,7 +50,7 @@ def model_attacks(
         settings: Of the run.
         console: Shows the progress.
     """
-    attacks = {}
+    attacks: dict[str, Scored] = {}
     if settings.training.joint.diffusion_weight:
         attacks |= _diffusion(model, candidates, settings.seed, console)
     if settings.training.joint.classification_weight:

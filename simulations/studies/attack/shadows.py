@@ -105,7 +105,8 @@ class _Pool:
     def of(cls, model: TrainedModel, candidates: Candidates) -> "_Pool":
         sets: list[ImageSet] = []
         units: list[str] = []
-        member, site_of = {}, {}
+        member: dict[str, bool] = {}
+        site_of: dict[str, str] = {}
         for is_member, part in ((True, candidates.members), (False, candidates.strangers)):
             for site, images in part.items():
                 named = [f"{site}/{unit}" for unit in candidates.units(images)]
