@@ -12,6 +12,7 @@ from client import audit, latent_cache, privacy_budget
 from client.declared_content import refuse_undeclared
 from client.failures import Failure, OtherSettingsError, asked, failure, instructions
 from client.model_evaluation import model_sums
+from client.secure_round import RoundFile
 from client.site import Site, open_site
 from client.site_policy import refuse_kind
 from client.statistics import statistics as site_statistics
@@ -162,8 +163,44 @@ def encode(trainer: Trainer, content: RecordDict) -> RecordDict:
 @app.train("joint")
 @_answer
 def train_joint(trainer: Trainer, content: RecordDict) -> RecordDict:
-    """Replies with UNet, head and their moments after a local round."""
+    """Replies with UNet, head and their moments after a local round, or with a masked sum."""
+    if trainer.site.settings.privacy.secure_aggregation.enabled:
+        return _masked(trainer, content)
     return _trained(trainer, content, trainer.joint_round)
+
+
+def _masked(trainer: Trainer, content: RecordDict) -> RecordDict:
+    """The answer with secure aggregation; charged only if the shares allow to mask it."""
+    number = _round(content)
+    file, dealt = RoundFile(trainer.site, number), _state(content, protocol.DEALT)
+    file.refuse(dealt)
+    unet, head = (_state(content, component) for component in (protocol.UNET, protocol.HEAD))
+    masked = file.mask(dealt, trainer.joint_sum(unet, head, number))
+    return RecordDict({protocol.MASKED: _record(masked)})
+
+
+@app.query("keys")
+@_answer
+def keys(trainer: Trainer, content: RecordDict) -> RecordDict:
+    """Begins a round of secure aggregation; replies with public keys."""
+    file = RoundFile(trainer.site, _round(content))
+    return RecordDict({protocol.PUBLIC_KEYS: _record(file.advertise())})
+
+
+@app.query("shares")
+@_answer
+def shares(trainer: Trainer, content: RecordDict) -> RecordDict:
+    """Replies with sealed shares for the other sites of the roster."""
+    file = RoundFile(trainer.site, _round(content))
+    return RecordDict({protocol.DEALT: _record(file.deal(_state(content, protocol.ROSTER)))})
+
+
+@app.query("unmask")
+@_answer
+def unmask(trainer: Trainer, content: RecordDict) -> RecordDict:
+    """Replies with shares that take the masks off the sum; the round's secrets are deleted."""
+    file = RoundFile(trainer.site, _round(content))
+    return RecordDict({protocol.REVEALED: _record(file.reveal(_state(content, protocol.ANSWERED)))})
 
 
 @app.evaluate("joint")

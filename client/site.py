@@ -43,7 +43,7 @@ from mediffusion_core.training.local_report import Progress
 
 PATIENCE = 60.0
 """Seconds to wait for another process of the same site."""
-SIMULATED = SitePolicy(require_privacy=False, keep_latents=3650)
+SIMULATED = SitePolicy(require_privacy=False, shared_noise=True, keep_latents=3650)
 """The policy of a site without a site file."""
 
 

@@ -150,6 +150,11 @@ def _refuse_settings(settings: Settings, policy: SitePolicy) -> None:
 
 def _refuse_less_privacy(privacy: PrivacySettings, policy: SitePolicy) -> None:
     """Refuses a private run that protects less than the site's policy."""
+    if privacy.secure_aggregation.enabled and not policy.shared_noise:
+        raise RefusedError(
+            "privacy.secure_aggregation.enabled is true; this site adds all of its noise itself "
+            "unless its file says policy.shared_noise = true"
+        )
     if policy.max_epsilon is not None and privacy.target_delta > policy.target_delta:
         raise RefusedError(
             f"privacy.target_delta {privacy.target_delta} is more than {policy.target_delta} here"

@@ -70,6 +70,7 @@ from server.reply_bounds import (
     refuse_feature_sums,
     refuse_latent_sums,
 )
+from server.secure_sum import secure_layouts
 from server.statistics_bounds import layout_of_statistics, refuse_statistics
 
 NAME_BYTES = 64
@@ -105,6 +106,7 @@ class ReplyContract:
         self._settings = settings
         self._hash = settings.fingerprint()
         self._num_classes = num_classes
+        self._masked = protocol.SECURE if settings.privacy.secure_aggregation.enabled else ()
 
     def census(self, content: RecordDict) -> tuple[str, Census, dict[str, StateDict]]:
         """Checks an answer to the census.
@@ -143,7 +145,7 @@ class ReplyContract:
             method = component_compression(record, self._method(asked))
             components[record] = replied(before, state, expected, method)
             _refuse_infinite(record, components[record])
-        if asked.kind in TRAINING:
+        if asked.kind in TRAINING and protocol.MASKED not in components:
             bounds = Bounds.of(self._settings, asked.kind, asked.round_number, census)
             bounds.refuse_metrics(metrics, self._weights(asked))
             bounds.refuse_components(asked.components, components)
@@ -182,6 +184,8 @@ class ReplyContract:
 
     def _layouts(self, asked: Asked) -> dict[str, Layout]:
         """The array records of an answer, with names, shapes and types."""
+        if asked.kind in self._masked:
+            return secure_layouts(asked.kind, asked.components)
         if asked.kind == LATENT_CENSUS:
             return {COUNTS: self._layout_of_latent_sums()}
         if asked.kind == FEATURE_CENSUS:

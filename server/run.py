@@ -36,6 +36,8 @@ from server.latent_scale import latent_scale
 from server.messages import Reply
 from server.noised_validation import NoisedValidationSums
 from server.pooled import CappedValidationSums, PooledValidation, ValidationSums
+from server.reply_bounds import count_of
+from server.secure_sum import secure_sum
 from server.sites import Sites
 from server.state import RunState
 from server.strategy.gathering import Gathering
@@ -70,6 +72,7 @@ class FederatedRun:
         self._classes, self._multi_label = evaluator.classes, evaluator.multi_label
         self._evaluation = EvaluationRounds(settings, evaluator, folder, device)
         self._strategy = Strategy(settings, folder.path)
+        self._secure = settings.privacy.secure_aggregation.enabled
         self._encoded: set[str] = set()
         self._saved = saved
         self._promises = Promises(settings)
@@ -192,21 +195,38 @@ class FederatedRun:
         state, rounds = self._state, self._settings.federation.num_rounds
         number = state.joint_rounds + 1
         joined = self._start_round()
-        averages = (EMA_UNET, EMA_HEAD) if self._settings.training.joint.needs_average else ()
-        sent = state.shared((*JOINT, *averages)) | self._label_counts()
         sites = self._participants("joint", number)
         self._encode(sites)
         sites = [site for site in sites if site in self._encoded]
-        own = self._strategy.corrections(state, sites)
-        gathered = self._strategy.gather("joint", number, JOINT, state)
-        replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own, gathered.take)
-        told = self._step(protocol.TRAIN_JOINT, gathered, replies)
+        train = self._train_by_sum if self._secure else self._train_by_replies
+        told = train(number, sites)
         self._strategy.average(state, number)
         state.joint_rounds = number
         self._record("joint", number, rounds, **told, **joined, **self._spent())
         if number % self._settings.evaluation.every == 0 or number == rounds:
             self._evaluate(number)
         self._save("joint")
+
+    def _train_by_replies(self, number: int, sites: list[str]) -> dict[str, Any]:
+        """A joint round of local training; returns losses and sites for its record."""
+        state = self._state
+        averages = (EMA_UNET, EMA_HEAD) if self._settings.training.joint.needs_average else ()
+        sent = state.shared((*JOINT, *averages)) | self._label_counts()
+        own = self._strategy.corrections(state, sites)
+        gathered = self._strategy.gather("joint", number, JOINT, state)
+        replies = self._ask(protocol.TRAIN_JOINT, number, sent, sites, own, gathered.take)
+        return self._step(protocol.TRAIN_JOINT, gathered, replies)
+
+    def _train_by_sum(self, number: int, sites: list[str]) -> dict[str, Any]:
+        """A joint round of secure aggregation: one step along the mean gradient of all units."""
+        state = self._state
+        sent = state.shared((UNET, HEAD))
+        total, replies = secure_sum(self._settings, self._ask, number, sent, sites)
+        # The divisor is constant, as private steps need it, whichever sites are in the sum.
+        units = sum(count_of(census, "train") for census in state.census.values())
+        mean = {name: value / units for name, value in total.items()}
+        self._strategy.step_down(HEAD, mean, state)
+        return losses(replies)
 
     def _step(self, kind: str, gathered: Gathering, replies: Sequence[Reply]) -> dict[str, Any]:
         """Steps to the aggregate of a round; returns losses and sites for the round's record."""

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.site import Site, site_log
+from mediffusion_core.common.errors import RefusedError
 from mediffusion_core.inference.joint_model import restore_autoencoder, restore_joint
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
@@ -141,6 +144,18 @@ class Trainer(ABC):
             AUTOENCODER_MOMENTS: read_moments(optimizer, autoencoder),
         }
         return trained, metrics
+
+    def joint_sum(self, unet: StateDict, head: StateDict, round_number: int) -> NDArray[np.uint64]:
+        """The site's part of a sum of clipped gradients, for secure aggregation.
+
+        Returns:
+            Σ clip(g_i) over the site's units and the site's share of the noise, over all parameters
+            of the head in the order of their names (d,), as whole steps of a `Grid`.
+
+        Raises:
+            RefusedError: in a run without privacy.
+        """
+        raise RefusedError("without privacy.enabled no sums of gradients leave")
 
     def joint_round(
         self, components: Components, round_number: int

@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client import latent_cache
@@ -39,9 +41,15 @@ from mediffusion_core.privacy.accounting.noisy_statistics import (
 )
 from mediffusion_core.privacy.accounting.plan import Plan, refuse_dear_validation
 from mediffusion_core.privacy.dp_sgd.autoencoder_stage import train_private_autoencoder
-from mediffusion_core.privacy.dp_sgd.joint_stage import train_private_joint, training_parts
+from mediffusion_core.privacy.dp_sgd.joint_stage import (
+    freeze,
+    private_joint_sums,
+    train_private_joint,
+    training_parts,
+)
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
+from mediffusion_core.privacy.secure_aggregation.grid import Grid
 from mediffusion_core.privacy.units import UnitIndex, numbered
 from mediffusion_core.training.latents import Seed
 
@@ -213,6 +221,25 @@ class PrivateTrainer(Trainer):
         labelled = counts.labelled * min(1.0, plan.sample_rate * steps) if certain else 0.0
         seen = {"images_seen": steps * plan.expected_units, "labelled_seen": labelled}
         return {}, {**seen, "steps": steps}
+
+    def joint_sum(self, unet: StateDict, head: StateDict, round_number: int) -> NDArray[np.uint64]:
+        """With the site's share of the noise: its part alone is not private, the sum is."""
+        settings = self.site.settings
+        _, plan = self._counted()
+        joint = self._restored(unet, head)
+        latents = latent_cache.kept_latents(self.site)
+        index = self._charged(plan.step_charge(1), "joint", round_number)
+        freeze(joint, settings.training.joint, settings.privacy)
+        sums = private_joint_sums(
+            joint,
+            latents,
+            settings.training.joint,
+            DiffusionProcess.of(settings.diffusion),
+            self._private_round(index, plan, "joint", round_number),
+        )
+        total = torch.cat([sums[f"head.{name}"].flatten().double() for name in sorted(head)])
+        bound = settings.privacy.max_grad_norm
+        return Grid(bound, plan.noise_multiplier, settings.counted_sites).noised(total)
 
     def _private_round(
         self, index: UnitIndex, plan: Plan, stage: Stage, number: int

@@ -8,6 +8,7 @@ from mediffusion_core.messaging.protocol import (
     CENSUS,
     CONTROLS,
     COUNTS,
+    DEALT,
     ENCODE,
     EVALUATE,
     EVALUATE_MODEL,
@@ -15,12 +16,18 @@ from mediffusion_core.messaging.protocol import (
     FEATURE_CENSUS,
     IDENTITY,
     JOINT,
+    KEYS,
     LATENT_CENSUS,
     LEDGER_TIP,
+    MASKED,
     METRICS,
+    PUBLIC_KEYS,
+    REVEALED,
+    SHARES,
     STATISTICS,
     TRAIN_AUTOENCODER,
     TRAIN_JOINT,
+    UNMASK,
 )
 from mediffusion_core.settings.allowed_metrics import ALLOWED_METRICS
 
@@ -136,7 +143,7 @@ ANSWERS = {
     ),
     TRAIN_JOINT: Answer(
         name="joint round",
-        records=frozenset({*JOINT, *CONTROLS.values(), METRICS}),
+        records=frozenset({*JOINT, *CONTROLS.values(), MASKED, METRICS}),
         fields=ALLOWED_METRICS,
         private_fields=PRIVATE_METRICS,
         content="weights of UNet and classifier, and Adam's moments of both; with "
@@ -147,8 +154,47 @@ ANSWERS = {
         protection="nothing",
         private="weights after DP-SGD; Adam's moments of the noised gradients; the expected "
         "numbers of images and of labelled images; the number of steps. Control variates are "
-        "refused",
-        charge="(q, σ) for each step",
+        "refused. With `privacy.secure_aggregation` instead of all these the masked sum of clipped "
+        "gradients and of a share of noise: uniform numbers for whom the other sites' masks are "
+        "secret",
+        charge="(q, σ) for each step; with `privacy.secure_aggregation` (1, σ) for the sum over "
+        "the sites",
+    ),
+    KEYS: Answer(
+        name="public keys",
+        records=frozenset({PUBLIC_KEYS}),
+        fields=frozenset(),
+        private_fields=frozenset(),
+        content="refused",
+        risk="nothing: the keys are random numbers of one round",
+        protection="nothing is sent",
+        private="with `privacy.secure_aggregation`: two public keys, new in each round",
+        charge="nothing: random numbers",
+    ),
+    SHARES: Answer(
+        name="shares",
+        records=frozenset({DEALT}),
+        fields=frozenset(),
+        private_fields=frozenset(),
+        content="refused",
+        risk="nothing at the server, which cannot open them. A site opens those for it, and fewer "
+        "sites than the threshold learn nothing from theirs",
+        protection="nothing is sent",
+        private="with `privacy.secure_aggregation`: shares of two secret keys of the round, sealed "
+        "for each of the other sites",
+        charge="nothing: random numbers",
+    ),
+    UNMASK: Answer(
+        name="unmasking",
+        records=frozenset({REVEALED}),
+        fields=frozenset(),
+        private_fields=frozenset(),
+        content="refused",
+        risk="the sum over the sites, which is charged with the joint round",
+        protection="nothing is sent",
+        private="with `privacy.secure_aggregation`: for each site a share of one of its two secret "
+        "keys, never of both, and only for sums over enough sites",
+        charge="that of the joint round",
     ),
     EVALUATE: Answer(
         name="validation",

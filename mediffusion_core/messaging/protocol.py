@@ -21,6 +21,14 @@ site encodes its images and keeps the latents."""
 TRAIN_JOINT = "train.joint"
 """Server sends `JOINT`; site trains it on its latents and replies with the same components. With
 `training.joint.control_variates` both messages also have the components of `CONTROLS`."""
+KEYS = "query.keys"
+"""With `privacy.secure_aggregation`, before each joint round: site replies with new `PUBLIC_KEYS`.
+"""
+SHARES = "query.shares"
+"""Then the server sends the `ROSTER`, and the site replies with `DEALT`. The server sends each site
+its own shares with `TRAIN_JOINT`, and the reply is a `MASKED` sum in the place of `JOINT`."""
+UNMASK = "query.unmask"
+"""Then the server sends `ANSWERED`, and the site replies with `REVEALED`."""
 EVALUATE = "evaluate.joint"
 """Server sends head and encoder half of the UNet; site replies with sums over its validation
 patients: confusion counts, and losses at several temperatures."""
@@ -32,6 +40,7 @@ STATISTICS = "query.statistics"
 KINDS_OF_TASK: Mapping[str, frozenset[str]] = {
     "training": frozenset(
         {CENSUS, TRAIN_AUTOENCODER, LATENT_CENSUS, FEATURE_CENSUS, ENCODE, TRAIN_JOINT, EVALUATE}
+        | {KEYS, SHARES, UNMASK}
     ),
     "evaluation": frozenset({CENSUS, EVALUATE_MODEL}),
     "statistics": frozenset({CENSUS, STATISTICS}),
@@ -74,6 +83,8 @@ UNet, classifier, temperature."""
 
 TRAINING = (TRAIN_AUTOENCODER, TRAIN_JOINT)
 """Kinds of message that each round of a stage sends."""
+SECURE = (KEYS, SHARES, TRAIN_JOINT, UNMASK)
+"""Kinds of message in a joint round with `privacy.secure_aggregation`, in order."""
 COMPRESSED = frozenset({*AUTOENCODING, *JOINT, EMA_UNET, EMA_HEAD})
 """Components that `federation.compression` compresses, in messages of `TRAINING`. Control variates
 and all other messages are sent uncompressed."""
@@ -81,6 +92,21 @@ and all other messages are sent uncompressed."""
 CONTROLS = {UNET: "unet_control", HEAD: "head_control"}
 """SCAFFOLD's record of each component. The server sends the correction of the site's gradients; the
 site replies with its mean uncorrected gradient."""
+
+PUBLIC_KEYS = "public_keys"
+"""ArrayRecord from a site: its public keys of masks and of sealed shares, for one round."""
+ROSTER = "roster"
+"""ArrayRecord to a site: the public keys of all sites of the round. A site's place in it numbers
+the site."""
+DEALT = "dealt_shares"
+"""ArrayRecord in both directions: shares of a site's secrets, sealed for each of the other sites;
+to a site those that are sealed for it."""
+MASKED = "masked_sum"
+"""ArrayRecord from a site: its sum of clipped gradients, with its share of noise, masked."""
+ANSWERED = "answered"
+"""ArrayRecord to a site: whose masked sums are in the sum over the sites."""
+REVEALED = "revealed_shares"
+"""ArrayRecord from a site: its share of one secret of each site, which takes masks off the sum."""
 
 INSTRUCTIONS = "instructions"
 """ConfigRecord from the server: settings hash and round."""
@@ -136,5 +162,7 @@ BOOTSTRAP_THRESHOLDS = 400
 """Thresholds of the bootstrapped counts: fewer than for the counts of the reported AUC."""
 
 
-FROM_SERVER = frozenset({INSTRUCTIONS, LABEL_COUNTS, WHITENING, CALIBRATION, EMA_UNET, EMA_HEAD})
+FROM_SERVER = frozenset(
+    {INSTRUCTIONS, LABEL_COUNTS, WHITENING, CALIBRATION, EMA_UNET, EMA_HEAD, ROSTER, ANSWERED}
+)
 """Records from the server alone: sums and averages of the sites' replies, and instructions."""

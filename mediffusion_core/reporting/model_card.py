@@ -31,6 +31,12 @@ PRIVATE = (
     "as they are, which no budget covers."
 )
 
+SHARED_NOISE = (
+    "The sites shared the noise (secure aggregation): ε holds for all who see sums over the sites, "
+    "the server and readers of the model among them, if at most {tolerated} of {sites} sites drop "
+    "out of a round or collude with a server that follows the protocol."
+)
+
 CLIENT_LEVEL = (
     "The server cut what each site changed and noised the means: for the whole of one site more or "
     "less, the weights spend ε = {epsilon} at δ = {delta}, of {rounds} noised means. That is a "
@@ -168,6 +174,9 @@ def _privacy(summary: Mapping[str, Any], settings: Settings) -> str:
         promises.append(
             PRIVATE.format(unit=units.unit, epsilon=epsilon, delta=delta, audited=audited(summary))
         )
+        if units.secure_aggregation.enabled:
+            shared = units.secure_aggregation.tolerated_sites
+            promises.append(SHARED_NOISE.format(tolerated=shared, sites=settings.num_participants))
     if sites.enabled:
         spent = inside(summary, "client_level")
         epsilon, delta = number(spent.get("epsilon"), 2), f"{sites.target_delta:g}"

@@ -168,6 +168,12 @@ def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             f"ε {epsilon} for one {units.get('unit')} at δ {delta}, for the planned rounds of this "
             f"run{audited(summary)}; each site's ledger also counts repeated rounds and other runs"
         )
+        if (shared := inside(units, "secure_aggregation")).get("enabled"):
+            promises.append(
+                "by secure aggregation for sums over the sites, if at most "
+                f"{shared.get('tolerated_sites')} of them drop out of a round or collude with the "
+                "server"
+            )
     if sites.get("noise_multiplier"):
         epsilon = number(inside(summary, "client_level").get("epsilon"), 2)
         promises.append(f"ε {epsilon} for a whole site at δ {sites.get('target_delta')}")

@@ -10,6 +10,20 @@ from mediffusion_core.settings.base import Count, Positive, StrictModel
 SEEDS = ("seed", "noise_seed", "sampling_seed")
 
 
+class SecureAggregationSettings(StrictModel):
+    """Secure aggregation: the server obtains sums over the sites alone (Bonawitz et al., CCS 2017).
+
+    The sites share the noise: that of all sites together gives ε. Each round of the joint stage is
+    one step of the server's optimizer, and every unit takes part in it.
+    """
+
+    enabled: bool = False
+    """Whether sites mask their sums of gradients, and share the noise."""
+    tolerated_sites: Annotated[int, Field(ge=0)] = 1
+    """Number t of sites that may drop out of a round or collude with the server, at least 0. It
+    needs more than 3 t sites. The noise of all other sites together gives ε."""
+
+
 class PrivacySettings(StrictModel):
     """Differential privacy in both stages, by DP-SGD (arXiv 1607.00133).
 
@@ -36,7 +50,8 @@ class PrivacySettings(StrictModel):
     """Whose presence is hidden: a patient, a lesion or an image. The data must name it; data that
     name patients or lesions also allow `image`."""
     batch_size: Count = 128
-    """Expected number of units a step, at least 1; each is drawn independently (Poisson)."""
+    """Expected number of units a step, at least 1; each is drawn independently (Poisson). With
+    `secure_aggregation.enabled` every unit is in each step instead."""
     physical_batch_size: Count = 16
     """Units that pass the network at once, at least 1; bounds the memory."""
     max_grad_norm: Positive = 1.0
@@ -67,6 +82,8 @@ class PrivacySettings(StrictModel):
     """Folder of the simulated sites' privacy ledger. None: in the run's folder."""
     ledger_tips: Path | None = None
     """Folder of the second copy of the ledger's tip. None: beside the ledger."""
+    secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
+    """Sums over the sites that tell no site's own part, with noise that the sites share."""
     max_epsilon: Positive | None = None
     """Largest ε of a unit over all runs with the same ledger, above 0. A unit that has spent it is
     left out. None: no limit."""

@@ -136,6 +136,87 @@ WITH_CLIENT_LEVEL: tuple[Conflict, ...] = (
 """Conflicts with `federation.client_level.noise_multiplier`."""
 
 
+WITH_SECURE_AGGREGATION: tuple[Conflict, ...] = (
+    Conflict(
+        "privacy.enabled=false",
+        lambda s: not s.privacy.enabled,
+        "the sites share the noise of private steps",
+        "privacy.enabled=true",
+    ),
+    Conflict(
+        "privacy.trained other than head",
+        lambda s: s.privacy.trained != "head",
+        "the server steps along sums of the classifier's gradients alone",
+        "privacy.trained=head",
+    ),
+    Conflict(
+        "privacy.autoencoder=trained",
+        lambda s: s.privacy.autoencoder == "trained",
+        "the rounds of the autoencoder send single sites' weights",
+        "privacy.autoencoder=frozen and public",
+    ),
+    Conflict(
+        "federation.client_level.noise_multiplier",
+        lambda s: s.federation.client_level.enabled,
+        "the server cannot clip the change of a single site",
+        "federation.client_level.noise_multiplier=null",
+    ),
+    Conflict(
+        "federation.num_malicious_sites, norm_bound or agreement_bound",
+        lambda s: (
+            bool(s.federation.num_malicious_sites)
+            or s.federation.norm_bound is not None
+            or s.federation.agreement_bound is not None
+        ),
+        "the server cannot compare the changes of single sites",
+        "federation.num_malicious_sites=0 without the bounds",
+    ),
+    Conflict(
+        "federation.weighting=steps",
+        lambda s: s.federation.weighting == "steps",
+        "a sum has no weights, and each site makes one step a round",
+        "federation.weighting=rounds",
+    ),
+    Conflict(
+        "federation.compression",
+        lambda s: s.federation.compression != "none",
+        "masked numbers are uniform and cannot be compressed",
+        "federation.compression=none",
+    ),
+    Conflict(
+        "federation.local_normalisation=true",
+        lambda s: s.federation.local_normalisation,
+        "only the classifier is trained",
+        "federation.local_normalisation=false",
+    ),
+    Conflict(
+        "federation.fraction_train",
+        lambda s: s.federation.fraction_train < 1,
+        "the noise is planned for all sites in each round",
+        "federation.fraction_train=1",
+    ),
+    Conflict(
+        "training.joint.proximal_weight",
+        lambda s: bool(s.training.joint.proximal_weight),
+        "a site's gradient is that of the global weights, which have no distance to themselves",
+        "training.joint.proximal_weight=0",
+    ),
+    Conflict(
+        "data.labels_at=server",
+        lambda s: s.data.labels_at == "server",
+        "the server would be one of the sites",
+        "data.labels_at=sites",
+    ),
+    Conflict(
+        "a federation of too few sites",
+        lambda s: s.num_participants < max(2, 3 * s.privacy.secure_aggregation.tolerated_sites + 1),
+        "t absent or colluding sites are tolerated among more than 3 t, and a sum needs two sites",
+        "a smaller privacy.secure_aggregation.tolerated_sites, and at least two sites",
+    ),
+)
+"""Conflicts with `privacy.secure_aggregation.enabled`."""
+
+
 def refuse_conflicts(settings: "Settings") -> None:
     """Checks that no setting voids the guarantees of privacy that the run asks for.
 
@@ -146,6 +227,9 @@ def refuse_conflicts(settings: "Settings") -> None:
         _refuse(settings, WITH_DP_SGD, "privacy.enabled=true")
     if settings.federation.client_level.enabled:
         _refuse(settings, WITH_CLIENT_LEVEL, "federation.client_level.noise_multiplier")
+    if settings.privacy.secure_aggregation.enabled:
+        guarantee = "privacy.secure_aggregation.enabled=true"
+        _refuse(settings, WITH_SECURE_AGGREGATION, guarantee)
 
 
 def _refuse(settings: "Settings", conflicts: Sequence[Conflict], guarantee: str) -> None:

@@ -204,7 +204,14 @@ class Settings(StrictModel):
     def min_sites(self) -> int:
         """How many must take part: `federation.min_sites`, or more than half."""
         least = self.federation.min_sites or self.num_participants // 2 + 1
+        if self.privacy.secure_aggregation.enabled:
+            least = max(least, self.counted_sites)
         return min(least, self.num_participants)
+
+    @property
+    def counted_sites(self) -> int:
+        """Of the sites that share noise, how many must be in each sum and tell others nothing."""
+        return self.num_participants - self.privacy.secure_aggregation.tolerated_sites
 
     @property
     def sites_validate(self) -> bool:

@@ -38,6 +38,10 @@ class SitePolicy(StrictModel):
     min_noise_multiplier: Positive | None = None
     """Smallest noise multiplier of a step or of noisy statistics in a private run, above 0
     (arXiv 1607.00133). None: no limit."""
+    shared_noise: bool = False
+    """Whether the site takes part in private runs with `privacy.secure_aggregation`. Its own noise
+    is then a share: ε holds for sums over the sites, if few enough sites collude with the server.
+    """
     allowed_metrics: frozenset[str] = ALLOWED_METRICS
     """Metrics that may leave the site."""
     allowed_settings: Mapping[str, Bounds | tuple[JsonValue, ...]] = {}

@@ -47,10 +47,17 @@ def server_step(
     """
     if settings.method == "fedavg" and settings.learning_rate == 1.0:
         return dict(mean), {}
+    changes = {name: mean[name].double() - before.double() for name, before in weights.items()}
+    return step_by(settings, weights, changes, memory)
+
+
+def step_by(
+    settings: ServerOptimizer, weights: StateDict, changes: StateDict, memory: StateDict
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`server_step` with the changes Δ (float64) in the place of the mean."""
     stepped, kept = {}, {}
     for name, before in weights.items():
-        change = mean[name].double() - before.double()
-        step = change
+        change = step = changes[name]
         if settings.method != "fedavg":
             fresh = 1.0 if settings.method == "fedavgm" else 1.0 - settings.beta1
             step = settings.beta1 * _remembered(memory, name + MEAN, change, 0.0) + fresh * change

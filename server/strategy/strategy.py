@@ -14,7 +14,7 @@ from server.strategy.client_level import ClientLevelPrivacy
 from server.strategy.gathering import Aggregated, Gathering, MeanOfReplies
 from server.strategy.robust import RobustAggregator, common_control
 from server.strategy.scaffold import Nested, corrections
-from server.strategy.server_optimizers import by_component, server_step
+from server.strategy.server_optimizers import by_component, server_step, step_by
 
 StateDict = Mapping[str, Tensor]
 
@@ -77,6 +77,15 @@ class Strategy:
                 state.optimizer_memory[component] = memory
         state.controls = gathered.remembered(state.controls, aggregated)
         return aggregated
+
+    def step_down(self, component: str, gradient: StateDict, state: RunState) -> None:
+        """Steps along the negative gradient of a component, in the place of the sites' change."""
+        state.weights[component], state.optimizer_memory[component] = step_by(
+            self._optimizers[component],
+            state.weights[component],
+            {name: -value for name, value in gradient.items()},
+            state.optimizer_memory.get(component, {}),
+        )
 
     def corrections(self, state: RunState, sites: Collection[str]) -> Nested:
         """SCAFFOLD's corrections for the sites that train next, by site; see `scaffold`."""

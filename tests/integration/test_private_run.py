@@ -222,6 +222,9 @@ SENT = {
     protocol.FEATURE_CENSUS: (),
     protocol.ENCODE: (),
     protocol.TRAIN_JOINT: protocol.JOINT,
+    protocol.KEYS: (),
+    protocol.SHARES: (),
+    protocol.UNMASK: (),
     protocol.EVALUATE: (protocol.UNET, protocol.HEAD),
     protocol.EVALUATE_MODEL: (protocol.UNET, protocol.HEAD),
     protocol.STATISTICS: (),
@@ -231,6 +234,9 @@ REFUSED = (
     protocol.EVALUATE,
     protocol.EVALUATE_MODEL,
     protocol.FEATURE_CENSUS,
+    protocol.KEYS,
+    protocol.SHARES,
+    protocol.UNMASK,
     protocol.STATISTICS,
 )
 """Kinds that need another task, or a setting that the runs of these tests do not have."""

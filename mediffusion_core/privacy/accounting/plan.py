@@ -26,7 +26,7 @@ class Plan:
     stages: tuple[tuple[str, float, int], ...]
     """Each stage's name, epochs per round, and rounds."""
     noise_multiplier: float
-    """σ of every step."""
+    """σ of every step; with secure aggregation that of the sum over the sites."""
     latent_sums: bool
     """Whether the site sends noisy sums over its latents, for the latent scale."""
 
@@ -47,9 +47,10 @@ class Plan:
         privacy, training = settings.privacy, settings.training
         units = max(1, units)
         refuse_large_delta(privacy, units)
+        whole = privacy.secure_aggregation.enabled  # one step of all units in each round
         stages = (
             (AUTOENCODER, training.autoencoder.local_epochs, settings.autoencoder_rounds),
-            (JOINT, training.joint.local_epochs, settings.federation.num_rounds),
+            (JOINT, 1.0 if whole else training.joint.local_epochs, settings.federation.num_rounds),
         )
         known = noise_multiplier or privacy.noise_multiplier
         # A public autoencoder brings its latent scale. Client-level privacy sends no statistics.
@@ -60,6 +61,8 @@ class Plan:
     @property
     def sample_rate(self) -> float:
         """q, the probability that a unit is in a step."""
+        if self.privacy.secure_aggregation.enabled:
+            return 1.0
         return min(1.0, self.privacy.batch_size / self.units)
 
     @property

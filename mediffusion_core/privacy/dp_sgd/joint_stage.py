@@ -1,7 +1,7 @@
 """One site's private round of the joint stage."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from mediffusion_core.models import JointUNet
 from mediffusion_core.privacy.dp_sgd.adapters import adapted
 from mediffusion_core.privacy.dp_sgd.gradient_check import SYNTHETIC_UNITS, check_on_synthetic
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import PerSampleGradients
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.privacy.units import UnitIndex
@@ -44,6 +45,36 @@ def train_private_joint(
     Raises:
         WrongGradientError: before the first step, if per-sample gradients are wrong.
     """
+    with _clipped(model, data, settings, process, private_round) as (gradients, draw):
+        private_round.train(gradients, draw, optimizer, settings, settings.proximal_weight)
+
+
+def private_joint_sums(
+    model: JointUNet,
+    data: LatentSet,
+    settings: JointTraining,
+    process: DiffusionProcess,
+    private_round: PrivateRound,
+) -> dict[str, Tensor]:
+    """Sums of the clipped gradients of all of a site's units, by parameter and without noise.
+
+    The caller adds noise before they leave. Arguments and errors as of `train_private_joint`.
+    """
+    with _clipped(model, data, settings, process, private_round) as (gradients, draw):
+        sums = private_round.sums(gradients, draw)
+    private_round.current.on_step(1, 1, float("nan"))
+    return sums
+
+
+@contextmanager
+def _clipped(
+    model: JointUNet,
+    data: LatentSet,
+    settings: JointTraining,
+    process: DiffusionProcess,
+    private_round: PrivateRound,
+) -> Iterator[tuple[PerSampleGradients[Any], Callable[[Tensor], Any]]]:
+    """Checked clipped gradients of the network, and a function that draws the rows of units."""
     device = next(model.parameters()).device
     privacy = private_round.privacy
     ghost = privacy.grad_sample_mode == "ghost"
@@ -69,7 +100,7 @@ def train_private_joint(
     called: Callable[[Any], Tensor] = losses.single if ghost else losses.joint
     with private_round.gradients(model, called) as gradients:
         check_on_synthetic(gradients, synthetic)
-        private_round.train(gradients, draw, optimizer, settings, settings.proximal_weight)
+        yield gradients, draw
 
 
 def training_parts(
@@ -82,7 +113,7 @@ def training_parts(
 
     With `privacy.trained=adapters` the context adds adapters, and merges them at its end.
     """
-    _freeze(model, settings, privacy)
+    freeze(model, settings, privacy)
     if privacy.trained != "adapters":
         return nullcontext()
     unreached = () if settings.diffusion_weight > 0 else DECODER
@@ -91,7 +122,7 @@ def training_parts(
     )
 
 
-def _freeze(model: JointUNet, settings: JointTraining, privacy: PrivacySettings) -> None:
+def freeze(model: JointUNet, settings: JointTraining, privacy: PrivacySettings) -> None:
     """Freezes parameters that the settings or the losses leave out: they would only gain noise."""
     for name, parameter in model.named_parameters():
         if name.startswith("head."):

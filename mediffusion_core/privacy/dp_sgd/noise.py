@@ -1,6 +1,6 @@
 """The Gaussian mechanism on a Poisson sample of units: a step of DP-SGD (arXiv 1607.00133)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +42,8 @@ def private_gradients(
         mechanism: q, σ, C and B.
         num_units: Units of the site.
     """
-    sums = {name: torch.zeros_like(p) for name, p in gradients.parameters.items()}
-    for part in _parts(poisson_sample(num_units, mechanism.sample_rate), mechanism):
-        for name, clipped in gradients.clipped_sum(draw(part)).items():
-            sums[name] += clipped
+    units = poisson_sample(num_units, mechanism.sample_rate)
+    sums = clipped_sums(gradients, draw, units, mechanism.physical_batch_size)
     deviation = mechanism.noise_multiplier * mechanism.max_grad_norm
     for name, parameter in gradients.parameters.items():
         noised = normal(parameter.shape).mul_(deviation).add_(sums[name].cpu())
@@ -53,5 +51,15 @@ def private_gradients(
         parameter.grad = noised.to(parameter.device, parameter.dtype)
 
 
-def _parts(units: torch.Tensor, mechanism: Mechanism) -> Iterator[torch.Tensor]:
-    return iter(units.split(mechanism.physical_batch_size) if len(units) else ())
+def clipped_sums(
+    gradients: PerSampleGradients[B],
+    draw: Callable[[torch.Tensor], B],
+    units: torch.Tensor,
+    physical_batch_size: int,
+) -> dict[str, torch.Tensor]:
+    """Σ clip(g_i) over units (n,), by parameter, without noise."""
+    sums = {name: torch.zeros_like(p) for name, p in gradients.parameters.items()}
+    for part in units.split(physical_batch_size) if len(units) else ():
+        for name, clipped in gradients.clipped_sum(draw(part)).items():
+            sums[name] += clipped
+    return sums

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mediffusion_core.privacy.dp_sgd.noise import Mechanism, private_gradients
+from mediffusion_core.privacy.dp_sgd.noise import Mechanism, clipped_sums, private_gradients
 from mediffusion_core.privacy.dp_sgd.per_sample_clipping import B, Losses, PerSampleGradients
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import AutoencoderTraining, JointTraining
@@ -45,6 +45,13 @@ class PrivateRound:
         return PerSampleGradients(
             module, losses, privacy.grad_sample_mode, privacy.clipping, privacy.max_grad_norm
         )
+
+    def sums(
+        self, gradients: PerSampleGradients[B], draw: Callable[[Tensor], B]
+    ) -> dict[str, Tensor]:
+        """Σ clip(g_i) over all units, by parameter, without noise; arguments as of `train`."""
+        units = torch.arange(self.num_units)
+        return clipped_sums(gradients, draw, units, self.mechanism.physical_batch_size)
 
     def train(
         self,

@@ -157,6 +157,30 @@ def test_a_run_that_asks_for_more_than_the_site_allows_is_refused(
     assert (failure and failure["code"]) == code
 
 
+SHARED = (
+    "privacy=dp",
+    "privacy.autoencoder=frozen",
+    "privacy.trained=head",
+    "model.autoencoder.channels=[32]",
+    "model.autoencoder.norm_groups=8",
+    "model.autoencoder.linear_start=true",
+    "model.head.latent_statistics=true",
+    "training.joint.diffusion_weight=0",
+    "privacy.secure_aggregation.enabled=true",
+    "privacy.secure_aggregation.tolerated_sites=0",
+)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_noise_that_the_sites_share_needs_the_sites_consent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, allowed: bool
+) -> None:
+    policy = "shared_noise = true\n" if allowed else ""
+    content = census(described_site(tmp_path, "uni", policy=policy), (*RUN_OF, *SHARED))
+    assert (protocol.FAILURE in content) is not allowed
+    assert ("unless its file says policy.shared_noise = true" in caplog.text) is not allowed
+
+
 def test_a_run_without_privacy_is_refused_in_one_line_that_says_how_to_allow_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -113,6 +113,7 @@ FREE = {
         "physical_batch_size max_grad_norm clipping grad_sample_mode noise_multiplicity "
         "release_noise validation_noise autoencoder trained adapter_rank public_model max_epsilon"
     ),
+    "privacy.secure_aggregation": "enabled tolerated_sites",
 }
 """By section, settings that a run chooses. No value of them makes an answer of a private run depend
 on the images but by its noised content. The site policy can bound them."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mediffusion_core.settings import ServerOptimizer
-from server.strategy.server_optimizers import server_step
+from server.strategy.server_optimizers import server_step, step_by
 
 VALUE = st.floats(-10, 10, width=32)
 ROUNDS = st.lists(VALUE, min_size=1, max_size=6)
@@ -96,3 +96,16 @@ def test_types_are_kept_and_inputs_left_alone() -> None:
     server_step(settings, weights, mean, memory)
     assert before["x"].tolist() == [0.0, 0.0] and mean["x"].tolist() == [1.0, 1.0]
     assert all(torch.equal(memory[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
+def test_a_step_along_a_change_is_that_to_the_mean_with_this_change(method: str) -> None:
+    settings = ServerOptimizer.model_validate({"method": method, "learning_rate": 0.3})
+    by_mean, by_change = (state(0.5), {}), (state(0.5), {})
+    for mean in (0.2, -1.0, 3.0):
+        changes = {n: state(mean)[n].double() - value.double() for n, value in by_change[0].items()}
+        by_mean = server_step(settings, by_mean[0], state(mean), by_mean[1])
+        by_change = step_by(settings, by_change[0], changes, by_change[1])
+    for found, expected in zip(by_change, by_mean, strict=True):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
