@@ -13,7 +13,7 @@ from torch import Tensor
 
 from client.site import Site
 from mediffusion_core.common.errors import RefusedError
-from mediffusion_core.common.files import write_durably
+from mediffusion_core.common.files import sync, write_durably
 from mediffusion_core.privacy.secure_aggregation.shamir import SHARE_BYTES
 from mediffusion_core.privacy.secure_aggregation.sites import PublicKeys, SiteRound
 
@@ -73,6 +73,7 @@ class RoundFile:
         current = self._read()
         shares = current.reveal(answered["sites"].nonzero().flatten().tolist())
         self._path.unlink()
+        sync(self._path.parent)  # the file must not come back after a power failure
         count = len(current.roster)
         return {"shares": _bytes([shares.get(site, bytes(SHARE_BYTES)) for site in range(count)])}
 

@@ -58,8 +58,10 @@ class Sites(ABC):
         self._minimum = settings.min_sites
         self._compression = settings.federation.compression
         self._contract = contract
-        hidden = settings.federation.client_level.enabled
-        self._planned = settings.num_participants if hidden else None
+        shared = settings.privacy.secure_aggregation.enabled
+        planned = shared or settings.federation.client_level.enabled
+        self._planned = settings.num_participants if planned else None
+        self._summed = settings.counted_sites if shared else 0
         self._nodes: dict[str, int] = {}
         self._census: dict[str, Census] = {}
         self._set_aside: list[SetAside] = []
@@ -184,7 +186,7 @@ class Sites(ABC):
 
     @property
     def _full(self) -> bool:
-        """Whether no other site may take part: client-level noise is planned for a number."""
+        """Whether no other site may take part: noise is planned for a number of sites."""
         return self._planned is not None and len(self._census) >= self._planned
 
     def _admit(self, node: int, content: RecordDict) -> Reply:
@@ -198,7 +200,7 @@ class Sites(ABC):
             raise RefusedReplyError(f"took the name {name}, which is another site's", Outcome.NAME)
         if self._full and name not in self._census:
             raise RefusedReplyError(
-                "came after all sites that client-level privacy is planned for", Outcome.LATE
+                "came after all sites that the noise is planned for", Outcome.LATE
             )
         self._nodes[name], self._census[name] = node, census
         return Reply(name, head, census=census)
@@ -238,11 +240,14 @@ class Sites(ABC):
     def _needed(self, kind: str, asked: int) -> int:
         """How many replies must count, so that the run keeps its minimum of sites.
 
-        Training needs one reply. Encoding needs none: the only sites asked may be those that were
-        away before.
+        Training needs one reply, and a masked sum those of all sites whose noise counts. Encoding
+        needs none: the only sites asked may be those that were away before.
         """
         spare = max(0, len(self._nodes) - self._minimum)
-        return max(0 if kind == protocol.ENCODE else min(1, asked), asked - spare)
+        least = 0 if kind == protocol.ENCODE else min(1, asked)
+        if kind in protocol.SECURE:
+            least = max(least, self._summed)
+        return max(least, asked - spare)
 
     def _refuse_too_few(self, kind: str, counted: int, needed: int) -> None:
         if counted >= needed:

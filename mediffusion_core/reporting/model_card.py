@@ -33,8 +33,8 @@ PRIVATE = (
 
 SHARED_NOISE = (
     "The sites shared the noise (secure aggregation): ε holds for all who see sums over the sites, "
-    "the server and readers of the model among them, if at most {tolerated} of {sites} sites drop "
-    "out of a round or collude with a server that follows the protocol."
+    "the server and readers of the model among them, if the server follows the protocol and at "
+    "most {tolerated} of {sites} sites drop out of a round, collude with it or read the sums."
 )
 
 CLIENT_LEVEL = (

@@ -171,8 +171,8 @@ def _privacy(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         if (shared := inside(units, "secure_aggregation")).get("enabled"):
             promises.append(
                 "by secure aggregation for sums over the sites, if at most "
-                f"{shared.get('tolerated_sites')} of them drop out of a round or collude with the "
-                "server"
+                f"{shared.get('tolerated_sites')} of them drop out of a round, collude with the "
+                "server or read the sums"
             )
     if sites.get("noise_multiplier"):
         epsilon = number(inside(summary, "client_level").get("epsilon"), 2)

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from mediffusion_core.settings.base import Count, Positive, StrictModel
 
 SEEDS = ("seed", "noise_seed", "sampling_seed")
+LARGEST_SHARED_NOISE = 1e6
+"""Larger noise in steps of the grid would not fit 64 bits (`privacy.secure_aggregation.grid`)."""
 
 
 class SecureAggregationSettings(StrictModel):
@@ -19,9 +21,10 @@ class SecureAggregationSettings(StrictModel):
 
     enabled: bool = False
     """Whether sites mask their sums of gradients, and share the noise."""
-    tolerated_sites: Annotated[int, Field(ge=0)] = 1
-    """Number t of sites that may drop out of a round or collude with the server, at least 0. It
-    needs more than 3 t sites. The noise of all other sites together gives ε."""
+    tolerated_sites: Count = 1
+    """Number t of sites that may drop out of a round, collude with the server, or read the sums
+    themselves, at least 1. It needs more than 3 t sites. The noise of all other sites together
+    gives ε."""
 
 
 class PrivacySettings(StrictModel):
@@ -106,6 +109,16 @@ class PrivacySettings(StrictModel):
             raise ValueError(
                 "privacy.enabled needs exactly one of privacy.noise_multiplier and "
                 "privacy.target_epsilon"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_noise_is_finite(self) -> Self:
+        given = self.noise_multiplier
+        if self.secure_aggregation.enabled and given is not None and given > LARGEST_SHARED_NOISE:
+            raise ValueError(
+                f"privacy.noise_multiplier={given:g} is too large for the whole numbers of "
+                f"privacy.secure_aggregation; allowed is at most {LARGEST_SHARED_NOISE:g}"
             )
         return self
 

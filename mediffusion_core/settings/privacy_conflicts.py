@@ -209,9 +209,9 @@ WITH_SECURE_AGGREGATION: tuple[Conflict, ...] = (
     ),
     Conflict(
         "a federation of too few sites",
-        lambda s: s.num_participants < max(2, 3 * s.privacy.secure_aggregation.tolerated_sites + 1),
-        "t absent or colluding sites are tolerated among more than 3 t, and a sum needs two sites",
-        "a smaller privacy.secure_aggregation.tolerated_sites, and at least two sites",
+        lambda s: s.num_participants < 3 * s.privacy.secure_aggregation.tolerated_sites + 1,
+        "t absent or colluding sites are tolerated among more than 3 t",
+        "at least four sites, and a smaller privacy.secure_aggregation.tolerated_sites",
     ),
 )
 """Conflicts with `privacy.secure_aggregation.enabled`."""

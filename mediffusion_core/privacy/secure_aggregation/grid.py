@@ -23,7 +23,7 @@ numbers is no rounded sum:
    coordinates add at most 2 d (κ₁ + κ₂) to ε. With η = 4, κ₂ is below 1e-136, and s is at least η.
 
 Noise of further sites is independent and takes nothing away. Sums do not wrap around: 2³⁸ units add
-at most 2⁶² steps, and noise below 9 s stays far below the other half of the range.
+at most 2⁶² steps, and 10⁴ s are below the other half of the range, or the noise is refused.
 """
 
 import math
@@ -38,6 +38,8 @@ from mediffusion_core.privacy.secure_aggregation.sites import Numbers
 
 STEPS = 1 << 24
 """C / γ."""
+FARTHEST = 1e4
+"""Deviations that must fit: 9 of each site's noise, for a thousand sites."""
 SMOOTHING = 4.0
 """η, in steps."""
 
@@ -55,8 +57,11 @@ class Grid:
 
     def noised(self, total: Tensor) -> Numbers:
         """A site's clipped sum (d,) in steps, with the site's share of the noise, modulo 2⁶⁴."""
+        deviation = self.deviation(total.numel())
+        if not deviation * FARTHEST < 2**62:
+            raise ValueError(f"noise_multiplier={self.noise_multiplier:g} does not fit the grid")
         steps = np.rint(total.double().cpu().numpy() * (STEPS / self.max_grad_norm))
-        drawn = normal(total.shape).numpy() * self.deviation(total.numel())
+        drawn = normal(total.shape).numpy() * deviation
         whole: NDArray[np.int64] = steps.astype(np.int64) + np.rint(drawn).astype(np.int64)
         return whole.view(np.uint64)
 

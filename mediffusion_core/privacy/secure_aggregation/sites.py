@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mediffusion_core.common.errors import RefusedError
+from mediffusion_core.common.hashing import fingerprint
 from mediffusion_core.privacy.secure_aggregation import shamir
 from mediffusion_core.privacy.secure_aggregation.keys import (
     KEY_BYTES,
@@ -128,6 +129,7 @@ class SiteRound:
             )
         if len(set(keys)) < len(keys) or self.public_keys() not in roster:
             raise RefusedError("a roster without this site's keys, or with one key twice")
+        self._refuse_weak(keys)
         self.roster = [(one.masking.hex(), one.sealing.hex()) for one in roster]
         self.own_key = os.urandom(KEY_BYTES).hex()
         parts = zip(
@@ -195,6 +197,8 @@ class SiteRound:
             raise RefusedError(
                 f"a sum over {len(arrived)} sites that dealt shares; {self.threshold} are needed"
             )
+        if self._place not in arrived:
+            raise RefusedError("a sum without this site, which has sent its masked vector")
         return {
             site: bytes.fromhex(of_key if site in arrived else of_private)
             for site, (of_key, of_private) in self.shares.items()
@@ -215,8 +219,18 @@ class SiteRound:
     def _sealing_key(self, sender: int, receiver: int) -> bytes:
         """The key of shares from one site to another, one of them this site."""
         other = receiver if sender == self._place else sender
-        purpose = f"fed-mediffusion shares {sender} to {receiver}"
+        # Sites that were sent different rosters have different keys.
+        whole = fingerprint(roster=self.roster)
+        purpose = f"fed-mediffusion shares {sender} to {receiver} of {whole}"
         return agreed_key(self._sealing, bytes.fromhex(self.roster[other][1]), purpose)
+
+    def _refuse_weak(self, keys: Sequence[bytes]) -> None:
+        """Refuses public keys of small order here, before a sum is computed and charged."""
+        try:
+            for key in keys:
+                agreed_key(self._masking, key, MASKING)
+        except ValueError:
+            raise RefusedError("a roster with a public key of small order") from None
 
     def _split(self, secret: bytes) -> list[bytes]:
         return shamir.split(secret, len(self.roster), self.threshold)

@@ -167,7 +167,7 @@ SHARED = (
     "model.head.latent_statistics=true",
     "training.joint.diffusion_weight=0",
     "privacy.secure_aggregation.enabled=true",
-    "privacy.secure_aggregation.tolerated_sites=0",
+    "federation.num_sites=4",
 )
 
 

@@ -45,11 +45,15 @@ def test_a_setting_that_reads_single_sites_is_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_two_sites_may_share_noise_if_none_may_drop_out(shared: Settings) -> None:
-    two = change(shared, [f"{TOLERATED}=0", "federation.num_sites=2"])
-    assert two.counted_sites == two.min_sites == 2
-    with pytest.raises(UserError, match="a sum needs two sites"):
-        change(two, ["federation.num_sites=1"])
+@pytest.mark.parametrize("given", [f"{TOLERATED}=0", "federation.num_sites=3"])
+def test_a_site_that_reads_the_sums_is_one_of_the_tolerated(shared: Settings, given: str) -> None:
+    with pytest.raises(UserError):
+        change(shared, [given])
+
+
+def test_noise_that_would_not_fit_whole_numbers_is_refused(shared: Settings) -> None:
+    with pytest.raises(UserError, match=r"noise_multiplier=1e\+14 is too large .* at most 1e\+06"):
+        change(shared, ["privacy.target_epsilon=null", "privacy.noise_multiplier=1e14"])
 
 
 @pytest.mark.parametrize(("least", "expected"), [("1", 3), ("4", 4), ("null", 3)])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import kstest, norm
 
 from mediffusion_core.privacy.secure_aggregation.grid import SMOOTHING, STEPS, Grid, from_steps
+from mediffusion_core.settings.privacy import LARGEST_SHARED_NOISE
 
 Real = NDArray[np.float64]
 
@@ -20,6 +21,18 @@ def test_the_sum_over_the_counted_sites_has_the_noise_of_the_plan(counted: int) 
     total = from_steps(np.sum([grid.noised(part) for part in parts], axis=0, dtype=np.uint64), 0.5)
     expected = 1.25 * sum(range(counted))
     assert kstest((total - expected) / (2.0 * 0.5), "norm").pvalue > 1e-4
+
+
+def test_noise_that_would_wrap_around_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"noise_multiplier=1e\+14 does not fit"):
+        Grid(max_grad_norm=1.0, noise_multiplier=1e14, counted=3).noised(torch.zeros(8))
+
+
+def test_the_largest_noise_of_the_settings_does_not_wrap_around() -> None:
+    grid = Grid(max_grad_norm=1.0, noise_multiplier=LARGEST_SHARED_NOISE, counted=3)
+    parts = [grid.noised(torch.zeros(40_000)) for _ in range(3)]
+    total = from_steps(np.sum(parts, axis=0, dtype=np.uint64), 1.0)
+    assert kstest(total / LARGEST_SHARED_NOISE, "norm").pvalue > 1e-4
 
 
 def test_sums_are_exact_but_for_half_a_step_a_site() -> None:

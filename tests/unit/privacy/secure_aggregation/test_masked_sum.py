@@ -1,6 +1,7 @@
 """Masked sums: they equal plain ones, survive absent sites, and tell no site's own part."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,6 +154,29 @@ class TestRefused:
         roster[3] = PublicKeys(roster[2].masking, roster[3].sealing)
         with pytest.raises(RefusedError, match="one key twice"):
             rounds[0].deal(roster)
+
+    @pytest.mark.parametrize("weak", ["masking", "sealing"])
+    def test_a_key_of_small_order(self, weak: str) -> None:
+        rounds = [SiteRound.begun(1, SITES, THRESHOLD) for _ in range(4)]
+        roster = [one.public_keys() for one in rounds]
+        roster[3] = replace(roster[3], **{weak: bytes(32)})
+        with pytest.raises(RefusedError, match="small order"):
+            rounds[0].deal(roster)
+
+    def test_shares_under_another_roster(self) -> None:
+        one = Round()
+        other = SiteRound.begun(1, SITES, THRESHOLD)
+        swapped = [one.roster[0], one.roster[1], other.public_keys(), one.roster[3]]
+        first = SiteRound.parsed(one.sites[0].text())
+        first.roster = [(keys.masking.hex(), keys.sealing.hex()) for keys in swapped]
+        with pytest.raises(RefusedError, match="of site 1 cannot be opened"):
+            first.refuse_dealt(one.for_site(0))
+
+    def test_a_sum_without_the_site_itself(self) -> None:
+        one = Round()
+        one.masked(0, vectors()[0])
+        with pytest.raises(RefusedError, match="a sum without this site"):
+            one.sites[0].reveal([1, 2, 3])
 
     def test_two_deals(self) -> None:
         one = Round()
