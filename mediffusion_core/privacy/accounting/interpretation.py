@@ -24,11 +24,11 @@ GROUP_INTERVAL = 2e-3
 
 
 def gaussian_mu(charges: Iterable[Charge]) -> float:
-    """The smallest μ such that the composition leaks no more than μ-Gaussian DP.
+    """The smallest μ whose Gaussian DP covers the composition at δ from 0.3 to 1e-6.
 
     μ-Gaussian DP (Dong, Roth and Su, arXiv 1905.02383) is as hard to break as to tell N(0, 1) from
     N(μ, 1) by one draw. Its curve ε(δ) is at least that of the composition at each of
-    `POWER_DELTAS`, from 0.3 to 1e-6. Infinite where ε is beyond all use.
+    `POWER_DELTAS`; it is no bound at other δ. Infinite where ε is beyond all use.
 
     Args:
         charges: All of a unit.

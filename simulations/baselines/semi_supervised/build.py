@@ -68,9 +68,8 @@ def build_server(
         return ConsensusServer(settings, labelled, task.settings.rounds, seed)
     if isinstance(settings, CBAFedSettings):
         counts = [images.targets.nansum(dim=0) for images in sites]
-        return BalancedServer(
-            settings, cast("Sequence[CBAFed]", objectives), counts, task.settings.local_epochs
-        )
+        unlabelled = [len(images.unlabelled) for images in sites]
+        return BalancedServer(settings, cast("Sequence[CBAFed]", objectives), counts, unlabelled)
     return Server(len(sites))
 
 

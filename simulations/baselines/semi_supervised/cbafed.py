@@ -29,11 +29,14 @@ class CBAFed(Objective):
         """Of the classes among labels and pseudo-labels, (C,); the server sets them."""
         self.counts = torch.zeros_like(shares)
         """Pseudo-labels of each class in this round, (C,)."""
+        self.seen = 0
+        """Unlabelled images in this round."""
 
     def begin_round(self, round_number: int) -> None:
         """Forgets the weights and the pseudo-labels of the round before."""
         super().begin_round(round_number)
         self.counts.zero_()
+        self.seen = 0
         self._first = None
 
     def prepare(
@@ -47,6 +50,7 @@ class CBAFed(Objective):
         labels = balanced_labels(probabilities, self.shares, self._settings)
         found = labels.nansum(dim=0)
         self.counts += found
+        self.seen += len(images)
 
         def loss(logits: Tensor) -> Tensor:
             each = classification_loss(logits, labels, multi_label=False)
@@ -63,14 +67,14 @@ class BalancedServer(Server):
         settings: CBAFedSettings,
         objectives: Sequence[CBAFed],
         label_counts: Sequence[Tensor],
-        local_epochs: float,
+        num_unlabelled: Sequence[int],
     ) -> None:
-        """Takes each site's objective and labels of each class, (C,), and a round's passes."""
+        """Takes each site's objective, labels of each class, (C,), and its unlabelled images."""
         super().__init__(len(objectives))
         self._settings = settings
         self._objectives = objectives
         self._label_counts = label_counts
-        self._local_epochs = local_epochs
+        self._num_unlabelled = num_unlabelled
         self._earlier: StateDict | None = None
 
     def weights(self, updates: Sequence[Update]) -> list[float]:
@@ -87,11 +91,10 @@ class BalancedServer(Server):
 
     def finish(self, weights: StateDict, round_number: int) -> StateDict:
         """Averages with the weights of some rounds before, and sends the shares of classes."""
-        pseudo = torch.stack([objective.counts for objective in self._objectives]).sum(dim=0)
+        counts = torch.stack(list(self._label_counts)).sum(dim=0)
         # Labels are counted in all images of a site, pseudo-labels in those of a round.
-        counts = pseudo / min(1.0, self._local_epochs) + torch.stack(list(self._label_counts)).sum(
-            dim=0
-        )
+        for objective, images in zip(self._objectives, self._num_unlabelled, strict=True):
+            counts = counts + objective.counts * images / max(1, objective.seen)
         for objective in self._objectives:
             objective.shares = counts / counts.sum()
         if not self._objectives[0].active:

@@ -141,7 +141,7 @@ def relation_matrix(logits: Tensor, labels: Tensor, temperature: float) -> Tenso
 
 
 def relation_loss(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Σ_c KL(M_c ‖ M'_c) + KL(M'_c ‖ M_c), over the number of classes, a scalar.
+    """The mean of Σ_c KL(M_c ‖ M'_c) and Σ_c KL(M'_c ‖ M_c), over the number of classes, a scalar.
 
     Args:
         ours: (C, C), with the gradient; nan rows do not count.
@@ -149,4 +149,4 @@ def relation_loss(ours: Tensor, theirs: Tensor) -> Tensor:
     """
     known = ~(ours.isnan() | theirs.isnan()).any(dim=1)
     first, second = (rows[known].clamp_min(1e-8) for rows in (ours, theirs))
-    return ((first - second) * (first.log() - second.log())).sum() / len(ours)
+    return ((first - second) * (first.log() - second.log())).sum() / (2 * len(ours))

@@ -31,7 +31,6 @@ from mediffusion_core.inference.joint_model import TrainedModel, restore_joint
 from mediffusion_core.messaging.protocol import HEAD, UNET, UNET_MOMENTS
 from mediffusion_core.models import JointUNet
 from mediffusion_core.privacy.accounting.accountant import Charge, noise_multiplier_for
-from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.settings import AlignmentSettings, ConsistencySettings, Settings
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.training.joint_batches import JointBatches
@@ -78,10 +77,7 @@ def reconstruct(
         PSNR and SSIM of the images without privacy and with it, beside those of the mean image, and
         the noise.
     """
-    privacy = settings.privacy
-    noise = noise_multiplier_for(
-        EPSILON, privacy.target_delta, lambda sigma: [Charge(1.0, sigma, 1)]
-    )
+    privacy, noise = settings.privacy, noise_of_one_step(settings.privacy)
     sites = [index for index, client in enumerate(dataset.clients) if len(client.train)][:IMAGES]
     how = Inversion(steps=STEPS, seed=derive_seed(settings.seed, "attack", "dummies"))
     found: dict[str, list[Tensor]] = {ORIGINAL: [], PLAIN: [], PRIVATE: []}
@@ -91,7 +87,8 @@ def reconstruct(
             latents = model.encode(alone.train(0).take(torch.tensor([0])))
             reply = _reply(model, alone, _one_step(settings))
             found[ORIGINAL].append(model.decode(latents))
-            private = _private(reply, model, latents, privacy.max_grad_norm, noise)
+            seed = derive_seed(settings.seed, "attack", "noise of a gradient", index)
+            private = _private(reply, latents, privacy.max_grad_norm, noise, seed)
             for name, gradient in ((PLAIN, reply.gradient), (PRIVATE, private)):
                 made = invert(reply.joint, gradient, reply.step, model.codec.decode, how, on_step)
                 found[name].append(model.decode(made))
@@ -107,6 +104,17 @@ def reconstruct(
         "noise_multiplier": noise,
         **closeness,
     }
+
+
+def noise_of_one_step(privacy: PrivacySettings) -> float:
+    """σ of one step of all units at `EPSILON` and the settings' δ.
+
+    Raises:
+        UserError: if a package of the accounting is not installed.
+    """
+    return noise_multiplier_for(
+        EPSILON, privacy.target_delta, lambda sigma: [Charge(1.0, sigma, 1)]
+    )
 
 
 def _one_step(settings: Settings) -> Settings:
@@ -156,11 +164,14 @@ def _step(model: TrainedModel, site: str, settings: Settings) -> Step:
 
 
 def _private(
-    reply: _Reply, model: TrainedModel, latents: Tensor, max_grad_norm: float, noise: float
+    reply: _Reply, latents: Tensor, max_grad_norm: float, noise: float, seed: int
 ) -> Tensor:
-    """The clipped and noised gradient of the same step, (P,)."""
+    """The clipped and noised gradient of the same step, (P,).
+
+    Its noise has a seed, since it protects no data and figures are to be repeatable.
+    """
     gradient = denoising_gradient(reply.joint, latents, reply.step)
-    generator = torch.Generator().manual_seed(secret_seed())
+    generator = torch.Generator().manual_seed(seed)
     return private_gradient(gradient, max_grad_norm, noise, generator)
 
 

@@ -35,7 +35,7 @@ from simulations.studies.attack.candidates import Candidates
 from simulations.studies.attack.chart import save_roc
 from simulations.studies.attack.model_losses import model_attacks
 from simulations.studies.attack.predictions import prediction_attacks
-from simulations.studies.attack.reconstruction import reconstruct
+from simulations.studies.attack.reconstruction import noise_of_one_step, reconstruct
 from simulations.studies.attack.shadows import shadow_attack
 from simulations.studies.attack.update import update_attacks
 from simulations.studies.promises import plans, read_summary
@@ -56,9 +56,11 @@ def study_attack(run: Path, output: Path, device: str, shadows: int = 0) -> Path
         The written file.
 
     Raises:
-        UserError: if the run was not started by `simulate`, or has no model, data or test set.
+        UserError: if the run was not started by `simulate`, or has no model, data or test set, or
+            a package of the accounting is not installed.
     """
     settings = compose(*read_launch(run.resolve()))
+    noise_of_one_step(settings.privacy)  # is the accounting installed? Attacks take minutes
     model = TrainedModel.load(run / "model", resolve_device(device))
     if _partitioning(model.settings) != _partitioning(settings):
         raise UserError(f"{run}: the model was trained on another partition of the images")

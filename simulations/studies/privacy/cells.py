@@ -15,11 +15,14 @@ from rich.console import Console
 
 from configs.compose import compose
 from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.evaluation.membership_inference import NOISE_LEVELS
 from simulations.engine.cells import DESCRIPTION, run_described
 from simulations.engine.simulate import read_launch
+from simulations.studies.attack.reconstruction import STEPS
 from simulations.studies.attack.study import ATTACK, study_attack
+from simulations.studies.attack.update import DRAWS, MOST
 from simulations.studies.audit.study import audit_figures
-from simulations.studies.privacy.promises import promise_figures
+from simulations.studies.privacy.promises import GROUPS, promise_figures
 from simulations.studies.run_cells import (
     Measure,
     MeasureCell,
@@ -30,6 +33,10 @@ from simulations.studies.run_cells import (
 
 NO_NOISE = 1e-6
 """σ where ε is infinite: sampling and clipping as in the other runs, and next to no noise."""
+SHADOWS = 8
+"""Shadow models of the likelihood-ratio attack."""
+ATTACKED = (SHADOWS, NOISE_LEVELS, MOST, DRAWS, STEPS, GROUPS, NO_NOISE)
+"""The constants that figures of the attacks depend on."""
 PROMISE = "promise"
 """Figure of the attacks: what the run promises."""
 
@@ -45,9 +52,9 @@ class PrivacyMeasure(MeasureCell):
 
     @cached_property
     def settings_hash(self) -> str:
-        """Hash of the run, the measurement, and of an audit its canaries."""
-        used = {"canaries": self.canaries} if self.measure == "audit" else {}
-        return fingerprint(run=self.run.settings_hash, measure=self.measure, **used)[:16]
+        """Hash of the run, the measurement, and its sizes."""
+        used = (self.canaries,) if self.measure == "audit" else ATTACKED
+        return fingerprint(run=self.run.settings_hash, measure=self.measure, sizes=used)[:16]
 
     def description(self) -> Mapping[str, Any]:
         """As its process reads it."""
@@ -75,7 +82,7 @@ def private_run(base: tuple[str, ...], epsilon: float, seed: int) -> RunCell:
 def measure_attacks(run: Path, output: Path) -> dict[str, Any]:
     """The figures of all attacks that `study attack` makes, beside what the run promises."""
     device = compose(*read_launch(run)).device
-    attacks = json.loads(study_attack(run, output / ATTACK, device).read_text())
+    attacks = json.loads(study_attack(run, output / ATTACK, device, SHADOWS).read_text())
     return {**attacks, PROMISE: promise_figures(run)}
 
 

@@ -199,9 +199,9 @@ def _promise(work: Work) -> Shown:
         "Of the site of the largest ε in each run; ε covers all steps of both stages and the noisy "
         "counts and sums before them. σ is the noise's standard deviation over the bound of a "
         "unit's gradient, q the probability that a unit is in a step.",
-        "μ is of Gaussian DP (arXiv 1905.02383): to tell whether a unit took part is at most as "
-        "easy as to tell N(0, 1) from N(μ, 1) by one draw, at δ from 1e-6 to 0.3. The ε of a group "
-        "of units is at the same δ (arXiv 2401.10294).",
+        "μ is of Gaussian DP (arXiv 1905.02383): to tell whether a unit took part is about as "
+        "hard as to tell N(0, 1) from N(μ, 1) by one draw; fitted at δ from 1e-6 to 0.3. The ε of "
+        "a group of units is at the same δ (arXiv 2401.10294).",
     ]
     return Shown("Promise", ["ε", *names], lines, notes)
 

@@ -106,7 +106,7 @@ def test_the_relation_loss_is_the_divergence_both_ways_over_known_classes() -> N
         for row in (0, 2)
         for a, b in ((first[row], second[row]), (second[row], first[row]))
     )
-    assert float(relation_loss(first, second)) == pytest.approx(expected / 4, rel=1e-4)
+    assert float(relation_loss(first, second)) == pytest.approx(expected / 8, rel=1e-4)
     assert float(relation_loss(first, first)) == 0.0
 
 
@@ -245,10 +245,11 @@ def test_the_server_balances_by_labels_and_pseudo_labels_and_keeps_earlier_weigh
     settings = CBAFedSettings(warm_up=0.0, residual_every=2)
     sites = [CBAFed(task_of(settings), settings, SHARES) for _ in range(2)]
     labels = [torch.tensor([6.0, 2.0, 0.0]), torch.zeros(3)]
-    server = BalancedServer(settings, sites, labels, local_epochs=0.5)
+    server = BalancedServer(settings, sites, labels, num_unlabelled=[0, 16])
     for site in sites:
         site.begin_round(1)
     sites[1].counts += torch.tensor([0.0, 3.0, 1.0])
+    sites[1].seen = 8  # half of its images
     assert server.weights(updates_of([0.0, 0.0], [8.0, 8.0])) == [80.0, 4.0]
     assert server.finish({"a": torch.tensor([1.0])}, 1) == {"a": torch.tensor([1.0])}
     assert sites[0].shares.tolist() == pytest.approx([6 / 16, 8 / 16, 2 / 16])
