@@ -21,7 +21,7 @@ from simulations.studies.privacy.cells import (
 from simulations.studies.run_cells import SECONDS, RunCell
 
 DEFAULT_BASE = "experiment=phantom_private"
-MINUTES: Mapping[str, float] = {"run": 1.0, "attack": 0.3, "audit": 0.25}
+MINUTES: Mapping[str, float] = {"run": 1.0, "attack": 0.8, "audit": 0.25}
 """Estimates of the default base on one core, by kind of cell."""
 
 Key = tuple[float, int]
