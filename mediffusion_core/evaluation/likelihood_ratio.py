@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mediffusion_core.evaluation.classification import class_scores
 from mediffusion_core.evaluation.membership_inference import Losses
 
 FEW = 64
@@ -19,26 +20,23 @@ FEW = 64
 def label_confidences(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
     """log(p / (1 - p)) of the probability p of each image's own labels, (n,) (eq. 6).
 
-    Computed from logits, in which it loses no digits.
-
     Args:
         logits: (n, C).
         targets: (n, C) in {0, 1}, NaN where a label is missing; each image has one at least.
         multi_label: Whether the classes are independent; the mean over the known ones is taken.
     """
+    scores = class_scores(logits, multi_label)
     if multi_label:
         known = ~targets.isnan()
-        signed = torch.where(targets > 0.5, logits, -logits) * known
+        signed = torch.where(targets > 0.5, scores, -scores) * known
         return signed.sum(dim=1) / known.sum(dim=1)
-    own = targets.argmax(dim=1, keepdim=True)  # (n, 1)
-    others = logits.scatter(1, own, -torch.inf)
-    return logits.gather(1, own).squeeze(1) - others.logsumexp(dim=1)
+    return scores.gather(1, targets.argmax(dim=1, keepdim=True)).squeeze(1)
 
 
 def shadow_sets(units: int, size: int, shadows: int, seed: int) -> NDArray[np.bool_]:
     """Random training sets, two disjoint ones from each permutation of the units, (S, U).
 
-    So at least half of the shadow models are without a given unit.
+    So a given unit is in one set of each pair at most.
 
     Args:
         units: U.
@@ -60,7 +58,7 @@ def shadow_sets(units: int, size: int, shadows: int, seed: int) -> NDArray[np.bo
 def offline_scores(
     observed: NDArray[np.float64], shadows: NDArray[np.float64], inside: NDArray[np.bool_]
 ) -> Losses:
-    """(μ_out - φ) / σ_out of each unit, (U,): smaller for units that were rather trained on.
+    """(μ_out - φ) / σ_out of each unit, (U,): smaller for likelier members.
 
     Φ of its negative is the offline score of the paper (eq. 4): the probability that a model
     without the unit has a smaller confidence than the attacked one.

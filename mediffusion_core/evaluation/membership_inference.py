@@ -29,7 +29,7 @@ SMALLEST = 1e-12
 """A probability of 0 counts as this."""
 
 Losses = NDArray[np.float64]
-"""One number for each unit, smaller for units that were rather trained on."""
+"""One number for each unit, smaller for likelier members."""
 OnBatch = Callable[[int], None]
 """Told after each batch how many images it held."""
 
@@ -218,10 +218,11 @@ def entropies(probabilities: Tensor, multi_label: bool) -> Tensor:
 
     Of independent classes the mean of the classes' entropies.
     """
-    terms = -torch.xlogy(probabilities, probabilities)
+    terms: Tensor = torch.special.entr(probabilities)  # (n, C)
     if not multi_label:
         return terms.sum(dim=1)
-    return (terms - torch.xlogy(1 - probabilities, 1 - probabilities)).mean(dim=1)
+    terms = terms + torch.special.entr(1 - probabilities)
+    return terms.mean(dim=1)
 
 
 def _over_batches(

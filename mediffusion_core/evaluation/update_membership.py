@@ -55,8 +55,8 @@ def misalignments(
         losses: A scalar for each unit at the weights before the round, made one after the other.
 
     Returns:
-        -cos(g_u, movement): smaller for units that were rather trained on, 1 for those whose
-        gradient points the other way. 0 where one of the two is zero.
+        -cos(g_u, movement): smaller for likelier members, 1 for units whose gradient points the
+        other way. 0 where one of the two is zero.
     """
     directions = torch.stack([_unit(movement.double()) for movement in movements])  # (K, P)
     rows = []
