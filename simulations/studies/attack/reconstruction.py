@@ -61,6 +61,7 @@ def reconstruct(
     model: TrainedModel,
     dataset: FederatedDataset,
     settings: Settings,
+    noise: float,
     picture: Path,
     console: Console,
 ) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def reconstruct(
         model: Of the run, for its autoencoder.
         dataset: Of the run.
         settings: Of the run.
+        noise: Of `noise_of_one_step`.
         picture: The PNG to write.
         console: Shows the progress.
 
@@ -77,7 +79,6 @@ def reconstruct(
         PSNR and SSIM of the images without privacy and with it, beside those of the mean image, and
         the noise.
     """
-    privacy, noise = settings.privacy, noise_of_one_step(settings.privacy)
     sites = [index for index, client in enumerate(dataset.clients) if len(client.train)][:IMAGES]
     how = Inversion(steps=STEPS, seed=derive_seed(settings.seed, "attack", "dummies"))
     found: dict[str, list[Tensor]] = {ORIGINAL: [], PLAIN: [], PRIVATE: []}
@@ -88,7 +89,7 @@ def reconstruct(
             reply = _reply(model, alone, _one_step(settings))
             found[ORIGINAL].append(model.decode(latents))
             seed = derive_seed(settings.seed, "attack", "noise of a gradient", index)
-            private = _private(reply, latents, privacy.max_grad_norm, noise, seed)
+            private = _private(reply, latents, settings.privacy.max_grad_norm, noise, seed)
             for name, gradient in ((PLAIN, reply.gradient), (PRIVATE, private)):
                 made = invert(reply.joint, gradient, reply.step, model.codec.decode, how, on_step)
                 found[name].append(model.decode(made))

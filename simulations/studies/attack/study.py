@@ -60,7 +60,7 @@ def study_attack(run: Path, output: Path, device: str, shadows: int = 0) -> Path
             a package of the accounting is not installed.
     """
     settings = compose(*read_launch(run.resolve()))
-    noise_of_one_step(settings.privacy)  # is the accounting installed? Attacks take minutes
+    noise = noise_of_one_step(settings.privacy)  # first: its package may be missing
     model = TrainedModel.load(run / "model", resolve_device(device))
     if _partitioning(model.settings) != _partitioning(settings):
         raise UserError(f"{run}: the model was trained on another partition of the images")
@@ -78,7 +78,9 @@ def study_attack(run: Path, output: Path, device: str, shadows: int = 0) -> Path
         if shadows:
             attacks |= shadow_attack(run, model, candidates, settings, shadows, console)
     attacks |= update_attacks(run, model, candidates, settings, console)
-    rebuilt = reconstruct(model, dataset, settings, output.with_name(RECONSTRUCTION), console)
+    rebuilt = reconstruct(
+        model, dataset, settings, noise, output.with_name(RECONSTRUCTION), console
+    )
     ceiling = privacy_ceiling(run.resolve(), settings.privacy)
     if ceiling:
         ceiling["largest_tpr"] = _largest_tpr(run, settings, ceiling)
