@@ -48,7 +48,7 @@ def secure_sum(
 
     Args:
         settings: Of the run.
-        ask: Asks sites.
+        ask: Asks sites; it raises `SiteError` if fewer answer than the noise counts on.
         number: Of the round of the joint stage.
         sent: UNet and head as the sites are sent them.
         sites: Who may take part.
@@ -61,11 +61,11 @@ def secure_sum(
         SiteError: if too few sites answer a message, or the shares take no masks off.
     """
     head, threshold = sent[protocol.HEAD], settings.counted_sites
-    advertised = _enough(ask(protocol.KEYS, number, {}, sites), threshold)
+    advertised = ask(protocol.KEYS, number, {}, sites)
     place = {reply.site: index for index, reply in enumerate(advertised)}
     keys = torch.stack([reply.components[protocol.PUBLIC_KEYS]["keys"] for reply in advertised])
     roster = {protocol.ROSTER: {"keys": keys}}  # (n, 2, 32)
-    dealt = _enough(ask(protocol.SHARES, number, roster, list(place)), threshold)
+    dealt = ask(protocol.SHARES, number, roster, list(place))
     own = {reply.site: {protocol.DEALT: _dealt_for(reply.site, dealt, place)} for reply in dealt}
     total = MaskedSum(sum(value.numel() for value in head.values()))
 
@@ -74,7 +74,7 @@ def secure_sum(
         total.add(place[reply.site], masked)
 
     dealers = [reply.site for reply in dealt]
-    replies = _enough(ask(protocol.TRAIN_JOINT, number, sent, dealers, own, take), threshold)
+    replies = ask(protocol.TRAIN_JOINT, number, sent, dealers, own, take)
     answered = torch.zeros(len(place), dtype=torch.uint8)
     answered[[place[reply.site] for reply in replies]] = 1
     asked = {protocol.ANSWERED: {"sites": answered}}
@@ -105,15 +105,6 @@ def secure_layouts(kind: str, components: Components) -> dict[str, Layout]:
         return {protocol.REVEALED: {"shares": (torch.Size([count, SHARE_BYTES]), torch.uint8)}}
     length = sum(value.numel() for value in components[protocol.HEAD].values())
     return {protocol.MASKED: {"sum": (torch.Size([length]), torch.int64)}}
-
-
-def _enough(replies: list[Reply], threshold: int) -> list[Reply]:
-    if len(replies) < threshold:
-        raise SiteError(
-            f"{len(replies)} sites take part in the sum, and {threshold} are needed "
-            "(privacy.secure_aggregation.tolerated_sites)"
-        )
-    return replies
 
 
 def _dealt_for(site: str, dealt: Sequence[Reply], place: Mapping[str, int]) -> dict[str, Tensor]:

@@ -155,8 +155,8 @@ ANSWERS = {
         private="weights after DP-SGD; Adam's moments of the noised gradients; the expected "
         "numbers of images and of labelled images; the number of steps. Control variates are "
         "refused. With `privacy.secure_aggregation` instead of all these the masked sum of clipped "
-        "gradients and of a share of noise: uniform numbers for whom the other sites' masks are "
-        "secret",
+        "gradients and of a share of noise: uniform random numbers to everyone without the other "
+        "sites' masks",
         charge="(q, σ) for each step; with `privacy.secure_aggregation` (1, σ) for the sum over "
         "the sites",
     ),

@@ -210,7 +210,7 @@ class Settings(StrictModel):
 
     @property
     def counted_sites(self) -> int:
-        """Of the sites that share noise, how many must be in each sum and tell others nothing."""
+        """N - t with secure aggregation: the sites that each sum needs, whose noise gives ε."""
         return self.num_participants - self.privacy.secure_aggregation.tolerated_sites
 
     @property

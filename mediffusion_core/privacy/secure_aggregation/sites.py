@@ -154,36 +154,40 @@ class SiteRound:
             dealt: By site, the sealed shares for this one: of all that dealt, but this site.
             vector: (d,) modulo 2⁶⁴.
         """
-        self._refuse_unless(Stage.DEALT)
-        self.refuse_dealt(dealt)
+        opened = self._opened(dealt)
         masked = vector + mask(bytes.fromhex(self.own_key), len(vector))
-        for other in sorted(dealt):
+        for other, shares in sorted(opened.items()):
             masked = masked + pair_mask(
                 self._masking,
                 bytes.fromhex(self.roster[other][0]),
                 self._place < other,
                 len(vector),
             )
-            opened = unseal(self._sealing_key(other, self._place), dealt[other])
-            self.shares[other] = (opened[:SHARE_BYTES].hex(), opened[SHARE_BYTES:].hex())
+            self.shares[other] = (shares[:SHARE_BYTES].hex(), shares[SHARE_BYTES:].hex())
         self.stage, self.own_key, self.masking = Stage.MASKED, "", ""
         return masked
 
     def refuse_dealt(self, dealt: Mapping[int, bytes]) -> None:
         """Refuses sealed shares of too few sites, of this one, or that cannot be opened.
 
-        To be called before the vector is computed and charged; `mask` calls it again.
+        To be called before the vector is computed and charged; `mask` refuses them too.
         """
+        self._opened(dealt)
+
+    def _opened(self, dealt: Mapping[int, bytes]) -> dict[int, bytes]:
+        """By site, the pair of shares for this one; refuses as `refuse_dealt` does."""
         self._refuse_unless(Stage.DEALT)
         if len(dealt) + 1 < self.threshold:
             raise RefusedError(f"shares of {len(dealt) + 1} sites; {self.threshold} are needed")
+        opened = {}
         for other, sealed in dealt.items():
             if other == self._place or not 0 <= other < len(self.roster):
                 raise RefusedError("shares of a site that is not another one of the roster")
             try:
-                unseal(self._sealing_key(other, self._place), sealed)
+                opened[other] = unseal(self._sealing_key(other, self._place), sealed)
             except ValueError:
                 raise RefusedError(f"sealed shares of site {other} cannot be opened") from None
+        return opened
 
     def reveal(self, answered: Sequence[int]) -> dict[int, bytes]:
         """Shares, by site: of b where its vector arrived, else of its private key.
@@ -225,7 +229,7 @@ class SiteRound:
         return agreed_key(self._sealing, bytes.fromhex(self.roster[other][1]), purpose)
 
     def _refuse_weak(self, keys: Sequence[bytes]) -> None:
-        """Refuses public keys of small order here, before a sum is computed and charged."""
+        """Refuses public keys of small order, before a sum is computed and charged."""
         try:
             for key in keys:
                 agreed_key(self._masking, key, MASKING)
