@@ -67,55 +67,64 @@ class Normalised(nn.Module):
         return nn.functional.layer_norm(pooled, pooled.shape[1:])
 
 
-class StatisticsAndMaps(nn.Module):
-    """Moments of the latent, and the pooled maps of the encoder.
+class StandardStatistics(nn.Module):
+    """Statistics of the latent, as contrasts near 0 whose deviations are near 1.
 
-    The pooled maps are divided by the root of their number, so that together they have about the
-    norm of one moment. Private steps add noise to every weight, and its effect on the logits grows
-    with the norm of the features.
+    For each channel, from those of `latent_statistics`:
+
+        2 mean_X    2 (mean_C - mean_X)    2 log s_X + 1    2 log (s_C / s_X)
+        2 log (d / s_X) + 1.5
+
+    with s the deviations and d the mean difference of neighbours. The constants are round numbers.
+    Contrasts are less correlated than the statistics, so that fewer steps of gradient descent reach
+    all directions of the weights; a private step has the same noise in each of them.
     """
 
-    def __init__(self, pooling: nn.Module) -> None:
-        """Takes the pooling of the maps."""
-        super().__init__()
-        self.maps = pooling
-
-    def forward(self, read: Sequence[Tensor]) -> Tensor:
-        """The latent (B, c, h, w) and maps (B, C_i, h_i, w_i) to features (B, 5 c + Σ C_i)."""
-        latents, *maps = read
-        pooled = self.maps(maps)
-        return torch.cat([latent_statistics(latents), pooled / pooled.shape[1] ** 0.5], dim=1)
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, c, h, w) to features (B, 5 c)."""
+        mean, middle, deviation, middle_deviation, difference = latent_statistics(latents).chunk(
+            PER_CHANNEL, dim=1
+        )  # (B, c) each
+        contrasts = (
+            mean,
+            middle - mean,
+            deviation + 0.5,
+            middle_deviation - deviation,
+            difference - deviation + 0.75,
+        )
+        return 2 * torch.cat(contrasts, dim=1)
 
 
 class ClassifierHead(nn.Sequential):
-    """Pooling, then dropout, linear, LeakyReLU, dropout, linear.
+    """Pooling, then dropout, linear, LeakyReLU, dropout, linear; or dropout and one linear layer.
 
     Widths and layers are those of Mediffusion (arXiv 2411.09434). The layers are numbered from 0
-    and mean pooling has no weights, so the names of weights do not depend on the pooling.
+    and mean pooling has no weights, so the names of weights do not depend on the pooling. With
+    `latent_statistics` it takes latents in place of maps.
     """
 
     def __init__(self, widths: Sequence[int], num_classes: int, settings: HeadSettings) -> None:
-        """Takes the channels of all inputs, with `latent_statistics` those of the latent first."""
-        latent, maps = (widths[:1], widths[1:]) if settings.latent_statistics else ((), widths)
-        pooling: nn.Module = MeanPooling()
-        if settings.pooling == "attention":
-            pooling = AttentionPooling(maps)
-        if settings.normalised:
-            pooling = Normalised(pooling)
-        layers = (
-            nn.Dropout(settings.dropout),
-            nn.Linear(PER_CHANNEL * sum(latent) + sum(maps), settings.hidden),
-            nn.LeakyReLU(0.2),
-            nn.Dropout(settings.dropout),
-            nn.Linear(settings.hidden, num_classes),
-        )
+        """Takes the channels of each input: of the latent alone, or of each map."""
+        features = sum(widths) * (PER_CHANNEL if settings.latent_statistics else 1)
+        layers: list[nn.Module] = [nn.Dropout(settings.dropout)]
+        if settings.hidden:
+            layers += [
+                nn.Linear(features, settings.hidden),
+                nn.LeakyReLU(0.2),
+                nn.Dropout(settings.dropout),
+            ]
+        layers.append(nn.Linear(settings.hidden or features, num_classes))
+        if not settings.hidden:
+            for parameter in layers[-1].parameters():
+                nn.init.zeros_(parameter)  # a convex problem needs no random start
         named = [(str(number), layer) for number, layer in enumerate(layers)]
-        read = StatisticsAndMaps(pooling) if settings.latent_statistics else pooling
-        super().__init__(OrderedDict([("pooling", read), *named]))
+        super().__init__(OrderedDict([("pooling", _pooling(widths, settings)), *named]))
         self.reads_latents = settings.latent_statistics
 
-    def pool(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, h_i, w_i) to features (B, Σ C_i), without those of the latent."""
-        pooling = self.get_submodule("pooling.maps" if self.reads_latents else "pooling")
-        pooled: Tensor = pooling(maps)
-        return pooled
+
+def _pooling(widths: Sequence[int], settings: HeadSettings) -> nn.Module:
+    if settings.latent_statistics:
+        return StandardStatistics()
+    attends = settings.pooling == "attention"
+    pooling = AttentionPooling(widths) if attends else MeanPooling()
+    return Normalised(pooling) if settings.normalised else pooling

@@ -47,8 +47,8 @@ def pooled_width(settings: UNetSettings) -> int:
 
 
 def head_widths(unet: UNetSettings, head: HeadSettings, latent_channels: int) -> list[int]:
-    """Channels of the head's inputs: the latent's if its statistics are used, then each map's."""
-    return [*([latent_channels] if head.latent_statistics else []), *map_widths(unet)]
+    """Channels of the head's inputs: of the latent if it takes statistics, else of each map."""
+    return [latent_channels] if head.latent_statistics else map_widths(unet)
 
 
 DECODER_HALF = ("up_blocks", "conv_norm_out", "conv_out")
@@ -118,7 +118,11 @@ class JointUNet(nn.Module):
             The denoiser's output (rows, c, h, w) and the logits (rows, num_classes); None for one
             without rows.
         """
-        return self.outputs(self.encode(latents, timesteps), denoise, classify)
+        if self.head.reads_latents and not range(len(latents))[denoise]:
+            encoded = Encoded(latents, latents.new_empty(0), ())  # statistics need no maps
+        else:
+            encoded = self.encode(latents, timesteps)
+        return self.outputs(encoded, denoise, classify)
 
     def encode(self, latents: Tensor, timesteps: Tensor) -> Encoded:
         """The maps of the encoder half, from which both outputs come; arguments as `forward`."""
@@ -133,7 +137,8 @@ class JointUNet(nn.Module):
 
     def pooled(self, encoded: Encoded, rows: slice = EVERY) -> Tensor:
         """The pooled maps as the classifier takes them, (rows, `pooled_width`)."""
-        return self.head.pool([one[rows] for one in encoded.maps])
+        pooled: Tensor = self.head.get_submodule("pooling")([one[rows] for one in encoded.maps])
+        return pooled
 
     def outputs(
         self, encoded: Encoded, denoise: slice = EVERY, classify: slice = EVERY
@@ -142,9 +147,11 @@ class JointUNet(nn.Module):
         noise_pred = logits = None
         rows = range(len(encoded.latents))
         if rows[classify]:
-            maps = encoded.maps
-            read = (encoded.latents, *maps) if self.head.reads_latents else maps
-            logits = self.head([one[classify] for one in read])
+            logits = self.head(
+                encoded.latents[classify]
+                if self.head.reads_latents
+                else [one[classify] for one in encoded.maps]
+            )
         if rows[denoise]:
             maps = [one[denoise] for one in encoded.maps]
             noise_pred = self._decode(maps, encoded.embedding[denoise])

@@ -48,7 +48,7 @@ class ExportedHead(ModelMixin, ConfigMixin):
         )
         self.layers = ClassifierHead(widths, len(classes), settings)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, h_i, w_i) to logits (B, classes). A latent for statistics comes first."""
-        logits: Tensor = self.layers(maps)
+    def forward(self, read: Sequence[Tensor] | Tensor) -> Tensor:
+        """Maps (B, C_i, h_i, w_i), or latents (B, c, h, w), to logits (B, classes)."""
+        logits: Tensor = self.layers(read)
         return logits

@@ -87,20 +87,29 @@ class UNetSettings(StrictModel):
 
 
 class HeadSettings(StrictModel):
-    """The classifier on the pooled maps of the UNet's encoder."""
+    """The classifier on the pooled maps of the UNet's encoder, or on statistics of the latent."""
 
     former_names: ClassVar[Mapping[str, str]] = {"moments": "latent_statistics"}
 
     pooling: Literal["mean", "attention"] = "mean"
     """How a map becomes a vector: by its mean, or by attention (arXiv 1802.04712)."""
     latent_statistics: bool = False
-    """Whether the means, deviations and gradients of the latent are further features."""
+    """Whether means, deviations and gradients of the latent replace the maps."""
     normalised: bool = False
     """Whether the pooled maps of each image are normalised to mean 0 and variance 1."""
-    hidden: Count = 1024
-    """Width of the hidden layer, at least 1."""
+    hidden: Annotated[int, Field(ge=0)] = 1024
+    """Width of the hidden layer; with 0 one linear layer classifies."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     """Dropout probability, 0 to below 1."""
+
+    @model_validator(mode="after")
+    def _pools_maps(self) -> Self:
+        if self.latent_statistics and (self.pooling != "mean" or self.normalised):
+            raise ValueError(
+                "model.head.latent_statistics=true pools no maps; allowed are "
+                "model.head.pooling=mean and model.head.normalised=false"
+            )
+        return self
 
 
 class ModelSettings(StrictModel):

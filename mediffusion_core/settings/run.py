@@ -171,6 +171,11 @@ class Settings(StrictModel):
                 "federation.num_malicious_sites tolerates no false sums over features; allowed: "
                 "both weights of training.joint.alignment 0"
             )
+        if self.model.head.latent_statistics:
+            raise ValueError(
+                "model.head.latent_statistics=true pools no maps that could be aligned; allowed: "
+                "both weights of training.joint.alignment 0"
+            )
         if self.data.scanner_shift:
             raise ValueError(
                 "data.scanner_shift changes images at their own size alone, which is not what the "

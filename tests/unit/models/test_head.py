@@ -81,18 +81,9 @@ def test_normalised_features_do_not_change_with_the_size_of_all_maps(scale: floa
     settings = HeadSettings(hidden=8, normalised=True)
     head = ClassifierHead(WIDTHS, 2, settings).eval()
     torch.testing.assert_close(head(maps(scale)), head(maps()), rtol=1e-2, atol=1e-3)
-    pooled = head.pool(maps(scale))
+    pooled = head.get_submodule("pooling")(maps(scale))
     torch.testing.assert_close(pooled.mean(dim=1), torch.zeros(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(pooled.var(dim=1, correction=0), torch.ones(2), rtol=0, atol=0.02)
-
-
-def test_pooled_maps_are_the_features_without_those_of_the_latent() -> None:
-    settings = HeadSettings(hidden=8, normalised=True, latent_statistics=True)
-    latents, given_maps = torch.randn(2, 4, 8, 8), maps()
-    head = ClassifierHead((4, *WIDTHS), 2, settings).eval()
-    features = head.get_submodule("pooling")([latents, *given_maps])
-    pooled = head.pool(given_maps) / sum(WIDTHS) ** 0.5
-    assert torch.equal(features[:, -sum(WIDTHS) :], pooled)
 
 
 def test_pooling_by_the_mean_leaves_the_weights_their_names() -> None:

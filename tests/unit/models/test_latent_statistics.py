@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.compose import compose
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.inference.classify import symmetries
 from mediffusion_core.inference.joint_model import build_joint
 from mediffusion_core.models.latent_statistics import FLOOR, PER_CHANNEL, latent_statistics
-from mediffusion_core.models.unet import pooled_width
 
 
 def drawn(side: int, seed: int = 0) -> torch.Tensor:
@@ -53,22 +53,55 @@ def test_an_even_latent_has_finite_moments_and_slopes() -> None:
     assert latents.grad is not None and latents.grad.isfinite().all()
 
 
-def test_the_classifier_reads_them_beside_the_maps(tiny: tuple[str, ...]) -> None:
+def test_the_classifier_takes_contrasts_of_them_in_place_of_the_maps(
+    tiny: tuple[str, ...],
+) -> None:
     settings = compose(
-        "config", (*tiny, "model.head.latent_statistics=true", "model.head.dropout=0")
+        "config", (*tiny, "model.head.latent_statistics=true", "model.head.hidden=0")
     )
-    channels = settings.latent_shape[0]
-    of_moments = PER_CHANNEL * channels
     joint = build_joint(settings, 2).eval()
-    layers = [joint.head.get_submodule(name) for name in ("1", "2", "4")]
-    linear = layers[0]
-    assert linear.in_features == of_moments + pooled_width(settings.model.unet)
+    linear = joint.head.get_submodule("1")
+    assert isinstance(linear, torch.nn.Linear)
+    channels = settings.latent_shape[0]
+    assert linear.in_features == PER_CHANNEL * channels
     latents = torch.randn(4, *settings.latent_shape)
-    before = joint.classify(latents)
+    assert (joint.classify(latents) == 0).all()  # every class is as probable before training
     with torch.no_grad():
-        linear.weight[:, of_moments:] = 0.0
-        hidden = latent_statistics(latents) @ linear.weight[:, :of_moments].T + linear.bias
-        expected = layers[2](layers[1](hidden))
-    alone = joint.classify(latents)
-    torch.testing.assert_close(alone, expected)
-    assert not torch.allclose(before, alone)
+        linear.weight.normal_()
+    mean, middle, log_s, log_s_middle, log_d = latent_statistics(latents).chunk(PER_CHANNEL, dim=1)
+    expected = torch.cat(
+        [
+            2 * mean,
+            2 * (middle - mean),
+            2 * log_s + 1,
+            2 * (log_s_middle - log_s),
+            2 * (log_d - log_s) + 1.5,
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(joint.classify(latents), linear(expected))
+
+
+def test_classification_of_statistics_needs_no_unet(tiny: tuple[str, ...]) -> None:
+    settings = compose("config", (*tiny, "model.head.latent_statistics=true"))
+    joint = build_joint(settings, 2).eval()
+    latents, steps = torch.randn(3, *settings.latent_shape), torch.zeros(3, dtype=torch.long)
+    noise_pred, logits = joint(latents, steps)
+    with torch.no_grad():
+        for parameter in joint.unet.parameters():
+            parameter.fill_(torch.nan)
+    assert torch.equal(joint.classify(latents), logits)
+    assert noise_pred.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.head.pooling=attention",
+        "model.head.normalised=true",
+        "training.joint.alignment.weight=1",
+    ],
+)
+def test_settings_of_maps_are_refused_beside_statistics(change: str, tiny: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"latent_statistics=true pools no maps"):
+        compose("config", (*tiny, "model.head.latent_statistics=true", change))

@@ -228,11 +228,8 @@ def test_masks_hold_as_they_do_for_the_run(
 @pytest.mark.parametrize(
     "changes",
     [
-        (
-            "model.head.pooling=attention",
-            "model.head.latent_statistics=true",
-            "model.head.normalised=true",
-        ),
+        ("model.head.pooling=attention", "model.head.normalised=true"),
+        ("model.head.latent_statistics=true", "model.head.hidden=0"),
         ("data.augmentation=dermoscopy", "evaluation.noise_levels=[0,0.1]"),
         ("data.channels=3", "data.source=isic2019", "federation.num_sites=2"),
     ],
