@@ -77,7 +77,8 @@ def study_attack(run: Path, output: Path, device: str, shadows: int = 0) -> Path
         attacks |= prediction_attacks(model, candidates, console)
         if shadows:
             attacks |= shadow_attack(run, model, candidates, settings, shadows, console)
-    attacks |= update_attacks(run, model, candidates, settings, console)
+    if not settings.privacy.secure_aggregation.enabled:  # the server has no site's reply
+        attacks |= update_attacks(run, model, candidates, settings, console)
     rebuilt = reconstruct(
         model, dataset, settings, noise, output.with_name(RECONSTRUCTION), console
     )

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.data.partitioning.dealing_record import record_dealing
 from mediffusion_core.data.partitioning.federated_dataset import open_federated_dataset
 from mediffusion_core.evaluation.membership_inference import attack
 from mediffusion_core.inference.joint_model import TrainedModel
@@ -108,6 +109,39 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     (run / "launch.json").unlink()
     with pytest.raises(UserError, match="holds no run of simulate"):
         study_attack(run, tmp_path / "attack.json", "cpu")
+
+
+def test_no_round_is_attacked_where_the_server_has_sums_alone(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    shared = (
+        "data.phantom.patients_per_site=[12,12,12,12]",
+        "federation.num_sites=4",
+        "data.labelled_fraction_by_site={}",
+        "privacy=dp",
+        "privacy.target_delta=1e-4",
+        "privacy.autoencoder=frozen",
+        "privacy.trained=head",
+        "privacy.secure_aggregation.enabled=true",
+        "model.autoencoder.linear_start=true",
+        "model.autoencoder.channels=[16]",
+        "model.autoencoder.patch_size=4",
+        "model.autoencoder.norm_groups=4",
+        "model.head.latent_statistics=true",
+        "training.joint.diffusion_weight=0",
+        "training.joint.noised_fraction=0",
+    )
+    run = untrained_run([*tiny, *shared], tmp_path)
+    dataset = open_federated_dataset(compose(*read_launch(run)))
+    assert dataset.unit_hash
+    for client in dataset.clients:
+        record_dealing(run / "sites" / client.site, dataset.unit_hash)
+    found = json.loads(study_attack(run, tmp_path / "attack.json", "cpu").read_text())
+    assert set(found["attacks"]) == {
+        "classification loss",
+        "predictions and labels",
+        "predictions",
+    }
 
 
 def test_a_private_round_is_made_again_and_charged_elsewhere(
