@@ -50,6 +50,7 @@ from mediffusion_core.privacy.dp_sgd.joint_stage import (
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.privacy.secure_aggregation.grid import Grid
+from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex, numbered
 from mediffusion_core.training.latents import Seed
 
@@ -91,7 +92,6 @@ class PrivateTrainer(Trainer):
             index,
             counts.units,
             settings.privacy.release_noise,
-            torch.Generator().manual_seed(secret_seed()),
         )
 
     def feature_sums(self) -> dict[str, Tensor]:
@@ -132,8 +132,8 @@ class PrivateTrainer(Trainer):
         latents = latent_cache.validation_latents(site)
         charged = charge(site, Charge(1.0, noise, 1), "validation", round_number, images)
         index = UnitIndex(*self._units(images, charged))
-        generator = torch.Generator().manual_seed(secret_seed())
-        chosen = index.draw(torch.arange(len(index.counts)), generator)
+        units = torch.arange(len(index.names))
+        chosen = index.draw(units, UnitStreams(index.names).at(units))
         blank = torch.zeros(1, *latents.shape[1:], dtype=latents.dtype)
         read = torch.cat([latents[chosen], blank])
         logits = logits_of(site.settings, joint.to(site.device).eval(), read)[:-1]
@@ -144,22 +144,22 @@ class PrivateTrainer(Trainer):
         """The ledger's tip after the answer."""
         return ledger_tip(self.site)
 
-    def units(self, charged: Collection[str] | None = None) -> tuple[Tensor, int]:
-        """The privacy unit of each training image (n,), and the number of units.
+    def units(self, charged: Collection[str] | None = None) -> tuple[Tensor, list[str]]:
+        """The privacy unit of each training image (n,), and the units' names.
 
         Args:
             charged: The patients or lesions whose units count; all by default. Units of others
-                are numbered from the number of units on.
+                are numbered behind them.
         """
         return self._units(self.site.dataset.train(self.site.index), charged)
 
-    def _units(self, images: ImageSet, charged: Collection[str] | None) -> tuple[Tensor, int]:
-        """The privacy unit of each image (n,), and the number of units; see `units`."""
+    def _units(self, images: ImageSet, charged: Collection[str] | None) -> tuple[Tensor, list[str]]:
+        """The privacy unit of each image (n,), and the units' names; see `units`."""
         rows = images.rows
         patients = self.site.dataset.groups(rows)
         left_out = set() if charged is None else set(patients) - set(charged)
         if self.site.settings.privacy.unit == "image":
-            names = [str(row) for row in rows]
+            names = [self.site.dataset.store.image_ids[row] for row in rows]
             behind = {name for name, one in zip(names, patients, strict=True) if one in left_out}
             return numbered(names, behind)
         return numbered(patients, left_out)
@@ -282,7 +282,7 @@ class PrivateTrainer(Trainer):
         noise = site.settings.privacy.release_noise
         index = self._charged(Charge(1.0, noise, 1), "census", 0)
         labelled = index.subset(site.dataset.train(site.index).labelled).counts.count_nonzero()
-        counts = noised_counts(len(index.counts), int(labelled), noise)
+        counts = noised_counts(len(index.names), int(labelled), noise)
         plan = Plan.of(site.settings, counts.units)
         kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
         write_durably(path, json.dumps({**kept, SUM: fingerprint(**kept)}).encode())

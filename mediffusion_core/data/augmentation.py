@@ -134,9 +134,20 @@ def turn_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Turns and mirrors each of the images or latents (B, C, S, S), in one of eight random ways."""
     turns = torch.randint(0, 4, (len(images),), generator=generator)
     flips = torch.rand(len(images), generator=generator) < 0.5
+    return turned_and_flipped(images, turns + 4 * flips)
+
+
+def turned_and_flipped(images: Tensor, ways: Tensor) -> Tensor:
+    """Turns each of the images or latents (B, C, S, S) by ways mod 4 quarters; mirrors from 4 on.
+
+    Args:
+        images: On any device.
+        ways: From 0 to 7, (B,).
+    """
     turned = images.clone()
     for quarters in range(1, 4):
-        chosen = turns == quarters
+        chosen = ways % 4 == quarters
         turned[chosen] = images[chosen].rot90(quarters, (2, 3))
+    flips = ways >= 4
     turned[flips] = turned[flips].flip(3)
     return turned

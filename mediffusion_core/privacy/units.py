@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from mediffusion_core.privacy.unit_streams import Draws
+
 
 class UnitIndex:
     """The images of each unit, and random draws among them.
@@ -13,39 +15,43 @@ class UnitIndex:
     Clipping therefore bounds all images of the unit together.
     """
 
-    def __init__(self, unit_of: Tensor, num_units: int) -> None:
-        """Takes the unit of each image, (n,).
+    def __init__(self, unit_of: Tensor, names: Sequence[str]) -> None:
+        """Takes the unit of each image, (n,), and the units' names in the order of their numbers.
 
-        Images of units numbered from `num_units` on belong to no unit and are never drawn.
+        Images of units numbered from `len(names)` on belong to no unit and are never drawn.
         """
-        self.counts = torch.bincount(unit_of, minlength=num_units)[:num_units]
-        """Images of each unit, (num_units,)."""
+        self.names = names
+        self.counts = torch.bincount(unit_of, minlength=len(names))[: len(names)]
+        """Images of each unit, (number of names,)."""
         self._unit_of = unit_of
         self._order = unit_of.argsort(stable=True)
         self._starts = self.counts.cumsum(0) - self.counts
 
     def subset(self, images: Tensor) -> "UnitIndex":
         """The index of the images at the positions (m,); units keep their numbers."""
-        return UnitIndex(self._unit_of[images], len(self.counts))
+        return UnitIndex(self._unit_of[images], self.names)
 
-    def draw(self, units: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, units: Tensor, draws: Draws) -> Tensor:
         """Draws one image of each unit (u,), and returns their positions (u,).
 
         Every unit must have an image.
+
+        Args:
+            units: Their numbers.
+            draws: Of these units.
         """
-        chosen = torch.rand(len(units), generator=generator, dtype=torch.float64)
-        within = (chosen * self.counts[units]).long()
+        within = (draws.uniform() * self.counts[units]).long()
         return self._order[self._starts[units] + within]
 
 
-def numbered(names: Sequence[str], left_out: Collection[str] = ()) -> tuple[Tensor, int]:
+def numbered(names: Sequence[str], left_out: Collection[str] = ()) -> tuple[Tensor, list[str]]:
     """Numbers units in the order of their names, and those left out after all others.
 
     Returns:
-        The number of each name's unit (n,), and the number of units that are not left out.
+        The number of each name's unit (n,), and the names of the units that are not left out.
     """
     behind = set(left_out)
     counted = sorted(set(names) - behind)
     order = [*counted, *sorted(set(names) & behind)]
     distinct = {name: number for number, name in enumerate(order)}
-    return torch.tensor([distinct[name] for name in names], dtype=torch.long), len(counted)
+    return torch.tensor([distinct[name] for name in names], dtype=torch.long), counted

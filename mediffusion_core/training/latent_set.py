@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mediffusion_core.data.augmentation import cutout, turn_and_flip
+from mediffusion_core.data.augmentation import cutout, turn_and_flip, turned_and_flipped
 from mediffusion_core.data.image_set import labelled_positions, unlabelled_positions
 
 
@@ -64,6 +64,21 @@ class LatentSet:
         """
         views = self._any_view(self.views, chosen, generator)
         return views, self.targets[self.labelled[chosen]]
+
+    def chosen_views(self, chosen: Tensor, view: Tensor, ways: Tensor) -> tuple[Tensor, Tensor]:
+        """Views numbered (B,) of the labelled images numbered (B,), and their targets.
+
+        Args:
+            chosen: Numbers of the images.
+            view: Numbers of their views.
+            ways: Of `turned_and_flipped`, (B,); without effect unless `turns_and_flips`.
+
+        Returns:
+            Latents (B, c, h, w) float32 and targets (B, classes).
+        """
+        views = self.views[view, chosen].float()
+        held = turned_and_flipped(views, ways) if self.turns_and_flips else views
+        return held, self.targets[self.labelled[chosen]]
 
     def weak_views(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The unlabelled images numbered (B,), turned but not augmented; (B, c, h, w) float32."""

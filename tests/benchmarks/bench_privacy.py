@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from bench_training import CLASSES, IMAGES, latents, ours, settings_of
@@ -24,6 +25,7 @@ from mediffusion_core.inference.joint_model import build_joint
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.dp_sgd.noise import Mechanism, private_gradients
 from mediffusion_core.privacy.dp_sgd.per_sample_clipping import Mode, PerSampleGradients
+from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import Settings
 from mediffusion_core.training.joint import joint_optimizer
@@ -41,10 +43,10 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
     optimizer = joint_optimizer(model, training)
     rows = UnitRows(
         latents(settings),
-        UnitIndex(torch.arange(IMAGES), IMAGES),
+        UnitIndex(torch.arange(IMAGES), names := [str(number) for number in range(IMAGES)]),
         training,
         DiffusionProcess.of(settings.diffusion),
-        torch.Generator().manual_seed(0),
+        UnitStreams(names),
     )
     weights = (training.diffusion_weight, training.classification_weight)
     losses = UnitLosses(model, weights, multi_label=True)
@@ -53,13 +55,11 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
     mechanism = Mechanism(BATCH / IMAGES, 1.0, 1.0, BATCH, PHYSICAL[mode])
 
     def run() -> None:
-        for _ in range(STEPS):
-            private_gradients(
-                gradients,
-                rows.single if single else lambda units: rows.joint(units, 1, weights),
-                mechanism,
-                IMAGES,
-            )
+        for step in range(STEPS):
+            draw = partial(rows.single, step)
+            if not single:
+                draw = partial(rows.joint, step, multiplicity=1, weights=weights)
+            private_gradients(gradients, draw, mechanism, IMAGES)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.models import Autoencoder
 from mediffusion_core.privacy.dp_sgd.randomness import normal
+from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex
 
 BATCH = 128
@@ -50,7 +51,6 @@ def noised_latent_sums(
     index: UnitIndex,
     counted: int,
     noise_multiplier: float,
-    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Sums over units of the means and mean squares of their latents, with Gaussian noise.
 
@@ -63,13 +63,13 @@ def noised_latent_sums(
         index: The unit of each image.
         counted: The noised count of units, returned in place of the true count.
         noise_multiplier: Standard deviation of the noise over the bound.
-        generator: Draws each unit's image.
 
     Returns:
         `total` (c,), `squares` (c,) and `count` (1,), the fields of the latent census.
     """
     device = next(autoencoder.parameters()).device
-    chosen = index.draw(torch.arange(len(index.counts)), generator)
+    units = torch.arange(len(index.names))
+    chosen = index.draw(units, UnitStreams(index.names).at(units))
     channels = autoencoder.kl.config["latent_channels"]
     bound = latent_bound(channels)
     total = torch.zeros(2 * channels, dtype=torch.float64)

@@ -91,7 +91,7 @@ class AuditedRound(PrivateRound):
     def train(
         self,
         gradients: PerSampleGradients[Any],
-        draw: Callable[[Tensor], Any],
+        draw: Callable[[int, Tensor], Any],
         optimizer: torch.optim.AdamW,
         settings: AutoencoderTraining | JointTraining,
         proximal_weight: float = 0.0,
@@ -101,11 +101,11 @@ class AuditedRound(PrivateRound):
         layer = gradients.module.canaries
         assert isinstance(layer, nn.Linear)
 
-        def drawn(units: Tensor) -> _Rows[Any]:
+        def drawn(step: int, units: Tensor) -> _Rows[Any]:
             own, others = units[units < site_units], units[units >= site_units] - site_units
             directions = torch.zeros(len(units), len(self.took_part), device=layer.weight.device)
             directions[torch.arange(len(own), len(units)), canaries[others]] = 1.0
-            return _Rows(draw(own) if len(own) else None, directions)
+            return _Rows(draw(step, own) if len(own) else None, directions)
 
         def read(*_: object) -> None:
             assert layer.weight.grad is not None

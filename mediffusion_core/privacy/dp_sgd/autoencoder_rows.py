@@ -9,6 +9,7 @@ from torch import Tensor
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.diffusion.losses import reconstruction_loss
 from mediffusion_core.models import Autoencoder
+from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import AutoencoderTraining
 
@@ -26,6 +27,11 @@ class ImageRows:
         """Number of units, n."""
         return len(self.images[0])
 
+    def to(self, device: torch.device) -> Self:
+        """The same rows on a device."""
+        images = tuple(one.to(device) for one in self.images)
+        return type(self)(images, tuple(one.to(device) for one in self.noise))
+
     def take(self, units: Tensor) -> Self:
         """The rows of some units, at the positions (m,)."""
         images = tuple(one[units.to(one.device)] for one in self.images)
@@ -38,14 +44,17 @@ def draw_rows(
     units: Tensor,
     multiplicity: int,
     latent_shape: tuple[int, int, int],
-    device: torch.device,
-    generator: torch.Generator,
+    streams: UnitStreams,
+    step: int,
 ) -> ImageRows:
-    """Draws K images of each unit (n,) independently, with noise for their posterior samples."""
-    chosen = [index.draw(units, generator) for _ in range(multiplicity)]
-    noise = [torch.randn(len(units), *latent_shape, generator=generator) for _ in chosen]
+    """Draws K images of each unit (n,), with noise for their posterior samples, on the CPU.
+
+    The rows of a unit depend on its own stream, images and the step alone.
+    """
+    draws = [streams.at(units, step, row) for row in range(multiplicity)]
     return ImageRows(
-        tuple(images.take(one).to(device) for one in chosen), tuple(one.to(device) for one in noise)
+        tuple(images.take(index.draw(units, one)) for one in draws),
+        tuple(one.normal(*latent_shape) for one in draws),
     )
 
 

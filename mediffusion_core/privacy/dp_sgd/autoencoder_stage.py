@@ -33,7 +33,7 @@ def train_private_autoencoder(
         WrongGradientError: before the first step, if per-sample gradients are wrong.
     """
     device = next(autoencoder.parameters()).device
-    generator = torch.Generator().manual_seed(private_round.current.seed)
+    index, streams = private_round.index, private_round.streams()
     multiplicity = private_round.privacy.noise_multiplicity
     _, height, width, channels = images.pixels.shape
     autoencoder.train()
@@ -41,13 +41,13 @@ def train_private_autoencoder(
     def losses(rows: ImageRows) -> Tensor:
         return unit_losses(autoencoder, settings, rows)
 
-    def draw(units: Tensor) -> ImageRows:
-        index = private_round.index
-        return draw_rows(images, index, units, multiplicity, latent_shape, device, generator)
+    def draw(step: int, units: Tensor) -> ImageRows:
+        rows = draw_rows(images, index, units, multiplicity, latent_shape, streams, step)
+        return rows.to(device)
 
     def synthetic(seed: int) -> ImageRows:
         image_shape = (channels, height, width)
-        return _synthetic(image_shape, latent_shape, multiplicity, device, seed)
+        return _synthetic(image_shape, latent_shape, multiplicity, seed).to(device)
 
     with private_round.gradients(autoencoder, losses) as gradients:
         check_on_synthetic(gradients, synthetic)
@@ -58,14 +58,11 @@ def _synthetic(
     image_shape: tuple[int, int, int],
     latent_shape: tuple[int, int, int],
     multiplicity: int,
-    device: torch.device,
     seed: int,
 ) -> ImageRows:
     """Random images of synthetic units, `multiplicity` of each unit."""
     generator = torch.Generator().manual_seed(seed)
     count = SYNTHETIC_UNITS
-    drawn = [
-        torch.rand(count, *image_shape, generator=generator).to(device) for _ in range(multiplicity)
-    ]
-    noise = [torch.randn(count, *latent_shape, generator=generator).to(device) for _ in drawn]
+    drawn = [torch.rand(count, *image_shape, generator=generator) for _ in range(multiplicity)]
+    noise = [torch.randn(count, *latent_shape, generator=generator) for _ in drawn]
     return ImageRows(tuple(drawn), tuple(noise))

@@ -10,6 +10,7 @@ from mediffusion_core.diffusion.losses import classification_loss
 from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.models import JointUNet
 from mediffusion_core.models.unet import NONE
+from mediffusion_core.privacy.unit_streams import Draws, UnitStreams
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import JointTraining
 from mediffusion_core.training.denoising import Denoising
@@ -74,10 +75,11 @@ class SingleRows:
 
 
 class UnitRows:
-    """Draws rows of units, each unit independently of all others.
+    """Draws rows of units, each from its unit's own stream.
 
-    A row may depend on its own unit alone. A number of noised rows fixed per batch, or a sampling
-    by the batch's labels, would couple units and void the bound on a unit's part.
+    A row depends on its own unit, the step and the round's secret alone. A number of noised rows
+    fixed per batch, or a sampling by the batch's labels, would couple units and void the bound on a
+    unit's part.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class UnitRows:
         index: UnitIndex,
         settings: JointTraining,
         process: DiffusionProcess,
-        generator: torch.Generator,
+        streams: UnitStreams,
     ) -> None:
         """Takes a site's latents, the unit of each, and the settings of noise and views.
 
@@ -95,18 +97,19 @@ class UnitRows:
             index: The unit of each latent.
             settings: Noise levels of the classified rows.
             process: The noise process, on the device of the rows.
-            generator: Draws images, views, noise levels and noise.
+            streams: Of the units' images, views, noise levels and noise.
         """
         self._data, self._settings, self._process = data, settings, process
-        self._device, self._generator = process.device, generator
+        self._device, self._streams = process.device, streams
         self._images = index
         self._labelled = index.subset(data.labelled)
         self._bound = settings.noised_levels(len(process))
 
-    def joint(self, units: Tensor, multiplicity: int, weights: WEIGHTS) -> JointRows:
+    def joint(self, step: int, units: Tensor, multiplicity: int, weights: WEIGHTS) -> JointRows:
         """Draws K rows for each loss with a weight above 0; mode `ghost` uses `single`.
 
         Args:
+            step: Its number in the round.
             units: Numbers (n,) of units.
             multiplicity: K. Each of the K rows has its own image, noise level and noise
                 (arXiv 2210.09929, section 4).
@@ -116,56 +119,59 @@ class UnitRows:
         units = torch.cat([units[known], units[~known]])
         labelled = units[: int(known.sum())]
         diffusing, classifying = weights[0] > 0, weights[1] > 0 and len(labelled) > 0
+        noised, classified = (
+            [self._streams.at(those, step, loss, row) for row in range(multiplicity if on else 0)]
+            for loss, (those, on) in enumerate([(units, diffusing), (labelled, classifying)])
+        )
         return JointRows(
             len(units),
-            tuple(self._noised_rows(units) for _ in range(multiplicity if diffusing else 0)),
-            tuple(self._labelled_rows(labelled) for _ in range(multiplicity if classifying else 0)),
+            tuple(self._noised_rows(units, draws) for draws in noised),
+            tuple(self._labelled_rows(labelled, draws) for draws in classified),
         )
 
-    def single(self, units: Tensor) -> SingleRows:
+    def single(self, step: int, units: Tensor) -> SingleRows:
         """Draws one row of each unit (n,), since ghost clipping clips every row by itself.
 
         A labelled unit gets a noise level of classification, mostly t = 0, with probability 1/2.
         All other rows get any level. A label counts at every level within the bound.
         """
-        images = self._images.draw(units, self._generator)
+        draws = self._streams.at(units, step)
+        images = self._images.draw(units, draws)
         targets = self._data.targets[images].clone()  # (n, C)
         known = ~targets.isnan().all(dim=1)
-        timesteps = self._any_level(len(units))
-        classify = known & (self._uniform(len(units)) < 0.5)
-        timesteps = torch.where(classify, self._classifying_level(len(units)), timesteps)
+        timesteps = self._any_level(draws)
+        classify = known & (draws.uniform() < 0.5)
+        timesteps = torch.where(classify, self._classifying_level(draws), timesteps)
         targets[timesteps >= self._bound] = torch.nan
         latents = self._data.latents[images].float()
-        return SingleRows(self._noised(latents, timesteps), targets.to(self._device))
+        return SingleRows(self._noised(latents, timesteps, draws), targets.to(self._device))
 
-    def _noised_rows(self, units: Tensor) -> Denoising:
-        images = self._images.draw(units, self._generator)
-        return self._noised(self._data.latents[images].float(), self._any_level(len(units)))
+    def _noised_rows(self, units: Tensor, draws: Draws) -> Denoising:
+        latents = self._data.latents[self._images.draw(units, draws)].float()
+        return self._noised(latents, self._any_level(draws), draws)
 
-    def _labelled_rows(self, units: Tensor) -> Labelled:
+    def _labelled_rows(self, units: Tensor, draws: Draws) -> Labelled:
         """Draws a view of a labelled image of each unit; `noised_fraction` of them are noised."""
-        chosen = self._labelled.draw(units, self._generator)
-        views, targets = self._data.labelled_views(chosen, self._generator)
-        timesteps = self._classifying_level(len(units))
-        noised = self._noised(views, timesteps).inputs
+        chosen = self._labelled.draw(units, draws)
+        view, ways = draws.below(len(self._data.views)), draws.below(8)
+        views, targets = self._data.chosen_views(chosen, view, ways)
+        timesteps = self._classifying_level(draws)
+        noised = self._noised(views, timesteps, draws).inputs
         clean = (timesteps == 0)[:, None, None, None].to(self._device)
         inputs = torch.where(clean, views.to(self._device), noised)
         return Labelled(inputs, timesteps.to(self._device), targets.to(self._device))
 
-    def _any_level(self, count: int) -> Tensor:
-        return torch.randint(0, len(self._process), (count,), generator=self._generator)
+    def _any_level(self, draws: Draws) -> Tensor:
+        return draws.below(len(self._process))
 
-    def _classifying_level(self, count: int) -> Tensor:
-        """Level 0, or with probability `noised_fraction` any level below the bound, (count,)."""
-        levels = torch.randint(0, self._bound, (count,), generator=self._generator)
-        levels[self._uniform(count) >= self._settings.noised_fraction] = 0
+    def _classifying_level(self, draws: Draws) -> Tensor:
+        """Level 0, or with probability `noised_fraction` any level below the bound, (n,)."""
+        levels = draws.below(self._bound)
+        levels[draws.uniform() >= self._settings.noised_fraction] = 0
         return levels
 
-    def _uniform(self, count: int) -> Tensor:
-        return torch.rand(count, generator=self._generator)
-
-    def _noised(self, latents: Tensor, timesteps: Tensor) -> Denoising:
-        noise = torch.randn(latents.shape, generator=self._generator).to(self._device)
+    def _noised(self, latents: Tensor, timesteps: Tensor, draws: Draws) -> Denoising:
+        noise = draws.normal(*latents.shape[1:]).to(self._device)
         latents = latents.to(self._device)
         return Denoising.of(self._process, latents, timesteps, noise)
 

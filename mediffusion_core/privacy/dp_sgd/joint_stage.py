@@ -14,7 +14,7 @@ from mediffusion_core.privacy.dp_sgd.gradient_check import SYNTHETIC_UNITS, chec
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.dp_sgd.per_sample_clipping import PerSampleGradients
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
-from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
+from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import JointTraining
 from mediffusion_core.settings.privacy import PrivacySettings
@@ -73,8 +73,8 @@ def _clipped(
     settings: JointTraining,
     process: DiffusionProcess,
     private_round: PrivateRound,
-) -> Iterator[tuple[PerSampleGradients[Any], Callable[[Tensor], Any]]]:
-    """Checked clipped gradients of the network, and a function that draws the rows of units."""
+) -> Iterator[tuple[PerSampleGradients[Any], Callable[[int, Tensor], Any]]]:
+    """Checked clipped gradients of the network, and a function that draws the rows of a step."""
     device = next(model.parameters()).device
     privacy = private_round.privacy
     ghost = privacy.grad_sample_mode == "ghost"
@@ -85,18 +85,21 @@ def _clipped(
     weights = (diffusing, settings.classification_weight)
     losses = UnitLosses(model, weights, data.multi_label)
 
-    def drawing(latents: LatentSet, index: UnitIndex, seed: int) -> Callable[[Tensor], Any]:
-        generator = torch.Generator().manual_seed(seed)
-        rows = UnitRows(latents, index, settings, process.to(device), generator)
+    def drawing(
+        latents: LatentSet, index: UnitIndex, streams: UnitStreams
+    ) -> Callable[[int, Tensor], Any]:
+        rows = UnitRows(latents, index, settings, process.to(device), streams)
         if ghost:
             return rows.single
-        return lambda units: rows.joint(units, privacy.noise_multiplicity, weights)
+        return lambda step, units: rows.joint(step, units, privacy.noise_multiplicity, weights)
 
     def synthetic(seed: int) -> Any:
         units = torch.arange(SYNTHETIC_UNITS)
-        return drawing(_synthetic(data, seed), UnitIndex(units, len(units)), seed)(units)
+        index = UnitIndex(units, [str(number) for number in range(SYNTHETIC_UNITS)])
+        streams = UnitStreams(index.names, str(seed).encode())
+        return drawing(_synthetic(data, seed), index, streams)(1, units)
 
-    draw = drawing(data, private_round.index, secret_seed())
+    draw = drawing(data, private_round.index, private_round.streams())
     called: Callable[[Any], Tensor] = losses.single if ghost else losses.joint
     with private_round.gradients(model, called) as gradients:
         check_on_synthetic(gradients, synthetic)

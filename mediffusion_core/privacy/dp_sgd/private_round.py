@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mediffusion_core.privacy.dp_sgd.noise import Mechanism, clipped_sums, private_gradients
 from mediffusion_core.privacy.dp_sgd.per_sample_clipping import B, Losses, PerSampleGradients
+from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import AutoencoderTraining, JointTraining
 from mediffusion_core.settings.privacy import PrivacySettings
@@ -46,17 +48,21 @@ class PrivateRound:
             module, losses, privacy.grad_sample_mode, privacy.clipping, privacy.max_grad_norm
         )
 
+    def streams(self) -> UnitStreams:
+        """The units' streams under a new secret of the operating system."""
+        return UnitStreams(self.index.names)
+
     def sums(
-        self, gradients: PerSampleGradients[B], draw: Callable[[Tensor], B]
+        self, gradients: PerSampleGradients[B], draw: Callable[[int, Tensor], B]
     ) -> dict[str, Tensor]:
         """Σ clip(g_i) over all units, by parameter, without noise; arguments as of `train`."""
         units = torch.arange(self.num_units)
-        return clipped_sums(gradients, draw, units, self.mechanism.physical_batch_size)
+        return clipped_sums(gradients, partial(draw, 1), units, self.mechanism.physical_batch_size)
 
     def train(
         self,
         gradients: PerSampleGradients[B],
-        draw: Callable[[Tensor], B],
+        draw: Callable[[int, Tensor], B],
         optimizer: torch.optim.AdamW,
         settings: AutoencoderTraining | JointTraining,
         proximal_weight: float = 0.0,
@@ -65,14 +71,14 @@ class PrivateRound:
 
         Args:
             gradients: Of the network that is trained in place.
-            draw: Draws the rows of units, given their numbers (n,).
+            draw: Draws the rows of units, given the step and their numbers (n,).
             optimizer: Of the network. Its moments are of noised gradients alone.
             settings: Warm-up of the learning rate.
             proximal_weight: μ of FedProx, arXiv 1812.06127; 0 leaves the gradients as they are.
         """
         proximal = Proximal(gradients.module, proximal_weight)
         for step in self.current.steps(optimizer, settings.warmup_steps, self.steps):
-            private_gradients(gradients, draw, self.mechanism, self.num_units)
+            private_gradients(gradients, partial(draw, step), self.mechanism, self.num_units)
             proximal.add_gradients()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -136,7 +136,7 @@ class _Audit:
         delta = self.settings.privacy.target_delta
         took_part = torch.rand(self.canaries) < 0.5
         private_round = AuditedRound(
-            index=UnitIndex(torch.arange(SYNTHETIC), SYNTHETIC),
+            index=UnitIndex(torch.arange(SYNTHETIC), [str(one) for one in range(SYNTHETIC)]),
             mechanism=self.plan.mechanism(),
             privacy=self.settings.privacy,
             steps=steps,

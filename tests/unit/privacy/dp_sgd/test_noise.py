@@ -105,8 +105,10 @@ def latents_of(brightness: Sequence[float], noise: float) -> dict[str, torch.Ten
     settings = compose("config", ["model=tiny32", "data.image_size=32"]).model.autoencoder
     pixels = torch.tensor(brightness)[:, None, None, None].expand(-1, 1, 8, 8)
     images = SimpleNamespace(take=lambda rows: pixels[rows])
-    index = UnitIndex(torch.arange(len(brightness)), len(brightness))
-    return noised_latent_sums(Grey(settings, 1), images, index, 7, noise, generator())  # type: ignore[arg-type]
+    index = UnitIndex(
+        torch.arange(len(brightness)), [str(number) for number in range(len(brightness))]
+    )
+    return noised_latent_sums(Grey(settings, 1), images, index, 7, noise)  # type: ignore[arg-type]
 
 
 def test_one_unit_moves_the_latent_sums_by_no_more_than_the_bound() -> None:
@@ -159,7 +161,7 @@ def trained(privacy: PrivacySettings, noise: float, steps: int = 2, **changes: o
             training,
             PROCESS,
             PrivateRound(
-                index=UnitIndex(torch.arange(12) // 2, 6),
+                index=UnitIndex(torch.arange(12) // 2, list("abcdef")),
                 mechanism=Mechanism(0.5, noise, 1.0, 3.0, privacy.physical_batch_size),
                 privacy=privacy,
                 steps=steps,

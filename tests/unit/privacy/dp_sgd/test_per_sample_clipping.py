@@ -17,6 +17,7 @@ from mediffusion_core.privacy.dp_sgd.ghost_norms import BLOCK, convolution_norms
 from mediffusion_core.privacy.dp_sgd.gradient_check import WrongGradientError, check_gradients
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, PerSampleGradients
+from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex, numbered
 from mediffusion_core.settings import (
     AutoencoderSettings,
@@ -53,10 +54,10 @@ def latent_rows(memory: torch.memory_format = torch.contiguous_format) -> UnitRo
     # Images 3 and 4 are of one unit.
     return UnitRows(
         data,
-        UnitIndex(torch.tensor([0, 1, 2, 3, 3, 4]), 5),
+        UnitIndex(torch.tensor([0, 1, 2, 3, 3, 4]), list("abcde")),
         joint_training(noised_fraction=0.5),
         PROCESS,
-        generator(1),
+        UnitStreams("abcde", b"secret"),
     )
 
 
@@ -69,7 +70,7 @@ def joint_gradients(network: JointUNet, mode: str, guard: bool = True) -> PerSam
 def joint_batch(mode: str, multiplicity: int = 1, memory=torch.contiguous_format):
     rows = latent_rows(memory)
     units = torch.arange(5)
-    return rows.joint(units, multiplicity, WEIGHTS) if mode == "hooks" else rows.single(units)
+    return rows.joint(1, units, multiplicity, WEIGHTS) if mode == "hooks" else rows.single(1, units)
 
 
 def autoencoder_gradients(
@@ -83,9 +84,9 @@ def autoencoder_gradients(
     training = AutoencoderTraining(local_epochs=1, batch_size=2, learning_rate=1e-3, kl_weight=0.1)
     pixels = torch.randint(0, 256, (5, 16, 16, 1), generator=generator(), dtype=torch.uint8)
     images = ImageSet(pixels.numpy(), torch.arange(5).numpy(), torch.full((5, 1), torch.nan))
-    index = UnitIndex(torch.tensor([0, 1, 1, 2, 3]), 4)
+    index = UnitIndex(torch.tensor([0, 1, 1, 2, 3]), list("abcd"))
     batch = draw_rows(
-        images, index, torch.arange(4), multiplicity, (2, 8, 8), torch.device("cpu"), generator(2)
+        images, index, torch.arange(4), multiplicity, (2, 8, 8), UnitStreams("abcd", b"secret"), 1
     )
     gradients = PerSampleGradients(
         network, lambda rows: unit_losses(network, training, rows), mode, guard=guard
@@ -278,15 +279,16 @@ def test_batches_without_a_label_reach_no_classifier() -> None:
     for name, p in network.named_parameters():
         p.requires_grad_(name.startswith("head."))
     with joint_gradients(network, "hooks") as gradients:
-        rows = latent_rows().joint(torch.tensor([1, 4]), 1, (0.0, 0.1))
+        rows = latent_rows().joint(1, torch.tensor([1, 4]), 1, (0.0, 0.1))
         assert not any(bool(part.any()) for part in gradients.clipped_sum(rows).values())
 
 
 def test_each_unit_has_one_row_and_all_its_images_come_up() -> None:
-    unit_of, count = numbered(["b", "a", "b", "c", "b"])
-    index = UnitIndex(unit_of, count)
+    unit_of, names = numbered(["b", "a", "b", "c", "b"])
+    index, units = UnitIndex(unit_of, names), torch.arange(3)
     assert unit_of.tolist() == [1, 0, 1, 2, 1] and index.counts.tolist() == [1, 3, 1]
-    drawn = torch.stack([index.draw(torch.arange(3), generator(seed)) for seed in range(200)])
+    streams = UnitStreams(names, b"secret")
+    drawn = torch.stack([index.draw(units, streams.at(units, step)) for step in range(200)])
     assert set(drawn[:, 0].tolist()) == {1} and set(drawn[:, 2].tolist()) == {3}
     shares = torch.bincount(drawn[:, 1], minlength=5).float() / 200
     assert all(abs(float(shares[image]) - 1 / 3) < 0.12 for image in (0, 2, 4))
@@ -294,7 +296,7 @@ def test_each_unit_has_one_row_and_all_its_images_come_up() -> None:
 
 def test_labelled_units_come_first_and_stay_with_their_rows() -> None:
     rows: Callable[..., object] = latent_rows().joint
-    batch = rows(torch.arange(5), 2, (1.0, 0.1))
+    batch = rows(1, torch.arange(5), 2, (1.0, 0.1))
     assert len(batch) == 5 and [len(one.inputs) for one in batch.classified] == [3, 3]
     # Units 1 and 4 have no label; the unit of two images has one.
     taken = batch.take(torch.tensor([1, 4]))
