@@ -1,6 +1,6 @@
 """The site's privacy ledger, which is charged before a reply leaves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import torch
@@ -38,17 +38,27 @@ def charge(
     Raises:
         LedgerError: if the ledger is not to be trusted.
     """
-    run = site.folder.parent.parent.name
-    if site.own_ledger is None:
-        run = f"{run}/{site.name}"
     units = _names(site, images)
-    charged = _ledger(site).charge(units, cost, stage, run, round_number)
+    charged = _ledger(site).charge(units, cost, stage, _run(site), round_number)
     if left_out := len(units) - len(charged):
         with suppress(OSError):  # a failure would tell that there are such units
             site_log(site.folder).info(
                 "%s %d: %d of %d %s", stage, round_number, left_out, len(units), LEFT_OUT
             )
     return charged
+
+
+def announce(site: Site, planned: Sequence[Charge]) -> None:
+    """Announces a run of Gaussian mechanisms on all units; see `Ledger.announce`.
+
+    Args:
+        site: Whose ledger.
+        planned: All charges of the run for a unit, the largest last, from the settings alone.
+
+    Raises:
+        LedgerError: if the ledger is not to be trusted.
+    """
+    _ledger(site).announce(planned, _run(site))
 
 
 def spent(site: Site) -> float:
@@ -76,12 +86,20 @@ def ledger_tip(site: Site) -> dict[str, Tensor]:
 
 
 def _ledger(site: Site) -> Ledger:
-    privacy = site.settings.privacy
-    cap = Cap(privacy.max_epsilon, privacy.target_delta) if privacy.max_epsilon else None
+    privacy, policy = site.settings.privacy, site.policy
+    # A filter's order follows from its cap: the site's own is the same in all runs.
+    delta = privacy.target_delta if policy.max_epsilon is None else policy.target_delta
+    cap = Cap(privacy.max_epsilon, delta) if privacy.max_epsilon else None
     run = site.folder.parent.parent
     ledger = (site.own_ledger or simulated_ledger(run, privacy)).open(cap)
     require_names(ledger, site.dataset.names)
     return ledger
+
+
+def _run(site: Site) -> str:
+    """The run's name in the ledger, which simulated sites share."""
+    run = site.folder.parent.parent.name
+    return f"{run}/{site.name}" if site.own_ledger is None else run
 
 
 def _names(site: Site, images: ImageSet) -> list[str]:

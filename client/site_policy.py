@@ -101,8 +101,8 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
             "privacy.enabled is false; this site takes part in no run without differential privacy "
             "unless its file says policy.require_privacy = false"
         )
-    limits = [limit for limit in (policy.max_epsilon, privacy.max_epsilon) if limit is not None]
-    own = {"max_epsilon": min(limits, default=None)}
+    # One limit in all runs: a filter with another one has another order.
+    own = {"max_epsilon": policy.max_epsilon or privacy.max_epsilon}
     return settings.model_copy(
         update={"device": policy.device, "privacy": privacy.model_copy(update=own)}
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client import latent_cache
-from client.privacy_budget import charge, ledger_tip
+from client.privacy_budget import announce, charge, ledger_tip
 from client.statistics import statistics_census
 from client.trainer.base import Components, Metrics, Stage, StateDict, Trainer
 from mediffusion_core.common.errors import RefusedError, UserError
@@ -280,10 +280,15 @@ class PrivateTrainer(Trainer):
         refuse_dear_validation(site.settings)
         record_dealing(site.folder, self._unit_hash)
         noise = site.settings.privacy.release_noise
+        shared = None
+        if site.settings.privacy.secure_aggregation.enabled:  # σ follows from the settings alone
+            announced = Plan.of(site.settings, 1)
+            announce(site, announced.charges())
+            shared = announced.noise_multiplier
         index = self._charged(Charge(1.0, noise, 1), "census", 0)
         labelled = index.subset(site.dataset.train(site.index).labelled).counts.count_nonzero()
         counts = noised_counts(len(index.names), int(labelled), noise)
-        plan = Plan.of(site.settings, counts.units)
+        plan = Plan.of(site.settings, counts.units, shared)
         kept = {"counts": asdict(counts), "noise_multiplier": plan.noise_multiplier}
         write_durably(path, json.dumps({**kept, SUM: fingerprint(**kept)}).encode())
         return counts, plan

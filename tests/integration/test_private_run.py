@@ -17,11 +17,8 @@ from mediffusion_core.inference.joint_model import TrainedModel, build_joint
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.serialization import FORMAT, unpack
 from mediffusion_core.models import Autoencoder, LatentCodec
-from mediffusion_core.privacy.accounting.accountant import (
-    Charge,
-    epsilon,
-    noise_multiplier_for,
-)
+from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
+from mediffusion_core.privacy.accounting.filters import RenyiFilter, noise_multiplier_for
 from mediffusion_core.privacy.ledger.ledger import Ledger
 from mediffusion_core.privacy.ledger.site_ledger import ALL_SITES
 from mediffusion_core.run_io.checkpoints import list_checkpoints
@@ -71,7 +68,8 @@ def patients(overrides: list[str], site: int) -> list[str]:
 
 def costing(spent: float) -> Charge:
     """A charge of an earlier run."""
-    return Charge(1.0, noise_multiplier_for(spent, 1e-4, lambda noise: [Charge(1.0, noise, 1)]), 1)
+    budget = RenyiFilter(spent, 1e-4)
+    return Charge(1.0, noise_multiplier_for(budget, lambda noise: [Charge(1.0, noise, 1)]), 1)
 
 
 def test_a_private_federation_goes_on_without_the_patients_who_have_spent_their_budget(
@@ -119,6 +117,21 @@ def test_a_private_federation_goes_on_without_the_patients_who_have_spent_their_
     assert [{site: set(sent) for site, sent in one.items()} for one in rounds] == [
         dict.fromkeys(promised, told)
     ] * 2
+
+
+def test_a_run_whose_epsilon_is_the_cap_charges_all_units_to_its_end(
+    overrides: list[str],
+) -> None:
+    target = ["privacy.target_epsilon=8", "privacy.noise_multiplier=null", "privacy.max_epsilon=8"]
+    folder = run_in_process("config", [*overrides, *target])
+    ledger = Ledger.open(folder.path / "ledger")
+    for site in range(3):
+        held = len(patients(overrides, site))
+        charged = [entry.units for entry in ledger.entries() if entry.run == f"run/site-{site}"]
+        assert len(charged) > 3 and set(charged) == {held}
+        [spent] = ledger.compositions(patients(overrides, site))
+        assert 0.99 < RenyiFilter(8.0, 1e-4).share(spent) <= 1
+    assert 6 < ledger.worst(1e-4) < 7.5  # the filter's price
 
 
 def test_compression_costs_no_privacy(overrides: list[str], tmp_path: Path) -> None:

@@ -253,3 +253,17 @@ def test_one_reply_is_uniform_and_no_message_is_answered_out_of_order(encoded: E
 
 def unpacked(content: RecordDict, record: str) -> dict[str, Tensor]:
     return unpack(content.array_records[record][FORMAT].data)
+
+
+def test_a_run_whose_epsilon_is_the_cap_charges_all_units_to_its_end(
+    overrides: list[str],
+) -> None:
+    folder = run_in_process("config", [*overrides, "privacy.max_epsilon=8"])
+    ledger = Ledger.open(folder.path / "ledger")
+    units: dict[str, list[int]] = {}
+    for entry in ledger.entries():
+        units.setdefault(entry.run, []).append(entry.units)
+    assert len(units) == 4
+    for announced, *charged in units.values():
+        assert announced == 0 < charged[0] and charged == [charged[0]] * 4
+    assert 7.9 < ledger.worst(1e-4) <= 8

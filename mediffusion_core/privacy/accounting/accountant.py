@@ -10,14 +10,13 @@ so the smaller one is a bound.
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from mediffusion_core.common.errors import UserError
 
@@ -38,8 +37,6 @@ MIN_DELTA = 1e-8
 POWER_DELTAS = tuple(10 ** (-exponent / 4) for exponent in range(2, 25))
 """The δ, from 0.3 to 1e-6, of the pairs that bound an attack's power."""
 LARGEST_EXPONENT = 100.0
-SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e4
-"""Range of the search for a noise multiplier."""
 
 
 @dataclass(frozen=True, order=True)
@@ -80,22 +77,6 @@ def epsilon(charges: Iterable[Charge], delta: float) -> float:
     return min(_rdp_epsilon(parts, delta), _pld_epsilon(parts, delta))
 
 
-def within(charges: Iterable[Charge], target_epsilon: float, delta: float) -> bool:
-    """Whether all charges together stay within `target_epsilon` at δ.
-
-    Equal to a comparison with `epsilon`, but runs the slower accountant only if the faster one does
-    not decide.
-
-    Raises:
-        ValueError: if δ is not in (0, 1).
-        UserError: if Opacus or dp-accounting is not installed.
-    """
-    parts = _checked(charges, delta)
-    return (
-        _rdp_epsilon(parts, delta) <= target_epsilon or _pld_epsilon(parts, delta) <= target_epsilon
-    )
-
-
 def largest_true_positive_rate(charges: Iterable[Charge], false_positive_rate: float) -> float:
     """The largest share of members that any attack finds, at a share of false accusations.
 
@@ -118,47 +99,6 @@ def largest_true_positive_rate(charges: Iterable[Charge], false_positive_rate: f
             many = 1 - math.exp(-spent) * (1 - delta - false_positive_rate)
             largest = min(largest, few, many)
     return largest
-
-
-def noise_multiplier_for(
-    target_epsilon: float, delta: float, charges: Callable[[float], Iterable[Charge]]
-) -> float:
-    """The smallest noise multiplier, to 0.1 %, with all charges within `target_epsilon`.
-
-    Args:
-        target_epsilon: Largest ε.
-        delta: δ of ε.
-        charges: All charges for a noise multiplier. Their ε must fall with the multiplier.
-
-    Raises:
-        ValueError: if a number is out of range.
-        UserError: if `LARGEST_NOISE` is too small, or a package is not installed.
-    """
-    if not target_epsilon > 0:
-        raise ValueError(f"target_epsilon={target_epsilon} is not above 0")
-
-    def excess(log_noise: float) -> float:
-        spent = epsilon(charges(math.exp(log_noise)), delta)
-        # Almost linear in log σ. The caps keep it finite for ε = 0 and infinite ε.
-        return min(50.0, math.log(max(spent, target_epsilon * 1e-9) / target_epsilon))
-
-    high, least, most = 0.0, math.log(SMALLEST_NOISE), math.log(LARGEST_NOISE)
-    while excess(high) > 0:
-        high += math.log(2)
-        if high > most:
-            raise UserError(
-                f"no noise multiplier up to {LARGEST_NOISE:g} keeps the planned steps within "
-                f"ε = {target_epsilon:g} at δ = {delta:g}"
-            )
-    low = high - math.log(2)
-    while low > least and excess(low) <= 0:
-        low, high = low - math.log(2), low
-    if low <= least:
-        return math.exp(high)
-    found = float(brentq(excess, low, high, xtol=5e-4))
-    while excess(found) > 0:
-        found += 5e-4
-    return math.exp(found)
 
 
 Parts = tuple[Charge, ...]
@@ -205,23 +145,28 @@ def _not_installed() -> UserError:
     )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
+def step_divergence(sample_rate: float, noise_multiplier: float, order: float) -> float:
+    """Rényi divergence of one step at an order above 1; infinite if it can't be computed.
+
+    Raises:
+        UserError: if Opacus is not installed.
+    """
+    if noise_multiplier == 0:
+        return math.inf
+    try:
+        value = _opacus_rdp().compute_rdp(
+            q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=float(order)
+        )
+    except (ValueError, OverflowError):  # cancellation at some fractional orders
+        return math.inf
+    # A divergence is never negative; a negative value is a rounding error.
+    return float(value) if value >= 0 else math.inf
+
+
 def _rdp(sample_rate: float, noise_multiplier: float) -> NDArray[np.float64]:
     """Rényi divergence of one step at each of `RDP_ORDERS`."""
-    if noise_multiplier == 0:
-        return np.full(len(RDP_ORDERS), math.inf)
-    compute = _opacus_rdp().compute_rdp
-    found = []
-    for order in RDP_ORDERS:
-        try:
-            value = compute(
-                q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=float(order)
-            )
-        except (ValueError, OverflowError):  # cancellation at some fractional orders
-            value = math.inf
-        # A divergence is never negative; a negative value is a rounding error.
-        found.append(float(value) if value >= 0 else math.inf)
-    return np.array(found)
+    return np.array([step_divergence(sample_rate, noise_multiplier, one) for one in RDP_ORDERS])
 
 
 @lru_cache(maxsize=4096)

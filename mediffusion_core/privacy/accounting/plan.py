@@ -8,7 +8,13 @@ import math
 from dataclasses import dataclass, replace
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.privacy.accounting.accountant import Charge, noise_multiplier_for, within
+from mediffusion_core.privacy.accounting.accountant import Charge
+from mediffusion_core.privacy.accounting.filters import (
+    Filter,
+    GaussianFilter,
+    RenyiFilter,
+    noise_multiplier_for,
+)
 from mediffusion_core.privacy.dp_sgd.noise import Mechanism
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy import PrivacySettings
@@ -129,10 +135,10 @@ def statistics_charge(privacy: PrivacySettings) -> Charge:
     Raises:
         UserError: if it exceeds the run's ε.
     """
-    charge, target = Charge(1.0, privacy.release_noise, 1), privacy.target_epsilon
-    if target is not None and not within([charge], target, privacy.target_delta):
+    charge, budget = Charge(1.0, privacy.release_noise, 1), run_budget(privacy)
+    if budget is not None and not budget.admits([charge]):
         raise UserError(
-            f"privacy.target_epsilon={target:g} can't be had with "
+            f"privacy.target_epsilon={budget.epsilon:g} can't be had with "
             f"privacy.release_noise={privacy.release_noise:g}: statistics alone exceed it; raise "
             "either"
         )
@@ -153,25 +159,36 @@ def refuse_dear_validation(settings: Settings) -> None:
     Raises:
         UserError: if they do not.
     """
-    privacy, target = settings.privacy, settings.privacy.target_epsilon
+    privacy, budget = settings.privacy, run_budget(settings.privacy)
     charges = validation_charges(settings)
-    if charges and target is not None and not within(charges, target, privacy.target_delta):
+    if charges and budget is not None and not budget.admits(charges):
         raise UserError(
             f"privacy.validation_noise={privacy.validation_noise:g}: {charges[0].steps} "
-            f"evaluations exceed privacy.target_epsilon={target:g} for a validation unit; raise "
-            "privacy.validation_noise or evaluation.every"
+            f"evaluations exceed privacy.target_epsilon={budget.epsilon:g} for a validation unit; "
+            "raise privacy.validation_noise or evaluation.every"
         )
 
 
+def run_budget(privacy: PrivacySettings) -> Filter | None:
+    """The budget of a run for each unit; None where the settings give σ and no ε.
+
+    With secure aggregation each step is of all units, so that the exact composition is a filter.
+    """
+    if privacy.target_epsilon is None:
+        return None
+    kind = GaussianFilter if privacy.secure_aggregation.enabled else RenyiFilter
+    return kind(privacy.target_epsilon, privacy.target_delta)
+
+
 def _least_noise(plan: Plan) -> float:
-    target, delta = plan.privacy.target_epsilon, plan.privacy.target_delta
-    assert target is not None
-    if not within(plan.noisy_statistics(), target, delta):
+    budget = run_budget(plan.privacy)
+    assert budget is not None
+    if not budget.admits(plan.noisy_statistics()):
         raise UserError(
-            f"privacy.target_epsilon={target:g} can't be had with "
+            f"privacy.target_epsilon={budget.epsilon:g} can't be had with "
             f"privacy.release_noise={plan.privacy.release_noise:g}: counts and latent sums alone "
             "exceed it; raise either"
         )
     return noise_multiplier_for(
-        target, delta, lambda noise: replace(plan, noise_multiplier=noise).charges()
+        budget, lambda noise: replace(plan, noise_multiplier=noise).charges()
     )

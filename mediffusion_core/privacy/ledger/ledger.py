@@ -11,6 +11,10 @@ are charged and trained on. This is the individual filter of arXiv 2008.11193. I
 that the decision for a unit depends on that unit's own charges alone, so that one unit more or less
 changes no decision for another. Decision and charge are one transaction.
 
+**Two filters.** A unit has the Rényi filter of the cap. It has the Gaussian filter if its first
+charge is one of an announced run, whose charges are Gaussian mechanisms on all units; any other
+charge is then past its cap. Either filter holds if it decides on all charges of a unit.
+
 **Order of writes.** `charge` commits the entry to the ledger's file, then writes the ledger tip
 (count and chain digest) to the second place, then returns. Only then may a result be computed that
 can leave the site. If the process is killed
@@ -37,12 +41,14 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Self, TypeVar
 
+import numpy as np
 from filelock import FileLock
 
 from mediffusion_core.common.errors import LedgerError
 from mediffusion_core.common.files import sync
 from mediffusion_core.data.pseudonyms import hashed, site_salt
-from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, within
+from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
+from mediffusion_core.privacy.accounting.filters import GaussianFilter, RenyiFilter
 from mediffusion_core.privacy.ledger import storage
 from mediffusion_core.privacy.ledger.salt import SALT_NAME, ledger_salt
 from mediffusion_core.privacy.ledger.storage import Content, Entry
@@ -127,12 +133,29 @@ class Ledger:
         labels = _now(), run, stage, round_number
         with self._content() as (connection, salt, content):
             names = {_hash(unit, salt): unit for unit in units}
-            charged = self._within_cap(content, list(names), charge)
+            charged = self._within_cap(content, list(names), charge, run)
             tip = storage.append(connection, content, salt, charged, charge, labels)
             connection.commit()
             write_tip(self._tip_path, tip)
             self._seen = tip
         return frozenset(names[one] for one in charged)
+
+    def announce(self, planned: Sequence[Charge], run: str) -> None:
+        """Gives units whose first charge is one of this run the Gaussian filter, if they need it.
+
+        They do if there is a cap, and the Rényi filter does not admit all planned charges.
+
+        Args:
+            planned: All charges of the run for a unit, the largest last. They must follow from the
+                run's settings alone, and be of the Gaussian mechanism on all units.
+            run: Name of the run.
+
+        Raises:
+            LedgerError: if the ledger fails verification.
+        """
+        cap = self.cap
+        if cap is not None and not RenyiFilter(cap.max_epsilon, cap.delta).admits(planned):
+            self.charge((), planned[-1], storage.ANNOUNCED, run, 0)
 
     def spent(self, units: Sequence[str], delta: float) -> float:
         """The largest ε at δ of these units, over all stages and runs.
@@ -282,18 +305,21 @@ class Ledger:
         return ledger_salt(self.folder, draw=False)
 
     def _within_cap(
-        self, content: Content, units: Sequence[bytes], charge: Charge
+        self, content: Content, units: Sequence[bytes], charge: Charge, run: str
     ) -> frozenset[bytes]:
         """The units that the charge leaves within the cap, each by its own charges."""
         if self.cap is None:
             return frozenset(units)
-        compositions, of_unit = unit_compositions(
-            content.memberships(units), content.charged(content.entries)
-        )
-        fits = [
-            within([*one, charge], self.cap.max_epsilon, self.cap.delta) for one in compositions
-        ]
-        return frozenset(unit for unit, one in zip(units, of_unit, strict=True) if fits[one])
+        held = content.memberships(units)
+        compositions, of_unit = unit_compositions(held, content.charged(content.entries))
+        announced = content.announced(held, run)
+        fits = np.zeros((2, len(compositions)), dtype=bool)
+        for row, kind in enumerate((RenyiFilter, GaussianFilter)):
+            budget = kind(self.cap.max_epsilon, self.cap.delta)
+            for number in np.unique(of_unit[announced == row]):
+                fits[row, number] = budget.admits([*compositions[number], charge])
+        fitting = fits[announced.astype(int), of_unit]
+        return frozenset(unit for unit, fit in zip(units, fitting, strict=True) if fit)
 
 
 def _now() -> str:

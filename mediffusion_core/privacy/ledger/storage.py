@@ -25,6 +25,8 @@ from mediffusion_core.privacy.ledger.tip import LedgerTip
 from mediffusion_core.privacy.ledger.unit_sets import as_bits, from_bits
 
 FORMAT = 1
+ANNOUNCED = "announced"
+"""Stage of an entry without units that announces a run; see `Ledger.announce`."""
 _TABLES = (
     "CREATE TABLE units (number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE)",
     "CREATE TABLE memberships (id INTEGER PRIMARY KEY, bits BLOB NOT NULL UNIQUE)",
@@ -95,6 +97,28 @@ class Content:
             known = from_bits(bits, len(self.numbers))
             held[:, column] = np.append(known, False)[numbers]  # -1 takes the last
         return held
+
+    def announced(self, held: NDArray[np.bool_], run: str) -> NDArray[np.bool_]:
+        """Whether the first charge of each unit is one of a run that was announced before, (U,).
+
+        Args:
+            held: Of `memberships`, (U, M).
+            run: Of the charge that is to be made: the first one of units without a charge.
+        """
+        known: set[str] = set()
+        column = {key: number for number, key in enumerate(self.unit_sets)}
+        first = np.full(held.shape[1] + 1, len(self.entries))  # entry of each set, then of no set
+        said = np.zeros(len(self.entries) + 1, dtype=bool)
+        for number, entry in enumerate(self.entries):
+            if entry.stage == ANNOUNCED:
+                known.add(entry.run)
+            said[number] = entry.run in known
+            place = column[entry.unit_set]
+            first[place] = min(first[place], number)
+        said[-1] = run in known
+        by_set = np.where(held, first[:-1], len(self.entries))  # (U, M)
+        found: NDArray[np.bool_] = said[by_set.min(axis=1, initial=len(self.entries))]
+        return found
 
     def charged(self, entries: Sequence[Entry]) -> list[tuple[int, Charge]]:
         """By entry, the column of its unit set in `memberships`, and its charge."""

@@ -30,7 +30,8 @@ from mediffusion_core.evaluation.update_membership import moment_gradient
 from mediffusion_core.inference.joint_model import TrainedModel, restore_joint
 from mediffusion_core.messaging.protocol import HEAD, UNET, UNET_MOMENTS
 from mediffusion_core.models import JointUNet
-from mediffusion_core.privacy.accounting.accountant import Charge, noise_multiplier_for
+from mediffusion_core.privacy.accounting.accountant import Charge
+from mediffusion_core.privacy.accounting.filters import GaussianFilter, noise_multiplier_for
 from mediffusion_core.settings import AlignmentSettings, ConsistencySettings, Settings
 from mediffusion_core.settings.privacy import PrivacySettings
 from mediffusion_core.training.joint_batches import JointBatches
@@ -113,9 +114,8 @@ def noise_of_one_step(privacy: PrivacySettings) -> float:
     Raises:
         UserError: if a package of the accounting is not installed.
     """
-    return noise_multiplier_for(
-        EPSILON, privacy.target_delta, lambda sigma: [Charge(1.0, sigma, 1)]
-    )
+    budget = GaussianFilter(EPSILON, privacy.target_delta)
+    return noise_multiplier_for(budget, lambda sigma: [Charge(1.0, sigma, 1)])
 
 
 def _one_step(settings: Settings) -> Settings:

@@ -292,6 +292,9 @@ def test_the_ledger_and_its_limit_are_the_sites(
     site = open_site(context(node, (*RUN_OF, *PRIVATE, *more)))
     own = site.settings.privacy
     assert own.ledger is own.ledger_tips is None and own.max_epsilon == 2.0
+    # One limit in all runs, or filters of several orders would decide.
+    tighter = open_site(context(node, (*RUN_OF, *PRIVATE, "privacy.max_epsilon=1")))
+    assert tighter.settings.privacy.max_epsilon == 2.0
     assert site.own_ledger == ledger_places(SiteFile.read(file))
     assert site.own_ledger.folder.is_relative_to(tmp_path / "data")
 

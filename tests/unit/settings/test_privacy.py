@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from configs.compose import compose
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.privacy.accounting.accountant import epsilon
+from mediffusion_core.privacy.accounting.filters import RenyiFilter
 from mediffusion_core.privacy.accounting.plan import AUTOENCODER, JOINT, Plan
 from mediffusion_core.settings import Settings
 from mediffusion_core.settings.privacy_conflicts import WITH_DP_SGD
@@ -113,7 +114,10 @@ def test_the_cost_of_steps_equals_the_accountants(units: int, batch: int) -> Non
 
 def test_the_least_noise_keeps_the_whole_run_within_its_epsilon() -> None:
     plan = plan_of(2000, "privacy.target_epsilon=3")
-    assert 2.9 < epsilon(plan.charges(), 1e-6) <= 3
+    budget = RenyiFilter(3.0, 1e-6)
+    assert 0.995 < budget.share(plan.charges()) <= 1
+    # The exact composition of these charges, which the reports show.
+    assert 2.7 < epsilon(plan.charges(), 1e-6) < 2.8
 
 
 def test_an_epsilon_that_the_counts_alone_exceed_is_refused() -> None:

@@ -14,15 +14,12 @@ from scipy.optimize import brentq
 from scipy.signal import fftconvolve
 from scipy.special import ndtr, ndtri
 
-from mediffusion_core.common.errors import UserError
 from mediffusion_core.privacy.accounting import accountant
 from mediffusion_core.privacy.accounting.accountant import (
     Charge,
     epsilon,
     largest_true_positive_rate,
     merged,
-    noise_multiplier_for,
-    within,
 )
 
 DELTA = 1e-5
@@ -169,32 +166,6 @@ def test_nothing_spent_and_nothing_hidden() -> None:
     assert epsilon([], DELTA) == 0
     assert epsilon([Charge(0.01, 0.0, 1)], DELTA) == math.inf
     assert epsilon([Charge(0.01, 5.0, 10), Charge(1.0, 0.0, 1)], DELTA) == math.inf
-    assert not within([Charge(0.01, 0.0, 1)], 1e9, DELTA)
-
-
-@pytest.mark.parametrize(("target", "rate", "steps"), [(8.0, 0.05, 20), (0.5, 1.0, 5)])
-def test_noise_solved_for_a_target_meets_it_and_wastes_nothing(
-    target: float, rate: float, steps: int
-) -> None:
-    def planned(noise: float) -> list[Charge]:
-        return [Charge(1.0, 50.0, 1), Charge(rate, noise, steps)]
-
-    noise = noise_multiplier_for(target, DELTA, planned)
-    assert epsilon(planned(noise), DELTA) <= target
-    assert epsilon(planned(noise * 0.998), DELTA) > target * 0.999
-
-
-def test_within_is_a_comparison_with_epsilon() -> None:
-    charge = Charge(0.05, 1.0, 50)
-    spent = epsilon([charge], DELTA)
-    assert within([charge], spent, DELTA)
-    assert not within([charge], spent - 1e-9, DELTA)
-
-
-def test_a_target_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accountant, "LARGEST_NOISE", 4.0)
-    with pytest.raises(UserError, match="no noise multiplier up to 4 keeps the planned steps"):
-        noise_multiplier_for(1e-3, DELTA, lambda noise: [Charge(1.0, noise, 9)])
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from helpers.caps import cap_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mediffusion_core.common.errors import UserError
-from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, merged, within
+from mediffusion_core.privacy.accounting.accountant import Charge, epsilon, merged
+from mediffusion_core.privacy.accounting.filters import GaussianFilter, RenyiFilter
 from mediffusion_core.privacy.ledger.ledger import Cap, Ledger, LedgerError, LedgerTip
 
 DELTA = 1e-5
@@ -253,7 +255,7 @@ def test_processes_at_once_take_turns_from_the_first_call_on(folder: Path) -> No
 
 
 def test_processes_at_once_cannot_pass_the_cap_together(folder: Path) -> None:
-    cap = Cap(epsilon([STEPS] * 3, DELTA), DELTA)
+    cap = Cap(cap_for([STEPS] * 3, DELTA), DELTA)
     assert sorted(entry.units for entry in at_once(folder, 2, cap).entries()) == [0, 0, 0, 6, 6, 6]
 
 
@@ -261,7 +263,7 @@ def test_processes_at_once_cannot_pass_the_cap_together(folder: Path) -> None:
 
 
 def test_units_past_the_cap_are_left_out_alone_and_are_not_charged(folder: Path) -> None:
-    cap = Cap(epsilon([STEPS] * 2, DELTA), DELTA)
+    cap = Cap(cap_for([STEPS] * 2, DELTA), DELTA)
     ledger = Ledger.open(folder, cap=cap)
     assert charged(ledger) == set(PATIENTS)
     assert charged(ledger, PATIENTS[:1]) == {PATIENTS[0]}
@@ -269,13 +271,79 @@ def test_units_past_the_cap_are_left_out_alone_and_are_not_charged(folder: Path)
     assert charged(ledger, (*PATIENTS, "a newcomer")) == {*PATIENTS[2:], "a newcomer"}
     assert charged(ledger) == set()
     assert [entry.units for entry in ledger.entries()] == [6, 1, 1, 5, 0]
-    assert ledger.worst(DELTA) == cap.max_epsilon
+    assert ledger.worst(DELTA) == epsilon([STEPS] * 2, DELTA) < cap.max_epsilon
 
 
 def test_a_charge_without_noise_exceeds_every_cap(folder: Path) -> None:
     ledger = Ledger.open(folder, cap=Cap(1e9, DELTA))
     assert not ledger.charge(PATIENTS, Charge(1.0, 0.0, 1), "joint", "run", 1)
     assert ledger.worst(DELTA) == 0
+
+
+def test_charges_that_exact_composition_would_allow_are_refused_by_the_filter(
+    folder: Path,
+) -> None:
+    """Which charges come next may depend on results of those before them."""
+    most = epsilon([STEPS] * 9, DELTA)
+    ledger = Ledger.open(folder, cap=Cap(most, DELTA))
+    times = [bool(charged(ledger)) for _ in range(10)]
+    assert times == sorted(times, reverse=True) and 6 < sum(times) < 9
+    assert RenyiFilter(most, DELTA).admits([STEPS] * sum(times))
+    assert not RenyiFilter(most, DELTA).admits([STEPS] * (sum(times) + 1))
+
+
+WHOLE = [Charge(1.0, 8.0, 2), Charge(1.0, 20.0, 9)]
+"""The charges of a run with steps of all units."""
+
+
+def run_whole(ledger: Ledger, units: tuple[str, ...], run: str) -> list[int]:
+    """Announces and charges such a run; the units of each entry."""
+    ledger.announce(WHOLE, run)
+    single = [Charge(c.sample_rate, c.noise_multiplier, 1) for c in WHOLE for _ in range(c.steps)]
+    return [
+        len(ledger.charge(units, cost, "joint", run, number)) for number, cost in enumerate(single)
+    ]
+
+
+def test_an_announced_run_passes_a_cap_that_equals_its_exact_composition(folder: Path) -> None:
+    cap = Cap(epsilon(WHOLE, DELTA), DELTA)
+    ledger = Ledger.open(folder, cap=cap)
+    assert run_whole(ledger, PATIENTS, "one") == [6] * 11
+    assert ledger.worst(DELTA) == cap.max_epsilon
+    assert not ledger.charge(PATIENTS, Charge(1.0, 20.0, 1), "joint", "one", 12)
+    assert ledger.entries()[0].stage == "announced" and ledger.entries()[0].units == 0
+
+
+def test_a_units_filter_is_chosen_before_its_first_charge(folder: Path) -> None:
+    """An adversary with a choice of filters passes the cap; `test_filters` computes by how much."""
+    cap = Cap(epsilon(WHOLE, DELTA), DELTA)
+    ledger = Ledger.open(folder, cap=cap)
+    small = Charge(0.001, 40.0, 1)
+    sampled, whole = PATIENTS[:3], PATIENTS[3:]
+    assert len(ledger.charge(sampled, small, "joint", "before", 1)) == 3
+    # Those with a charge from before stay with the Rényi filter, which is spent earlier.
+    each = run_whole(ledger, PATIENTS, "one")
+    assert each[0] == 6 and each[-1] == 3
+    # Those whose first charge was announced take no sampled step, however much is left.
+    begun = Ledger.open(folder.with_name("other"), cap=cap)
+    begun.announce(WHOLE, "one")
+    assert len(begun.charge(whole, WHOLE[0], "census", "one", 0)) == 3
+    assert not begun.charge(whole, small, "joint", "another", 1)
+    assert len(begun.charge(whole, Charge(1.0, 40.0, 1), "joint", "another", 1)) == 3
+    # An announcement comes too late for units that the run has charged.
+    assert len(begun.charge(sampled, small, "joint", "late", 1)) == 3
+    begun.announce(WHOLE, "late")
+    assert len(begun.charge(sampled, small, "joint", "late", 2)) == 3
+
+
+def test_a_run_that_the_filter_admits_needs_no_announcement(folder: Path) -> None:
+    for cap in (None, Cap(cap_for(WHOLE, DELTA), DELTA)):
+        ledger = Ledger.open(folder, cap=cap)
+        ledger.announce(WHOLE, "one")
+        assert not ledger.entries()
+    assert run_whole(ledger, PATIENTS, "one") == [6] * 11
+    assert not GaussianFilter(1e9, DELTA).admits([STEPS])
+    assert len(ledger.charge(PATIENTS[:1], Charge(0.001, 40.0, 1), "joint", "two", 1)) == 0
 
 
 @settings(max_examples=40)
@@ -292,10 +360,11 @@ def test_whether_a_unit_is_left_out_depends_on_its_own_charges_alone(
 ) -> None:
     """The condition of the individual filter (arXiv 2008.11193)."""
     own: dict[str, list[Charge]] = {unit: [] for unit in PATIENTS}
+    budget = RenyiFilter(most, DELTA)
     with TemporaryDirectory() as place:
         ledger = Ledger.open(Path(place, "ledger"), cap=Cap(most, DELTA))
         for number, (units, cost) in enumerate(pattern):
-            expected = {unit for unit in units if within([*own[unit], cost], most, DELTA)}
+            expected = {unit for unit in units if budget.admits([*own[unit], cost])}
             assert ledger.charge(sorted(units), cost, "joint", "run", number) == expected
             for unit in expected:
                 own[unit].append(cost)

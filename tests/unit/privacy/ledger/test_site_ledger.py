@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.caps import cap_for
 from helpers.messages import sent
 from PIL import Image
 
@@ -54,7 +55,7 @@ def counted(overrides: Sequence[str], site: int) -> bool:
 def test_a_patient_keeps_its_charges_where_another_seed_deals_it_to_another_site(
     images: list[str], tmp_path: Path
 ) -> None:
-    cap = epsilon([COUNT] * 2, DELTA)
+    cap = cap_for([COUNT] * 2, DELTA)
     kept = [f"privacy.ledger='{tmp_path / 'ledgers'}'", f"privacy.max_epsilon={cap}"]
     dealt: Counter[str] = Counter()
     moved: dict[str, set[int]] = {}
@@ -70,7 +71,7 @@ def test_a_patient_keeps_its_charges_where_another_seed_deals_it_to_another_site
     assert any(dealt[one] > 2 and len(sites) > 1 for one, sites in moved.items())
     [place] = [path.parent for path in (tmp_path / "ledgers").rglob("ledger.sqlite")]
     ledger = Ledger.open(place, begin=False)
-    assert place.name == ALL_SITES and ledger.worst(DELTA) == cap
+    assert place.name == ALL_SITES and ledger.worst(DELTA) < cap
     for patient, times in dealt.items():
         assert ledger.spent([patient], DELTA) == epsilon([COUNT] * min(times, 2), DELTA)
     runs = [entry.run for entry in ledger.entries()]
