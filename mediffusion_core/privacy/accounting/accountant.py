@@ -27,6 +27,8 @@ RDP_ORDERS = (
 )
 GRID = 50_000
 """Grid points of the PLD accountant for losses from 0 to ε; larger losses have more."""
+GRID_STEPS = 20_000
+"""Steps from which on the grid is finer, by the root: each step rounds its losses anew."""
 STEP_GRID = 100_000
 """Most grid points for the losses of one step, which may be far larger than ε. The error of ε falls
 with the square of their distance (arXiv 2207.04380)."""
@@ -191,7 +193,8 @@ def _pld_epsilon(parts: Parts, delta: float) -> float:
     if delta < MIN_DELTA or about > LARGEST_EPSILON:
         return math.inf
     # Powers of 2, so that nearly equal compositions share their steps' distributions.
-    coarsest = max(about / GRID, *(_largest_loss(part) / STEP_GRID for part in parts))
+    finer = max(1.0, math.sqrt(sum(part.steps for part in parts) / GRID_STEPS))
+    coarsest = max(about / (GRID * finer), *(_largest_loss(part) / STEP_GRID for part in parts))
     interval = 2.0 ** math.ceil(math.log2(coarsest))
     return max(0.0, float(_losses(parts, interval).get_epsilon_for_delta(delta)))
 

@@ -117,6 +117,8 @@ def test_the_tighter_accountant_is_reported(charge: Charge) -> None:
         (Charge(0.01, 0.6, 20_000), 35.209),
         (Charge(0.004, 0.5, 50_000), 41.191),
         (Charge(0.001, 20.0, 100_000), 0.0453),
+        (Charge(0.001, 0.5, 1_000_000), 52.341),
+        (Charge(0.01, 1.0, 1_000_000), 139.035),
     ],
 )
 def test_long_compositions_are_bounded_tightly(charge: Charge, finer: float) -> None:
