@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
+from mediffusion_core.common.hash_chain import Tip
 from mediffusion_core.messaging.protocol import (
     AUTOENCODER,
     AUTOENCODING,
@@ -49,7 +50,7 @@ def save_state(state: RunState, folder: RunFolder, settings: Settings, stage: st
         "selection": asdict(state.selection) if state.selection else None,
         "judged": state.evaluated,
         "census": state.census,
-        "noised_means": state.noised_means,
+        "noised_means": str(state.noised_means) if state.noised_means else None,
         "seconds": state.seconds,
     }
     save_checkpoint(folder.checkpoints, state.saved, stage, rounds, stored(state), values)
@@ -113,7 +114,8 @@ def _restored(
     restored.evaluated = values["judged"]
     restored.census = values["census"]
     restored.saved = number
-    restored.noised_means = values.get("noised_means", 0)
+    tip = values.get("noised_means")
+    restored.noised_means = Tip.parse(tip) if tip else None
     restored.seconds = values["seconds"]
     return restored
 

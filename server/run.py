@@ -81,7 +81,7 @@ class FederatedRun:
     def execute(self) -> dict[str, Any]:
         """Runs the remaining rounds, and returns the figures of the selected model."""
         refuse_dear_validation(self._settings)
-        self._strategy.refuse_fewer(self._state.noised_means)
+        self._strategy.must_extend(self._state.noised_means)
         self._evaluation.put_back(self._state)
         self._take_census()
         while self._state.autoencoder_rounds < self._settings.autoencoder_rounds:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mediffusion_core.common.hash_chain import Tip
 from mediffusion_core.common.hashing import derive_seed
 from mediffusion_core.inference.joint_model import (
     TrainedModel,
@@ -51,7 +52,7 @@ class RunState:
         selection: The selected model; None before the first evaluation of a trained one.
         evaluated: The joint round of the newest evaluation; -1 before the first.
         saved: The number of the newest checkpoint.
-        noised_means: Those of client-level privacy.
+        noised_means: Tip of the record of those of client-level privacy.
         seconds: How long the run has taken.
     """
 
@@ -68,7 +69,7 @@ class RunState:
     selection: Selection | None = None
     evaluated: int = -1
     saved: int = 0
-    noised_means: int = 0
+    noised_means: Tip | None = None
     seconds: float = 0.0
 
     def shared(self, names: Iterable[str]) -> dict[str, StateDict]:

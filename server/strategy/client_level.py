@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mediffusion_core.common.errors import UserError
 from mediffusion_core.common.files import sync
-from mediffusion_core.common.hashing import fingerprint
+from mediffusion_core.common.hash_chain import Tip, first_digest, next_digest, read_tip, write_tip
 from mediffusion_core.messaging.protocol import WEIGHTED_BY
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
 from mediffusion_core.privacy.dp_sgd.randomness import normal
@@ -34,9 +34,11 @@ from server.strategy.gathering import Aggregated
 
 StateDict = Mapping[str, Tensor]
 
-FILE = "client_level.jsonl"
-"""In the run's folder: a line for each noised mean, written before there is one. Each has a digest
-over its text and the digest before it, so that a line that is removed or changed shows."""
+FILE, TIP = "client_level.jsonl", "client_level.tip"
+"""In the run's folder: a line for each noised mean, written before there is one, in a chain of
+digests as the ledger's; and the number and last digest of the lines. Each checkpoint has that tip
+too. So a record shows that is removed, changed, cut off or an older copy. The chain has no key."""
+EMPTY = first_digest("fed-mediffusion noised means 1")
 
 
 class ClientLevelPrivacy:
@@ -48,7 +50,8 @@ class ClientLevelPrivacy:
         self._noise, self._bound = settings.noise_multiplier, settings.max_update_norm
         self._delta = settings.target_delta
         self._participants = participants
-        self._path = folder / FILE
+        self._path, self._tip_path = folder / FILE, folder / TIP
+        self._seen: Tip | None = None
 
     def gather(self, stage: str, round_number: int, sent: Mapping[str, StateDict]) -> "NoisedMeans":
         """The sums of one round, for its noised means.
@@ -63,8 +66,12 @@ class ClientLevelPrivacy:
         return NoisedMeans(sent, self._bound, deviation, self._participants, charge)
 
     def spent(self) -> dict[str, Any]:
-        """The privacy cost of the run for a site so far: ε at δ, and the number of noised means."""
-        rounds = self.counted()
+        """The privacy cost of the run for a site so far: ε at δ, and the number of noised means.
+
+        Raises:
+            UserError: as `tip`.
+        """
+        rounds = self.tip().count
         charges = [Charge(1.0, self._noise, rounds)] if rounds else []
         return {
             "epsilon": epsilon(charges, self._delta),
@@ -73,54 +80,85 @@ class ClientLevelPrivacy:
             "rounds": rounds,
         }
 
-    def counted(self) -> int:
-        """How many noised means there were.
+    def tip(self) -> Tip:
+        """How many noised means there were, and the last digest of their chain.
 
         Raises:
-            UserError: if the file has other lines than this run wrote.
+            UserError: if the record has other lines than this run wrote, or fewer than its tip.
         """
-        return self._read()[0]
+        digests = self._digests()
+        self._seen = Tip(len(digests) - 1, digests[-1])
+        return self._seen
 
-    def refuse_fewer(self, counted: int) -> None:
-        """Refuses a file from which noised means are missing.
-
-        Args:
-            counted: How many there were at least, as the run's checkpoint has it.
+    def must_extend(self, tip: Tip) -> None:
+        """Refuses a record that does not contain a tip kept elsewhere, such as a checkpoint's.
 
         Raises:
-            UserError: if there are fewer.
+            UserError: if it has fewer noised means, or others; and as `tip`.
         """
-        if (found := self.counted()) < counted:
-            raise UserError(
-                f"{self._path} has {found} noised means and the checkpoint {counted}: ε would be "
-                "stated too small; put the file back"
-            )
+        self._refuse_unless_extends(self._digests(), tip, "the checkpoint")
 
-    def _read(self) -> tuple[int, str]:
-        """The number of lines, and the digest of the last whole one."""
+    def _digests(self) -> list[str]:
+        """The chain: the digest of no line, then the one after each line."""
+        digests = [EMPTY]
         lines = self._path.read_text().split() if self._path.exists() else []
-        digest = ""
         for number, text in enumerate(lines, start=1):
             try:
                 line = json.loads(text)
-                given, expected = line.pop("digest"), fingerprint(before=digest, **line)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # cut short by a kill: it counts, and no digest follows from it
+                given, expected = line["digest"], _link(digests[-1], line["stage"], line["round"])
+            except (ValueError, KeyError, TypeError):
+                digests.append(digests[-1])  # cut short by a kill: it counts, and has no digest
+                continue
             if given != expected:
                 raise UserError(f"{self._path}: line {number} is not what this run wrote")
-            digest = expected
-        return len(lines), digest
+            digests.append(expected)
+        kept = self._kept_tip()
+        if kept is None and lines:
+            raise UserError(f"{self._tip_path} is gone, the tip of {self._path.name}; put it back")
+        self._refuse_unless_extends(digests, kept, self._tip_path.name)
+        self._refuse_unless_extends(digests, self._seen, "this process")
+        return digests
+
+    def _kept_tip(self) -> Tip | None:
+        try:
+            return read_tip(self._tip_path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._tip_path} cannot be read ({error})") from None
+
+    def _refuse_unless_extends(self, digests: list[str], tip: Tip | None, whose: str) -> None:
+        if tip is None:
+            return
+        if (found := len(digests) - 1) < tip.count:
+            raise UserError(
+                f"{self._path} has {found} noised means and {whose} {tip.count}: ε would be "
+                "stated too small; put the file back"
+            )
+        if digests[tip.count] != tip.digest:
+            raise UserError(
+                f"{self._path}: noised mean {tip.count} is another one in {whose}; put the file "
+                "back"
+            )
 
     def _charge(self, stage: str, round_number: int) -> None:
-        entry = {"stage": stage, "round": round_number}
-        chained = {**entry, "digest": fingerprint(before=self._read()[1], **entry)}
-        line = json.dumps(chained, separators=(",", ":"))
+        """Writes the line, then the tip: as the ledger's, the record may be ahead of its tip."""
+        before = self.tip()
+        if not before.count:
+            write_tip(self._tip_path, before)
+        digest = _link(before.digest, stage, round_number)
+        entry = {"stage": stage, "round": round_number, "digest": digest}
+        line = json.dumps(entry, separators=(",", ":"))
         with self._path.open("a", encoding="utf-8") as file:
             # Begins its own line: one that was cut short by a kill counts as another one.
             file.write(f"\n{line}")
             file.flush()
             os.fsync(file.fileno())
         sync(self._path.parent)
+        self._seen = Tip(before.count + 1, digest)
+        write_tip(self._tip_path, self._seen)
+
+
+def _link(before: str, stage: str, round_number: int) -> str:
+    return next_digest(before, [stage, round_number])
 
 
 class NoisedMeans:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mediffusion_core.common.hash_chain import Tip
 from mediffusion_core.settings import Settings
 from server.state import RunState
 from server.strategy.aggregation import moving_average
@@ -98,18 +99,18 @@ class Strategy:
                 average, state.weights[name], self._federation.ema_decay, round_number
             )
 
-    def noised_means(self) -> int:
-        """How many noised means there were; 0 without client-level privacy."""
-        return self._client_level.counted() if self._client_level else 0
+    def noised_means(self) -> Tip | None:
+        """The tip of the record of noised means; None without client-level privacy."""
+        return self._client_level.tip() if self._client_level else None
 
-    def refuse_fewer(self, noised_means: int) -> None:
-        """Refuses to continue a run whose record of noised means lacks some.
+    def must_extend(self, noised_means: Tip | None) -> None:
+        """Refuses to continue a run whose record of noised means does not contain a tip.
 
         Raises:
-            UserError: if there are fewer than the checkpoint has.
+            UserError: if it has fewer than the checkpoint, or others.
         """
-        if self._client_level:
-            self._client_level.refuse_fewer(noised_means)
+        if self._client_level and noised_means:
+            self._client_level.must_extend(noised_means)
 
     def spent(self) -> dict[str, Any] | None:
         """The cost of client-level privacy so far; None without it."""

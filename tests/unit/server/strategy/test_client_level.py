@@ -1,5 +1,6 @@
 """The server's noise that hides a whole site, its cost, and settings that exclude it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mediffusion_core.messaging.protocol import AUTOENCODER, HEAD, HEAD_MOMENTS,
 from mediffusion_core.privacy.accounting.accountant import Charge, epsilon
 from mediffusion_core.settings import ClientLevelSettings
 from server.messages import Reply
-from server.strategy.client_level import FILE, ClientLevelPrivacy
+from server.strategy.client_level import FILE, TIP, ClientLevelPrivacy
 from unit.server.test_run import short_run
 
 NO_NOISE = 1e-12
@@ -130,10 +131,74 @@ def test_a_record_that_was_cut_off_is_refused_by_the_checkpoint(tmp_path: Path) 
     hidden = privacy(tmp_path, noise=4.0)
     for number in (1, 2):
         means(hidden, [], number=number)
-    hidden.refuse_fewer(2)
-    (tmp_path / FILE).write_text((tmp_path / FILE).read_text().split()[0])
+    at_the_checkpoint = hidden.tip()
+    hidden.must_extend(at_the_checkpoint)
+    older = roll_back(tmp_path, 1)
+    with pytest.raises(UserError, match=r"1 noised means and client_level\.tip 2"):
+        privacy(tmp_path, noise=4.0).tip()
+    (tmp_path / TIP).write_text(older)
+    with pytest.raises(UserError, match="1 noised means and this process 2"):
+        means(hidden, [], number=2)
+    again = privacy(tmp_path, noise=4.0)
     with pytest.raises(UserError, match="1 noised means and the checkpoint 2"):
-        privacy(tmp_path, noise=4.0).refuse_fewer(2)
+        again.must_extend(at_the_checkpoint)
+    # As many as the checkpoint has, but others: rolled back and made anew.
+    means(again, [], number=3)
+    with pytest.raises(UserError, match="noised mean 2 is another one in the checkpoint"):
+        again.must_extend(at_the_checkpoint)
+
+
+def roll_back(folder: Path, count: int) -> str:
+    """Cuts the record to its first lines; returns the tip that it had then."""
+    lines = (folder / FILE).read_text().split()[:count]
+    (folder / FILE).write_text("\n".join(lines))
+    return f"{count}:{json.loads(lines[-1])['digest']}\n"
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_record_that_was_removed_is_refused(tmp_path: Path, checkpoint: bool) -> None:
+    hidden = privacy(tmp_path, noise=4.0)
+    means(hidden, [])
+    tip = hidden.tip()
+    (tmp_path / FILE).unlink()
+    if checkpoint:  # and its tip with it
+        (tmp_path / TIP).unlink()
+    with pytest.raises(UserError, match=r"0 noised means and .* 1: ε would be stated too small"):
+        privacy(tmp_path, noise=4.0).must_extend(tip)
+    if not checkpoint:  # a run that has none yet
+        with pytest.raises(UserError, match=r"0 noised means and client_level\.tip 1"):
+            privacy(tmp_path, noise=4.0).gather("joint", 1, SENT).aggregated()
+
+
+@pytest.mark.parametrize("change", ["removed", "damaged", "ahead"])
+def test_a_changed_tip_is_refused(tmp_path: Path, change: str) -> None:
+    means(privacy(tmp_path, noise=4.0), [])
+    place = tmp_path / TIP
+    if change == "removed":
+        place.unlink()
+    else:
+        place.write_text("1" if change == "damaged" else f"2:{'0' * 64}")
+    reason = {"removed": "is gone", "damaged": "cannot be read", "ahead": "tip 2: ε would be"}
+    with pytest.raises(UserError, match=reason[change]) as caught:
+        privacy(tmp_path, noise=4.0).spent()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["before the line", "in the line", "before the tip"])
+def test_a_kill_while_a_mean_is_counted_is_survived(tmp_path: Path, place: str) -> None:
+    hidden = privacy(tmp_path, noise=4.0)
+    means(hidden, [])
+    kept = (tmp_path / TIP).read_text()
+    if place != "before the line":
+        means(hidden, [], number=2)
+        (tmp_path / TIP).write_text(kept)
+    if place == "in the line":
+        (tmp_path / FILE).write_text((tmp_path / FILE).read_text()[:-9])
+    again = privacy(tmp_path, noise=4.0)
+    assert again.tip().count == (1 if place == "before the line" else 2)
+    means(again, [], number=2)
+    assert privacy(tmp_path, noise=4.0).tip() == again.tip()
+    assert (tmp_path / TIP).read_text() == f"{again.tip()}\n"
 
 
 def test_a_run_shows_a_site_in_noised_means_alone(
@@ -158,9 +223,8 @@ def test_a_run_shows_a_site_in_noised_means_alone(
         for name, value in first[AUTOENCODER].items()
     )
     assert moved > 0.5  # the noise's deviation is 1, far more than a step of training
-    lines = (folder.path / FILE).read_text().split()
-    assert len(lines) == 2
-    (folder.path / FILE).write_text(lines[0])
+    assert len((folder.path / FILE).read_text().split()) == 2
+    (folder.path / TIP).write_text(roll_back(folder.path, 1))
     resumed, *_ = short_run(shortest, tmp_path, noise, resumed=True)
     with pytest.raises(UserError, match="1 noised means and the checkpoint 2"):
         resumed.execute()
