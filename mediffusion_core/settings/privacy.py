@@ -45,8 +45,8 @@ class PrivacySettings(StrictModel):
     """Noise multiplier σ, above 0: the noise's standard deviation over `max_grad_norm`. None: from
     `target_epsilon`."""
     target_epsilon: Positive | None = None
-    """Largest ε of the planned rounds of a run, above 0; each site computes the smallest σ for it.
-    None: from `noise_multiplier`."""
+    """Largest ε of the planned rounds of a run, above 0; each site computes the smallest σ that its
+    filter admits for it. None: from `noise_multiplier`."""
     target_delta: Annotated[float, Field(gt=0.0, lt=0.1)] = 1e-5
     """The δ of ε, above 0 and at most 1/(10 n) for n units at a site."""
     unit: Literal["image", "lesion", "patient"] = "patient"
