@@ -62,8 +62,8 @@ class PrivacySettings(StrictModel):
     clipping: Literal["flat", "per_layer"] = "flat"
     """Whether a unit's whole gradient is clipped, or that of each layer."""
     grad_sample_mode: Literal["hooks", "ghost"] = "hooks"
-    """How gradients are clipped: hooks keeps each unit's gradient, ghost its norm alone, which is
-    faster and needs less memory."""
+    """Rows of a unit: hooks gives each loss rows of its own, ghost one row to both losses of the
+    joint stage, which is faster."""
     noise_multiplicity: Count = 1
     """Rows of a unit in a step, averaged before they are clipped (arXiv 2210.09929), at least 1."""
     release_noise: Positive = 8.0
@@ -123,17 +123,10 @@ class PrivacySettings(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _ghost_clipping_fits(self) -> Self:
-        if self.grad_sample_mode != "ghost":
-            return self
-        if self.clipping == "per_layer":
+    def _one_row_is_one(self) -> Self:
+        if self.grad_sample_mode == "ghost" and self.noise_multiplicity > 1:
             raise ValueError(
-                "privacy.grad_sample_mode=ghost holds no gradient of a unit that could be clipped "
-                "by layers; privacy.clipping=per_layer needs privacy.grad_sample_mode=hooks"
-            )
-        if self.noise_multiplicity > 1:
-            raise ValueError(
-                "privacy.grad_sample_mode=ghost clips each row alone; privacy.noise_multiplicity="
+                "privacy.grad_sample_mode=ghost has one row of a unit; privacy.noise_multiplicity="
                 f"{self.noise_multiplicity} needs privacy.grad_sample_mode=hooks"
             )
         return self

@@ -24,7 +24,7 @@ from mediffusion_core.diffusion.process import DiffusionProcess
 from mediffusion_core.inference.joint_model import build_joint
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
 from mediffusion_core.privacy.dp_sgd.noise import Mechanism, private_gradients
-from mediffusion_core.privacy.dp_sgd.per_sample_clipping import Mode, PerSampleGradients
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import PerSampleGradients
 from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex
 from mediffusion_core.settings import Settings
@@ -35,7 +35,7 @@ PHYSICAL = {"hooks": 16, "ghost": 64}  # more gain hooks nothing; ghost norms ta
 SIDES = ("plain", *PHYSICAL)
 
 
-def private(settings: Settings, mode: Mode) -> Callable[[], None]:
+def private(settings: Settings, mode: str) -> Callable[[], None]:
     """STEPS private steps of the joint stage as a site makes them; no check before them."""
     torch.manual_seed(0)
     model = build_joint(settings, CLASSES).train()
@@ -51,7 +51,7 @@ def private(settings: Settings, mode: Mode) -> Callable[[], None]:
     weights = (training.diffusion_weight, training.classification_weight)
     losses = UnitLosses(model, weights, multi_label=True)
     single = mode == "ghost"
-    gradients = PerSampleGradients(model, losses.single if single else losses.joint, mode)
+    gradients = PerSampleGradients(model, losses.single if single else losses.joint)
     mechanism = Mechanism(BATCH / IMAGES, 1.0, 1.0, BATCH, PHYSICAL[mode])
 
     def run() -> None:

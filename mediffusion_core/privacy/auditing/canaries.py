@@ -67,8 +67,8 @@ class AuditedRound(PrivateRound):
         """As `PrivateRound.gradients`, with canaries.
 
         Raises:
-            UserError: for ghost clipping, which needs every unit in every layer, and for clipping
-                by layers, which leaves one layer of many a small part of the bound.
+            UserError: for other settings than `grad_sample_mode=hooks` and `clipping=flat`.
+                Clipping by layers leaves one layer of many a small part of the bound.
         """
         if self.privacy.grad_sample_mode == "ghost" or self.privacy.clipping == "per_layer":
             raise UserError(

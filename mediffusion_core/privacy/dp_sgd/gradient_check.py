@@ -11,8 +11,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mediffusion_core.privacy.dp_sgd.ghost_norms import lengths
-from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, B, PerSampleGradients
+from mediffusion_core.privacy.dp_sgd.layer_gradients import lengths
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import (
+    TOLERANCE,
+    B,
+    PerSampleGradients,
+    whole_norms,
+)
 
 SYNTHETIC_UNITS, SYNTHETIC_BATCHES = 3, 3
 """Random units per batch, and batches, on which a site checks its gradients."""
@@ -62,42 +67,36 @@ def check_gradients(gradients: PerSampleGradients[B], batch: B, others: Iterable
     decisive = errors[1:] or errors
     if not all(error <= TOLERANCE for error in decisive):  # also if one is NaN
         raise WrongGradientError(
-            f"per-sample gradients of {type(gradients.module).__name__} in mode {gradients.mode} "
-            f"are off by {', '.join(f'{error:.1e}' for error in errors)}, allowed are "
-            f"{TOLERANCE:.0e}: clipping would not bound them; this network cannot be trained "
-            "privately with these versions of PyTorch and Opacus"
+            f"per-sample gradients of {type(gradients.module).__name__} are off by "
+            f"{', '.join(f'{error:.1e}' for error in errors)}, allowed are {TOLERANCE:.0e}: "
+            "clipping would not bound them; this network cannot be trained privately with these "
+            "versions of PyTorch and Opacus"
         )
     return max(decisive)
 
 
 def _largest_error(gradients: PerSampleGradients[B], batch: B) -> float:
-    """The largest error of a unit's whole gradient vector, relative to the vector's length.
+    """The largest error of a unit's norm and of the clipped sum, relative to their lengths.
 
-    Single parameters are no measure: the true gradient of attention's `to_k.bias` is 0. Mode
-    `ghost` holds no per-sample gradients, so norms and the clipped sum are compared.
+    Single parameters are no measure: the true gradient of attention's `to_k.bias` is 0.
     """
     with _without_dropout(gradients.module):
-        truth = torch.stack(
-            [
-                _vector(gradients.without_hooks(batch.take(one)))
-                for one in torch.arange(len(batch)).split(1)
-            ]
-        )  # (n, P)
-        norms = lengths(truth)  # (n,)
+        alone = [
+            gradients.by_autograd(batch.take(one)) for one in torch.arange(len(batch)).split(1)
+        ]
+        truth = {name: torch.stack([one[name] for one in alone]) for name in gradients.parameters}
+        by_parameter = {name: lengths(samples) for name, samples in truth.items()}
+        norms = whole_norms(by_parameter)  # (n,)
         # A unit without a loss has gradient 0; its error is relative to the longest gradient.
         scale = norms.clamp(min=1e-3 * float(norms.max()) + 1e-30)
-        if gradients.mode == "hooks":
-            samples = gradients.samples(batch)
-            found = torch.cat([one.flatten(1) for one in samples.values()], dim=1)  # (n, P)
-            errors = lengths(found - truth) / scale
-        else:
-            errors = (gradients.norms(batch) - norms).abs() / scale
-            clipped = _vector(gradients.clipped_sum(batch))
-            shares = (gradients.bound / norms.clamp(min=1e-30)).clamp(max=1)
-            expected = torch.einsum("n,np->p", shares.float(), truth)
-            whole = lengths((clipped - expected)[None]) / lengths(expected[None]).clamp(min=1e-30)
-            errors = torch.cat([errors, whole])
-    return float(errors.max())
+        errors = (gradients.norms(batch) - norms).abs() / scale
+        clipped = _vector(gradients.clipped_sum(batch))
+        factors = gradients.factors(by_parameter)
+        expected = _vector(
+            {name: torch.einsum("n,n...->...", factors[name], truth[name]) for name in truth}
+        )
+        whole = lengths((clipped - expected)[None]) / lengths(expected[None]).clamp(min=1e-30)
+    return float(torch.cat([errors, whole]).max())
 
 
 def _vector(by_parameter: Mapping[str, Tensor]) -> Tensor:

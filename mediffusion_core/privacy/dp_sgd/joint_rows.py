@@ -130,7 +130,7 @@ class UnitRows:
         )
 
     def single(self, step: int, units: Tensor) -> SingleRows:
-        """Draws one row of each unit (n,), since ghost clipping clips every row by itself.
+        """Draws one row of each unit (n,), which serves both losses.
 
         A labelled unit gets a noise level of classification, mostly t = 0, with probability 1/2.
         All other rows get any level. A label counts at every level within the bound.

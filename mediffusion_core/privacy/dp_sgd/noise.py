@@ -46,7 +46,7 @@ def private_gradients(
     sums = clipped_sums(gradients, draw, units, mechanism.physical_batch_size)
     deviation = mechanism.noise_multiplier * mechanism.max_grad_norm
     for name, parameter in gradients.parameters.items():
-        noised = normal(parameter.shape).mul_(deviation).add_(sums[name].cpu())
+        noised = normal(parameter.shape).mul_(deviation).add_(sums.pop(name).cpu())
         noised.div_(mechanism.expected_units)
         parameter.grad = noised.to(parameter.device, parameter.dtype)
 
@@ -58,8 +58,12 @@ def clipped_sums(
     physical_batch_size: int,
 ) -> dict[str, torch.Tensor]:
     """Σ clip(g_i) over units (n,), by parameter, without noise."""
-    sums = {name: torch.zeros_like(p) for name, p in gradients.parameters.items()}
-    for part in units.split(physical_batch_size) if len(units) else ():
+    if not len(units):
+        return {name: torch.zeros_like(p) for name, p in gradients.parameters.items()}
+    # Equal parts: a last part of few units would cost as much overhead as a full one.
+    first, *others = units.tensor_split(-(-len(units) // physical_batch_size))
+    sums = gradients.clipped_sum(draw(first))
+    for part in others:
         for name, clipped in gradients.clipped_sum(draw(part)).items():
             sums[name] += clipped
     return sums

@@ -44,9 +44,7 @@ class PrivateRound:
     def gradients(self, module: nn.Module, losses: Losses[B]) -> PerSampleGradients[B]:
         """Clipped per-sample gradients of a network in training mode, as the settings say."""
         privacy = self.privacy
-        return PerSampleGradients(
-            module, losses, privacy.grad_sample_mode, privacy.clipping, privacy.max_grad_norm
-        )
+        return PerSampleGradients(module, losses, privacy.clipping, privacy.max_grad_norm)
 
     def streams(self) -> UnitStreams:
         """The units' streams under a new secret of the operating system."""

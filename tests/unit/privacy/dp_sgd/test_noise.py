@@ -72,9 +72,7 @@ def stepped(
     network = Plain().train()
     inputs = torch.eye(3).repeat(4, 1)[:num_units]
     mechanism = Mechanism(rate, noise, bound, 10.0, physical)
-    with PerSampleGradients(
-        network, lambda rows: network(rows.inputs), "hooks", "flat", bound
-    ) as gradients:
+    with PerSampleGradients(network, lambda rows: network(rows.inputs), "flat", bound) as gradients:
         private_gradients(gradients, lambda units: Rows(inputs[units]), mechanism, num_units)
     assert network.layer.weight.grad is not None
     return network.layer.weight.grad.flatten()
@@ -177,6 +175,7 @@ def trained(privacy: PrivacySettings, noise: float, steps: int = 2, **changes: o
         {},
         {"mode": "ghost"},
         {"clipping": "per_layer"},
+        {"mode": "ghost", "clipping": "per_layer"},
         {"noise_multiplicity": 3},
     ],
 )

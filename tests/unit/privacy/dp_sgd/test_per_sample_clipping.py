@@ -1,5 +1,6 @@
 """Per-sample gradients against looped autograd, and the clipping that rests on them."""
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -9,14 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mediffusion_core.common.errors import UserError
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.models import Autoencoder, JointUNet
 from mediffusion_core.privacy.dp_sgd.autoencoder_rows import draw_rows, unit_losses
-from mediffusion_core.privacy.dp_sgd.ghost_norms import BLOCK, convolution_norms, lengths
 from mediffusion_core.privacy.dp_sgd.gradient_check import WrongGradientError, check_gradients
 from mediffusion_core.privacy.dp_sgd.joint_rows import UnitLosses, UnitRows
-from mediffusion_core.privacy.dp_sgd.per_sample_clipping import TOLERANCE, PerSampleGradients
+from mediffusion_core.privacy.dp_sgd.layer_gradients import (
+    BLOCK,
+    Factored,
+    HeldWeight,
+    LayerGradients,
+    Window,
+    as_maps,
+    gradients_of,
+    lengths,
+)
+from mediffusion_core.privacy.dp_sgd.per_sample_clipping import (
+    TOLERANCE,
+    PerSampleGradients,
+    _Record,
+)
 from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex, numbered
 from mediffusion_core.settings import (
@@ -61,10 +74,9 @@ def latent_rows(memory: torch.memory_format = torch.contiguous_format) -> UnitRo
     )
 
 
-def joint_gradients(network: JointUNet, mode: str, guard: bool = True) -> PerSampleGradients:
+def joint_gradients(network: JointUNet, mode: str) -> PerSampleGradients:
     losses = UnitLosses(network, WEIGHTS, multi_label=False)
-    called = losses.joint if mode == "hooks" else losses.single
-    return PerSampleGradients(network, called, mode, guard=guard)
+    return PerSampleGradients(network, losses.joint if mode == "hooks" else losses.single)
 
 
 def joint_batch(mode: str, multiplicity: int = 1, memory=torch.contiguous_format):
@@ -73,9 +85,7 @@ def joint_batch(mode: str, multiplicity: int = 1, memory=torch.contiguous_format
     return rows.joint(1, units, multiplicity, WEIGHTS) if mode == "hooks" else rows.single(1, units)
 
 
-def autoencoder_gradients(
-    mode: str, multiplicity: int, memory: torch.memory_format, guard: bool = True
-):
+def autoencoder_gradients(multiplicity: int, memory: torch.memory_format):
     torch.manual_seed(0)
     shape = AutoencoderSettings(
         channels=(8, 16), layers_per_block=1, latent_channels=2, norm_groups=8, attention=True
@@ -88,10 +98,7 @@ def autoencoder_gradients(
     batch = draw_rows(
         images, index, torch.arange(4), multiplicity, (2, 8, 8), UnitStreams("abcd", b"secret"), 1
     )
-    gradients = PerSampleGradients(
-        network, lambda rows: unit_losses(network, training, rows), mode, guard=guard
-    )
-    return gradients, batch
+    return PerSampleGradients(network, lambda rows: unit_losses(network, training, rows)), batch
 
 
 MEMORY = [torch.contiguous_format, torch.channels_last]
@@ -107,43 +114,53 @@ def test_per_sample_gradients_of_the_joint_unet_are_those_of_autograd(
 
 
 @pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize(("mode", "multiplicity"), [("hooks", 1), ("hooks", 2), ("ghost", 1)])
+@pytest.mark.parametrize("multiplicity", [1, 2])
 def test_per_sample_gradients_of_the_autoencoder_are_those_of_autograd(
-    mode: str, multiplicity: int, memory: torch.memory_format
+    multiplicity: int, memory: torch.memory_format
 ) -> None:
-    gradients, batch = autoencoder_gradients(mode, multiplicity, memory)
+    gradients, batch = autoencoder_gradients(multiplicity, memory)
     with gradients:
         assert check_gradients(gradients, batch) <= 1e-4
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
-def test_per_sample_gradient_check_catches_the_channels_last_fault_without_the_guard(
-    mode: str,
+def test_per_sample_gradient_check_catches_the_channels_last_fault_of_opacus(
+    mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Diffusers' attention leaves channels-last activations behind, whatever it was given."""
-    message = f"JointUNet in mode {mode} are off by"
-    joint = joint_gradients(joint_network(), mode, guard=False)
-    with joint, pytest.raises(WrongGradientError, match=message):
+    own = Window.of
+    monkeypatch.setattr(
+        Window, "of", lambda layer: None if isinstance(layer, nn.Conv2d) else own(layer)
+    )
+    with joint_gradients(joint_network(), mode) as gradients:
+        assert check_gradients(gradients, joint_batch(mode)) <= 1e-4
+    monkeypatch.setattr(Tensor, "contiguous", lambda given: given)
+    joint = joint_gradients(joint_network(), mode)
+    with joint, pytest.raises(WrongGradientError, match="JointUNet are off by"):
         check_gradients(joint, joint_batch(mode), [joint_batch(mode)] * 2)
-    gradients, batch = autoencoder_gradients(mode, 1, torch.contiguous_format, guard=False)
+    gradients, batch = autoencoder_gradients(1, torch.contiguous_format)
     with gradients, pytest.raises(WrongGradientError):
         check_gradients(gradients, batch)
 
 
 class Plain(nn.Module):
-    """One linear layer, for which the gradient of each unit has a closed form."""
+    """One linear layer, for which the gradient of each unit has a closed form.
 
-    def __init__(self, width: int = 3) -> None:
+    Every output has the gradient x / √O, so a unit's whole gradient is as long as its input x.
+    """
+
+    def __init__(self, width: int = 3, outputs: int = 1) -> None:
         super().__init__()
-        self.layer = nn.Linear(width, 1, bias=False)
+        self.layer = nn.Linear(width, outputs, bias=False)
         nn.init.zeros_(self.layer.weight)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.layer(inputs)[:, 0]
+        outputs: Tensor = self.layer(inputs)
+        return outputs.sum(dim=1) / outputs.shape[1] ** 0.5
 
 
 class Rows:
-    """Inputs whose gradients under the loss Σ w · x are the inputs themselves."""
+    """Inputs of a `Plain` network."""
 
     def __init__(self, inputs: Tensor) -> None:
         self.inputs = inputs
@@ -155,26 +172,46 @@ class Rows:
         return Rows(self.inputs[units])
 
 
-def plain_gradients(mode: str, bound: float, clipping: str = "flat") -> PerSampleGradients:
-    network = Plain().train()
-    return PerSampleGradients(network, lambda rows: network(rows.inputs), mode, clipping, bound)
+HELD, FACTORED = 1, 16
+"""Outputs of a layer with 3 inputs whose gradients are held as they are, or by their factors."""
+
+
+def plain_gradients(outputs: int, bound: float, clipping: str = "flat") -> PerSampleGradients:
+    network = Plain(outputs=outputs).train()
+    return PerSampleGradients(network, lambda rows: network(rows.inputs), clipping, bound)
 
 
 def clipped(gradients: PerSampleGradients, rows: Rows) -> Tensor:
-    return gradients.clipped_sum(rows)["layer.weight"].flatten()
+    """The sum over units of f x."""
+    found = gradients.clipped_sum(rows)["layer.weight"]
+    return found.sum(dim=0) / len(found) ** 0.5
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_a_gradient_is_held_in_the_form_that_costs_less() -> None:
+    kinds = [
+        type(gradients_of(layer, positions)[0]).__name__
+        for layer, positions in [
+            (nn.Linear(3, HELD), 1),
+            (nn.Linear(3, FACTORED), 1),
+            (nn.Conv2d(32, 32, 3), 256),
+            (nn.Conv2d(192, 192, 3), 16),
+            (nn.GroupNorm(8, 32), 16),
+        ]
+    ]
+    assert kinds == ["HeldWeight", "Factored", "HeldWeight", "Factored", "Held"]
+
+
+@pytest.mark.parametrize("outputs", [HELD, FACTORED])
 @settings(max_examples=25)
 @given(
     st.lists(st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), max_size=5),
     st.floats(0.01, 10),
 )
 def test_one_unit_more_moves_the_sum_by_at_most_the_bound(
-    mode: str, rows: list[list[float]], bound: float
+    outputs: int, rows: list[list[float]], bound: float
 ) -> None:
     inputs = torch.tensor([*rows, [3.0, -4.0, 12.0]])
-    with plain_gradients(mode, bound) as gradients:
+    with plain_gradients(outputs, bound) as gradients:
         whole = clipped(gradients, Rows(inputs))
         without = clipped(gradients, Rows(inputs[:-1]))
     assert float((whole - without).norm()) <= bound * (1 + 1e-5) + 1e-5
@@ -190,10 +227,10 @@ class Kinked(Rows):
         return Rows(1.5 * self.inputs[units])
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
-def test_per_sample_gradient_check_asks_other_units_before_it_refuses(mode: str) -> None:
+@pytest.mark.parametrize("outputs", [HELD, FACTORED])
+def test_per_sample_gradient_check_asks_other_units_before_it_refuses(outputs: int) -> None:
     right, off = Rows(torch.eye(3)), Kinked(torch.eye(3))
-    with plain_gradients(mode, 1.0) as gradients:
+    with plain_gradients(outputs, 1.0) as gradients:
         assert check_gradients(gradients, off, [right, right]) <= 1e-6
         for others in ([], [right, off], [off, right]):
             with pytest.raises(WrongGradientError, match="are off by"):
@@ -203,20 +240,21 @@ def test_per_sample_gradient_check_asks_other_units_before_it_refuses(mode: str)
             check_gradients(gradients, broken, [right, right])
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("outputs", [HELD, FACTORED])
 @pytest.mark.parametrize("broken", [torch.inf, torch.nan])
 def test_a_gradient_that_is_no_number_adds_nothing_and_leaves_the_others(
-    mode: str, broken: float
+    outputs: int, broken: float
 ) -> None:
     inputs = torch.tensor([[0.1, 0.0, 0.0], [broken, 0.0, 0.0], [0.0, 0.2, 0.0]])
-    with plain_gradients(mode, 1.0) as gradients:
+    with plain_gradients(outputs, 1.0) as gradients:
         assert clipped(gradients, Rows(inputs)).tolist() == pytest.approx([0.1, 0.2, 0.0])
 
 
 def test_clipping_per_layer_bounds_the_whole() -> None:
     network, rows = joint_network(), joint_batch("hooks")
     losses = UnitLosses(network, WEIGHTS, multi_label=False)
-    with PerSampleGradients(network, losses.joint, "hooks", "per_layer", 0.01) as gradients:
+    with PerSampleGradients(network, losses.joint, "per_layer", 0.01) as gradients:
+        assert check_gradients(gradients, rows) <= 1e-4
         one = gradients.clipped_sum(rows.take(torch.tensor([0])))
         share = 0.01 / len(one) ** 0.5
         assert max(float(part.norm()) for part in one.values()) <= share
@@ -238,30 +276,61 @@ def test_lengths_are_those_of_whole_and_broken_blocks(size: int) -> None:
     torch.testing.assert_close(found, samples.double().flatten(1).norm(dim=1), rtol=1e-6, atol=0.0)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 1, 1, 0), (3, 16, 2, 1, 1), (5, 16, 1, 2, 2)])
-def test_norms_of_a_convolutions_gradients_need_no_gradients(shape: tuple[int, ...]) -> None:
-    kernel, side, stride, dilation, padding = shape
-    layer = nn.Conv2d(64, 48, kernel, stride, padding, dilation)
-    inputs = torch.randn(3, 64, side, side, generator=generator()).relu()
-    outputs = layer(inputs)
-    behind = torch.randn(outputs.shape, generator=generator(1))
-    norms = convolution_norms(layer, [inputs], behind)
-    for i in range(3):
-        loss = (layer(inputs[i : i + 1]) * behind[i]).sum()
-        gradients = torch.autograd.grad(loss, layer.parameters())
-        for p, gradient in zip(layer.parameters(), gradients, strict=True):
-            assert float(norms[p][i]) == pytest.approx(float(gradient.double().norm()), rel=1e-5)
+@pytest.mark.parametrize("kind", [Factored, HeldWeight])
+@pytest.mark.parametrize("memory", MEMORY)
+@settings(max_examples=25, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 1)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    rows=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+)
+def test_norms_and_sums_of_a_convolutions_gradients_are_those_of_autograd(
+    kind: Callable[..., LayerGradients],
+    memory: torch.memory_format,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    rows: list[int],
+) -> None:
+    """Several calls, of maps of different sizes and of fewer units than there are."""
+    units, layer = 20, nn.Conv2d(3, 5, kernel, stride, padding, dilation, bias=False)
+    found, truth = kind(layer.weight, Window.of(layer)), torch.zeros(units, *layer.weight.shape)
+    for call, count in enumerate(rows):
+        inputs = torch.randn(count, 3, 7 + call, 8, generator=generator(call))
+        behind = torch.randn(layer(inputs).shape, generator=generator(10 + call))
+        found.add(inputs.to(memory_format=memory), behind.to(memory_format=memory))
+        for unit in range(count):
+            loss = (layer(inputs[unit : unit + 1]) * behind[unit]).sum()
+            truth[unit] += torch.autograd.grad(loss, layer.weight)[0]
+    torch.testing.assert_close(
+        found.norms(units)[layer.weight], lengths(truth), rtol=1e-5, atol=1e-5
+    )
+    kept = torch.arange(units) % 3 > 0
+    found.keep(kept)
+    factors = torch.rand(int(kept.sum()), generator=generator())
+    whole = found.sums({layer.weight: factors})[layer.weight]
+    expected = torch.einsum("n,n...->...", factors, truth[kept])
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_ghost_clipping_cannot_clip_per_layer() -> None:
-    with pytest.raises(UserError, match="cannot clip per layer"):
-        plain_gradients("ghost", 1.0, "per_layer")
+def test_norms_of_linear_layers_keep_what_single_precision_loses() -> None:
+    """Positions that nearly cancel: their products are 1e8 times the squared norm."""
+    layer = nn.Linear(4, 16, bias=False)
+    inputs = torch.full((1, 2, 4), 1.0)
+    inputs[0, 1] += 2.0**-14
+    behind = torch.tensor([1.0, -1.0])[None, :, None].expand(1, 2, 16)
+    found = Factored(layer.weight, Window.of(layer))
+    found.add(as_maps(layer, inputs), as_maps(layer, behind))
+    assert float(found.norms(1)[layer.weight]) == pytest.approx(8 * 2.0**-14, rel=1e-6)
 
 
 def test_a_layer_that_mixes_units_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     with pytest.raises(NotImplementedError, match="buffers"):
-        PerSampleGradients(network, lambda rows: network(rows.inputs), "hooks")
+        PerSampleGradients(network, lambda rows: network(rows.inputs))
 
 
 def test_hooks_and_traces_are_gone_afterwards() -> None:
@@ -270,8 +339,22 @@ def test_hooks_and_traces_are_gone_afterwards() -> None:
     with joint_gradients(network, "hooks") as gradients:
         gradients.clipped_sum(joint_batch("hooks"))
         assert network.state_dict().keys() == before
-    assert not any(hasattr(p, "grad_sample") for p in network.parameters())
-    assert not any(part._forward_pre_hooks or part._forward_hooks for part in network.modules())
+    assert not any(part._forward_hooks for part in network.modules())
+
+
+def test_a_pass_leaves_no_gradients_in_memory() -> None:
+    network = joint_network()
+    with joint_gradients(network, "ghost") as gradients:
+        gradients.clipped_sum(joint_batch("ghost"))
+    gc.collect()
+    assert not any(type(one) is _Record for one in gc.get_objects())
+
+
+def test_a_parameter_of_two_layers_is_refused() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    second.weight = first.weight
+    with pytest.raises(NotImplementedError, match="two layers"):
+        PerSampleGradients(nn.Sequential(first, second), lambda rows: rows.inputs)
 
 
 def test_batches_without_a_label_reach_no_classifier() -> None:
