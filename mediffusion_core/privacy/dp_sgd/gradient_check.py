@@ -19,6 +19,8 @@ from mediffusion_core.privacy.dp_sgd.per_sample_clipping import (
     whole_norms,
 )
 
+SHARE = 0.01
+"""Of a unit's whole norm, to which the norm that a parameter lacks is at least relative."""
 SYNTHETIC_UNITS, SYNTHETIC_BATCHES = 3, 3
 """Random units per batch, and batches, on which a site checks its gradients."""
 
@@ -76,9 +78,11 @@ def check_gradients(gradients: PerSampleGradients[B], batch: B, others: Iterable
 
 
 def _largest_error(gradients: PerSampleGradients[B], batch: B) -> float:
-    """The largest error of a unit's norm and of the clipped sum, relative to their lengths.
+    """The largest error of a unit's norms and of the clipped sum, relative to their lengths.
 
-    Single parameters are no measure: the true gradient of attention's `to_k.bias` is 0.
+    The norm of a parameter may be too large, as that of terms that cancel is. An error to the other
+    side is relative to a hundredth of the whole at least: the true gradient of attention's
+    `to_k.bias` is 0.
     """
     with _without_dropout(gradients.module):
         alone = [
@@ -89,14 +93,18 @@ def _largest_error(gradients: PerSampleGradients[B], batch: B) -> float:
         norms = whole_norms(by_parameter)  # (n,)
         # A unit without a loss has gradient 0; its error is relative to the longest gradient.
         scale = norms.clamp(min=1e-3 * float(norms.max()) + 1e-30)
-        errors = (gradients.norms(batch) - norms).abs() / scale
+        found = gradients.norms_by_parameter(batch)
+        errors = [(whole_norms(found) - norms).abs() / scale]
+        for name, parameter in gradients.parameters.items():
+            missing = by_parameter[name] - found[parameter]
+            errors.append(missing / torch.maximum(by_parameter[name], SHARE * scale))
         clipped = _vector(gradients.clipped_sum(batch))
         factors = gradients.factors(by_parameter)
         expected = _vector(
             {name: torch.einsum("n,n...->...", factors[name], truth[name]) for name in truth}
         )
         whole = lengths((clipped - expected)[None]) / lengths(expected[None]).clamp(min=1e-30)
-    return float(torch.cat([errors, whole]).max())
+    return float(torch.cat([*errors, whole]).max())
 
 
 def _vector(by_parameter: Mapping[str, Tensor]) -> Tensor:

@@ -27,6 +27,11 @@ TOLERANCE = 1e-3
 1.4e-4 after a noised step; Opacus' fault with channels-last activations causes 0.3 to 1."""
 
 
+LONGEST = 1e30
+"""Norm over C from which on a gradient counts as not finite: its factor would leave the range of
+single precision."""
+
+
 class Batch(Protocol):
     """Rows of some units, with their noise, noise levels and labels."""
 
@@ -95,14 +100,15 @@ class PerSampleGradients(Generic[B]):
     def clipped_sum(self, batch: B) -> dict[str, Tensor]:
         """Σ_i g_i · min(1, C / ‖g_i‖) over the units of a batch, by parameter.
 
-        A unit with a gradient that is not finite adds nothing and leaves the others unchanged.
+        A unit with a gradient that is not finite, or longer than 1e30 C, adds nothing and leaves
+        the others unchanged.
         """
         sums: ByParameter = {}
         if len(batch):
             record = self._backward(batch)
             norms = self._norms(record, len(batch))
             factors = self.factors(norms)
-            finite = whole_norms(norms).isfinite()
+            finite = whole_norms(norms) < LONGEST * self.bound  # false for NaN
             if not finite.all():  # 0 · ∞ is NaN, so the sums must not contain these rows
                 record.keep(finite)
                 factors = {p: one[finite] for p, one in factors.items()}
@@ -120,9 +126,9 @@ class PerSampleGradients(Generic[B]):
         whole = _factors(whole_norms(norms), self.bound)
         return dict.fromkeys(norms, whole)
 
-    def norms(self, batch: B) -> Tensor:
-        """The norms ‖g_i‖ of all units, (n,)."""
-        return whole_norms(self._norms(self._backward(batch), len(batch)))
+    def norms_by_parameter(self, batch: B) -> ByParameter:
+        """The norms of all units' gradients by parameter, (n,)."""
+        return self._norms(self._backward(batch), len(batch))
 
     def by_autograd(self, batch: B) -> dict[str, Tensor]:
         """The gradient of a batch's summed loss by plain autograd, by parameter."""

@@ -29,6 +29,7 @@ from mediffusion_core.privacy.dp_sgd.per_sample_clipping import (
     TOLERANCE,
     PerSampleGradients,
     _Record,
+    whole_norms,
 )
 from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex, numbered
@@ -317,14 +318,59 @@ def test_norms_and_sums_of_a_convolutions_gradients_are_those_of_autograd(
 
 
 def test_norms_of_linear_layers_keep_what_single_precision_loses() -> None:
-    """Positions that nearly cancel: their products are 1e8 times the squared norm."""
+    """Positions that nearly cancel: their products are 1e5 times the squared norm."""
     layer = nn.Linear(4, 16, bias=False)
     inputs = torch.full((1, 2, 4), 1.0)
-    inputs[0, 1] += 2.0**-14
+    inputs[0, 1] += 2.0**-8
     behind = torch.tensor([1.0, -1.0])[None, :, None].expand(1, 2, 16)
     found = Factored(layer.weight, Window.of(layer))
     found.add(as_maps(layer, inputs), as_maps(layer, behind))
-    assert float(found.norms(1)[layer.weight]) == pytest.approx(8 * 2.0**-14, rel=1e-6)
+    assert float(found.norms(1)[layer.weight]) == pytest.approx(8 * 2.0**-8, rel=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0, 20, 50, 90])
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_a_sum_of_terms_that_cancel_stays_within_the_bound(exponent: int, seed: int) -> None:
+    """The same input at each position, and gradients at the output whose sum is 0."""
+    layer = nn.Linear(64, 64, bias=False)
+    inputs = torch.randn(1, 1, 64, generator=generator(seed)).expand(1, 4, 64)
+    behind = torch.randn(1, 4, 64, generator=generator(seed + 1)) * 2.0**exponent
+    behind = behind - behind.mean(dim=1, keepdim=True)
+    found = Factored(layer.weight, Window.of(layer))
+    found.add(as_maps(layer, inputs), as_maps(layer, behind))
+    norms = found.norms(1)[layer.weight]
+    leaves = found.sums({layer.weight: (1 / norms).clamp(max=1).float()})[layer.weight]
+    assert float(leaves.double().norm()) <= 1 + TOLERANCE
+
+
+@pytest.mark.parametrize("outputs", [HELD, FACTORED])
+def test_a_gradient_whose_factor_single_precision_cannot_hold_adds_nothing(outputs: int) -> None:
+    inputs = torch.tensor([[0.1, 0.0, 0.0], [1e36, 1e36, 0.0], [0.0, 0.2, 0.0]])
+    with plain_gradients(outputs, 1.0) as gradients:
+        assert clipped(gradients, Rows(inputs)).tolist() == pytest.approx([0.1, 0.2, 0.0])
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per_layer"])
+def test_the_check_finds_a_norm_that_is_too_small_for_one_parameter(
+    clipping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, rows = joint_network(), joint_batch("hooks")
+    losses = UnitLosses(network, WEIGHTS, multi_label=False)
+    with PerSampleGradients(network, losses.joint, clipping, 0.01) as gradients:
+        right = gradients.norms_by_parameter(rows)
+        shares = {p: float((one / whole_norms(right)).max()) for p, one in right.items()}
+        small = min((p for p, share in shares.items() if share > 0.01), key=shares.__getitem__)
+        wrong = _Record.norms
+        monkeypatch.setattr(
+            _Record,
+            "norms",
+            lambda record, units: {
+                p: one * (0.1 if p is small else 1.0) for p, one in wrong(record, units).items()
+            },
+        )
+        with pytest.raises(WrongGradientError, match="are off by"):
+            check_gradients(gradients, rows)
 
 
 def test_a_layer_that_mixes_units_is_refused() -> None:
