@@ -94,6 +94,11 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
     _refuse_settings(settings, policy)
     if settings.task == "training":
         _refuse_to_weigh(settings, policy)
+    if privacy.max_epsilon is not None and privacy.max_epsilon < (policy.max_epsilon or math.inf):
+        raise RefusedError(
+            f"privacy.max_epsilon={privacy.max_epsilon:g} is a limit for simulations; this site "
+            "keeps policy.max_epsilon of its file, the same in all runs"
+        )
     if privacy.enabled:
         _refuse_less_privacy(privacy, policy)
     elif policy.require_privacy:
@@ -102,7 +107,7 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
             "unless its file says policy.require_privacy = false"
         )
     # One limit in all runs: a filter with another one has another order.
-    own = {"max_epsilon": policy.max_epsilon or privacy.max_epsilon}
+    own = {"max_epsilon": policy.max_epsilon}
     return settings.model_copy(
         update={"device": policy.device, "privacy": privacy.model_copy(update=own)}
     )

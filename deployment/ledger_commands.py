@@ -19,6 +19,7 @@ from mediffusion_core.privacy.ledger.site_ledger import (
     ledger_places,
     open_site_ledger,
 )
+from mediffusion_core.privacy.ledger.storage import ANNOUNCED
 from mediffusion_core.privacy.ledger.unit_names import read_names
 from mediffusion_core.settings.site_file import SiteFile
 
@@ -76,6 +77,12 @@ def show_ledger(path: Path, delta: float | None) -> None:
     worst = opened.ledger.worst(opened.delta)
     print(f"worst unit: ε = {worst:.4g} at δ = {opened.delta:g}{allowed}")
     print(f"unit: {_unit(opened.ledger)}")
+    announced = sorted({one.run for one in opened.ledger.entries() if one.stage == ANNOUNCED})
+    if announced:
+        print(
+            f"announced with shared noise: {', '.join(announced)}; patients whose first charge is "
+            "of these runs take part in no steps of sampled patients"
+        )
     print(f"tip: {opened.ledger.verify()}")
 
 

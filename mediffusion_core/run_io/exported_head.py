@@ -6,6 +6,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from mediffusion_core.common.errors import UserError
 from mediffusion_core.models.head import ClassifierHead
 from mediffusion_core.settings import HeadSettings
 
@@ -18,8 +19,11 @@ class ExportedHead(ModelMixin, ConfigMixin):
 
     Its configuration has the classes in the order of the logits, whether an image may have several
     of them, and the temperature, the divisor of the logits of calibrated probabilities. diffusers
-    writes each parameter of the constructor as one key of the configuration: `moments` keeps the
-    name of `HeadSettings.latent_statistics` in folders that exist.
+    writes each parameter of the constructor as one key of the configuration: `moments` is
+    `HeadSettings.latent_statistics` under the name of earlier folders.
+
+    Raises:
+        UserError: for a head of an earlier version that takes statistics beside maps.
     """
 
     @register_to_config
@@ -37,6 +41,11 @@ class ExportedHead(ModelMixin, ConfigMixin):
     ) -> None:
         """Takes the channels of the inputs, the classes, and the layers' settings."""
         super().__init__()
+        if moments and len(widths) > 1:
+            raise UserError(
+                "the classifier takes statistics of the latent beside maps, as that of an earlier "
+                "version; open it with the version that wrote it"
+            )
         settings = HeadSettings.model_validate(
             {
                 "hidden": hidden,

@@ -13,6 +13,7 @@ from client.client_app import app
 from client.site import _opened, open_site
 from client.trainer.private import PrivateTrainer
 from configs.compose import compose, flatten
+from mediffusion_core.common.errors import RefusedError
 from mediffusion_core.messaging import protocol
 from mediffusion_core.privacy.ledger.site_ledger import ledger_places, open_site_ledger
 from mediffusion_core.settings.site_file import SiteFile
@@ -293,8 +294,8 @@ def test_the_ledger_and_its_limit_are_the_sites(
     own = site.settings.privacy
     assert own.ledger is own.ledger_tips is None and own.max_epsilon == 2.0
     # One limit in all runs, or filters of several orders would decide.
-    tighter = open_site(context(node, (*RUN_OF, *PRIVATE, "privacy.max_epsilon=1")))
-    assert tighter.settings.privacy.max_epsilon == 2.0
+    with pytest.raises(RefusedError, match="a limit for simulations; this site keeps"):
+        open_site(context(node, (*RUN_OF, *PRIVATE, "privacy.max_epsilon=1")))
     assert site.own_ledger == ledger_places(SiteFile.read(file))
     assert site.own_ledger.folder.is_relative_to(tmp_path / "data")
 

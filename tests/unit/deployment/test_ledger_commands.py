@@ -54,6 +54,12 @@ def test_show_has_a_line_for_each_run_and_stage_and_the_worst_unit(site: Path) -
     other = ask("show", site, "--delta", "1e-4").output
     assert f"ε = {epsilon([COST] * 3, 1e-4):.4g} at δ = 0.0001" in other
     assert "allows" not in other  # the site's cap is at another δ
+    assert "announced" not in result.output
+
+
+def test_show_names_runs_that_keep_their_patients_to_themselves(site: Path) -> None:
+    open_site_ledger(SiteFile.read(site)).announce([Charge(1.0, 4.0, 50)], "shared")
+    assert "announced with shared noise: shared; patients whose first" in ask("show", site).output
 
 
 def test_the_tip_stands_by_the_store_and_the_cap_is_the_sites(site: Path) -> None:

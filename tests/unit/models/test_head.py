@@ -15,6 +15,7 @@ from mediffusion_core.common.errors import UserError
 from mediffusion_core.counterfactuals.target import Target
 from mediffusion_core.inference.joint_model import TrainedModel
 from mediffusion_core.models.head import AttentionPooling, ClassifierHead, MeanPooling
+from mediffusion_core.run_io.exported_head import ExportedHead
 from mediffusion_core.settings import HeadSettings
 
 WIDTHS = (3, 5)
@@ -125,3 +126,9 @@ def test_a_model_with_an_untrained_denoiser_draws_nothing(tiny: tuple[str, ...])
 def test_another_pooling_is_refused(pooling: str) -> None:
     with pytest.raises(ValueError, match=r"mean.*attention"):
         HeadSettings.model_validate({"pooling": pooling})
+
+
+def test_an_exported_head_of_statistics_beside_maps_is_refused() -> None:
+    with pytest.raises(UserError, match="open it with the version that wrote it"):
+        ExportedHead([4, 3, 5], ["a", "b"], False, hidden=8, moments=True)
+    assert ExportedHead([4], ["a", "b"], False, hidden=8, moments=True).layers.reads_latents

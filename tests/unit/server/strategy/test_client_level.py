@@ -127,6 +127,16 @@ def test_a_changed_record_of_noised_means_is_refused(tmp_path: Path, change: str
         privacy(tmp_path, noise=4.0).spent()
 
 
+def test_a_record_with_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    hidden = privacy(tmp_path, noise=4.0)
+    for number in (1, 2):
+        means(hidden, [], number=number)
+    record = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(record.replace(b'"round":2', b'"round":\xff'))
+    with pytest.raises(UserError, match="noised mean 2 is another one"):
+        privacy(tmp_path, noise=4.0).spent()
+
+
 def test_a_record_that_was_cut_off_is_refused_by_the_checkpoint(tmp_path: Path) -> None:
     hidden = privacy(tmp_path, noise=4.0)
     for number in (1, 2):
