@@ -115,6 +115,11 @@ def _restored(
     restored.census = values["census"]
     restored.saved = number
     tip = values.get("noised_means")
+    if isinstance(tip, int):
+        raise UserError(
+            f"checkpoint {number} counts noised means as an earlier version did; finish the run "
+            "with the version that began it"
+        )
     restored.noised_means = Tip.parse(tip) if tip else None
     restored.seconds = values["seconds"]
     return restored

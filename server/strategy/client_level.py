@@ -102,6 +102,12 @@ class ClientLevelPrivacy:
         """The chain: the digest of no line, then the one after each line."""
         digests = [EMPTY]
         lines = self._path.read_bytes().split() if self._path.exists() else []
+        kept = self._kept_tip()
+        if kept is None and lines:
+            raise UserError(
+                f"{self._tip_path} is gone, the tip of {self._path.name}; put it back, or finish "
+                "the run with the earlier version that began it"
+            )
         for number, text in enumerate(lines, start=1):
             try:
                 line = json.loads(text)
@@ -112,12 +118,6 @@ class ClientLevelPrivacy:
             if given != expected:
                 raise UserError(f"{self._path}: line {number} is not what this run wrote")
             digests.append(expected)
-        kept = self._kept_tip()
-        if kept is None and lines:
-            raise UserError(
-                f"{self._tip_path} is gone, the tip of {self._path.name}; put it back, or finish "
-                "the run with the earlier version that began it"
-            )
         self._refuse_unless_extends(digests, kept, self._tip_path.name)
         self._refuse_unless_extends(digests, self._seen, "this process")
         return digests

@@ -350,6 +350,18 @@ def test_a_folder_opens_that_names_the_head_by_its_former_module(
     assert torch.equal(opened.classify(images(2)), pipe.classify(images(2)))
 
 
+def test_a_head_with_statistics_beside_maps_is_of_an_earlier_version(
+    exported: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exported, tmp_path / "old")
+    file = tmp_path / "old" / "head" / "config.json"
+    written = json.loads(file.read_text())
+    assert len(written["widths"]) > 1
+    file.write_text(json.dumps({**written, "moments": True}))
+    with pytest.raises(UserError, match="version; open it with the version"):
+        JointDiffusionPipeline.from_pretrained(tmp_path / "old")
+
+
 def test_the_card_has_the_largest_budget(tiny: tuple[str, ...]) -> None:
     private = compose("config", [*tiny, "privacy=dp"])
     sites = {"st-anna": {"epsilon": 3.456}, "mercy": {"epsilon": 7.891}}

@@ -140,6 +140,16 @@ def test_a_checkpoint_of_another_program_is_refused(
     assert folder.metrics.read_text() == metrics
 
 
+def test_a_count_of_noised_means_in_place_of_their_tip_is_of_an_earlier_version(
+    folder: RunFolder, settings: Settings
+) -> None:
+    newest = list_checkpoints(folder.checkpoints)[-1]
+    parts = {path.stem: load_file(path) for path in newest.folder.glob("*.safetensors")}
+    write_folder(newest.folder, parts, {**newest.state, "noised_means": 2})
+    with pytest.raises(UserError, match="finish the run with the version that began it"):
+        restore_state(folder, settings)
+
+
 def test_a_run_with_other_settings_is_refused(folder: RunFolder, tiny: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="written under other settings"):
         restore_state(folder, compose("config", [*tiny, "seed=2"]))

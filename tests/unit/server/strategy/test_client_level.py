@@ -194,6 +194,14 @@ def test_a_changed_tip_is_refused(tmp_path: Path, change: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("more", ["", ',"digest":"0f"'])
+def test_a_record_of_an_earlier_version_is_refused_as_such(tmp_path: Path, more: str) -> None:
+    """The first versions wrote no tip, and no digests or others."""
+    (tmp_path / FILE).write_text(f'\n{{"stage":"joint","round":1{more}}}')
+    with pytest.raises(UserError, match="with the earlier version that began it"):
+        privacy(tmp_path, noise=4.0).spent()
+
+
 @pytest.mark.parametrize("place", ["before the line", "in the line", "before the tip"])
 def test_a_kill_while_a_mean_is_counted_is_survived(tmp_path: Path, place: str) -> None:
     hidden = privacy(tmp_path, noise=4.0)
