@@ -96,8 +96,8 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
         _refuse_to_weigh(settings, policy)
     if privacy.max_epsilon is not None and privacy.max_epsilon < (policy.max_epsilon or math.inf):
         raise RefusedError(
-            f"privacy.max_epsilon={privacy.max_epsilon:g} is a limit for simulations; this site "
-            "keeps policy.max_epsilon of its file, the same in all runs"
+            f"privacy.max_epsilon={privacy.max_epsilon:g} is a limit for simulations; that of a "
+            "site is policy.max_epsilon of its file, the same in all runs"
         )
     if privacy.enabled:
         _refuse_less_privacy(privacy, policy)

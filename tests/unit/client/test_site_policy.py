@@ -294,8 +294,12 @@ def test_the_ledger_and_its_limit_are_the_sites(
     own = site.settings.privacy
     assert own.ledger is own.ledger_tips is None and own.max_epsilon == 2.0
     # One limit in all runs, or filters of several orders would decide.
-    with pytest.raises(RefusedError, match="a limit for simulations; this site keeps"):
-        open_site(context(node, (*RUN_OF, *PRIVATE, "privacy.max_epsilon=1")))
+    limited = context(node, (*RUN_OF, *PRIVATE, "privacy.max_epsilon=1"))
+    with pytest.raises(RefusedError, match="a limit for simulations; that of a site is policy"):
+        open_site(limited)
+    file.write_text(file.read_text().replace("max_epsilon = 2.0\n", ""))
+    with pytest.raises(RefusedError, match="a limit for simulations; that of a site is policy"):
+        open_site(limited)
     assert site.own_ledger == ledger_places(SiteFile.read(file))
     assert site.own_ledger.folder.is_relative_to(tmp_path / "data")
 
