@@ -115,7 +115,7 @@ def _restored(
     restored.census = values["census"]
     restored.saved = number
     tip = values.get("noised_means")
-    if isinstance(tip, int):
+    if tip and isinstance(tip, int):  # 0 without client-level privacy
         raise UserError(
             f"checkpoint {number} counts noised means as an earlier version did; finish the run "
             "with the version that began it"

@@ -150,6 +150,16 @@ def test_a_count_of_noised_means_in_place_of_their_tip_is_of_an_earlier_version(
         restore_state(folder, settings)
 
 
+def test_a_checkpoint_of_an_earlier_version_without_noised_means_is_restored(
+    folder: RunFolder, settings: Settings
+) -> None:
+    newest = list_checkpoints(folder.checkpoints)[-1]
+    parts = {path.stem: load_file(path) for path in newest.folder.glob("*.safetensors")}
+    write_folder(newest.folder, parts, {**newest.state, "noised_means": 0})
+    restored = restore_state(folder, settings)
+    assert restored is not None and restored.noised_means is None
+
+
 def test_a_run_with_other_settings_is_refused(folder: RunFolder, tiny: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="written under other settings"):
         restore_state(folder, compose("config", [*tiny, "seed=2"]))
