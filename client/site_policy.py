@@ -94,11 +94,7 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
     _refuse_settings(settings, policy)
     if settings.task == "training":
         _refuse_to_weigh(settings, policy)
-    if privacy.max_epsilon is not None and privacy.max_epsilon < (policy.max_epsilon or math.inf):
-        raise RefusedError(
-            f"privacy.max_epsilon={privacy.max_epsilon:g} is a limit for simulations; that of a "
-            "site is policy.max_epsilon of its file, the same in all runs"
-        )
+    _refuse_smaller_limit(privacy, policy)
     if privacy.enabled:
         _refuse_less_privacy(privacy, policy)
     elif policy.require_privacy:
@@ -111,6 +107,15 @@ def _agreed(settings: Settings, file: SiteFile) -> Settings:
     return settings.model_copy(
         update={"device": policy.device, "privacy": privacy.model_copy(update=own)}
     )
+
+
+def _refuse_smaller_limit(privacy: PrivacySettings, policy: SitePolicy) -> None:
+    """Refuses a run with a limit of ε below the site's, which would have no effect."""
+    if privacy.max_epsilon is not None and privacy.max_epsilon < (policy.max_epsilon or math.inf):
+        raise RefusedError(
+            f"privacy.max_epsilon={privacy.max_epsilon:g} is a limit for simulations; that of a "
+            "site is policy.max_epsilon of its file, the same in all runs"
+        )
 
 
 def _refuse_to_weigh(settings: Settings, policy: SitePolicy) -> None:

@@ -50,7 +50,6 @@ from mediffusion_core.privacy.dp_sgd.joint_stage import (
 from mediffusion_core.privacy.dp_sgd.private_round import PrivateRound
 from mediffusion_core.privacy.dp_sgd.randomness import secret_seed
 from mediffusion_core.privacy.secure_aggregation.grid import Grid
-from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex, numbered
 from mediffusion_core.training.latents import Seed
 
@@ -132,8 +131,7 @@ class PrivateTrainer(Trainer):
         latents = latent_cache.validation_latents(site)
         charged = charge(site, Charge(1.0, noise, 1), "validation", round_number, images)
         index = UnitIndex(*self._units(images, charged))
-        units = torch.arange(len(index.names))
-        chosen = index.draw(units, UnitStreams(index.names).at(units))
+        chosen = index.draw_each()
         blank = torch.zeros(1, *latents.shape[1:], dtype=latents.dtype)
         read = torch.cat([latents[chosen], blank])
         logits = logits_of(site.settings, joint.to(site.device).eval(), read)[:-1]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from mediffusion_core.privacy.unit_streams import Draws
+from mediffusion_core.privacy.unit_streams import Draws, UnitStreams
 
 
 class UnitIndex:
@@ -42,6 +42,11 @@ class UnitIndex:
         """
         within = (draws.uniform() * self.counts[units]).long()
         return self._order[self._starts[units] + within]
+
+    def draw_each(self) -> Tensor:
+        """Draws one image of every unit, under a new secret, and returns their positions."""
+        units = torch.arange(len(self.names))
+        return self.draw(units, UnitStreams(self.names).at(units))
 
 
 def numbered(names: Sequence[str], left_out: Collection[str] = ()) -> tuple[Tensor, list[str]]:

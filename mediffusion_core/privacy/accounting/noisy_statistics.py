@@ -12,7 +12,6 @@ from torch import Tensor
 from mediffusion_core.data.image_set import ImageSet
 from mediffusion_core.models import Autoencoder
 from mediffusion_core.privacy.dp_sgd.randomness import normal
-from mediffusion_core.privacy.unit_streams import UnitStreams
 from mediffusion_core.privacy.units import UnitIndex
 
 BATCH = 128
@@ -68,8 +67,7 @@ def noised_latent_sums(
         `total` (c,), `squares` (c,) and `count` (1,), the fields of the latent census.
     """
     device = next(autoencoder.parameters()).device
-    units = torch.arange(len(index.names))
-    chosen = index.draw(units, UnitStreams(index.names).at(units))
+    chosen = index.draw_each()
     channels = autoencoder.kl.config["latent_channels"]
     bound = latent_bound(channels)
     total = torch.zeros(2 * channels, dtype=torch.float64)
