@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 
 from client import audit, latent_cache, privacy_budget
 from client.declared_content import refuse_undeclared
@@ -17,6 +18,7 @@ from client.site import Site, open_site
 from client.site_policy import refuse_kind
 from client.statistics import statistics as site_statistics
 from client.trainer import Components, Metrics, StateDict, Trainer, trainer_of
+from mediffusion_core.common.machine import return_freed_memory
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.compression import (
     component_compression,
@@ -27,9 +29,17 @@ from mediffusion_core.messaging.omission import left_out, unchanged, with_zero_m
 from mediffusion_core.messaging.serialization import FORMAT, pack, unpack
 from mediffusion_core.settings import Compression
 
-app = ClientApp()
-
 Handler = Callable[[Trainer, RecordDict], RecordDict]
+
+
+def _return_memory(message: Message, context: Context, answer: ClientAppCallable) -> Message:
+    """A site waits between its rounds, mostly for other sites of the same machine."""
+    reply = answer(message, context)
+    return_freed_memory()
+    return reply
+
+
+app = ClientApp(mods=[_return_memory])
 
 
 def _answer(handler: Handler) -> Callable[[Message, Context], Message]:

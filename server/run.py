@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mediffusion_core.common.hashing import derive_seed
+from mediffusion_core.common.machine import return_freed_memory
 from mediffusion_core.evaluation.evaluator import Evaluator
 from mediffusion_core.messaging import protocol
 from mediffusion_core.messaging.protocol import (
@@ -259,6 +260,7 @@ class FederatedRun:
                 self._state.selection, model, number, pooled
             )
         save_curves(self._folder.history(), self._folder.pictures / "curves.png")
+        return_freed_memory()
 
     def _validate(self) -> PooledValidation:
         """Figures of the averaged model over all sites' validation patients."""
