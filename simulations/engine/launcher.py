@@ -9,6 +9,7 @@ too. Ours has its own home, port and empty working folder, and ends with the run
 
 import json
 import math
+import os
 import shutil
 import signal
 import socket
@@ -291,7 +292,8 @@ class _Federation:
         if self.on_tick is not None:
             self.on_tick()
         if time.monotonic() - self.memory_read > _MEMORY_PERIOD:
-            self.peak_memory = max(self.peak_memory, memory_of(marked_processes(self.marker)))
+            processes = (os.getpid(), *marked_processes(self.marker))
+            self.peak_memory = max(self.peak_memory, memory_of(processes))
             self.memory_read = time.monotonic()
         time.sleep(seconds)
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def send_signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def memory_of(pids: list[int]) -> int:
+def memory_of(pids: Iterable[int]) -> int:
     """Bytes of memory that the processes use; shared pages count once (PSS)."""
     total = 0
     for pid in pids:
