@@ -117,7 +117,7 @@ _ALIGNED = (
     "training.joint.classification_weight=1",
     "model.head.normalised=true",
 )
-# Sixteen times as many steps, each of half as many images, of a narrower UNet.
+# Four times as many steps, each of half as many images, of a narrower UNet.
 _ALIGNED_LONG = (
     *_ALIGNED,
     "model.unet.channels=[32,64,96,128]",
@@ -127,7 +127,6 @@ _ALIGNED_LONG = (
     "training.joint.batch_size=4",
     "training.joint.labelled_batch_size=8",
     "training.joint.alignment.batch_size=24",
-    "training.joint.local_epochs=0.025",
 )
 _ALIGNED_TRIALS: tuple[Trial, ...] = (
     (),
@@ -167,7 +166,7 @@ METHODS: Mapping[str, Method] = {
             "federated joint with public features, narrower and longer",
             _ALIGNED_LONG,
             _ALIGNED_TRIALS,
-            rounds=(8, 512),
+            rounds=(8, 256),
             only_named=True,
         ),
         Method(
@@ -175,7 +174,7 @@ METHODS: Mapping[str, Method] = {
             "central joint with public features, narrower and longer",
             (*_ALIGNED_LONG, *POOLED),
             _ALIGNED_TRIALS,
-            rounds=(8, 512),
+            rounds=(8, 256),
             only_named=True,
         ),
         Method("joint-alone", "joint, each site alone", trials=_JOINT_TRIALS, each_site=True),
