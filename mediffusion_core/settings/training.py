@@ -90,9 +90,9 @@ class JointTraining(StrictModel):
 
     local_epochs: Positive = 0.9
     """Passes over a site's images in a round, above 0; a fraction is a part of a pass."""
-    batch_size: Count = 16
+    batch_size: Count = 8
     """Images a step for the diffusion loss, at least 1."""
-    labelled_batch_size: Count = 16
+    labelled_batch_size: Count = 8
     """Labelled images a step for the classification loss, at least 1."""
     learning_rate: Positive = 1.2e-3
     """Largest learning rate of the UNet, above 0."""
