@@ -12,11 +12,11 @@ from torch import Tensor
 from mediffusion_core.counterfactuals.guided_denoising import Guidance, guided_denoising
 from mediffusion_core.counterfactuals.guided_model import GuidedModel
 from mediffusion_core.counterfactuals.inversion import (
+    SourcePrediction,
     change_mask,
     inverted_latents,
-    logits_and_saliency,
+    predict_source,
     source_latents,
-    source_logits,
 )
 from mediffusion_core.counterfactuals.search import Classify, search_counterfactuals
 from mediffusion_core.counterfactuals.target import Target
@@ -45,13 +45,14 @@ def counterfactual_latents(
     Returns:
         (B, c, h, w).
     """
-    saliency = None
+    predicted = None
     if not settings.inversion:  # then it is the same for every candidate
-        saliency = source_saliency(model, latents, target, settings)
+        predicted = _inverted_prediction(model, latents, target, settings)
 
     def candidate(rows: Tensor, asked: Target, settings: CounterfactualSettings) -> Tensor:
-        salient, cells = (None if part is None else part[rows] for part in (saliency, editable))
-        return guided_latents(model, latents[rows], asked, settings, salient, cells)
+        known = None if predicted is None else predicted.rows(rows)
+        cells = None if editable is None else editable[rows]
+        return guided_latents(model, latents[rows], asked, settings, known, cells)
 
     def by_head(clean: Tensor, rows: Tensor) -> Tensor:
         return model.classify(clean, 0)
@@ -64,7 +65,7 @@ def guided_latents(
     latents: Tensor,
     target: Target,
     settings: CounterfactualSettings,
-    saliency: Tensor | None = None,
+    predicted: SourcePrediction | None = None,
     editable: Tensor | None = None,
 ) -> Tensor:
     """One candidate for each image: up to `strength`, and denoised under guidance.
@@ -72,34 +73,26 @@ def guided_latents(
     ε̂ ← ε̂ + s √(1 - ᾱ_t) √d g/‖g‖, with g = ∇_{z_t} loss(head(z_t, t), target) and d the latent's
     size: classifier guidance (arXiv 2105.05233, algorithm 2) with a normalised gradient, so that
     s means the same for every image. The loss preserves the other findings as the head finds them
-    in the source at the same noise level. Then ẑ_0 is moved by `proximity_weight` towards the
-    source, and outside the mask each step ends on the source's latents (arXiv 2201.09865, eq. 8).
-    Guidance of an image ends where the target's probability is half way from `confidence` to 1.
+    in the inverted source at the same noise level. Then ẑ_0 is moved by `proximity_weight` towards
+    the source, and outside the mask each step ends on the source's latents (arXiv 2201.09865, eq.
+    8). Guidance of an image ends where the target's probability is half way from `confidence` to 1.
     There is none at noise levels on which the head was not trained, unless it was trained on clean
     latents alone.
 
-    Takes and returns what `counterfactual_latents` does, and takes the saliency (B, 1, h, w) where
-    it is known, as `source_saliency` computes it.
+    Takes and returns what `counterfactual_latents` does, and takes the prediction for the inverted
+    source where it is known.
     """
     source = source_latents(model, latents, settings)
     if settings.inversion:
-        logits, saliency = logits_and_saliency(model, source, target)
-    else:
-        logits = source_logits(model, source)
-        if saliency is None:
-            saliency = source_saliency(model, latents, target, settings)
-    mask = change_mask(saliency, settings.mask_threshold, editable)
-    return guided_denoising(model, source, Guidance(target, logits, mask, settings))
+        predicted = predict_source(model, source, target)
+    elif predicted is None:
+        predicted = _inverted_prediction(model, latents, target, settings)
+    mask = change_mask(predicted.saliency, settings.mask_threshold, editable)
+    return guided_denoising(model, source, Guidance(target, predicted.logits, mask, settings))
 
 
-def source_saliency(
+def _inverted_prediction(
     model: GuidedModel, latents: Tensor, target: Target, settings: CounterfactualSettings
-) -> Tensor:
-    """Saliency (B, 1, h, w) of the target in the inverted source.
-
-    In a noised source it would depend on the drawn noise. Takes what `counterfactual_latents` does.
-    """
-    timesteps = settings.timesteps(len(model.process))
-    source = inverted_latents(model, latents, timesteps)
-    _, saliency = logits_and_saliency(model, source, target)
-    return saliency
+) -> SourcePrediction:
+    source = inverted_latents(model, latents, settings.timesteps(len(model.process)))
+    return predict_source(model, source, target)

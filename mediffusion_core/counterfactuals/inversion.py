@@ -1,6 +1,9 @@
 """The source image at the noise levels of a counterfactual, and what the head predicts there."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -58,25 +61,30 @@ def noised_latents(
     return {**{t: process.add_noise(latents, noise, t) for t in timesteps}, CLEAN: latents}
 
 
-@torch.no_grad()
-def source_logits(model: GuidedModel, source: SourceLatents) -> dict[int, Tensor]:
-    """The head's logits (B, C) of the source at each timestep at which it guides."""
-    return {t: model.classify(source[t], t) for t in _guided(model, source)}
+@dataclass(frozen=True)
+class SourcePrediction:
+    """The head's logits of the source at the timesteps at which it guides, and their saliency."""
+
+    logits: Mapping[int, Tensor]
+    """(B, C) by timestep."""
+    saliency: Tensor
+    """Which positions of the source change them, (B, 1, h, w)."""
+
+    def rows(self, rows: Tensor) -> Self:
+        """That of the images at the positions (n,)."""
+        logits = {timestep: one[rows] for timestep, one in self.logits.items()}
+        return replace(self, logits=logits, saliency=self.saliency[rows])
 
 
-def logits_and_saliency(
-    model: GuidedModel, source: SourceLatents, target: Target
-) -> tuple[dict[int, Tensor], Tensor]:
-    """The logits of `source_logits`, and which positions of the source change them.
+def predict_source(model: GuidedModel, source: SourceLatents, target: Target) -> SourcePrediction:
+    """The head's logits of the inverted source, and their saliency.
 
     The saliency is the gradient of the target's loss by the latent: its norm over channels, divided
-    by its mean over the image at each level, and averaged over the levels.
-
-    Returns:
-        Logits (B, C) by timestep, and the saliency (B, 1, h, w).
+    by its mean over the image at each level, and averaged over the levels. In a noised source both
+    would depend on the drawn noise.
     """
     logits, total = {}, torch.zeros(())
-    for timestep in _guided(model, source):
+    for timestep in model.guided([level for level in source if level != CLEAN]):
         with torch.enable_grad():
             inputs = source[timestep].detach().requires_grad_(True)
             found = model.classify(inputs, timestep)
@@ -85,11 +93,7 @@ def logits_and_saliency(
         mean = length.mean(dim=(2, 3), keepdim=True).clamp(min=1e-12)
         logits[timestep] = found.detach()
         total = total + length / mean
-    return logits, total / len(logits)
-
-
-def _guided(model: GuidedModel, source: SourceLatents) -> list[int]:
-    return model.guided([level for level in source if level != CLEAN])
+    return SourcePrediction(logits, total / len(logits))
 
 
 def change_mask(saliency: Tensor, threshold: float, editable: Tensor | None = None) -> Tensor:

@@ -22,8 +22,8 @@ from mediffusion_core.counterfactuals.guided_model import GuidedModel
 from mediffusion_core.counterfactuals.inversion import (
     change_mask,
     inverted_latents,
-    logits_and_saliency,
     noised_latents,
+    predict_source,
 )
 from mediffusion_core.counterfactuals.search import most_candidates, search_counterfactuals
 from mediffusion_core.counterfactuals.target import Target
@@ -247,9 +247,9 @@ def test_source_latents_are_the_source_at_each_level() -> None:
         ratio = inner / latents
         torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-3)
         assert 0.85 < float(ratio.mean()) < 1.0001
-    logits, saliency = logits_and_saliency(known(), inverted, findings([True] * 4))
-    assert {now: len(one) for now, one in logits.items()} == dict.fromkeys(timesteps, 4)
-    assert (saliency[:, :, :4] > 0).all() and (saliency[:, :, 4:] == 0).all()
+    predicted = predict_source(known(), inverted, findings([True] * 4))
+    assert {now: len(one) for now, one in predicted.logits.items()} == dict.fromkeys(timesteps, 4)
+    assert (predicted.saliency[:, :, :4] > 0).all() and (predicted.saliency[:, :, 4:] == 0).all()
 
 
 def test_the_search_keeps_the_weakest_guidance_that_is_enough() -> None:
