@@ -3,7 +3,7 @@
 import logging
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -50,6 +50,13 @@ def run_rounds(
             state.selection = Selection(earlier[-1], Evaluated(earlier[-1], 0.5, []))
         folder.record(stage="joint", round=number, loss=1 / number)
         save_state(state, folder, settings, "joint")
+
+
+def write_newest(folder: RunFolder, state: Mapping[str, Any]) -> None:
+    """Gives the newest checkpoint another state, with checksums that fit."""
+    newest = list_checkpoints(folder.checkpoints)[-1].folder
+    parts = {path.stem: load_file(path) for path in newest.glob("*.safetensors")}
+    write_folder(newest, parts, state)
 
 
 def continued(folder: RunFolder, settings: Settings) -> int:
@@ -129,11 +136,9 @@ def test_a_checkpoint_of_another_program_is_refused(
     folder: RunFolder, settings: Settings, state: dict[str, object]
 ) -> None:
     metrics = folder.metrics.read_text()
-    newest = list_checkpoints(folder.checkpoints)[-1].folder
-    parts = {path.stem: load_file(path) for path in newest.glob("*.safetensors")}
     if state.get("settings_hash") == "HASH":
         state = {**state, "settings_hash": settings.fingerprint()}
-    write_folder(newest, parts, state)
+    write_newest(folder, state)
     with pytest.raises(UserError, match=r"other settings|no state of this program") as error:
         restore_state(folder, settings)
     assert "\n" not in str(error.value)
@@ -144,8 +149,7 @@ def test_a_count_of_noised_means_in_place_of_their_tip_is_of_an_earlier_version(
     folder: RunFolder, settings: Settings
 ) -> None:
     newest = list_checkpoints(folder.checkpoints)[-1]
-    parts = {path.stem: load_file(path) for path in newest.folder.glob("*.safetensors")}
-    write_folder(newest.folder, parts, {**newest.state, "noised_means": 2})
+    write_newest(folder, {**newest.state, "noised_means": 2})
     with pytest.raises(UserError, match="finish the run with the version that began it"):
         restore_state(folder, settings)
 
@@ -154,8 +158,7 @@ def test_a_checkpoint_of_an_earlier_version_without_noised_means_is_restored(
     folder: RunFolder, settings: Settings
 ) -> None:
     newest = list_checkpoints(folder.checkpoints)[-1]
-    parts = {path.stem: load_file(path) for path in newest.folder.glob("*.safetensors")}
-    write_folder(newest.folder, parts, {**newest.state, "noised_means": 0})
+    write_newest(folder, {**newest.state, "noised_means": 0})
     restored = restore_state(folder, settings)
     assert restored is not None and restored.noised_means is None
 
