@@ -33,7 +33,7 @@ Handler = Callable[[Trainer, RecordDict], RecordDict]
 
 
 def _return_memory(message: Message, context: Context, answer: ClientAppCallable) -> Message:
-    """A site waits between its rounds, mostly for other sites of the same machine."""
+    """Answers, and returns freed memory, since the site then waits for the other ones."""
     reply = answer(message, context)
     return_freed_memory()
     return reply
